@@ -1,0 +1,64 @@
+#pragma once
+
+// Which visual tokens to keep: pure functions on float arrays, nothing of llama.cpp.
+//
+// Matrices are row-major and dense. Index lists come back sorted ascending, without repeats.
+// Nothing throws but std::bad_alloc. Sizes below one and indices out of range select nothing.
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace halfv {
+
+// cover() treats more tokens than this as contiguous groups, so that its cost stays near linear
+constexpr int cover_group_max = 4096;
+
+// floor(ratio * n), forgiving the rounding of a product that should be whole; in [0, n]
+int quota(int n, float ratio);
+
+// Semantic anchoring: how much one query attends to n visual keys, as the mean over heads of each head's softmax
+// over these keys only, dots unscaled.
+//   q    [n_head * head_dim]
+//   k    n rows of n_head_kv * head_dim floats, k_stride floats from one row to the next
+//   out  [n]
+// A dot that is NaN counts as -inf; a head without a finite maximum has no say (all zero if no head has one).
+// n_head that is not a multiple of n_head_kv: out is all zero.
+void visual_scores(const float * q, const float * k, size_t k_stride, int n, int n_head, int n_head_kv, int head_dim,
+                   float * out);
+
+// The k largest scores, the lower index first among equals, NaN as -inf; `skip` are not chosen and do not count.
+std::vector<int32_t> top_k(const float * scores, int n, int k, const std::vector<int32_t> & skip = {});
+
+// Features for cover(): the model's final RMS norm, then L2 normalised. rows, out: [n][d] (may be the same);
+// norm_weight: [d], null for all ones. There is no eps: the norm's scale cancels in the L2 normalisation.
+// A row that is zero, or not finite, becomes zero.
+void final_norm_features(const float * rows, const float * norm_weight, int n, int d, float * out);
+
+// out [n][n] = features * features'
+void gram(const float * features, int n, int d, float * out, int n_threads = 1);
+
+// Coverage expansion: greedy farthest-point sampling with distance 1 - cos. Starts from the anchors, adds the token
+// whose nearest chosen token is farthest (lowest index among equals) until k are chosen; without anchors the first
+// is token 0. Anchors are always in the result, so it has min(n, max(k, anchors)) tokens.
+// A similarity that is NaN is ignored: it brings no token nearer.
+// More than cover_group_max tokens: each of cover_groups() on its own.
+std::vector<int32_t> cover(const float * features, int n, int d, const std::vector<int32_t> & anchors, int k,
+                           int n_threads = 1);
+
+// The same over a symmetric matrix of similarities [n][n]; never grouped.
+std::vector<int32_t> cover_gram(const float * gram, int n, const std::vector<int32_t> & anchors, int k);
+
+struct cover_group {
+    int first;
+    int count;
+    int k;                        // this group's share of the quota, at least its anchors
+    std::vector<int32_t> anchors; // counted from `first`
+};
+
+// Contiguous groups of at most cover_group_max tokens, sizes differing by at most one; k is shared by largest
+// remainder, in proportion to size. For a caller that computes the Gram matrices itself.
+std::vector<cover_group> cover_groups(int n, const std::vector<int32_t> & anchors, int k,
+                                      int group_max = cover_group_max);
+
+} // namespace halfv
