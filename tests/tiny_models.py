@@ -82,7 +82,8 @@ def make_tiny(
         f"{arch}.attention.head_count_kv": n_head_kv,
         f"{arch}.attention.key_length": head_dim,
         f"{arch}.attention.value_length": head_dim,
-        f"{arch}.attention.layer_norm_rms_epsilon": 1e-5,
+        # the pinned llama.cpp does not read this key for qwen2vl and computes with 0
+        f"{arch}.attention.layer_norm_rms_epsilon": 0.0 if arch == "qwen2vl" else 1e-5,
         f"{arch}.rope.dimension_count": head_dim,
         f"{arch}.rope.freq_base": 10000.0,
         "tokenizer.ggml.model": "llama",
