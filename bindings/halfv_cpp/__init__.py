@@ -1,0 +1,1 @@
+"""ctypes bindings of halfv.h, in header order."""

@@ -1,0 +1,46 @@
+# Libraries, headers and build.json: into the Python package under pip, into lib/ and include/ otherwise.
+
+if (SKBUILD)
+    set(prefix halfv_edge/)
+endif()
+
+# Upstream lists its headers relative to its own folders, which install() does not know here.
+file(GLOB headers "${HALFV_TREE}/ggml/include/*.h" "${HALFV_TREE}/include/*.h"
+     "${HALFV_TREE}/tools/mtmd/mtmd.h" "${HALFV_TREE}/tools/mtmd/mtmd-helper.h")
+install(FILES ${headers} ${HALFV_HEADERS} DESTINATION ${prefix}include)
+
+# Two names for one library are two copies in a wheel, so the backends, which can be large, go in once.
+foreach(target ggml-base ggml llama mtmd ${HALFV_BACKENDS})
+    set_target_properties(${target} PROPERTIES PUBLIC_HEADER "" PRIVATE_HEADER "")
+    get_target_property(major ${target} SOVERSION)
+    if (major MATCHES "^[0-9]+$")
+        set_target_properties(${target} PROPERTIES VERSION ${major})
+    endif()
+    set(links)
+    if (target IN_LIST HALFV_BACKENDS)
+        set(links NAMELINK_SKIP)
+    endif()
+    install(TARGETS ${target} LIBRARY DESTINATION ${prefix}lib ${links}
+            RUNTIME DESTINATION ${prefix}lib ARCHIVE DESTINATION ${prefix}lib)
+endforeach()
+
+file(STRINGS "${CMAKE_SOURCE_DIR}/pyproject.toml" version REGEX "^version = ")
+string(REGEX REPLACE "^version = \"(.*)\"" "\\1" version "${version}")
+set(commit ${HALFV_PIN_COMMIT})
+if (HALFV_LLAMA_SOURCE)
+    set(commit unknown)
+endif()
+set(patched true)
+if (HALFV_STOCK)
+    set(patched false)
+endif()
+file(CONFIGURE OUTPUT "${CMAKE_BINARY_DIR}/bin/build.json" CONTENT [[{
+  "version": "@version@",
+  "llama_cpp_python": "@HALFV_PIN_VERSION@",
+  "llama_cpp_commit": "@commit@",
+  "patched": @patched@,
+  "build_type": "@CMAKE_BUILD_TYPE@",
+  "compiler": "@CMAKE_CXX_COMPILER_ID@ @CMAKE_CXX_COMPILER_VERSION@"
+}
+]] @ONLY)
+install(FILES "${CMAKE_BINARY_DIR}/bin/build.json" DESTINATION ${prefix}lib)

@@ -1,0 +1,3 @@
+from halfv_edge.cli import main
+
+raise SystemExit(main())

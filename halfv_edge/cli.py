@@ -1,0 +1,38 @@
+"""The `halfv` command, also `python -m halfv_edge`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from halfv_edge import __version__, info
+from halfv_edge.errors import HalfvError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; a foreseen mistake is one sentence on stderr and exit code 1."""
+    args = _parser().parse_args(argv)
+    try:
+        args.run(args)
+    except HalfvError as error:
+        print(f"halfv: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="halfv", description="Visual token pruning for llama.cpp.")
+    parser.add_argument("--version", action="version", version=f"halfv-edge {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    command = commands.add_parser("info", help="say what is installed: versions, libraries, backends, devices")
+    command.add_argument("--json", action="store_true", help="as one JSON object")
+    command.set_defaults(run=_info)
+    return parser
+
+
+def _info(args: argparse.Namespace) -> None:
+    found = info.collect()
+    print(json.dumps(found, indent=2) if args.json else info.as_text(found))

@@ -1,0 +1,5 @@
+"""The one exception for mistakes that were foreseen."""
+
+
+class HalfvError(Exception):
+    """A mistake that one sentence explains: it quotes the bad value and gives a hint."""
