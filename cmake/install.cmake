@@ -9,18 +9,14 @@ file(GLOB headers "${HALFV_TREE}/ggml/include/*.h" "${HALFV_TREE}/include/*.h"
      "${HALFV_TREE}/tools/mtmd/mtmd.h" "${HALFV_TREE}/tools/mtmd/mtmd-helper.h")
 install(FILES ${headers} ${HALFV_HEADERS} DESTINATION ${prefix}include)
 
-# Two names for one library are two copies in a wheel, so the backends, which can be large, go in once.
 foreach(target ggml-base ggml llama mtmd ${HALFV_BACKENDS})
     set_target_properties(${target} PROPERTIES PUBLIC_HEADER "" PRIVATE_HEADER "")
-    get_target_property(major ${target} SOVERSION)
-    if (major MATCHES "^[0-9]+$")
-        set_target_properties(${target} PROPERTIES VERSION ${major})
+    if (SKBUILD)
+        # A wheel has no links: a versioned name would be a second copy, and could be loaded beside the first.
+        set_property(TARGET ${target} PROPERTY VERSION)
+        set_property(TARGET ${target} PROPERTY SOVERSION)
     endif()
-    set(links)
-    if (target IN_LIST HALFV_BACKENDS)
-        set(links NAMELINK_SKIP)
-    endif()
-    install(TARGETS ${target} LIBRARY DESTINATION ${prefix}lib ${links}
+    install(TARGETS ${target} LIBRARY DESTINATION ${prefix}lib
             RUNTIME DESTINATION ${prefix}lib ARCHIVE DESTINATION ${prefix}lib)
 endforeach()
 
