@@ -1,37 +1,30 @@
-# build, test, lint and demo all work from a fresh clone: they make .venv and build what they need.
-PYTHON ?= python3
-VENV   := .venv
-PY     := $(VENV)/bin/python
-BUILD  := build/py
-# The full torch wheel brings several GB of CUDA; give pip a CPU index in TORCH_ARGS where there is one.
-TORCH      ?= torch==2.13.0
-TORCH_ARGS ?=
+# Every target works from a fresh clone: it makes .venv and builds what it needs.
+PYTHON      ?= python3
+# Extra CMake options, for example CMAKE_FLAGS=-DGGML_CUDA=ON
 CMAKE_FLAGS ?=
+# On Linux the default torch brings several GB of CUDA; TORCH_ARGS can name a CPU index (docs/building.md).
+TORCH       ?= torch==2.13.0
+TORCH_ARGS  ?=
+PYTEST_ARGS ?=
+
+VENV  := .venv
+PY    := $(VENV)/bin/python
+BUILD := build/py
+PIN   := $(shell sed -n 's/.*"\(llama-cpp-python==[^"]*\)".*/\1/p' pyproject.toml)
+INSTALL := CMAKE_ARGS="$(CMAKE_FLAGS)" $(PY) -m pip install -q --no-build-isolation -Ccmake.define.HALFV_BUILD_TESTS=ON
 
 .PHONY: build test lint demo clean
 
-$(VENV)/ready: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install -q --upgrade pip
-	$(PY) -m pip install -q cmake ninja scikit-build-core
-	CMAKE_ARGS=-DLLAMA_BUILD=OFF $(PY) -m pip install -q --no-cache-dir llama-cpp-python==0.3.36
-	touch $@
-
 build: $(VENV)/ready
-	CMAKE_ARGS="$(CMAKE_FLAGS)" $(PY) -m pip install -q --no-build-isolation -Ccmake.define.HALFV_BUILD_TESTS=ON -e .
-
-$(VENV)/ready-tests: $(VENV)/ready
-	$(PY) -c "import torch" 2>/dev/null || $(PY) -m pip install -q $(TORCH_ARGS) $(TORCH)
-	$(PY) -m pip install -q pytest hypothesis gguf ruff
-	touch $@
+	$(INSTALL) -e .
 
 test: build $(VENV)/ready-tests
 	$(VENV)/bin/cmake --build $(BUILD) --target halfv-tests
-	$(PY) -m pytest
+	$(PY) -m pytest $(PYTEST_ARGS)
 
-lint: $(VENV)/ready-tests
-	$(PY) -m ruff check .
-	$(PY) -m ruff format --check .
+lint: $(VENV)/bin/ruff
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
 
 demo: build
 	$(PY) -m halfv_edge info
@@ -39,3 +32,19 @@ demo: build
 
 clean:
 	rm -rf build $(VENV)
+
+$(VENV)/ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q --upgrade pip
+	$(PY) -m pip install -q cmake ninja scikit-build-core
+	CMAKE_ARGS=-DLLAMA_BUILD=OFF $(PY) -m pip install -q --no-cache-dir "$(PIN)"
+	touch $@
+
+$(VENV)/ready-tests: $(VENV)/ready
+	$(PY) -m pip install -q $(TORCH_ARGS) $(TORCH)
+	$(INSTALL) -e ".[test]"
+	touch $@
+
+$(VENV)/bin/ruff: $(VENV)/ready
+	$(PY) -m pip install -q "ruff>=0.9"
+	touch $@

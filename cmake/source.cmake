@@ -33,9 +33,8 @@ function(halfv_given_source out)
 endfunction()
 
 # Deletes the half-done work before it gives up.
-function(halfv_give_up scratch)
+function(halfv_give_up scratch text)
     file(REMOVE_RECURSE "${scratch}")
-    string(CONCAT text ${ARGN})
     message(FATAL_ERROR "${text}")
 endfunction()
 
@@ -47,15 +46,13 @@ function(halfv_download scratch out)
         RESULT_VARIABLE status OUTPUT_VARIABLE talk ERROR_VARIABLE talk)
     set(sdist "${scratch}/llama_cpp_python-${HALFV_PIN_VERSION}.tar.gz")
     if (NOT status EQUAL 0 OR NOT EXISTS "${sdist}")
-        halfv_give_up("${scratch}"
-            "pip could not download llama-cpp-python ${HALFV_PIN_VERSION} (${status}); check the network, "
-            "or unpack its sdist by hand and pass -DHALFV_LLAMA_SOURCE=DIR. pip said:\n${talk}")
+        halfv_give_up("${scratch}" "pip could not download llama-cpp-python ${HALFV_PIN_VERSION} (${status}): check the \
+network, or unpack its sdist by hand and pass -DHALFV_LLAMA_SOURCE=DIR. pip said:\n${talk}")
     endif()
     file(SHA256 "${sdist}" sha256)
     if (NOT sha256 STREQUAL HALFV_PIN_SHA256)
-        halfv_give_up("${scratch}"
-            "The downloaded llama-cpp-python ${HALFV_PIN_VERSION} has sha256 ${sha256}, expected ${HALFV_PIN_SHA256}; "
-            "it was deleted and nothing was built from it.")
+        halfv_give_up("${scratch}" "The downloaded llama-cpp-python ${HALFV_PIN_VERSION} has sha256 ${sha256}, expected \
+${HALFV_PIN_SHA256}: it was deleted and nothing was built from it.")
     endif()
     set(${out} "${sdist}" PARENT_SCOPE)
 endfunction()
@@ -78,7 +75,11 @@ function(halfv_fetch_source out)
         halfv_download("${scratch}" sdist)
         set(root "llama_cpp_python-${HALFV_PIN_VERSION}/vendor/llama.cpp")
         list(TRANSFORM HALFV_UNPACK PREPEND "${root}/" OUTPUT_VARIABLE patterns)
-        file(ARCHIVE_EXTRACT INPUT "${sdist}" DESTINATION "${scratch}" PATTERNS ${patterns})
+        execute_process(COMMAND "${CMAKE_COMMAND}" -E tar xzf "${sdist}" -- ${patterns}
+                        WORKING_DIRECTORY "${scratch}" RESULT_VARIABLE status ERROR_VARIABLE talk)
+        if (NOT status EQUAL 0)
+            halfv_give_up("${scratch}" "The llama-cpp-python ${HALFV_PIN_VERSION} sdist could not be unpacked in ${cache}: ${talk}")
+        endif()
         # Another build may have finished first: its tree is as good as ours.
         file(RENAME "${scratch}/${root}" "${dir}" RESULT renamed)
         if (NOT EXISTS "${dir}/src/llama-context.cpp")

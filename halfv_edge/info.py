@@ -22,7 +22,7 @@ def collect() -> dict[str, Any]:
         "version": halfv_edge.__version__,
         "llama_cpp_commit": built["llama_cpp_commit"],
         "pin": f"llama-cpp-python=={built['llama_cpp_python']}",
-        "patched": built["patched"],
+        "patched": hasattr(_libs.open_library("llama"), "halfv_version"),
         "lib_dir": str(_libs.lib_dir()),
         "include_dir": str(include_dir) if include_dir else None,
         "backends": [

@@ -1,0 +1,42 @@
+"""Loads our libraries before any test imports llama_cpp, and says where the CMake build is."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from halfv_edge import _libs
+
+_libs.load()
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def build_dir() -> Path:
+    """The CMake build of the installed libraries: HALFV_BUILD_DIR, or build/py, where `make build` works."""
+    folder = Path(os.environ.get("HALFV_BUILD_DIR", ROOT / "build" / "py")).resolve()
+    if not (folder / "CMakeCache.txt").is_file():
+        pytest.fail(f"{folder} is not a CMake build folder: run `make test`, or set HALFV_BUILD_DIR.")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cmake_cache(build_dir: Path) -> dict[str, str]:
+    """The cached variables of that build."""
+    text = (build_dir / "CMakeCache.txt").read_text()
+    return {match[1]: match[2] for match in re.finditer(r"^([\w.-]+):\w+=(.*)$", text, re.MULTILINE)}
+
+
+@pytest.fixture(scope="session")
+def llama_tree(build_dir: Path) -> Path:
+    """The patched llama.cpp source; its models/ has upstream's vocabularies."""
+    return build_dir / "llama.cpp"

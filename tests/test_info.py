@@ -1,0 +1,125 @@
+"""What `halfv info` says is what was built, and every foreseen mistake of loading is one sentence."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from halfv_edge import _libs
+from halfv_edge.errors import HalfvError
+
+
+def run(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *args], capture_output=True, text=True, env=os.environ | env)
+
+
+def pin(root: Path, name: str) -> str:
+    return re.search(rf"^set\(HALFV_PIN_{name} (\S+)\)", (root / "cmake" / "pin.cmake").read_text(), re.MULTILINE)[1]
+
+
+@pytest.fixture(scope="module")
+def info() -> dict:
+    done = run("-m", "halfv_edge", "info", "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_versions(info: dict, root: Path) -> None:
+    assert info["version"] == importlib.metadata.version("halfv-edge")
+    assert info["pin"] == f"llama-cpp-python=={pin(root, 'VERSION')}"
+    assert info["llama_cpp_commit"] == pin(root, "COMMIT")
+
+
+def test_pyproject_has_the_same_pin(root: Path) -> None:
+    assert f'"llama-cpp-python=={pin(root, "VERSION")}"' in (root / "pyproject.toml").read_text()
+
+
+def test_folders(info: dict) -> None:
+    headers = {path.name for path in Path(info["include_dir"]).iterdir()}
+    assert headers >= {"halfv.h", "llama.h", "ggml.h", "ggml-backend.h", "gguf.h", "mtmd.h", "mtmd-helper.h"}
+    libraries = {path.name.split(".")[0].removeprefix("lib") for path in Path(info["lib_dir"]).iterdir()}
+    assert libraries >= {"ggml", "ggml-base", "ggml-cpu", "llama", "mtmd"}
+
+
+def test_patched(info: dict) -> None:
+    assert info["patched"] is _libs.manifest()["patched"] is True
+
+
+def test_backends_are_those_configured(info: dict, cmake_cache: dict[str, str]) -> None:
+    names = {"CPU": "GGML_CPU", "CUDA": "GGML_CUDA", "Vulkan": "GGML_VULKAN", "MTL": "GGML_METAL"}
+    for backend, option in names.items():
+        assert (backend in info["backends"]) is (cmake_cache[option] == "ON"), option
+    assert [device["type"] for device in info["devices"]].count("cpu") == 1
+
+
+def test_text_names_the_same(info: dict) -> None:
+    text = run("-m", "halfv_edge", "info").stdout
+    for key in ("version", "llama_cpp_commit", "pin", "lib_dir"):
+        assert info[key] in text
+    assert ", patched" in text
+
+
+def test_console_script() -> None:
+    script = Path(sys.executable).parent / "halfv"
+    said = subprocess.run([script, "--version"], capture_output=True, text=True, check=True).stdout
+    assert said == f"halfv-edge {importlib.metadata.version('halfv-edge')}\n"
+
+
+def test_libraries_not_built(tmp_path: Path) -> None:
+    done = run("-m", "halfv_edge", "info", HALFV_LIB_DIR=str(tmp_path))
+    assert done.returncode == 1
+    assert done.stdout == ""
+    said = f"HALFV_LIB_DIR={tmp_path} holds no build.json: it is not a folder of HalfV libraries."
+    assert done.stderr == f"halfv: {said}\n"
+
+
+def test_one_library_missing(tmp_path: Path) -> None:
+    folder = shutil.copytree(_libs.lib_dir(), tmp_path / "lib")
+    os.remove(folder / _libs.library_path("mtmd").name)
+    done = run("-c", "from halfv_edge import _libs; _libs.load()", HALFV_LIB_DIR=str(folder))
+    assert f"HalfvError: libmtmd is missing in {folder}" in done.stderr
+
+
+def test_llama_cpp_imported_with_other_libraries(tmp_path: Path) -> None:
+    other = shutil.copytree(_libs.lib_dir(), tmp_path / "other")
+    code = "import llama_cpp; from halfv_edge import _libs; _libs.load()"
+    done = run("-c", code, LLAMA_CPP_LIB_PATH=str(other))
+    assert f"HalfvError: llama_cpp was already imported with the libraries in {other}" in done.stderr
+
+
+def test_llama_cpp_imported_with_ours() -> None:
+    code = "import llama_cpp; from halfv_edge import _libs; assert _libs.load() is llama_cpp"
+    assert run("-c", code, LLAMA_CPP_LIB_PATH=str(_libs.lib_dir())).returncode == 0
+
+
+def test_load_uses_our_libraries() -> None:
+    code = (
+        "from halfv_edge import _libs; _libs.load(); from llama_cpp import llama_cpp, mtmd_cpp;"
+        "print(llama_cpp._lib._name, mtmd_cpp._libmtmd._name, sep='\\n')"
+    )
+    # Whatever the environment says: our package cannot work with other libraries.
+    said = run("-c", code, LLAMA_CPP_LIB_PATH="/nowhere").stdout.splitlines()
+    assert said == [str(_libs.library_path("llama")), str(_libs.library_path("mtmd"))]
+
+
+def test_llama_cpp_python_of_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.1.2")
+    with pytest.raises(HalfvError, match=r"llama-cpp-python 0\.1\.2 is installed, but the HalfV libraries need 0\.3"):
+        _libs.load()
+
+
+def test_llama_cpp_python_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    with pytest.raises(HalfvError, match="llama-cpp-python none is installed"):
+        _libs.load()
