@@ -39,6 +39,7 @@ class DecodeError(RuntimeError):
 class Client(contextlib.AbstractContextManager):
     """A model and a context. Pieces longer than n_batch are split, as mtmd does.
 
+    One thread by default: on a busy machine the threads of a tiny model wait for each other, at ten times the cost.
     `on_model` is called with the loaded model before the context is made; `next_pos` holds where each sequence goes on.
     """
 
@@ -54,7 +55,7 @@ class Client(contextlib.AbstractContextManager):
         type_v: str = "f32",
         flash_attn: bool = False,
         n_gpu_layers: int = 0,
-        n_threads: int = 2,
+        n_threads: int = 1,
         embeddings: bool = False,
         offload_kqv: bool = True,
         kv_unified: bool = False,

@@ -22,6 +22,9 @@ import numpy as np
 import torch
 from torch.nn.functional import silu
 
+# threads cost more than they bring on matrices this small, most of all on a busy machine
+torch.set_num_threads(1)
+
 INTERLEAVED_ROPE_ARCHS = ("qwen3vl",)
 SECTION_ROPE_ARCHS = ("qwen2vl",)
 ADJACENT_PAIR_ROPE_ARCHS = ("llama",)
