@@ -1,0 +1,168 @@
+#ifndef HALFV_H
+#define HALFV_H
+
+// HalfV for llama.cpp: prunes visual tokens inside llama_decode.
+//
+// A model file that carries a profile (GGUF keys halfv.*) is pruned without a call to anything below. This header is for
+// programs that want to choose the profile, switch it, prepare a picture before its question, or see what was kept.
+//
+// Functions that return int32_t give HALFV_OK or another value listed above them; halfv_last_error() then says what was
+// wrong, in one sentence. None throws. A context and its sequences belong to one thread at a time, as in llama.h.
+
+#include "llama.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define HALFV_PROFILE_VERSION 1
+
+#define HALFV_OK               0
+#define HALFV_NOTHING          1 // there is nothing of the kind asked for
+#define HALFV_ERR_ARGUMENT    -1 // an argument is null or out of range, or a profile is invalid
+#define HALFV_ERR_UNSUPPORTED -2 // this model or context runs unpruned
+#define HALFV_ERR_MEMORY      -3 // out of memory, or no room in the KV cache
+#define HALFV_ERR_COMPUTE     -4 // a graph failed or was aborted; memory is as it was before the call
+
+// The last error of this thread, "" when there was none. Valid until the thread's next call.
+LLAMA_API const char * halfv_last_error(void);
+
+LLAMA_API const char * halfv_version(void);
+
+//
+// profile: which layers and shares. docs/gguf-format.md describes the fields.
+//
+
+enum halfv_rest {
+    HALFV_REST_FROZEN  = 0, // tokens that stage III does not update keep giving K and V from frozen states
+    HALFV_REST_DROPPED = 1, // they leave the deeper layers
+};
+
+struct halfv_profile {
+    uint32_t ivr_layer;         // first layer of stage II
+    float    ivr_keep;          // share of the visual tokens that stage II sees, (0, 1]
+    float    ivr_anchors;       // share of the kept that attention chooses, [0, 1]
+    uint32_t ssr_layer;         // first layer of stage III; the number of layers: no stage III
+    float    ssr_update;        // share of the original tokens that stage III updates, [0, 1]
+    int32_t  ssr_rest;          // enum halfv_rest
+    uint32_t min_visual_tokens; // smaller pictures are left whole
+};
+
+// keep = 1 and no stage III, for a model of n_layer layers: prunes nothing until it is changed
+LLAMA_API struct halfv_profile halfv_profile_default(uint32_t n_layer);
+
+// HALFV_OK, or HALFV_ERR_ARGUMENT with a sentence that names the key and the value
+LLAMA_API int32_t halfv_profile_validate(const struct halfv_profile * profile, uint32_t n_layer);
+
+// Whether contexts of this model can be pruned (its architecture has the hooks).
+LLAMA_API bool halfv_model_supported(const struct llama_model * model);
+
+// The profile that contexts made from now on will use.
+// HALFV_OK; HALFV_NOTHING: the model has none; HALFV_ERR_ARGUMENT: what its file says is invalid
+LLAMA_API int32_t halfv_model_get_profile(const struct llama_model * model, struct halfv_profile * out);
+
+// Set it (null: none), in place of what the file says. Contexts that exist keep theirs.
+// HALFV_OK, HALFV_ERR_ARGUMENT, HALFV_ERR_UNSUPPORTED
+LLAMA_API int32_t halfv_model_set_profile(struct llama_model * model, const struct halfv_profile * profile);
+
+// KV cells of each stage for contexts made from now on; 0 (the default) gives a stage as many as n_ctx asks for.
+// Stage I holds every token. A stage that is too small makes llama_decode return 1, with memory unchanged.
+// HALFV_OK, HALFV_ERR_ARGUMENT
+LLAMA_API int32_t halfv_model_set_stage_cells(struct llama_model * model, uint32_t stage1, uint32_t stage2, uint32_t stage3);
+
+//
+// context
+//
+
+// The profile in force. HALFV_OK, HALFV_ERR_UNSUPPORTED
+LLAMA_API int32_t halfv_get_profile(const struct llama_context * ctx, struct halfv_profile * out);
+
+// Switch pruning at any time; pictures that are still waiting for their question follow the new setting.
+// HALFV_OK, HALFV_ERR_UNSUPPORTED
+LLAMA_API int32_t halfv_set_enabled(struct llama_context * ctx, bool enabled);
+
+// HALFV_OK, HALFV_ERR_ARGUMENT, HALFV_ERR_UNSUPPORTED
+LLAMA_API int32_t halfv_set_keep(struct llama_context * ctx, float keep);
+
+enum halfv_media {
+    HALFV_MEDIA_VISUAL = 0, // the default for batches of embeddings
+    HALFV_MEDIA_OTHER  = 1, // audio and the like: never pruned
+};
+
+// Says what the embedding batches from here on are, and that a new picture starts with them. mtmd calls it.
+// Without it a picture is a run of visual tokens with no text in between. Does nothing on an unpruned context.
+LLAMA_API void halfv_begin_media(struct llama_context * ctx, enum halfv_media media);
+
+// Run what needs no question now, while the person still types: coverage is chosen and carried through stage II.
+// The next question adds its anchors only. The kept set differs from the exact mode, where anchors come first.
+// HALFV_OK; HALFV_NOTHING: no picture is waiting; HALFV_ERR_UNSUPPORTED, _MEMORY, _COMPUTE
+LLAMA_API int32_t halfv_prepare(struct llama_context * ctx, llama_seq_id seq);
+
+// Keep up to this many bytes (f16, host memory, per sequence) of pruned tokens for halfv_topup; 0, the default: none.
+// HALFV_OK, HALFV_ERR_UNSUPPORTED
+LLAMA_API int32_t halfv_set_topup_bytes(struct llama_context * ctx, uint64_t bytes);
+
+// The next text of this sequence is a new question: when it asks for output, the pruned tokens that matter most to it
+// (the anchors' share) join the deeper stages at their own positions.
+// HALFV_OK; HALFV_NOTHING: no pruned tokens are stored; HALFV_ERR_UNSUPPORTED
+LLAMA_API int32_t halfv_topup(struct llama_context * ctx, llama_seq_id seq);
+
+//
+// what happened
+//
+
+enum halfv_outcome {
+    HALFV_OUTCOME_NONE     = 0, // no picture in this sequence
+    HALFV_OUTCOME_PENDING  = 1, // waits for the question
+    HALFV_OUTCOME_PRUNED   = 2,
+    HALFV_OUTCOME_UNPRUNED = 3, // see reason
+};
+
+enum halfv_reason {
+    HALFV_REASON_NONE       = 0,
+    HALFV_REASON_SMALL      = 1, // fewer tokens than min_visual_tokens
+    HALFV_REASON_DISABLED   = 2, // switched off, or a profile that prunes nothing
+    HALFV_REASON_OUTPUTS    = 3, // the client asked for outputs on visual rows, or for embeddings of every row
+    HALFV_REASON_SHARED     = 4, // tokens that belong to several sequences at once
+};
+
+struct halfv_stats {
+    int32_t  outcome;        // enum halfv_outcome, of the last picture
+    int32_t  reason;         // enum halfv_reason
+    uint32_t n_images;
+    uint32_t n_visual;       // visual tokens given
+    uint32_t n_kept;         // of them in stage II
+    uint32_t n_deep;         // of them updated in stage III
+    uint32_t n_pending;      // tokens that wait for a question
+    uint32_t n_stored;       // pruned tokens kept for top-up
+    double   flops_dense;    // from the first picture on: what the whole model would have cost, and what was spent
+    double   flops_spent;
+    int64_t  us_stage1;
+    int64_t  us_select;
+    int64_t  us_stage2;
+    int64_t  us_frozen;      // the K and V of frozen tokens
+    int64_t  us_stage3;
+    uint32_t kv_cells[3];    // in use by this sequence, per stage
+    uint64_t kv_bytes[3];
+};
+
+// HALFV_OK, HALFV_ERR_ARGUMENT, HALFV_ERR_UNSUPPORTED
+LLAMA_API int32_t halfv_get_stats(const struct llama_context * ctx, llama_seq_id seq, struct halfv_stats * out);
+
+// Visual tokens of the i-th picture of a sequence; HALFV_ERR_ARGUMENT, HALFV_ERR_UNSUPPORTED
+LLAMA_API int32_t halfv_image_size(const struct llama_context * ctx, llama_seq_id seq, uint32_t image);
+
+// The indices, within that picture, of the tokens that reached a stage (2 or 3), ascending. Writes at most `cap` of them
+// and returns how many there are; HALFV_ERR_ARGUMENT, HALFV_ERR_UNSUPPORTED
+LLAMA_API int32_t halfv_image_tokens(const struct llama_context * ctx, llama_seq_id seq, uint32_t image, int32_t stage,
+                                     int32_t * out, int32_t cap);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif // HALFV_H

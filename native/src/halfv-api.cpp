@@ -1,0 +1,267 @@
+#include "halfv.h"
+
+#include "halfv-prefill.h"
+#include "halfv-profile.h"
+
+#include "llama-context.h"
+#include "llama-model.h"
+
+#include <algorithm>
+#include <exception>
+#include <new>
+#include <string>
+
+#ifndef HALFV_VERSION
+#define HALFV_VERSION "unknown"
+#endif
+
+static thread_local std::string last_error;
+
+static int32_t fail(int32_t code, std::string text) {
+    last_error = std::move(text);
+    return code;
+}
+
+// runs f so that nothing crosses the C boundary
+template <typename F>
+static int32_t guarded(F && f) {
+    try {
+        last_error.clear();
+        return f();
+    } catch (const std::bad_alloc &) {
+        return fail(HALFV_ERR_MEMORY, "halfv: out of host memory");
+    } catch (const std::exception & err) {
+        return fail(HALFV_ERR_ARGUMENT, err.what());
+    }
+}
+
+// the same, with the context's prefill
+template <typename F>
+static int32_t with_prefill(const llama_context * ctx, F && f) {
+    return guarded([&]() -> int32_t {
+        if (!ctx) {
+            return fail(HALFV_ERR_ARGUMENT, "halfv: the context is null");
+        }
+        if (!ctx->halfv_prefill) {
+            return fail(HALFV_ERR_UNSUPPORTED, "halfv: this context runs unpruned: its model has no profile, or HALFV=off is set, or its architecture is not supported");
+        }
+        return f(*ctx->halfv_prefill);
+    });
+}
+
+static int32_t check_seq(const llama_context * ctx, llama_seq_id seq) {
+    if (seq < 0 || seq >= (int64_t) ctx->n_seq_max()) {
+        return fail(HALFV_ERR_ARGUMENT, "halfv: sequence " + std::to_string(seq) + " does not exist: the context has " + std::to_string(ctx->n_seq_max()));
+    }
+    return HALFV_OK;
+}
+
+const char * halfv_last_error(void) { return last_error.c_str(); }
+const char * halfv_version(void)    { return HALFV_VERSION; }
+
+halfv_profile halfv_profile_default(uint32_t n_layer) {
+    return {
+        /*.ivr_layer         =*/ 1,
+        /*.ivr_keep          =*/ 1.0f,
+        /*.ivr_anchors       =*/ 0.1f,
+        /*.ssr_layer         =*/ n_layer,
+        /*.ssr_update        =*/ 1.0f,
+        /*.ssr_rest          =*/ HALFV_REST_DROPPED,
+        /*.min_visual_tokens =*/ 64,
+    };
+}
+
+int32_t halfv_profile_validate(const halfv_profile * profile, uint32_t n_layer) {
+    return guarded([&]() -> int32_t {
+        if (!profile) {
+            return fail(HALFV_ERR_ARGUMENT, "halfv: the profile is null");
+        }
+        const std::string wrong = halfv::validate(*profile, n_layer);
+        return wrong.empty() ? HALFV_OK : fail(HALFV_ERR_ARGUMENT, wrong);
+    });
+}
+
+bool halfv_model_supported(const llama_model * model) {
+    return model && halfv::arch_supported(*model);
+}
+
+int32_t halfv_model_get_profile(const llama_model * model, halfv_profile * out) {
+    return guarded([&]() -> int32_t {
+        if (!model || !out) {
+            return fail(HALFV_ERR_ARGUMENT, "halfv: the model or the place for its profile is null");
+        }
+        const auto profile = model->halfv_profile.get(model->hparams.n_layer());
+        if (!profile) {
+            return HALFV_NOTHING;
+        }
+        *out = *profile;
+        return HALFV_OK;
+    });
+}
+
+int32_t halfv_model_set_profile(llama_model * model, const halfv_profile * profile) {
+    return guarded([&]() -> int32_t {
+        if (!model) {
+            return fail(HALFV_ERR_ARGUMENT, "halfv: the model is null");
+        }
+        if (profile) {
+            if (!halfv::arch_supported(*model)) {
+                return fail(HALFV_ERR_UNSUPPORTED, "halfv: the architecture " + model->arch_name() + " has no hooks and runs unpruned");
+            }
+            const std::string wrong = halfv::validate(*profile, model->hparams.n_layer());
+            if (!wrong.empty()) {
+                return fail(HALFV_ERR_ARGUMENT, wrong);
+            }
+        }
+        model->halfv_profile.set(profile);
+        return HALFV_OK;
+    });
+}
+
+int32_t halfv_model_set_stage_cells(llama_model * model, uint32_t stage1, uint32_t stage2, uint32_t stage3) {
+    if (!model) {
+        return fail(HALFV_ERR_ARGUMENT, "halfv: the model is null");
+    }
+    model->halfv_profile.stage_cells = { stage1, stage2, stage3 };
+    return HALFV_OK;
+}
+
+int32_t halfv_get_profile(const llama_context * ctx, halfv_profile * out) {
+    return with_prefill(ctx, [&](const halfv::prefill & prefill) -> int32_t {
+        if (!out) {
+            return fail(HALFV_ERR_ARGUMENT, "halfv: the place for the profile is null");
+        }
+        *out = prefill.memory.profile;
+        return HALFV_OK;
+    });
+}
+
+int32_t halfv_set_enabled(llama_context * ctx, bool enabled) {
+    return with_prefill(ctx, [&](halfv::prefill & prefill) -> int32_t {
+        prefill.enabled = enabled;
+        return HALFV_OK;
+    });
+}
+
+int32_t halfv_set_keep(llama_context * ctx, float keep) {
+    return with_prefill(ctx, [&](halfv::prefill & prefill) -> int32_t {
+        halfv_profile wanted = prefill.memory.profile;
+        wanted.ivr_keep = keep;
+        const std::string wrong = halfv::validate(wanted, prefill.memory.bounds[halfv::n_stages]);
+        if (!wrong.empty()) {
+            return fail(HALFV_ERR_ARGUMENT, wrong);
+        }
+        prefill.memory.profile = wanted;
+        return HALFV_OK;
+    });
+}
+
+void halfv_begin_media(llama_context * ctx, halfv_media media) {
+    if (ctx && ctx->halfv_prefill) {
+        ctx->halfv_prefill->begin_media(media);
+    }
+}
+
+int32_t halfv_prepare(llama_context * ctx, llama_seq_id seq) {
+    return with_prefill(ctx, [&](halfv::prefill & prefill) -> int32_t {
+        if (const int32_t rc = check_seq(ctx, seq)) {
+            return rc;
+        }
+        const int32_t rc = prefill.prepare(seq);
+        return rc == HALFV_ERR_MEMORY  ? fail(rc, "halfv: no room in the KV cache or in memory to prepare the picture") :
+               rc == HALFV_ERR_COMPUTE ? fail(rc, "halfv: preparing the picture failed or was aborted") : rc;
+    });
+}
+
+int32_t halfv_set_topup_bytes(llama_context * ctx, uint64_t bytes) {
+    return with_prefill(ctx, [&](halfv::prefill & prefill) -> int32_t {
+        prefill.topup_bytes = bytes;
+        return HALFV_OK;
+    });
+}
+
+int32_t halfv_topup(llama_context * ctx, llama_seq_id seq) {
+    return with_prefill(ctx, [&](halfv::prefill & prefill) -> int32_t {
+        if (const int32_t rc = check_seq(ctx, seq)) {
+            return rc;
+        }
+        const auto * s = prefill.memory.find(seq);
+        if (!s || s->stored.empty()) {
+            return HALFV_NOTHING;
+        }
+        prefill.memory.at(seq).new_question = true;
+        return HALFV_OK;
+    });
+}
+
+int32_t halfv_get_stats(const llama_context * ctx, llama_seq_id seq, halfv_stats * out) {
+    return with_prefill(ctx, [&](const halfv::prefill & prefill) -> int32_t {
+        if (!out) {
+            return fail(HALFV_ERR_ARGUMENT, "halfv: the place for the statistics is null");
+        }
+        if (const int32_t rc = check_seq(ctx, seq)) {
+            return rc;
+        }
+        const auto & memory = prefill.memory;
+        *out = {};
+        if (const auto * s = memory.find(seq)) {
+            *out = s->stats;
+            for (const auto & im : s->images) {
+                out->n_visual += im.n;
+                out->n_kept   += im.kept.size();
+                out->n_deep   += memory.has_stage(2) ? im.deep.size() : im.kept.size();
+            }
+            out->n_images  = s->images.size();
+            out->n_pending = s->rows.size();
+            out->n_stored  = s->stored.size();
+            if (!s->images.empty()) {
+                const auto & im = s->images.back();
+                out->reason  = im.reason;
+                out->outcome = !im.settled                        ? HALFV_OUTCOME_PENDING :
+                               im.reason != HALFV_REASON_NONE     ? HALFV_OUTCOME_UNPRUNED : HALFV_OUTCOME_PRUNED;
+            }
+        }
+        for (int stage = 0; stage < halfv::n_stages; ++stage) {
+            out->kv_cells[stage] = memory.n_cells(stage, seq);
+            out->kv_bytes[stage] = out->kv_cells[stage]*memory.cell_bytes(stage);
+        }
+        return HALFV_OK;
+    });
+}
+
+static const halfv::image * find_image(const llama_context * ctx, const halfv::prefill & prefill, llama_seq_id seq, uint32_t image) {
+    if (check_seq(ctx, seq) != HALFV_OK) {
+        return nullptr;
+    }
+    const auto * s = prefill.memory.find(seq);
+    const size_t n = s ? s->images.size() : 0;
+    if (image >= n) {
+        fail(HALFV_ERR_ARGUMENT, "halfv: picture " + std::to_string(image) + " does not exist: sequence " + std::to_string(seq) + " has " + std::to_string(n));
+        return nullptr;
+    }
+    return &s->images[image];
+}
+
+int32_t halfv_image_size(const llama_context * ctx, llama_seq_id seq, uint32_t image) {
+    return with_prefill(ctx, [&](const halfv::prefill & prefill) -> int32_t {
+        const auto * im = find_image(ctx, prefill, seq, image);
+        return im ? im->n : HALFV_ERR_ARGUMENT;
+    });
+}
+
+int32_t halfv_image_tokens(const llama_context * ctx, llama_seq_id seq, uint32_t image, int32_t stage, int32_t * out, int32_t cap) {
+    return with_prefill(ctx, [&](const halfv::prefill & prefill) -> int32_t {
+        if (stage != 2 && stage != 3) {
+            return fail(HALFV_ERR_ARGUMENT, "halfv: stage " + std::to_string(stage) + " is neither 2 nor 3");
+        }
+        const auto * im = find_image(ctx, prefill, seq, image);
+        if (!im) {
+            return HALFV_ERR_ARGUMENT;
+        }
+        const auto & tokens = stage == 3 && prefill.memory.has_stage(2) ? im->deep : im->kept;
+        if (out && cap > 0) {
+            std::copy_n(tokens.begin(), std::min<size_t>(cap, tokens.size()), out);
+        }
+        return tokens.size();
+    });
+}

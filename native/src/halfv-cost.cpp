@@ -1,0 +1,55 @@
+#include "halfv-cost.h"
+
+#include "llama-model.h"
+
+#include <initializer_list>
+
+namespace halfv {
+
+static double weights(std::initializer_list<const ggml_tensor *> tensors) {
+    double n = 0;
+    for (const auto * t : tensors) {
+        if (t) { n += ggml_nelements(t); }
+    }
+    return n;
+}
+
+cost_model::cost_model(const llama_model & model) : head(2*weights({ model.output })), n_embd(model.hparams.n_embd) {
+    const auto & hparams = model.hparams;
+    for (uint32_t il = 0; il < hparams.n_layer(); ++il) {
+        const auto & l = model.layers[il];
+
+        // of the experts, only those in use are paid for
+        const double experts = l.ffn_gate_inp ? (double) hparams.n_expert_used(il)/hparams.n_expert : 0;
+        const double q_width = (double) hparams.n_head(il)*hparams.n_embd_head_k(il);
+        const double kv      = 2.0*hparams.n_embd*(hparams.n_embd_k_gqa(il) + hparams.n_embd_v_gqa(il));
+        const double q       = 2.0*hparams.n_embd*q_width;
+
+        layers.push_back({
+            /*.linear      =*/ q + kv + 2*weights({ l.wo, l.ffn_up, l.ffn_gate, l.ffn_down, l.ffn_gate_inp }) +
+                               2*experts*weights({ l.ffn_up_exps, l.ffn_gate_exps, l.ffn_down_exps }),
+            /*.kv          =*/ kv,
+            /*.pair        =*/ 2.0*hparams.n_head(il)*(hparams.n_embd_head_k(il) + hparams.n_embd_head_v(il)),
+            /*.query_width =*/ q_width,
+        });
+    }
+}
+
+double cost_model::span(int32_t first, int32_t last, uint64_t n, uint64_t before) const {
+    const double pairs = (double) n*before + 0.5*n*(n + 1);
+    double flops = 0;
+    for (int32_t il = first; il < last; ++il) {
+        flops += n*layers[il].linear + pairs*layers[il].pair;
+    }
+    return flops;
+}
+
+double cost_model::kv_only(int32_t first, int32_t last, uint64_t n) const {
+    double flops = 0;
+    for (int32_t il = first; il < last; ++il) {
+        flops += n*layers[il].kv;
+    }
+    return flops;
+}
+
+} // namespace halfv

@@ -1,0 +1,98 @@
+#include "halfv-graph.h"
+
+namespace halfv {
+
+const staged_context * as_staged(const llama_memory_context_i * mctx) {
+    return dynamic_cast<const staged_context *>(mctx);
+}
+
+llm_graph_input_attn_kv * attn_input::at(int il) {
+    for (int s = 0; s < n_stages; ++s) {
+        if (stages[s] && il < staged->bounds()[s + 1]) {
+            return stages[s].get();
+        }
+    }
+    GGML_ABORT("halfv: layer %d is in no stage of this graph", il);
+}
+
+void attn_input::set_input(const llama_ubatch * ubatch) {
+    for (auto & stage : stages) {
+        if (stage) { stage->set_input(ubatch); }
+    }
+}
+
+bool attn_input::can_reuse(const llm_graph_params & params) {
+    staged = as_staged(params.mctx);
+    if (!staged) {
+        return false;
+    }
+    for (int s = 0; s < n_stages; ++s) {
+        if (!stages[s]) {
+            continue;
+        }
+        auto stage_params = params;
+        stage_params.mctx = staged->stage(s);
+        if (!stage_params.mctx || !stages[s]->can_reuse(stage_params)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+ggml_tensor * build_inp_hidden(const llm_graph_context & graph) {
+    const int64_t n_embd = graph.hparams.n_embd;
+    const int64_t width  = input_width(graph.hparams, graph.cparams.halfv_pass.first);
+
+    auto inp = std::make_unique<llm_graph_input_embd>(width);
+    inp->embd = ggml_new_tensor_2d(graph.ctx0, GGML_TYPE_F32, width, graph.n_tokens);
+    ggml_set_input(inp->embd);
+    graph.cb(inp->embd, "inp_hidden", -1);
+
+    ggml_tensor * cur = inp->embd;
+    if (width != n_embd) {
+        cur = ggml_view_2d(graph.ctx0, cur, n_embd, graph.n_tokens, cur->nb[1], 0);
+    }
+    graph.res->t_inp_embd = cur;
+    graph.res->add_input(std::move(inp));
+    ggml_build_forward_expand(graph.gf, cur);
+    return cur;
+}
+
+static ggml_tensor * before_rope(ggml_tensor * t) {
+    return t->op == GGML_OP_ROPE ? t->src[0] : t;
+}
+
+void tap(const llm_graph_context & graph, ggml_tensor * q, ggml_tensor * k, int il) {
+    const auto & pass = graph.cparams.halfv_pass;
+    if (pass.tap != il) {
+        return;
+    }
+    if (!pass.rotated) {
+        q = before_rope(q);
+        k = before_rope(k);
+    }
+    const auto exported = [&](ggml_tensor * t, const char * name) {
+        t = ggml_cont(graph.ctx0, t);
+        graph.cb(t, name, il);
+        ggml_set_output(t);
+        ggml_build_forward_expand(graph.gf, t);
+        return t;
+    };
+    ggml_tensor * q_last = ggml_view_3d(graph.ctx0, q, q->ne[0], q->ne[1], 1, q->nb[1], q->nb[2], (q->ne[2] - 1)*q->nb[2]);
+    graph.res->t_halfv_q = exported(q_last, "halfv_q");
+    graph.res->t_halfv_k = exported(k,      "halfv_k");
+}
+
+} // namespace halfv
+
+// a graph that ends before the last layer gives its hidden states
+bool llm_graph_context::ends_early(ggml_tensor * inpL) const {
+    if (!cparams.halfv_pass.ends_early(n_layer)) {
+        return false;
+    }
+    if (!cparams.halfv_pass.kv_only) {
+        ggml_build_forward_expand(gf, inpL);
+        res->t_embd = inpL;
+    }
+    return true;
+}

@@ -1,0 +1,46 @@
+#pragma once
+
+#include "halfv-memory.h"
+
+#include "llama-graph.h"
+
+#include <array>
+#include <memory>
+
+namespace halfv {
+
+// the memory context of a staged memory, null for any other
+const staged_context * as_staged(const llama_memory_context_i * mctx);
+
+// attention inputs, one set per stage that the graph reaches
+class attn_input : public llm_graph_input_attn_kv {
+public:
+    attn_input(const llama_hparams & hparams, const llama_cparams & cparams, const staged_context & mctx) :
+        llm_graph_input_attn_kv(hparams, cparams, nullptr), staged(&mctx) {}
+
+    template <typename F>
+    void build(F && build_stage) {
+        for (int s = 0; s < n_stages; ++s) {
+            const auto bounds = staged->bounds();
+            if (bounds[s] < bounds[s + 1] && bounds[s] >= cparams.halfv_pass.first && bounds[s] < cparams.halfv_pass.end(bounds[n_stages])) {
+                stages[s] = build_stage(staged->stage(s));
+            }
+        }
+    }
+
+    llm_graph_input_attn_kv * at(int il) override;
+    void set_input(const llama_ubatch * ubatch) override;
+    bool can_reuse(const llm_graph_params & params) override;
+
+private:
+    const staged_context * staged;
+    std::array<std::unique_ptr<llm_graph_input_attn_kv>, n_stages> stages;
+};
+
+// the input of a graph that does not start at layer 0
+ggml_tensor * build_inp_hidden(const llm_graph_context & graph);
+
+// exports the query of the last token and the keys of all, when this layer is the one asked for
+void tap(const llm_graph_context & graph, ggml_tensor * q, ggml_tensor * k, int il);
+
+} // namespace halfv

@@ -1,0 +1,414 @@
+#include "halfv-memory.h"
+
+#include "llama-cparams.h"
+#include "llama-impl.h"
+#include "llama-io.h"
+#include "llama-model.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+namespace halfv {
+
+int64_t input_width(const llama_hparams & hparams, int32_t first) {
+    return first < (int32_t) hparams.n_deepstack_layers ? hparams.n_embd_inp() : hparams.n_embd;
+}
+
+//
+// staged_memory
+//
+
+staged_memory::staged_memory(const llama_model & model, const llama_memory_params & params, const llama_cparams & cparams,
+                             const halfv_profile & profile) :
+    bounds{ 0, (int32_t) profile.ivr_layer, (int32_t) profile.ssr_layer, (int32_t) model.hparams.n_layer() },
+    profile(profile),
+    n_hidden(input_width(model.hparams, bounds[1])),
+    n_key(model.hparams.n_embd_k_gqa(bounds[1])) {
+    static const char * const tags[n_stages] = { "stage1_", "stage2_", "stage3_" };
+
+    for (int s = 0; s < n_stages; ++s) {
+        if (!has_stage(s)) {
+            continue;
+        }
+        const uint32_t wanted = model.halfv_profile.stage_cells[s];
+        const uint32_t size   = wanted == 0 ? cparams.n_ctx_seq : std::min<uint32_t>(cparams.n_ctx_seq, GGML_PAD(wanted, 256));
+        const int32_t  first  = bounds[s], last = bounds[s + 1];
+
+        stages[s] = std::make_unique<llama_kv_cache>(
+                model, model.hparams, params.type_k, params.type_v, !cparams.flash_attn, cparams.offload_kqv, cparams.kv_unified,
+                size, cparams.n_seq_max, 1, 0, LLAMA_SWA_TYPE_NONE, nullptr,
+                [first, last](int32_t il) { return il >= first && il < last; }, nullptr, nullptr, tags[s]);
+    }
+}
+
+bool staged_memory::touches(const graph_pass & pass, int s) const {
+    return has_stage(s) && bounds[s] >= pass.first && bounds[s] < pass.end(bounds[n_stages]);
+}
+
+llama_memory_context_ptr staged_memory::init_batch(llama_batch_allocr & balloc, uint32_t n_ubatch, bool embd_all) {
+    GGML_UNUSED(embd_all);
+    balloc.split_reset();
+
+    std::vector<step> steps;
+    while (true) {
+        auto ubatch = n_stream() == 1 ? balloc.split_simple(n_ubatch) : balloc.split_equal(n_ubatch, true, 0);
+        if (ubatch.n_tokens == 0) {
+            break;
+        }
+        steps.push_back({ std::move(ubatch) });
+    }
+    if (balloc.get_n_used() < balloc.get_n_tokens()) {
+        return std::make_unique<staged_context>(LLAMA_MEMORY_STATUS_FAILED_PREPARE);
+    }
+    return init_steps(std::move(steps), nullptr);
+}
+
+std::unique_ptr<staged_context> staged_memory::init_steps(std::vector<step> steps, llama_cparams * cparams) {
+    return std::make_unique<staged_context>(*this, std::move(steps), cparams);
+}
+
+llama_memory_context_ptr staged_memory::init_full() {
+    auto res = std::make_unique<staged_context>(*this, std::vector<step>{}, nullptr);
+    for (int s = 0; s < n_stages; ++s) {
+        if (stages[s]) { res->stages[s] = stages[s]->init_full(); }
+    }
+    return res;
+}
+
+llama_memory_context_ptr staged_memory::init_update(llama_context * lctx, bool optimize) {
+    auto res = std::make_unique<staged_context>(*this, std::vector<step>{}, nullptr);
+    res->status = LLAMA_MEMORY_STATUS_NO_UPDATE;
+    for (int s = 0; s < n_stages; ++s) {
+        if (!stages[s]) {
+            continue;
+        }
+        auto update = stages[s]->init_update(lctx, optimize);
+        if (update->get_status() != LLAMA_MEMORY_STATUS_NO_UPDATE) {
+            res->status = llama_memory_status_combine(res->status, update->get_status());
+            res->stages[s] = std::move(update);
+        }
+    }
+    return res;
+}
+
+bool staged_memory::get_can_shift() const {
+    return stages[0]->get_can_shift();
+}
+
+void staged_memory::clear(bool data) {
+    each_stage([&](llama_kv_cache & kv) { kv.clear(data); });
+    sequences.clear();
+}
+
+bool staged_memory::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
+    if (in_transaction) {
+        return true; // a batch that failed is about to be undone as a whole
+    }
+    bool res = true;
+    each_stage([&](llama_kv_cache & kv) { res = kv.seq_rm(seq_id, p0, p1) && res; });
+
+    for (auto it = sequences.begin(); it != sequences.end();) {
+        if (seq_id < 0 || it->first == seq_id) {
+            it->second.remove(p0, p1);
+        }
+        it = it->second.images.empty() && !it->second.lazy() ? sequences.erase(it) : std::next(it);
+    }
+    return res;
+}
+
+void staged_memory::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1) {
+    each_stage([&](llama_kv_cache & kv) { kv.seq_cp(seq_id_src, seq_id_dst, p0, p1); });
+    if (seq_id_src == seq_id_dst) {
+        return;
+    }
+    if (const auto * src = find(seq_id_src)) {
+        sequences[seq_id_dst] = src->copy(p0, p1);
+    }
+}
+
+void staged_memory::seq_keep(llama_seq_id seq_id) {
+    each_stage([&](llama_kv_cache & kv) { kv.seq_keep(seq_id); });
+    for (auto it = sequences.begin(); it != sequences.end();) {
+        it = it->first == seq_id ? std::next(it) : sequences.erase(it);
+    }
+}
+
+void staged_memory::seq_add(llama_seq_id seq_id, llama_pos p0, llama_pos p1, llama_pos shift) {
+    each_stage([&](llama_kv_cache & kv) { kv.seq_add(seq_id, p0, p1, shift); });
+    if (const auto it = sequences.find(seq_id); it != sequences.end()) {
+        it->second.add(p0, p1, shift);
+    }
+}
+
+void staged_memory::seq_div(llama_seq_id seq_id, llama_pos p0, llama_pos p1, int d) {
+    each_stage([&](llama_kv_cache & kv) { kv.seq_div(seq_id, p0, p1, d); });
+    if (const auto it = sequences.find(seq_id); it != sequences.end()) {
+        it->second.divide(p0, p1, d);
+    }
+}
+
+// every token goes through stage I, so its cache knows all positions
+llama_pos staged_memory::seq_pos_min(llama_seq_id seq_id) const { return stages[0]->seq_pos_min(seq_id); }
+llama_pos staged_memory::seq_pos_max(llama_seq_id seq_id) const { return stages[0]->seq_pos_max(seq_id); }
+
+std::map<ggml_backend_buffer_type_t, size_t> staged_memory::memory_breakdown() const {
+    std::map<ggml_backend_buffer_type_t, size_t> res;
+    each_stage([&](const llama_kv_cache & kv) {
+        for (const auto & [buft, size] : kv.memory_breakdown()) { res[buft] += size; }
+    });
+    return res;
+}
+
+uint32_t staged_memory::n_cells(int s, llama_seq_id seq_id) const {
+    if (!stages[s]) {
+        return 0;
+    }
+    const auto & cells = stages[s]->get_cells(seq_id);
+    uint32_t n = 0;
+    for (uint32_t i = cells.used_min(); i < cells.used_max_p1(); ++i) {
+        n += !cells.is_empty(i) && cells.seq_has(i, seq_id);
+    }
+    return n;
+}
+
+size_t staged_memory::cell_bytes(int s) const {
+    if (!stages[s]) {
+        return 0;
+    }
+    const auto & kv = *stages[s];
+    size_t bytes = 0;
+    for (const auto & layer : kv.layers) {
+        bytes += ggml_row_size(layer.k->type, layer.k->ne[0]) + (layer.v ? ggml_row_size(layer.v->type, layer.v->ne[0]) : 0);
+    }
+    return bytes;
+}
+
+sequence staged_memory::empty_sequence() const {
+    sequence s;
+    s.hidden.width = s.stored_hidden.width = n_hidden;
+    s.keys  .width = s.stored_keys  .width = n_key;
+    return s;
+}
+
+sequence & staged_memory::at(llama_seq_id seq_id) {
+    const auto it = sequences.find(seq_id);
+    return it != sequences.end() ? it->second : sequences.emplace(seq_id, empty_sequence()).first->second;
+}
+
+const sequence * staged_memory::find(llama_seq_id seq_id) const {
+    const auto it = sequences.find(seq_id);
+    return it == sequences.end() ? nullptr : &it->second;
+}
+
+bool staged_memory::any_lazy() const {
+    return std::any_of(sequences.begin(), sequences.end(), [](const auto & s) { return s.second.lazy(); });
+}
+
+//
+// state: a tag and the stage bounds, the caches, then what the sequences carry
+//
+
+static constexpr uint32_t state_tag = 0x31564c48; // "HLV1"
+
+void staged_memory::state_write(llama_io_write_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) const {
+    io.write(&state_tag, sizeof(state_tag));
+    io.write(bounds.data(), sizeof(bounds));
+    each_stage([&](const llama_kv_cache & kv) { kv.state_write(io, seq_id, flags); });
+
+    uint32_t n = 0;
+    for (const auto & [id, s] : sequences) { n += seq_id < 0 || id == seq_id; }
+    io.write(&n, sizeof(n));
+    for (const auto & [id, s] : sequences) {
+        if (seq_id < 0 || id == seq_id) {
+            io.write(&id, sizeof(id));
+            s.write(io);
+        }
+    }
+}
+
+void staged_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) {
+    uint32_t tag;
+    decltype(staged_memory::bounds) saved_bounds = {};
+    io.read(&tag, sizeof(tag));
+    io.read(const_cast<int32_t *>(saved_bounds.data()), sizeof(saved_bounds));
+    if (tag != state_tag || saved_bounds != bounds) {
+        throw std::runtime_error("halfv: the saved state was made without this profile's stages");
+    }
+
+    try {
+        each_stage([&](llama_kv_cache & kv) { kv.state_read(io, seq_id, flags); });
+
+        std::map<llama_seq_id, sequence> loaded;
+        uint32_t n;
+        io.read(&n, sizeof(n));
+        if (n > LLAMA_MAX_SEQ || (seq_id >= 0 && n > 1)) {
+            throw std::runtime_error("halfv: the saved state holds " + std::to_string(n) + " sequences");
+        }
+        for (uint32_t i = 0; i < n; ++i) {
+            llama_seq_id id;
+            io.read(&id, sizeof(id));
+            if (id < 0 || id >= LLAMA_MAX_SEQ) {
+                throw std::runtime_error("halfv: the saved state names sequence " + std::to_string(id));
+            }
+            auto & s = loaded[seq_id < 0 ? id : seq_id];
+            s = empty_sequence();
+            s.read(io, stages[0]->get_size()*n_stream());
+        }
+        if (seq_id < 0) {
+            sequences = std::move(loaded);
+        } else if (loaded.empty()) {
+            sequences.erase(seq_id);
+        } else {
+            sequences[seq_id] = std::move(loaded[seq_id]);
+        }
+    } catch (...) {
+        // one cache must not stay restored without the others
+        each_stage([&](llama_kv_cache & kv) { kv.state_clear(seq_id); });
+        if (seq_id < 0) { sequences.clear(); } else { sequences.erase(seq_id); }
+        throw;
+    }
+}
+
+//
+// staged_memory::transaction
+//
+
+staged_memory::transaction::transaction(staged_memory & memory, const std::vector<llama_seq_id> & seq_ids) :
+    memory(memory), seq_ids(seq_ids) {
+    for (int s = 0; s < n_stages; ++s) {
+        if (memory.stages[s]) {
+            saved[s] = { memory.stages[s]->v_cells, memory.stages[s]->v_heads };
+        }
+    }
+    for (const auto id : seq_ids) {
+        if (const auto * s = memory.find(id)) {
+            marks.emplace(id, *s);
+        }
+    }
+    memory.in_transaction = true;
+}
+
+staged_memory::transaction::~transaction() {
+    if (!open) {
+        return;
+    }
+    memory.in_transaction = false;
+    for (int s = 0; s < n_stages; ++s) {
+        if (memory.stages[s]) {
+            memory.stages[s]->v_cells.swap(saved[s].v_cells);
+            memory.stages[s]->v_heads.swap(saved[s].v_heads);
+        }
+    }
+    for (const auto id : seq_ids) {
+        if (const auto mark = marks.find(id); mark != marks.end()) {
+            mark->second.restore(memory.sequences[id]);
+        } else {
+            memory.sequences.erase(id);
+        }
+    }
+}
+
+void staged_memory::transaction::commit() {
+    memory.in_transaction = false;
+    open = false;
+    for (const auto id : seq_ids) {
+        if (const auto it = memory.sequences.find(id); it != memory.sequences.end()) {
+            it->second.compact();
+        }
+    }
+}
+
+//
+// staged_context
+//
+
+staged_context::staged_context(staged_memory & memory, std::vector<step> steps_in, llama_cparams * cparams) :
+    memory(&memory), steps(std::move(steps_in)), cparams(cparams), status(LLAMA_MEMORY_STATUS_SUCCESS) {
+    if (cparams) {
+        causal_before = cparams->causal_attn;
+    }
+    for (int s = 0; s < n_stages && !steps.empty(); ++s) {
+        std::vector<llama_ubatch> ubatches;
+        for (const auto & step : steps) {
+            if (memory.touches(step.pass, s)) { ubatches.push_back(step.ubatch); }
+        }
+        if (ubatches.empty()) {
+            continue;
+        }
+        auto slots = memory.stages[s]->prepare(ubatches);
+        if (slots.empty()) {
+            status = LLAMA_MEMORY_STATUS_FAILED_PREPARE;
+            return;
+        }
+        stages[s] = std::make_unique<llama_kv_cache_context>(memory.stages[s].get(), std::move(slots), std::move(ubatches));
+    }
+}
+
+staged_context::~staged_context() {
+    if (cparams) {
+        cparams->halfv_pass  = {};
+        cparams->causal_attn = causal_before;
+    }
+    if (transaction && i_cur >= steps.size()) {
+        transaction->commit();
+        if (on_done) { on_done(); }
+    }
+}
+
+bool staged_context::touches(int s) const {
+    return stages[s] && (steps.empty() || memory->touches(steps[i_cur].pass, s));
+}
+
+bool staged_context::next() {
+    for (int s = 0; s < n_stages; ++s) {
+        if (touches(s)) { stages[s]->next(); }
+    }
+    return ++i_cur < steps.size();
+}
+
+bool staged_context::apply() {
+    if (cparams) {
+        cparams->halfv_pass  = steps[i_cur].pass;
+        cparams->causal_attn = steps[i_cur].causal;
+    }
+    bool res = true;
+    for (int s = 0; s < n_stages; ++s) {
+        if (touches(s)) { res = stages[s]->apply() && res; }
+    }
+    return res;
+}
+
+const llama_ubatch & staged_context::get_ubatch() const {
+    return steps[i_cur].ubatch;
+}
+
+const llama_kv_cache_context * staged_context::stage(int s) const {
+    return touches(s) ? static_cast<const llama_kv_cache_context *>(stages[s].get()) : nullptr;
+}
+
+//
+// creation
+//
+
+bool arch_supported(const llama_model & model) {
+    switch (model.arch) {
+        case LLM_ARCH_LLAMA:
+        case LLM_ARCH_QWEN2:
+        case LLM_ARCH_QWEN2VL:
+        case LLM_ARCH_QWEN3:
+        case LLM_ARCH_QWEN3VL:
+            return true;
+        default:
+            return false;
+    }
+}
+
+llama_memory_i * create_memory(const llama_model & model, const llama_memory_params & params, const llama_cparams & cparams) {
+    const auto profile = model.halfv_profile.get(model.hparams.n_layer());
+    if (!profile || !arch_supported(model) || params.ctx_type != LLAMA_CONTEXT_TYPE_DEFAULT) {
+        return nullptr;
+    }
+    return new staged_memory(model, params, cparams, *profile);
+}
+
+} // namespace halfv

@@ -1,0 +1,164 @@
+#pragma once
+
+#include "halfv-pass.h"
+#include "halfv-sequence.h"
+
+#include "llama-batch.h"
+#include "llama-kv-cache.h"
+#include "llama-memory.h"
+
+#include <array>
+#include <functional>
+#include <map>
+#include <memory>
+#include <vector>
+
+struct llama_cparams;
+struct llama_model;
+
+namespace halfv {
+
+class staged_context;
+
+constexpr int n_stages = 3;
+
+// floats per token that a graph starting at this layer takes: hidden states, then rows for deep-stack layers still to come
+int64_t input_width(const llama_hparams & hparams, int32_t first);
+
+// one graph to run: what goes in, and through which layers
+struct step {
+    llama_ubatch ubatch;
+    graph_pass   pass   = {};
+    bool         causal = true;
+};
+
+// Three KV caches behind one memory, split by layer: each holds only the tokens that reached its stage.
+// Also owns what sequences carry between batches, so that every seq_* operation reaches pending tokens too.
+class staged_memory : public llama_memory_i {
+public:
+    staged_memory(const llama_model & model, const llama_memory_params & params, const llama_cparams & cparams,
+                  const halfv_profile & profile);
+
+    llama_memory_context_ptr init_batch(llama_batch_allocr & balloc, uint32_t n_ubatch, bool embd_all) override;
+    llama_memory_context_ptr init_full() override;
+    llama_memory_context_ptr init_update(llama_context * lctx, bool optimize) override;
+
+    // a batch made by hand; while it runs, `cparams` (if given) follows each step
+    std::unique_ptr<staged_context> init_steps(std::vector<step> steps, llama_cparams * cparams);
+
+    bool get_can_shift() const override;
+
+    void clear(bool data) override;
+
+    bool seq_rm  (llama_seq_id seq_id, llama_pos p0, llama_pos p1) override;
+    void seq_cp  (llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1) override;
+    void seq_keep(llama_seq_id seq_id) override;
+    void seq_add (llama_seq_id seq_id, llama_pos p0, llama_pos p1, llama_pos shift) override;
+    void seq_div (llama_seq_id seq_id, llama_pos p0, llama_pos p1, int d) override;
+
+    llama_pos seq_pos_min(llama_seq_id seq_id) const override;
+    llama_pos seq_pos_max(llama_seq_id seq_id) const override;
+
+    std::map<ggml_backend_buffer_type_t, size_t> memory_breakdown() const override;
+
+    void state_write(llama_io_write_i & io, llama_seq_id seq_id = -1, llama_state_seq_flags flags = 0) const override;
+    void state_read (llama_io_read_i  & io, llama_seq_id seq_id = -1, llama_state_seq_flags flags = 0) override;
+
+    //
+    // staged_memory specific API
+    //
+
+    // stage s runs layers [bounds[s], bounds[s + 1]); without a stage III the last two are equal
+    const std::array<int32_t, n_stages + 1> bounds;
+
+    bool has_stage(int s) const { return bounds[s] < bounds[s + 1]; }
+    bool touches(const graph_pass & pass, int s) const;
+
+    uint32_t n_stream() const { return stages[0]->get_n_stream(); }
+    uint32_t n_cells(int s, llama_seq_id seq_id) const; // in use by a sequence
+    size_t   cell_bytes(int s) const;
+
+    sequence & at(llama_seq_id seq_id); // made if it is not there
+    const sequence * find(llama_seq_id seq_id) const;
+    bool any_lazy() const;
+
+    halfv_profile profile;
+
+    // floats per token: the input of stage II (with the rows that deep-stack layers add later), keys at a tapped layer
+    const uint32_t n_hidden;
+    const uint32_t n_key;
+
+    // Cells and pending tokens as they were, put back unless commit() is called.
+    class transaction {
+    public:
+        transaction(staged_memory & memory, const std::vector<llama_seq_id> & seq_ids);
+        ~transaction();
+        void commit();
+
+    private:
+        struct cells { std::vector<llama_kv_cells> v_cells; std::vector<uint32_t> v_heads; };
+
+        staged_memory & memory;
+        std::array<cells, n_stages> saved;
+        std::map<llama_seq_id, sequence_mark> marks; // of sequences that existed
+        std::vector<llama_seq_id> seq_ids;
+        bool open = true;
+    };
+
+private:
+    friend class staged_context;
+
+    sequence empty_sequence() const;
+
+    std::array<std::unique_ptr<llama_kv_cache>, n_stages> stages;
+    std::map<llama_seq_id, sequence> sequences;
+    bool in_transaction = false;
+
+    template <typename F> void each_stage(F && f) {
+        for (auto & stage : stages) { if (stage) { f(*stage); } }
+    }
+    template <typename F> void each_stage(F && f) const {
+        for (const auto & stage : stages) { if (stage) { f(*stage); } }
+    }
+};
+
+class staged_context : public llama_memory_context_i {
+public:
+    explicit staged_context(llama_memory_status status) : status(status) {}
+    staged_context(staged_memory & memory, std::vector<step> steps, llama_cparams * cparams);
+    ~staged_context() override;
+
+    bool next()  override;
+    bool apply() override;
+    const llama_ubatch & get_ubatch() const override;
+    llama_memory_status  get_status() const override { return status; }
+
+    // null where the current step does not reach the stage
+    const llama_kv_cache_context * stage(int s) const;
+
+    const std::array<int32_t, n_stages + 1> & bounds() const { return memory->bounds; }
+
+    // kept open until the last step is done
+    std::unique_ptr<staged_memory::transaction> transaction;
+    std::function<void()> on_done;
+
+private:
+    friend class staged_memory;
+
+    bool touches(int s) const;
+
+    staged_memory * memory = nullptr;
+    std::array<llama_memory_context_ptr, n_stages> stages;
+    std::vector<step> steps;
+    size_t i_cur = 0;
+    llama_cparams * cparams = nullptr;
+    bool causal_before = true;
+    llama_memory_status status;
+};
+
+// the memory of a context whose model has a profile; null where it runs unpruned
+llama_memory_i * create_memory(const llama_model & model, const llama_memory_params & params, const llama_cparams & cparams);
+
+bool arch_supported(const llama_model & model);
+
+} // namespace halfv

@@ -1,0 +1,602 @@
+#include "halfv-prefill.h"
+
+#include "llama-batch.h"
+#include "llama-context.h"
+#include "llama-impl.h"
+#include "llama-model.h"
+
+#include <algorithm>
+#include <cstring>
+#include <new>
+
+namespace halfv {
+
+static const char * reason_text(halfv_reason reason) {
+    switch (reason) {
+        case HALFV_REASON_OUTPUTS: return "outputs were asked for on visual rows, or embeddings of every row";
+        case HALFV_REASON_SHARED:  return "its tokens belong to several sequences at once";
+        default:                   return "";
+    }
+}
+
+prefill_ptr prefill::attach(llama_context & ctx) {
+    if (auto * memory = dynamic_cast<staged_memory *>(ctx.memory.get())) {
+        const auto & p = memory->profile;
+        LLAMA_LOG_INFO("%s: HalfV: keep %.3g of the visual tokens from layer %u, update %.3g from layer %u (rest %s)\n", __func__,
+                p.ivr_keep, p.ivr_layer, p.ssr_update, p.ssr_layer, p.ssr_rest == HALFV_REST_FROZEN ? "frozen" : "dropped");
+        return std::make_unique<prefill>(ctx, *memory);
+    }
+    if (ctx.model.halfv_profile.get(ctx.model.hparams.n_layer())) {
+        LLAMA_LOG_WARN("%s: HalfV: this model has a profile, but its architecture (%s) or this kind of context runs unpruned\n",
+                __func__, ctx.model.arch_name().c_str());
+    }
+    return nullptr;
+}
+
+prefill::prefill(llama_context & ctx, staged_memory & memory) : memory(memory), ctx(ctx), cost(ctx.model) {
+    for (const auto & backend : ctx.backends) {
+        const auto type = ggml_backend_dev_type(ggml_backend_get_device(backend.get()));
+        if (type == GGML_BACKEND_DEVICE_TYPE_GPU || type == GGML_BACKEND_DEVICE_TYPE_IGPU) {
+            device = backend.get();
+            break;
+        }
+    }
+}
+
+bool prefill::prunes_now() const {
+    return enabled && prunes(memory.profile, memory.bounds[n_stages]);
+}
+
+bool prefill::applies(const image & im) const {
+    return prunes_now() && im.n >= (int64_t) memory.profile.min_visual_tokens;
+}
+
+//
+// decode
+//
+
+std::optional<int> prefill::decode(llama_memory_context_ptr & mctx) {
+    try {
+        return decode_batch(mctx);
+    } catch (const std::bad_alloc &) {
+        LLAMA_LOG_ERROR("%s: HalfV: out of host memory\n", __func__);
+        return -2;
+    } catch (const std::exception & err) {
+        LLAMA_LOG_ERROR("%s: HalfV: %s\n", __func__, err.what());
+        return -3;
+    }
+}
+
+halfv_reason prefill::refusal(const llama_batch & batch, bool visual) const {
+    const auto & cparams = ctx.cparams;
+    const auto & taps = cparams.embeddings_layer_inp;
+    if (!prunes_now()) {
+        return HALFV_REASON_DISABLED;
+    }
+    if (cparams.embeddings || cparams.embeddings_nextn || std::find(taps.begin(), taps.end(), true) != taps.end()) {
+        return HALFV_REASON_OUTPUTS;
+    }
+    for (int32_t i = 0; i < batch.n_tokens; ++i) {
+        if (visual && batch.logits[i]) {
+            return HALFV_REASON_OUTPUTS;
+        }
+        if (batch.n_seq_id[i] > 1) {
+            return HALFV_REASON_SHARED;
+        }
+    }
+    return HALFV_REASON_NONE;
+}
+
+std::optional<int> prefill::decode_batch(llama_memory_context_ptr & mctx) {
+    const llama_batch & batch = ctx.balloc->get_batch();
+    const bool visual = batch.embd && !batch.token && media == HALFV_MEDIA_VISUAL;
+
+    if (!visual && !memory.any_lazy()) {
+        return std::nullopt;
+    }
+    if (const auto reason = refusal(batch, visual); reason != HALFV_REASON_NONE) {
+        if (const int rc = settle_before(batch)) {
+            return rc;
+        }
+        if (visual) {
+            note_unpruned(batch, reason);
+        }
+        return std::nullopt;
+    }
+
+    std::vector<share> lazy, ordinary;
+    for (int32_t i = 0; i < batch.n_tokens; ++i) {
+        const llama_seq_id seq_id = batch.seq_id[i][0];
+        const auto * s = memory.find(seq_id);
+        auto & parts = visual || (s && s->lazy()) ? lazy : ordinary;
+        auto part = std::find_if(parts.begin(), parts.end(), [&](const share & p) { return p.seq_id == seq_id; });
+        if (part == parts.end()) {
+            part = parts.insert(parts.end(), { seq_id, {}, false });
+        }
+        part->idxs.push_back(i);
+        part->output = part->output || batch.logits[i];
+    }
+    if (lazy.empty()) {
+        return std::nullopt;
+    }
+
+    std::vector<llama_seq_id> seq_ids;
+    for (const auto & part : lazy) { seq_ids.push_back(part.seq_id); }
+    auto transaction = std::make_unique<staged_memory::transaction>(memory, seq_ids);
+
+    std::vector<step> last;
+    for (const auto & part : lazy) {
+        int rc = stage1(part, visual);
+        if (rc == 0 && part.output) {
+            rc = settle(part.seq_id, when::question, &last);
+        }
+        if (rc != 0) {
+            return rc;
+        }
+    }
+    for (const auto & part : ordinary) {
+        for (size_t i = 0; i < part.idxs.size(); i += ctx.cparams.n_ubatch) {
+            const auto end = std::min(part.idxs.size(), i + ctx.cparams.n_ubatch);
+            last.push_back({ ubatch_of_batch(batch, { part.idxs.begin() + i, part.idxs.begin() + end }), {}, ctx.cparams.causal_attn });
+        }
+    }
+
+    if (last.empty()) {
+        if (ctx.output_reserve(0) == 0) {
+            return -2;
+        }
+        transaction->commit();
+        new_image = false;
+        return 0;
+    }
+
+    // the caller maps outputs to rows in the order of the steps
+    ctx.balloc->split_reset();
+    auto & out_ids = ctx.balloc->get_out_ids();
+    for (const auto & step : last) {
+        for (uint32_t i = 0; i < step.ubatch.n_tokens; ++i) {
+            if (step.ubatch.output[i]) { out_ids.push_back(step.ubatch.data->batch_idxs[i]); }
+        }
+    }
+
+    auto staged = memory.init_steps(std::move(last), &ctx.cparams);
+    if (staged->get_status() != LLAMA_MEMORY_STATUS_SUCCESS) {
+        LLAMA_LOG_WARN("%s: failed to find a memory slot for batch of size %d\n", __func__, batch.n_tokens);
+        return 1;
+    }
+    const int64_t t_start = ggml_time_us();
+    staged->transaction = std::move(transaction);
+    staged->on_done = [this, lazy, t_start]() {
+        new_image = false;
+        ggml_backend_sched_synchronize(ctx.sched.get());
+        for (const auto & part : lazy) {
+            if (part.output) { memory.at(part.seq_id).stats.us_stage3 += ggml_time_us() - t_start; }
+        }
+    };
+    mctx = std::move(staged);
+    return std::nullopt;
+}
+
+// sequences of this batch that still wait for a question, taking their last token for it
+int prefill::settle_before(const llama_batch & batch) {
+    std::vector<llama_seq_id> seq_ids;
+    for (int32_t i = 0; i < batch.n_tokens; ++i) {
+        for (int32_t j = 0; j < batch.n_seq_id[i]; ++j) {
+            const llama_seq_id id = batch.seq_id[i][j];
+            const auto * s = memory.find(id);
+            if (s && s->lazy() && std::find(seq_ids.begin(), seq_ids.end(), id) == seq_ids.end()) {
+                seq_ids.push_back(id);
+            }
+        }
+    }
+    if (seq_ids.empty()) {
+        return 0;
+    }
+    staged_memory::transaction transaction(memory, seq_ids);
+    for (const auto id : seq_ids) {
+        if (const int rc = settle(id, when::question, nullptr)) {
+            return rc;
+        }
+    }
+    transaction.commit();
+    return 0;
+}
+
+void prefill::note_unpruned(const llama_batch & batch, halfv_reason reason) {
+    if (reason != HALFV_REASON_DISABLED && (warned & (1u << reason)) == 0) {
+        warned |= 1u << reason;
+        LLAMA_LOG_WARN("%s: HalfV: a picture was not pruned: %s\n", __func__, reason_text(reason));
+    }
+    for (int32_t i = 0; i < batch.n_tokens; ++i) {
+        for (int32_t j = 0; j < batch.n_seq_id[i]; ++j) {
+            auto & images = memory.at(batch.seq_id[i][j]).images;
+            if (images.empty() || images.back().closed || (i == 0 && new_image)) {
+                images.emplace_back();
+                images.back().pos = batch.pos[i];
+            }
+            auto & im = images.back();
+            im.reason = reason;
+            im.kept.push_back(im.n);
+            im.deep.push_back(im.n++);
+            im.settled = true;
+        }
+    }
+    new_image = false;
+}
+
+void prefill::reserve(uint32_t n_tokens, const llama_memory_context_i * mctx) {
+    if (ctx.model.hparams.no_alloc) {
+        return;
+    }
+    const auto & b = memory.bounds;
+    const graph_pass passes[] = {
+        { b[0], b[1], false, b[1] - 1, false },
+        { b[1], b[2], false, b[2] - 1, true  },
+        { b[2], b[3] },
+    };
+    for (const auto & pass : passes) {
+        if (pass.first < pass.last) {
+            ctx.cparams.halfv_pass = pass;
+            ctx.graph_reserve(n_tokens, ctx.cparams.n_seq_max, 1, mctx);
+        }
+    }
+    ctx.cparams.halfv_pass = {};
+}
+
+//
+// passes
+//
+
+int prefill::run(std::vector<step> steps, const std::function<void(const llama_ubatch &, const llm_graph_result &)> & collect) {
+    if (steps.empty()) {
+        return 0;
+    }
+    // partial graphs have no outputs, whatever the context is set to give
+    struct quiet {
+        llama_cparams & cparams; uint32_t & n_outputs; const uint32_t n_outputs_before;
+        const bool embeddings, nextn; std::vector<bool> layer_inp;
+        quiet(llama_cparams & c, uint32_t & n) : cparams(c), n_outputs(n), n_outputs_before(n), embeddings(c.embeddings),
+                nextn(c.embeddings_nextn), layer_inp(c.embeddings_layer_inp.size(), false) {
+            n_outputs = 0;
+            cparams.embeddings = cparams.embeddings_nextn = false;
+            cparams.embeddings_layer_inp.swap(layer_inp);
+        }
+        ~quiet() {
+            n_outputs = n_outputs_before;
+            cparams.embeddings = embeddings;
+            cparams.embeddings_nextn = nextn;
+            cparams.embeddings_layer_inp.swap(layer_inp);
+        }
+    } quiet(ctx.cparams, ctx.n_outputs);
+
+    const auto mctx = memory.init_steps(std::move(steps), &ctx.cparams);
+    if (mctx->get_status() != LLAMA_MEMORY_STATUS_SUCCESS) {
+        LLAMA_LOG_WARN("%s: HalfV: no room in the KV cache\n", __func__);
+        return 1;
+    }
+    do {
+        ggml_status status = GGML_STATUS_SUCCESS;
+        const auto * res = ctx.process_ubatch(mctx->get_ubatch(), LLM_GRAPH_TYPE_DEFAULT, mctx.get(), status);
+        if (!res) {
+            return status == GGML_STATUS_ABORTED ? 2 : status == GGML_STATUS_ALLOC_FAILED ? -2 : -3;
+        }
+        if (collect) {
+            collect(mctx->get_ubatch(), *res);
+        }
+        ggml_backend_sched_synchronize(ctx.sched.get());
+    } while (mctx->next());
+    return 0;
+}
+
+void prefill::read(ggml_tensor * tensor, float * dst) const {
+    ggml_backend_t backend = ggml_backend_sched_get_tensor_backend(ctx.sched.get(), tensor);
+    ggml_backend_tensor_get_async(backend, tensor, dst, 0, ggml_nbytes(tensor));
+}
+
+// `width` floats of state per row; the sequence's own stream when there is one per sequence
+static llama_ubatch new_ubatch(uint32_t n, uint32_t n_pos, size_t width, bool tokens, bool own_stream) {
+    auto data = std::make_shared<llama_ubatch::data_t>();
+    data->token     .resize(tokens ? n : 0);
+    data->embd      .resize(n*width);
+    data->pos       .resize(n*n_pos);
+    data->n_seq_id  .resize(n, 1);
+    data->seq_id    .resize(n);
+    data->seq_idx   .resize(LLAMA_MAX_SEQ, -1);
+    data->output    .resize(n);
+    data->batch_idxs.resize(n);
+
+    return {
+        /*.b_equal_seqs =*/ own_stream,
+        /*.n_tokens     =*/ n,
+        /*.n_seq_tokens =*/ own_stream ? n : 1,
+        /*.n_seqs       =*/ own_stream ? 1 : n,
+        /*.n_seqs_unq   =*/ 0,
+        /*.n_pos        =*/ n_pos,
+        /*.token        =*/ tokens ? data->token.data() : nullptr,
+        /*.embd         =*/ width > 0 ? data->embd.data() : nullptr,
+        /*.pos          =*/ data->pos.data(),
+        /*.n_seq_id     =*/ data->n_seq_id.data(),
+        /*.seq_id       =*/ data->seq_id.data(),
+        /*.seq_id_unq   =*/ nullptr,
+        /*.seq_idx      =*/ data->seq_idx.data(),
+        /*.output       =*/ data->output.data(),
+        /*.data         =*/ data,
+    };
+}
+
+static void set_sequence(llama_ubatch & ubatch, llama_seq_id seq_id) {
+    auto & data = *ubatch.data;
+    data.seq_id_data.assign(ubatch.n_tokens, seq_id);
+    for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
+        data.seq_id[i] = &data.seq_id_data[i];
+    }
+    data.seq_idx[seq_id] = 0;
+    data.seq_id_unq      = { seq_id };
+    ubatch.seq_id_unq = data.seq_id_unq.data();
+    ubatch.n_seqs_unq = 1;
+}
+
+llama_ubatch prefill::ubatch_of_batch(const llama_batch & batch, const std::vector<int32_t> & idxs) const {
+    const auto & hparams = ctx.model.hparams;
+    const uint32_t n     = idxs.size();
+    const uint32_t n_pos = hparams.n_pos_per_embd();
+    const size_t   width = batch.embd ? hparams.n_embd_inp() : 0;
+
+    llama_ubatch res = new_ubatch(n, n_pos, width, batch.token, memory.n_stream() > 1);
+    for (uint32_t i = 0; i < n; ++i) {
+        const int32_t idx = idxs[i];
+        if (batch.token) { res.token[i] = batch.token[idx]; }
+        if (batch.embd)  { memcpy(res.embd + i*width, batch.embd + idx*width, width*sizeof(float)); }
+        for (uint32_t j = 0; j < n_pos; ++j) {
+            res.pos[j*n + i] = batch.pos[(batch.token ? 0 : (size_t) j*batch.n_tokens) + idx];
+        }
+        res.output[i] = batch.logits[idx];
+        res.data->batch_idxs[i] = idx;
+    }
+    set_sequence(res, batch.seq_id[idxs[0]][0]);
+    return res;
+}
+
+llama_ubatch prefill::ubatch_of_rows(llama_seq_id seq_id, const row * rows, uint32_t n, size_t width) const {
+    const auto * s = memory.find(seq_id);
+    const uint32_t n_pos = ctx.model.hparams.n_pos_per_embd();
+
+    llama_ubatch res = new_ubatch(n, n_pos, width, false, memory.n_stream() > 1);
+    for (uint32_t i = 0; i < n; ++i) {
+        memcpy(res.embd + i*width, s->hidden.at(rows[i].hidden), width*sizeof(float));
+        for (uint32_t j = 0; j < n_pos; ++j) {
+            res.pos[j*n + i] = rows[i].pos[j];
+        }
+        res.output[i] = rows[i].output;
+        res.data->batch_idxs[i] = rows[i].batch_idx;
+    }
+    set_sequence(res, seq_id);
+    return res;
+}
+
+std::vector<step> prefill::steps_of(llama_seq_id seq_id, const std::vector<row> & rows, const graph_pass & pass) const {
+    const size_t width = input_width(ctx.model.hparams, pass.first);
+    std::vector<step> steps;
+    for (size_t i = 0; i < rows.size();) {
+        // a non-causal picture stays in one piece: its batch did fit into one
+        size_t end = i;
+        while (end < rows.size() && rows[end].group == rows[i].group && (rows[i].group >= 0 || end - i < ctx.cparams.n_ubatch)) {
+            ++end;
+        }
+        steps.push_back({ ubatch_of_rows(seq_id, &rows[i], end - i, width), pass, rows[i].group < 0 });
+        i = end;
+    }
+    return steps;
+}
+
+//
+// stages
+//
+
+int prefill::stage1(const share & part, bool visual) {
+    const auto & hparams = ctx.model.hparams;
+    const auto & bounds  = memory.bounds;
+    const llama_batch & batch = ctx.balloc->get_batch();
+    const int64_t t_start = ggml_time_us();
+    const graph_pass pass = { bounds[0], bounds[1], false, bounds[1] - 1, false };
+
+    std::vector<step> steps;
+    for (size_t i = 0; i < part.idxs.size(); i += ctx.cparams.n_ubatch) {
+        const auto end = std::min(part.idxs.size(), i + ctx.cparams.n_ubatch);
+        steps.push_back({ ubatch_of_batch(batch, { part.idxs.begin() + i, part.idxs.begin() + end }), pass, ctx.cparams.causal_attn });
+    }
+
+    auto & s = memory.at(part.seq_id);
+    const uint64_t before = memory.n_cells(0, part.seq_id);
+    const uint64_t n_all  = part.idxs.size();
+    const int32_t  group  = ctx.cparams.causal_attn ? -1 : n_groups++;
+
+    if (visual) {
+        const bool follows = !s.images.empty() && !s.images.back().closed && !new_image &&
+                             !s.rows.empty() && s.rows.back().image == (int32_t) s.images.size() - 1;
+        if (!follows) {
+            s.images.emplace_back();
+            s.images.back().pos = batch.pos[part.idxs[0]];
+        }
+    }
+
+    const int rc = run(std::move(steps), [&](const llama_ubatch & ubatch, const llm_graph_result & res) {
+        const uint32_t n      = ubatch.n_tokens;
+        const uint32_t hidden = s.hidden.grow(n);
+        const uint32_t keys   = visual ? s.keys.grow(n) : 0;
+
+        // a wider row has room for what deep-stack layers add later
+        std::vector<float> narrow(memory.n_hidden == hparams.n_embd ? 0 : (size_t) n*hparams.n_embd);
+        read(res.t_embd, narrow.empty() ? s.hidden.at(hidden) : narrow.data());
+        if (visual) {
+            read(res.t_halfv_k, s.keys.at(keys));
+        }
+        s.query.resize(ggml_nelements(res.t_halfv_q));
+        read(res.t_halfv_q, s.query.data());
+        ggml_backend_sched_synchronize(ctx.sched.get());
+
+        for (uint32_t i = 0; i < n; ++i) {
+            if (!narrow.empty()) {
+                float * dst = s.hidden.at(hidden + i);
+                memcpy(dst, narrow.data() + (size_t) i*hparams.n_embd, hparams.n_embd*sizeof(float));
+                if (ubatch.embd) {
+                    memcpy(dst + hparams.n_embd, ubatch.embd + (size_t) i*memory.n_hidden + hparams.n_embd, (memory.n_hidden - hparams.n_embd)*sizeof(float));
+                }
+            }
+            row r = {};
+            for (uint32_t j = 0; j < ubatch.n_pos; ++j) {
+                r.pos[j] = ubatch.pos[j*n + i];
+            }
+            if (ubatch.token) {
+                r.pos[3] = 0; // as llm_graph_input_pos does for text
+            }
+            r.image     = visual ? (int32_t) s.images.size() - 1 : -1;
+            r.index     = visual ? s.images.back().n++ : -1;
+            r.hidden    = hidden + i;
+            r.key       = visual ? (int32_t) (keys + i) : -1;
+            r.group     = group;
+            r.batch_idx = ubatch.data->batch_idxs[i];
+            r.output    = ubatch.output[i];
+            s.rows.push_back(r);
+        }
+    });
+
+    s.stats.us_stage1   += ggml_time_us() - t_start;
+    s.stats.flops_dense += cost.span(bounds[0], bounds[n_stages], n_all, before);
+    s.stats.flops_spent += cost.span(bounds[0], bounds[1],        n_all, before);
+    return rc;
+}
+
+// Carries a sequence's pending tokens through the later stages. The last pass goes to `last` when that is given.
+// Before the question only what needs none is done; the rest stays pending.
+int prefill::settle(llama_seq_id seq_id, when moment, std::vector<step> * last) {
+    const auto & p = memory.profile;
+    const auto & bounds = memory.bounds;
+    const bool three     = memory.has_stage(2);
+    const bool asks_deep = three && prunes_now() && p.ssr_update > 0.0f && p.ssr_update < 1.0f; // stage III needs the question
+    auto & s = memory.at(seq_id);
+
+    // what this batch asked for
+    uint64_t n_outputs = 0;
+    for (const auto & r : s.rows) { n_outputs += r.output; }
+    s.stats.flops_dense += cost.outputs(n_outputs);
+    s.stats.flops_spent += cost.outputs(n_outputs);
+
+    int64_t t_start = ggml_time_us();
+    const auto lap = [&](int64_t & total) { const int64_t now = ggml_time_us(); total += now - t_start; t_start = now; };
+
+    std::vector<row> go, wait, pruned;
+    choose_stage2(s, moment, go, wait, pruned);
+    lap(s.stats.us_select);
+
+    // rows that went through stage II before the question, then those of now
+    std::vector<row> deep;
+    for (const auto & r : s.rows) {
+        if (r.deep) { deep.push_back(r); }
+    }
+
+    s.stats.flops_spent += cost.span(bounds[1], bounds[2], go.size(), memory.n_cells(1, seq_id));
+    const graph_pass pass2 = { bounds[1], three ? bounds[2] : INT32_MAX, false, asks_deep ? bounds[2] - 1 : -1, true };
+    std::vector<float> query;
+    if (!three && last) {
+        for (auto & step : steps_of(seq_id, go, pass2)) { last->push_back(std::move(step)); }
+    } else {
+        uint32_t i_go = 0;
+        const size_t n_embd = ctx.model.hparams.n_embd;
+        const int rc = run(steps_of(seq_id, go, pass2), [&](const llama_ubatch & ubatch, const llm_graph_result & res) {
+            if (!three) {
+                return;
+            }
+            const uint32_t n = ubatch.n_tokens;
+            std::vector<float> hidden(n*n_embd), keys(asks_deep ? n*memory.n_key : 0);
+            read(res.t_embd, hidden.data());
+            if (asks_deep) {
+                read(res.t_halfv_k, keys.data());
+                query.resize(ggml_nelements(res.t_halfv_q));
+                read(res.t_halfv_q, query.data());
+            }
+            ggml_backend_sched_synchronize(ctx.sched.get());
+
+            const uint32_t slot = s.hidden.grow(n);
+            for (uint32_t i = 0; i < n; ++i, ++i_go) {
+                auto & r = go[i_go];
+                float * dst = s.hidden.at(slot + i);
+                memcpy(dst, hidden.data() + i*n_embd, n_embd*sizeof(float));
+                if (memory.n_hidden > n_embd) {
+                    memcpy(dst + n_embd, s.hidden.at(r.hidden) + n_embd, (memory.n_hidden - n_embd)*sizeof(float));
+                }
+                r.hidden = slot + i;
+                r.deep   = true;
+                if (asks_deep && r.image >= 0) {
+                    r.key = s.keys.grow(1);
+                    std::copy_n(keys.data() + i*memory.n_key, memory.n_key, s.keys.at(r.key));
+                }
+            }
+        });
+        if (rc != 0) {
+            return rc;
+        }
+        lap(s.stats.us_stage2);
+    }
+
+    deep.insert(deep.end(), go.begin(), go.end());
+    if (moment == when::before_question && asks_deep) {
+        wait.insert(wait.end(), deep.begin(), deep.end());
+        deep.clear();
+    }
+    if (three && !deep.empty()) {
+        std::stable_sort(deep.begin(), deep.end(), [](const row & a, const row & b) { return a.pos[0] < b.pos[0]; });
+        std::vector<row> active = std::move(deep), frozen;
+        choose_stage3(s, query, active, frozen);
+        lap(s.stats.us_select);
+
+        if (p.ssr_rest == HALFV_REST_FROZEN) {
+            s.stats.flops_spent += cost.kv_only(bounds[2], bounds[3], frozen.size());
+            if (const int rc = run(steps_of(seq_id, frozen, { bounds[2], bounds[3], true }), nullptr)) {
+                return rc;
+            }
+            lap(s.stats.us_frozen);
+        }
+        const uint64_t before = memory.n_cells(2, seq_id);
+        s.stats.flops_spent += cost.span(bounds[2], bounds[3], active.size(), before);
+        auto steps = steps_of(seq_id, active, { bounds[2] });
+        if (last) {
+            for (auto & step : steps) { last->push_back(std::move(step)); }
+        } else if (const int rc = run(std::move(steps), nullptr)) {
+            return rc;
+        }
+        lap(s.stats.us_stage3);
+    }
+
+    for (auto & im : s.images) {
+        im.closed = true;
+        if (moment == when::question) { im.settled = true; } else { im.covered = true; }
+        std::sort(im.kept.begin(), im.kept.end());
+        std::sort(im.deep.begin(), im.deep.end());
+    }
+    store(s, pruned);
+    s.rows = std::move(wait);
+    if (moment == when::question) {
+        s.new_question = false;
+    }
+    return 0;
+}
+
+int32_t prefill::prepare(llama_seq_id seq_id) {
+    const auto * s = memory.find(seq_id);
+    if (!s || s->rows.empty() || !prunes_now()) {
+        return HALFV_NOTHING;
+    }
+    ctx.sched_reserve();
+    ctx.memory_update(false);
+
+    staged_memory::transaction transaction(memory, { seq_id });
+    switch (settle(seq_id, when::before_question, nullptr)) {
+        case  0: transaction.commit(); return HALFV_OK;
+        case  1:
+        case -2: return HALFV_ERR_MEMORY;
+        default: return HALFV_ERR_COMPUTE;
+    }
+}
+
+} // namespace halfv

@@ -1,0 +1,92 @@
+#pragma once
+
+#include "halfv-cost.h"
+#include "halfv-memory.h"
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <vector>
+
+struct llama_context;
+
+namespace halfv {
+
+class prefill;
+using prefill_ptr = std::unique_ptr<prefill>;
+
+// Lazy prefill: a picture and what follows it run stage I only, until a batch asks for output. Then the sequence is
+// settled: choose, stage II, choose or freeze, stage III. Lives in llama_context, next to its staged memory.
+class prefill {
+public:
+    // null for a context that runs unpruned; says so if its model has a profile
+    static prefill_ptr attach(llama_context & ctx);
+
+    prefill(llama_context & ctx, staged_memory & memory);
+
+    // Called by llama_context::decode once the batch is checked.
+    //   a value: the batch is done, or failed and was undone; return it
+    //   mctx set: everything but the last pass is done, run these steps
+    //   neither: the batch has nothing lazy, go on as ever
+    std::optional<int> decode(llama_memory_context_ptr & mctx);
+
+    // graphs of single stages, so that their buffers are allocated at the start
+    void reserve(uint32_t n_tokens, const llama_memory_context_i * mctx);
+
+    int32_t prepare(llama_seq_id seq_id); // HALFV_*
+
+    void begin_media(halfv_media m) { media = m; new_image = true; }
+
+    staged_memory & memory;
+
+    bool     enabled     = true;
+    uint64_t topup_bytes = 0;
+
+private:
+    enum class when { question, before_question };
+
+    // rows of one batch that belong to one sequence
+    struct share {
+        llama_seq_id seq_id;
+        std::vector<int32_t> idxs;
+        bool output;
+    };
+
+
+    bool prunes_now() const;
+    bool applies(const image & im) const;
+
+    std::optional<int> decode_batch(llama_memory_context_ptr & mctx);
+    halfv_reason refusal(const llama_batch & batch, bool visual) const;
+    int  settle_before(const llama_batch & batch);
+    void note_unpruned(const llama_batch & batch, halfv_reason reason);
+
+    int stage1(const share & part, bool visual);
+    int settle(llama_seq_id seq_id, when moment, std::vector<step> * last);
+
+    // choosing, in halfv-choose.cpp
+    void choose_stage2(sequence & s, when moment, std::vector<row> & go, std::vector<row> & wait, std::vector<row> & pruned);
+    void choose_stage3(sequence & s, const std::vector<float> & query, std::vector<row> & active, std::vector<row> & frozen);
+    std::vector<row> recall(sequence & s);
+    void store(sequence & s, const std::vector<row> & pruned);
+    std::vector<float> score(const sequence & s, const std::vector<row> & rows, const std::vector<float> & query) const;
+    std::vector<int32_t> cover(const sequence & s, const std::vector<row> & rows, const std::vector<int32_t> & anchors, int k);
+
+    // passes
+    int run(std::vector<step> steps, const std::function<void(const llama_ubatch &, const llm_graph_result &)> & collect);
+    std::vector<step> steps_of(llama_seq_id seq_id, const std::vector<row> & rows, const graph_pass & pass) const;
+    llama_ubatch ubatch_of_rows(llama_seq_id seq_id, const row * rows, uint32_t n, size_t width) const;
+    llama_ubatch ubatch_of_batch(const llama_batch & batch, const std::vector<int32_t> & idxs) const;
+    void read(ggml_tensor * tensor, float * dst) const;
+
+    llama_context & ctx;
+    cost_model cost;
+    std::vector<float> output_norm;
+    ggml_backend_t device = nullptr; // for the Gram matrix; null: on the host
+    halfv_media media = HALFV_MEDIA_VISUAL;
+    bool new_image = false;
+    int32_t n_groups = 0;
+    uint32_t warned = 0; // bit per halfv_reason that the log has heard of
+};
+
+} // namespace halfv
