@@ -13,7 +13,7 @@ from halfv_edge import _libs
 def test_plain_c_program(tmp_path: Path, root: Path, cmake_cache: dict[str, str]) -> None:
     program = tmp_path / "use_header"
     libraries = _libs.lib_dir()
-    flags = ["-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Werror", f"-I{_libs.include_dir()}"]
+    flags = ["-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Werror", f"-I{_libs.include_dir()}"]
     links = [f"-L{libraries}", "-lllama", f"-Wl,-rpath,{libraries}", f"-Wl,-rpath-link,{libraries}"]
     source = str(root / "tests" / "use_header.c")
     command = [cmake_cache["CMAKE_C_COMPILER"], *flags, source, "-o", str(program), *links]
