@@ -1,21 +1,17 @@
 #include "halfv-selection.h"
 
+#include "halfv-dots.h"
+#include "halfv-workers.h"
+
 #include <algorithm>
 #include <cfloat>
 #include <cmath>
+#include <cstring>
 #include <numeric>
 
 namespace halfv {
 
 namespace {
-
-float dot(const float * a, const float * b, int d) {
-    float s = 0;
-    for (int x = 0; x < d; ++x) {
-        s += a[x] * b[x];
-    }
-    return s;
-}
 
 // sorted, without repeats, inside [0, n)
 std::vector<int32_t> clean(std::vector<int32_t> idx, int n) {
@@ -23,6 +19,147 @@ std::vector<int32_t> clean(std::vector<int32_t> idx, int n) {
     std::sort(idx.begin(), idx.end());
     idx.erase(std::unique(idx.begin(), idx.end()), idx.end());
     return idx;
+}
+
+// nearest[i] = max(nearest[i], row[i]), NaN ignored; returns the smallest
+float absorb(const float * row, int n, float * nearest) {
+    const int L = 16;
+    float low[L];
+    std::fill(low, low + L, INFINITY);
+    int i = 0;
+    for (; i + L <= n; i += L) {
+        for (int l = 0; l < L; ++l) {
+            const float s = row[i + l] > nearest[i + l] ? row[i + l] : nearest[i + l];
+            nearest[i + l] = s;
+            low[l] = s < low[l] ? s : low[l];
+        }
+    }
+    for (; i < n; ++i) {
+        nearest[i] = row[i] > nearest[i] ? row[i] : nearest[i];
+        low[0] = std::min(low[0], nearest[i]);
+    }
+    return *std::min_element(low, low + L);
+}
+
+// Orders tokens by the similarity to their nearest chosen token, then by index: the smallest is the next to choose.
+uint64_t key_of(float sim, int32_t i) {
+    sim += 0.0f; // -0 is 0
+    uint32_t u;
+    memcpy(&u, &sim, sizeof(u));
+    u = u >> 31 ? ~u : u | 0x80000000u;
+    return (uint64_t) u << 32 | (uint32_t) i;
+}
+
+// Exact farthest-point sampling without all the dot products. A key only grows as tokens are chosen, so a key that
+// has not seen the latest chosen ones is a lower bound. Each round brings the `batch` smallest keys up to date and
+// chooses among them as long as the winner is below every key outside the batch.
+void cover_lazy(const float * features, int n, int d, const std::vector<int32_t> & anchors, int k, worker_pool & workers,
+                std::vector<int32_t> & chosen) {
+    const int batch = 96, block = 24; // block: a multiple of every tile size
+    const dots_fn dots = best_dots();
+    std::vector<uint64_t> key(n), open;
+    std::vector<int> seen(n, 0); // how many of the chosen a key accounts for
+    std::vector<char> in(n, 0);
+    std::vector<const float *> chosen_rows, rows;
+    std::vector<int32_t> cand;
+    std::vector<float> sim;
+
+    const auto row = [&](int32_t i) { return features + (size_t) i * d; };
+    const auto raise = [&](int32_t i, float s) {
+        if (s == s) {
+            key[i] = std::max(key[i], key_of(s, i));
+        }
+    };
+    const auto choose = [&](int32_t i) {
+        in[i] = 1;
+        chosen.push_back(i);
+        chosen_rows.push_back(row(i));
+    };
+    for (int32_t i = 0; i < n; ++i) {
+        key[i] = key_of(-FLT_MAX, i);
+    }
+    for (int32_t i : anchors) {
+        choose(i);
+    }
+    while ((int) chosen.size() < k) {
+        open.clear();
+        for (int32_t i = 0; i < n; ++i) {
+            if (!in[i]) {
+                open.push_back(key[i]);
+            }
+        }
+        uint64_t bar = UINT64_MAX; // the smallest key outside the batch
+        if (open.size() > (size_t) batch) {
+            std::nth_element(open.begin(), open.begin() + batch, open.end());
+            bar = open[batch];
+            open.resize(batch);
+        }
+        cand.clear();
+        for (uint64_t c : open) {
+            cand.push_back((int32_t) (uint32_t) c);
+        }
+        std::sort(cand.begin(), cand.end(), [&](int32_t a, int32_t b) { return seen[a] < seen[b]; });
+
+        // up to date with what has been chosen since
+        const int n_chosen = (int) chosen.size();
+        const int n_cand = (int) cand.size();
+        const int from = seen[cand[0]];
+        const int width = n_chosen - from;
+        rows.clear();
+        for (int32_t c : cand) {
+            rows.push_back(row(c));
+        }
+        const int n_rb = (n_cand + block - 1) / block;
+        sim.resize((size_t) n_cand * std::max(width, n_cand));
+        workers.each(n_rb * ((width + block - 1) / block), [&](int item) {
+            const int i = item % n_rb * block, j = item / n_rb * block;
+            if (seen[cand[i]] < from + j + block) {
+                dots(&rows[i], std::min(block, n_cand - i), &chosen_rows[from + j], std::min(block, width - j), d,
+                     &sim[(size_t) i * width + j], width);
+            }
+        });
+        for (int i = 0; i < n_cand; ++i) {
+            const int32_t c = cand[i];
+            float top = -FLT_MAX;
+            for (int j = seen[c] - from; j < width; ++j) {
+                const float s = sim[(size_t) i * width + j];
+                top = s > top ? s : top;
+            }
+            raise(c, top);
+            seen[c] = n_chosen;
+        }
+        cand.erase(std::remove_if(cand.begin(), cand.end(), [&](int32_t c) { return key[c] > bar; }), cand.end());
+
+        // choose among those that can still win, with the lower half of their similarities
+        const int q = (int) cand.size();
+        rows.clear();
+        for (int32_t c : cand) {
+            rows.push_back(row(c));
+        }
+        const int n_qb = (q + block - 1) / block;
+        workers.each(n_qb * n_qb, [&](int item) {
+            const int i = item % n_qb * block, j = item / n_qb * block;
+            if (j <= i) {
+                dots(&rows[i], std::min(block, q - i), &rows[j], std::min(block, q - j), d, &sim[(size_t) i * q + j], q);
+            }
+        });
+        while ((int) chosen.size() < k) {
+            int best = -1;
+            for (int i = 0; i < q; ++i) {
+                if (!in[cand[i]] && (best < 0 || key[cand[i]] < key[cand[best]])) {
+                    best = i;
+                }
+            }
+            if (best < 0 || key[cand[best]] > bar) {
+                break;
+            }
+            choose(cand[best]);
+            for (int i = 0; i < q; ++i) {
+                raise(cand[i], sim[(size_t) std::max(i, best) * q + std::min(i, best)]);
+                seen[cand[i]] = (int) chosen.size();
+            }
+        }
+    }
 }
 
 } // namespace
@@ -41,29 +178,40 @@ void visual_scores(const float * q, const float * k, size_t k_stride, int n, int
     if (n_head < 1 || n_head_kv < 1 || head_dim < 1 || n_head % n_head_kv != 0) {
         return;
     }
+    const dots_fn dots = best_dots();
     const int group = n_head / n_head_kv;
-    std::vector<float> w(n);
+    std::vector<const float *> qs(group), ks(n);
+    std::vector<float> weights((size_t) group * n);
     int heads = 0;
-    for (int h = 0; h < n_head; ++h) {
-        float top = -INFINITY;
+    for (int g = 0; g < n_head_kv; ++g) {
+        for (int h = 0; h < group; ++h) {
+            qs[h] = q + (size_t) (g * group + h) * head_dim;
+        }
         for (int i = 0; i < n; ++i) {
-            const float s = dot(q + (size_t) h * head_dim, k + i * k_stride + (size_t) (h / group) * head_dim, head_dim);
-            w[i] = std::isnan(s) ? -INFINITY : s;
-            top = std::max(top, w[i]);
+            ks[i] = k + i * k_stride + (size_t) g * head_dim;
         }
-        if (!std::isfinite(top)) {
-            continue;
+        dots(qs.data(), group, ks.data(), n, head_dim, weights.data(), n);
+        for (int h = 0; h < group; ++h) {
+            float * w = &weights[(size_t) h * n];
+            float top = -INFINITY;
+            for (int i = 0; i < n; ++i) {
+                w[i] = std::isnan(w[i]) ? -INFINITY : w[i];
+                top = std::max(top, w[i]);
+            }
+            if (!std::isfinite(top)) {
+                continue;
+            }
+            double sum = 0;
+            for (int i = 0; i < n; ++i) {
+                w[i] = std::exp(w[i] - top);
+                sum += w[i];
+            }
+            const float scale = (float) (1 / sum);
+            for (int i = 0; i < n; ++i) {
+                out[i] += w[i] * scale;
+            }
+            ++heads;
         }
-        double sum = 0;
-        for (float & x : w) {
-            x = std::exp(x - top);
-            sum += x;
-        }
-        const float scale = (float) (1 / sum);
-        for (int i = 0; i < n; ++i) {
-            out[i] += w[i] * scale;
-        }
-        ++heads;
     }
     for (int i = 0; heads > 0 && i < n; ++i) {
         out[i] /= heads;
@@ -96,23 +244,25 @@ void final_norm_features(const float * rows, const float * norm_weight, int n, i
     for (int i = 0; i < n; ++i) {
         const float * x = rows + (size_t) i * d;
         float * y = out + (size_t) i * d;
-        float sum = 0;
         for (int j = 0; j < d; ++j) {
             y[j] = norm_weight ? x[j] * norm_weight[j] : x[j];
-            sum += y[j] * y[j];
         }
+        const int L = 16; // independent sums, for the compiler to vectorise
+        float part[L] = {};
+        int j = 0;
+        for (; j + L <= d; j += L) {
+            for (int l = 0; l < L; ++l) {
+                part[l] += y[j + l] * y[j + l];
+            }
+        }
+        for (; j < d; ++j) {
+            part[0] += y[j] * y[j];
+        }
+        const float sum = std::accumulate(part, part + L, 0.0f);
         const float scale = 1 / std::sqrt(sum);
         const bool usable = sum > 0 && std::isfinite(sum);
-        for (int j = 0; j < d; ++j) {
+        for (j = 0; j < d; ++j) {
             y[j] = usable ? y[j] * scale : 0;
-        }
-    }
-}
-
-void gram(const float * features, int n, int d, float * out, int /*n_threads*/) {
-    for (int i = 0; i < n; ++i) {
-        for (int j = 0; j <= i; ++j) {
-            out[(size_t) i * n + j] = out[(size_t) j * n + i] = dot(features + (size_t) i * d, features + (size_t) j * d, d);
         }
     }
 }
@@ -123,22 +273,25 @@ std::vector<int32_t> cover_gram(const float * gram, int n, const std::vector<int
     }
     std::vector<int32_t> chosen = clean(anchors, n);
     k = std::min(n, std::max(k, (int) chosen.size()));
-    std::vector<float> nearest(n, -FLT_MAX); // similarity to the nearest chosen token
+    std::vector<float> nearest(n, -FLT_MAX); // similarity to the nearest chosen token; infinite once chosen
     std::vector<char> in(n, 0);
-    for (size_t c = 0; (int) chosen.size() < k || c < chosen.size();) {
-        if (c < chosen.size()) {
-            const float * row = gram + (size_t) chosen[c] * n;
-            in[chosen[c++]] = 1;
-            for (int i = 0; i < n; ++i) {
-                nearest[i] = row[i] > nearest[i] ? row[i] : nearest[i];
-            }
-            continue;
+    size_t absorbed = 0;
+    float least = -FLT_MAX;
+    while (true) {
+        for (; absorbed < chosen.size(); ++absorbed) {
+            const int32_t c = chosen[absorbed];
+            in[c] = 1;
+            nearest[c] = INFINITY;
+            least = absorb(gram + (size_t) c * n, n, nearest.data());
         }
-        int best = -1;
-        for (int i = 0; i < n; ++i) {
-            best = !in[i] && (best < 0 || nearest[i] < nearest[best]) ? i : best;
+        if ((int) chosen.size() >= k) {
+            break;
         }
-        chosen.push_back(best);
+        int32_t i = 0;
+        while (nearest[i] != least || in[i]) {
+            ++i;
+        }
+        chosen.push_back(i);
     }
     std::sort(chosen.begin(), chosen.end());
     return chosen;
@@ -151,7 +304,7 @@ std::vector<cover_group> cover_groups(int n, const std::vector<int32_t> & anchor
     }
     const std::vector<int32_t> seeds = clean(anchors, n);
     k = std::min(n, std::max(k, (int) seeds.size()));
-    const int n_groups = (n + group_max - 1) / group_max;
+    const int n_groups = n / group_max + (n % group_max != 0);
     std::vector<int> order(n_groups);
     std::iota(order.begin(), order.end(), 0);
     int left = k;
@@ -187,15 +340,19 @@ std::vector<cover_group> cover_groups(int n, const std::vector<int32_t> & anchor
 
 std::vector<int32_t> cover(const float * features, int n, int d, const std::vector<int32_t> & anchors, int k,
                            int n_threads) {
-    std::vector<int32_t> kept;
-    std::vector<float> sim;
+    std::vector<int32_t> kept, chosen;
+    if (d < 1) {
+        return kept;
+    }
+    worker_pool workers(std::min(n_threads, 16)); // a round has no more work than that
     for (const cover_group & g : cover_groups(n, anchors, k)) {
-        sim.resize((size_t) g.count * g.count);
-        gram(features + (size_t) g.first * d, g.count, d, sim.data(), n_threads);
-        for (int32_t i : cover_gram(sim.data(), g.count, g.anchors, g.k)) {
+        chosen.clear();
+        cover_lazy(features + (size_t) g.first * d, g.count, d, g.anchors, g.k, workers, chosen);
+        for (int32_t i : chosen) {
             kept.push_back(g.first + i);
         }
     }
+    std::sort(kept.begin(), kept.end());
     return kept;
 }
 

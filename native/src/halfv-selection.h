@@ -35,9 +35,6 @@ std::vector<int32_t> top_k(const float * scores, int n, int k, const std::vector
 // A row that is zero, or not finite, becomes zero.
 void final_norm_features(const float * rows, const float * norm_weight, int n, int d, float * out);
 
-// out [n][n] = features * features'
-void gram(const float * features, int n, int d, float * out, int n_threads = 1);
-
 // Coverage expansion: greedy farthest-point sampling with distance 1 - cos. Starts from the anchors, adds the token
 // whose nearest chosen token is farthest (lowest index among equals) until k are chosen; without anchors the first
 // is token 0. Anchors are always in the result, so it has min(n, max(k, anchors)) tokens.
