@@ -7,23 +7,23 @@ from ctypes import byref, c_char_p, c_int, c_size_t, c_void_p
 from typing import Any
 
 import halfv_edge
-from halfv_edge import _libs
+from halfv_edge import libs
 
 DEVICE_TYPES = ("cpu", "gpu", "igpu", "accel", "meta")  # enum ggml_backend_dev_type
 
 
 def collect() -> dict[str, Any]:
     """Everything `halfv info` tells, as plain values."""
-    built = _libs.manifest()
-    include_dir = _libs.include_dir()
-    ggml = _libs.open_library("ggml")
+    built = libs.manifest()
+    include_dir = libs.include_dir()
+    ggml = libs.open_library("ggml")
     _declare(ggml)
     return {
         "version": halfv_edge.__version__,
         "llama_cpp_commit": built["llama_cpp_commit"],
         "pin": f"llama-cpp-python=={built['llama_cpp_python']}",
-        "patched": hasattr(_libs.open_library("llama"), "halfv_version"),
-        "lib_dir": str(_libs.lib_dir()),
+        "patched": hasattr(libs.open_library("llama"), "halfv_version"),
+        "lib_dir": str(libs.lib_dir()),
         "include_dir": str(include_dir) if include_dir else None,
         "backends": [
             ggml.ggml_backend_reg_name(ggml.ggml_backend_reg_get(i)).decode()

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from halfv_edge import _libs
+from halfv_edge import libs
 
-_libs.load()
+libs.load()
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -13,7 +13,7 @@ import pytest
 from drive_decode import N_DECODED
 from tiny_models import make_tiny
 
-from halfv_edge import _libs
+from halfv_edge import libs
 
 PROFILE = {
     "ivr.layer": 2,
@@ -63,7 +63,7 @@ def test_same_bits_as_stock(arch: str, case: str, flags: tuple[str, ...], stock_
     env = {"HALFV": "off"} if profile else {}
     which, stock = decode(stock_lib_dir, model, tmp_path / "stock.npy", *flags)
     assert which == "stock"
-    which, ours = decode(_libs.lib_dir(), model, tmp_path / "ours.npy", *flags, **env)
+    which, ours = decode(libs.lib_dir(), model, tmp_path / "ours.npy", *flags, **env)
     assert which == "patched"
 
     assert stock.shape[0] == 1 + N_DECODED

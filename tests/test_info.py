@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from halfv_edge import _libs
+from halfv_edge import libs
 from halfv_edge.errors import HalfvError
 
 
@@ -50,7 +50,7 @@ def test_folders(info: dict) -> None:
 
 
 def test_patched(info: dict) -> None:
-    assert info["patched"] is _libs.manifest()["patched"] is True
+    assert info["patched"] is libs.manifest()["patched"] is True
 
 
 def test_backends_are_those_configured(info: dict, cmake_cache: dict[str, str]) -> None:
@@ -82,38 +82,38 @@ def test_libraries_not_built(tmp_path: Path) -> None:
 
 
 def test_one_library_missing(tmp_path: Path) -> None:
-    folder = shutil.copytree(_libs.lib_dir(), tmp_path / "lib")
-    os.remove(folder / _libs.library_path("mtmd").name)
-    done = run("-c", "from halfv_edge import _libs; _libs.load()", HALFV_LIB_DIR=str(folder))
+    folder = shutil.copytree(libs.lib_dir(), tmp_path / "lib")
+    os.remove(folder / libs.library_path("mtmd").name)
+    done = run("-c", "from halfv_edge import libs; libs.load()", HALFV_LIB_DIR=str(folder))
     assert f"HalfvError: libmtmd is missing in {folder}" in done.stderr
 
 
 def test_llama_cpp_imported_with_other_libraries(tmp_path: Path) -> None:
-    other = shutil.copytree(_libs.lib_dir(), tmp_path / "other")
-    code = "import llama_cpp; from halfv_edge import _libs; _libs.load()"
+    other = shutil.copytree(libs.lib_dir(), tmp_path / "other")
+    code = "import llama_cpp; from halfv_edge import libs; libs.load()"
     done = run("-c", code, LLAMA_CPP_LIB_PATH=str(other))
     assert f"HalfvError: llama_cpp was already imported with the libraries in {other}" in done.stderr
 
 
 def test_llama_cpp_imported_with_ours() -> None:
-    code = "import llama_cpp; from halfv_edge import _libs; assert _libs.load() is llama_cpp"
-    assert run("-c", code, LLAMA_CPP_LIB_PATH=str(_libs.lib_dir())).returncode == 0
+    code = "import llama_cpp; from halfv_edge import libs; assert libs.load() is llama_cpp"
+    assert run("-c", code, LLAMA_CPP_LIB_PATH=str(libs.lib_dir())).returncode == 0
 
 
 def test_load_uses_our_libraries() -> None:
     code = (
-        "from halfv_edge import _libs; _libs.load(); from llama_cpp import llama_cpp, mtmd_cpp;"
+        "from halfv_edge import libs; libs.load(); from llama_cpp import llama_cpp, mtmd_cpp;"
         "print(llama_cpp._lib._name, mtmd_cpp._libmtmd._name, sep='\\n')"
     )
     # Whatever the environment says: our package cannot work with other libraries.
     said = run("-c", code, LLAMA_CPP_LIB_PATH="/nowhere").stdout.splitlines()
-    assert said == [str(_libs.library_path("llama")), str(_libs.library_path("mtmd"))]
+    assert said == [str(libs.library_path("llama")), str(libs.library_path("mtmd"))]
 
 
 def test_llama_cpp_python_of_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.1.2")
     with pytest.raises(HalfvError, match=r"llama-cpp-python 0\.1\.2 is installed, but the HalfV libraries need 0\.3"):
-        _libs.load()
+        libs.load()
 
 
 def test_llama_cpp_python_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,4 +122,4 @@ def test_llama_cpp_python_not_installed(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(importlib.metadata, "version", missing)
     with pytest.raises(HalfvError, match="llama-cpp-python none is installed"):
-        _libs.load()
+        libs.load()
