@@ -1,1 +1,62 @@
-"""ctypes bindings of halfv.h, in header order."""
+"""ctypes bindings of halfv.h, in header order, and a few conveniences over them."""
+
+from __future__ import annotations
+
+from ctypes import Array, byref, c_int32
+from typing import Any
+
+from halfv_cpp import halfv_h
+from halfv_cpp.halfv_h import *  # noqa: F403
+
+
+def _words(prefix: str) -> dict[int, str]:
+    """The values of an enum of the header as lower-case words."""
+    names = (name for name in halfv_h.__all__ if name.startswith(prefix))
+    return {getattr(halfv_h, name): name.removeprefix(prefix).lower() for name in names}
+
+
+OUTCOMES = _words("HALFV_OUTCOME_")
+REASONS = _words("HALFV_REASON_")
+
+
+class HalfvError(RuntimeError):
+    """A call that failed: `code` is its HALFV_ERR_*, the text the library's sentence."""
+
+    def __init__(self, code: int, text: str):
+        super().__init__(text)
+        self.code = code
+
+
+def check(rc: int) -> int:
+    """Pass on HALFV_OK, HALFV_NOTHING and counts; raise on HALFV_ERR_*."""
+    if rc < 0:
+        raise HalfvError(rc, halfv_h.halfv_last_error().decode() or f"halfv: error {rc}")
+    return rc
+
+
+def model_profile(model: int) -> halfv_h.halfv_profile | None:
+    """The profile of contexts made from now on, None when there is none."""
+    out = halfv_h.halfv_profile()
+    rc = check(halfv_h.halfv_model_get_profile(model, byref(out)))
+    return None if rc == halfv_h.HALFV_NOTHING else out
+
+
+def set_model_profile(model: int, profile: halfv_h.halfv_profile | None) -> None:
+    check(halfv_h.halfv_model_set_profile(model, byref(profile) if profile is not None else None))
+
+
+def stats(ctx: int, seq: int = 0) -> dict[str, Any]:
+    """halfv_stats as plain values; outcome and reason as words."""
+    out = halfv_h.halfv_stats()
+    check(halfv_h.halfv_get_stats(ctx, seq, byref(out)))
+    values = {name: getattr(out, name) for name, _ in out._fields_}
+    values = {name: list(value) if isinstance(value, Array) else value for name, value in values.items()}
+    return values | {"outcome": OUTCOMES[out.outcome], "reason": REASONS[out.reason]}
+
+
+def image_tokens(ctx: int, seq: int, image: int, stage: int) -> list[int]:
+    """The tokens of a picture that reached stage 2 or 3, ascending."""
+    count = check(halfv_h.halfv_image_tokens(ctx, seq, image, stage, None, 0))
+    tokens = (c_int32 * count)()
+    check(halfv_h.halfv_image_tokens(ctx, seq, image, stage, tokens, count))
+    return list(tokens)
