@@ -1,11 +1,12 @@
 """halfv.h through ctypes: in the header's order, the C declaration above each name.
 
-It uses the libllama that llama_cpp has loaded, so that a process has one.
+It opens the libllama that llama_cpp has loaded, so that a process has one.
 """
 
 from __future__ import annotations
 
 from ctypes import (
+    CDLL,
     POINTER,
     Structure,
     c_bool,
@@ -25,7 +26,8 @@ try:
 except FileNotFoundError as error:
     raise ImportError(f"llama_cpp has no libraries ({error}): call halfv_edge.libs.load() first.") from error
 
-_lib = llama_cpp._lib
+# the same library, but our own view of it: ctypes keeps argtypes per object
+_lib = CDLL(llama_cpp._lib._name)
 if not hasattr(_lib, "halfv_version"):
     raise ImportError(
         f"{_lib._name} is a llama.cpp without HalfV: call halfv_edge.libs.load() before llama_cpp is imported."
