@@ -43,7 +43,6 @@ float absorb(const float * row, int n, float * nearest) {
 
 // Orders tokens by the similarity to their nearest chosen token, then by index: the smallest is the next to choose.
 uint64_t key_of(float sim, int32_t i) {
-    sim += 0.0f; // -0 is 0
     uint32_t u;
     memcpy(&u, &sim, sizeof(u));
     u = u >> 31 ? ~u : u | 0x80000000u;

@@ -123,6 +123,7 @@ static void test_quota() {
     CHECK(halfv::quota(1024, 0.25f) == 256);
     CHECK(halfv::quota(1000, 0.05f) == 50);
     CHECK(halfv::quota(100, 0.2f) == 20);
+    CHECK(halfv::quota(10, 0.7f) == 7); // the float is a little less than 0.7
     CHECK(halfv::quota(999, 0.1f) == 99);
     CHECK(halfv::quota(7, 0.0f) == 0);
     CHECK(halfv::quota(7, 1.0f) == 7);
@@ -360,7 +361,9 @@ static void test_cover_edges() {
 
     // -0 and 0 are equally near
     const float zeros[3] = { 1, 0, -0.0f };
+    const float zeros_gram[9] = { 1, 0, -0.0f, 0, 0, 0, -0.0f, 0, 0 };
     CHECK(halfv::cover(zeros, 3, 1, { 0 }, 2) == (ids{ 0, 1 }));
+    CHECK(halfv::cover_gram(zeros_gram, 3, { 0 }, 2) == (ids{ 0, 1 }));
 }
 
 // rows that are not finite: a full selection, the same from features and from their Gram matrix
@@ -403,9 +406,12 @@ static void test_groups() {
             std::iota(anchors.begin(), anchors.end(), r.upto(0, n - (int) anchors.size()));
         }
         const auto groups = halfv::cover_groups(n, anchors, k, group_max);
-        int next = 0, sum = 0, smallest = n, largest = 0, n_taken = 0;
-        bool crowded = false;
+        int next = 0, sum = 0, smallest = n, largest = 0;
+        int64_t least_given = n, most_refused = -1; // remainders
         ids seen;
+        const bool crowded = std::any_of(groups.begin(), groups.end(), [&](const halfv::cover_group & g) {
+            return (int64_t) g.anchors.size() * n > (int64_t) k * g.count;
+        });
         for (const auto & g : groups) {
             CHECK(g.first == next);
             CHECK(g.count >= 1 && g.count <= group_max);
@@ -414,8 +420,13 @@ static void test_groups() {
             sum += g.k;
             smallest = std::min(smallest, g.count);
             largest = std::max(largest, g.count);
-            crowded = crowded || (int64_t) g.anchors.size() * n > (int64_t) k * g.count;
-            n_taken += std::fabs((double) k * g.count / n - g.k) >= 1;
+            const int64_t share = (int64_t) k * g.count, extra = g.k - share / n;
+            CHECK(crowded || (extra >= 0 && extra <= 1));
+            if (extra > 0) {
+                least_given = std::min(least_given, share % n);
+            } else {
+                most_refused = std::max(most_refused, share % n);
+            }
             for (int32_t a : g.anchors) {
                 CHECK(a >= 0 && a < g.count);
                 seen.push_back(g.first + a);
@@ -427,14 +438,11 @@ static void test_groups() {
         CHECK(largest - smallest <= 1);
         CHECK((int) groups.size() == (n + group_max - 1) / group_max);
         CHECK(seen == anchors);
-        CHECK(crowded || n_taken == 0); // in proportion, to the nearest token
+        CHECK(crowded || least_given >= most_refused);
     }
     CHECK(halfv::cover_groups(0, {}, 3).empty());
     CHECK(halfv::cover_groups(5, {}, 3, 0).empty());
     CHECK(halfv::cover_groups(5, { 0, 1, 2, 3 }, 2, 2).size() == 3);
-    // by largest remainder: 10 of 7 + 7 + 6
-    const auto g = halfv::cover_groups(20, {}, 10, 7);
-    CHECK(g.size() == 3 && g[0].k + g[1].k + g[2].k == 10 && g[0].k <= 4 && g[2].k >= 3);
 }
 
 static void test_cover_grouped() {
