@@ -31,7 +31,7 @@ class Text:
     """Token ids. `pos` is the first one's position; it continues after what came before when not given.
 
     `asks`: its last token asks for an output, which settles the pictures so far. The last text always does.
-    `topup`: and brings back the pruned tokens that matter most to it.
+    `topup`: a new question begins here; when it asks, the pruned tokens that matter most to it come back.
     """
 
     ids: Sequence[int]
@@ -44,7 +44,7 @@ class Text:
 class Image:
     """Embeddings [n, n_embd_inp]. `pos` is [4, n] for M-RoPE and [n] otherwise; consecutive when not given.
 
-    Tokens of a picture that is not causal see all of that picture.
+    Tokens of a picture that is not causal see all of that picture; those that a later question brings back are causal.
     """
 
     embd: np.ndarray
@@ -157,7 +157,7 @@ class Reference(Transformer):
         updated = since < NEVER
         tapped: tuple[torch.Tensor, torch.Tensor] = (hidden, hidden)
         in_stage2 = updated
-        precedes = self.precedes(pos, pos) | ((table.mutual >= 0) & (table.mutual[:, None] == table.mutual))
+        precedes = self.precedes(pos, pos)
 
         for layer in range(self.n_layer):
             if profile and layer == profile.ivr_layer:
@@ -175,7 +175,8 @@ class Reference(Transformer):
                 tapped = (q, k)
 
             visible = since < NEVER
-            sees = precedes & (since <= since[:, None])
+            mutual = (table.mutual >= 0) & (table.mutual[:, None] == table.mutual)
+            sees = (precedes | mutual) & (since <= since[:, None])
             self.kv.append((k[:, visible], v[:, visible], pos[:, visible]))
             out = self.rest_of_layer(
                 hidden[updated], q[:, updated], k[:, visible], v[:, visible], sees[updated][:, visible], layer
@@ -211,6 +212,7 @@ class Reference(Transformer):
     def _embed(self, segments: Sequence[Segment]) -> Table:
         inputs, positions, images, mutual, steps, due = [], [], [], [], [], []
         next_pos = n_tokens = 0
+        waits = topup = False
         for number, segment in enumerate(segments, start=1):
             if isinstance(segment, Prepare):
                 steps.append(Step(n_tokens - 1, asks=False))
@@ -223,8 +225,11 @@ class Reference(Transformer):
                 rows[:, : self.n_embd] = self.weights["token_embd.weight"][list(segment.ids)]
                 start = next_pos if segment.pos is None else segment.pos
                 pos = torch.arange(start, start + length).expand(4, -1)
-                if segment.asks or segment.topup or number == len(segments):
-                    steps.append(Step(n_tokens + length - 1, asks=True, topup=segment.topup))
+                topup = topup or segment.topup
+                # text with nothing to wait for goes through all layers at once
+                if segment.asks or number == len(segments) or not (waits or topup):
+                    steps.append(Step(n_tokens + length - 1, asks=True, topup=topup))
+                    waits = topup = False
             else:
                 rows = torch.from_numpy(segment.embd).to(self.dtype)
                 pos = torch.arange(next_pos, next_pos + length)
@@ -234,6 +239,7 @@ class Reference(Transformer):
                 if not segment.causal:
                     mutual[-1][:] = len(images)
                 images.append(torch.arange(n_tokens, n_tokens + length))
+                waits = True
             inputs.append(rows)
             positions.append(pos)
             next_pos = int(pos[:3].max()) + 1
@@ -252,7 +258,7 @@ class Reference(Transformer):
     ) -> torch.Tensor:
         """The step in which each token reaches stage II. `q` and `k` are those of the layer before, without RoPE.
 
-        Tokens that a later question brings back were stored as f16: `hidden` and the rows of the deep stack change.
+        Tokens that a later question brings back were stored as f16: their rows in `hidden` and in the table change.
         """
         since = table.due.clone()
         if profile.ivr_keep == 1:
@@ -275,6 +281,7 @@ class Reference(Transformer):
                 elif not asked or step.topup:
                     chosen = rest[top(visual_scores(q[:, step.last], keys[:, rest]), n_anchors)]
                     if asked:
+                        table.mutual[rows[chosen]] = -1
                         hidden[rows[chosen]] = hidden[rows[chosen]].half().to(self.dtype)
                         table.deepstack[:, rows[chosen]] = table.deepstack[:, rows[chosen]].half().to(self.dtype)
                     elif not covered:
