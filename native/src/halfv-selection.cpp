@@ -54,7 +54,7 @@ uint64_t key_of(float sim, int32_t i) {
 // chooses among them as long as the winner is below every key outside the batch.
 void cover_lazy(const float * features, int n, int d, const std::vector<int32_t> & anchors, int k, worker_pool & workers,
                 std::vector<int32_t> & chosen) {
-    const int batch = 96, block = 24; // block: a multiple of every tile size
+    const int batch = 144, block = 24; // block: a multiple of every tile size
     const dots_fn dots = best_dots();
     std::vector<uint64_t> key(n), open;
     std::vector<int> seen(n, 0); // how many of the chosen a key accounts for
