@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from client import Client, DecodeError
-from reference.halfv_torch import Image, Profile, Reference, Text, cover, share, top, visual_scores
-from tiny_models import ARCHS, MROPE_ARCHS, grid_positions, make_tiny, make_tiny_lora, tiny_image
+from dialogue import feed, make_prompt, nmse
+from reference.halfv_torch import Prepare, Profile, Reference, Text, cover, share, top, visual_scores
+from tiny_models import ARCHS, MROPE_ARCHS, make_tiny, make_tiny_lora
 
 N_LAYER = 6
-QUESTION = list(range(260, 272))
 PROFILE = {
     "ivr.layer": 2,
     "ivr.keep": 0.5,
@@ -22,32 +22,6 @@ PROFILE = {
     "ssr.rest": "dropped",
     "min_visual_tokens": 8,
 }
-
-
-def make_prompt(reference: Reference, grids: list[tuple[int, int]], seed: int = 0) -> list[Text | Image]:
-    """Text, then for each grid an image and text."""
-    segments: list[Text | Image] = [Text([1, 5, 6, 7])]
-    next_pos = 4
-    for index, (rows, cols) in enumerate(grids):
-        embd = tiny_image(rows * cols, reference.n_embd_inp, 100 * seed + index)
-        segments.append(Image(embd, grid_positions(next_pos, rows, cols) if reference.is_mrope else None))
-        segments.append(Text(QUESTION[index:]))
-        next_pos += max(rows, cols) + len(QUESTION) - index
-    return segments
-
-
-def feed(client: Client, segments: list[Text | Image]) -> np.ndarray:
-    for segment in segments[:-1]:
-        if isinstance(segment, Text):
-            client.text(segment.ids, logits_last=False, pos=segment.pos)
-        else:
-            client.image(segment.embd, segment.pos)
-    client.text(segments[-1].ids, pos=segments[-1].pos)
-    return client.logits()
-
-
-def nmse(actual: np.ndarray, expected: np.ndarray) -> float:
-    return float(((actual - expected) ** 2).sum() / (expected**2).sum())
 
 
 @pytest.fixture(scope="module", params=ARCHS)
@@ -242,6 +216,58 @@ def test_choices_do_not_hang_on_float_noise(model: Path, reference: Reference) -
         np.testing.assert_allclose(result.logits, expected.logits, atol=1e-3)
         choices.append(result.kept)
     assert choices[0] != choices[1] != choices[2] != choices[3]
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3"])
+def test_pictures_that_are_not_causal_equal_llama_cpp(tmp_path: Path, arch: str) -> None:
+    path = make_tiny(tmp_path / "model.gguf", arch)
+    reference = Reference(path)
+    segments = make_prompt(reference, [(6, 10), (9, 8)], causal=False)
+    expected = reference.run(segments).logits
+    causal = reference.run(make_prompt(reference, [(6, 10), (9, 8)])).logits
+    assert np.abs(expected - causal).max() > 1e-2
+    with Client(path) as client:
+        np.testing.assert_allclose(feed(client, segments), expected, atol=1e-4)
+
+
+def test_later_turns_go_on_as_decoding_does(reference: Reference) -> None:
+    *before, question = make_prompt(reference, [(6, 10)])
+    reference.run([*before, question], PROFILE)
+    expected = [reference.decode(token) for token in (300, 17, 9)][-1]
+    turns = [*before, Text(question.ids, asks=True), Text([300], asks=True), Text([17]), Text([9])]
+    np.testing.assert_allclose(reference.run(turns, PROFILE).logits, expected, atol=1e-9)
+
+
+def test_prepared_coverage_leaves_room_for_anchors(reference: Reference) -> None:
+    *before, question = make_prompt(reference, [(6, 10)])
+    covered = reference.run([*before, question], PROFILE | {"ivr.keep": 0.4, "ivr.anchors": 0.0}).kept[0]
+    kept = reference.run([*before, Prepare(), question], PROFILE).kept[0]
+    assert (len(covered), len(kept)) == (24, 30) and set(covered) < set(kept)
+
+
+def test_text_before_preparing_does_not_see_the_anchors(reference: Reference) -> None:
+    *before, question = make_prompt(reference, [(6, 10)])
+    profile = PROFILE | {"ssr.update": 0.0}
+    middle, stage2 = Text([33, 34, 35]), PROFILE["ivr.layer"]
+    n_before = 4 + 60 + len(middle.ids)
+
+    def states(*ids: int) -> torch.Tensor:
+        result = reference.run([*before, middle, Prepare(), Text(ids)], profile, states=True)
+        return torch.stack(result.states)[stage2:, n_before - len(middle.ids) : n_before]
+
+    np.testing.assert_allclose(states(*question.ids), states(9), atol=1e-9)
+
+
+def test_top_up_brings_back_pruned_tokens(reference: Reference) -> None:
+    *before, question = make_prompt(reference, [(6, 10)])
+    question.asks = True
+    first = reference.run([*before, question], PROFILE)
+    second = reference.run([*before, question, Text([33, 34])], PROFILE)
+    topped = reference.run([*before, question, Text([33, 34], topup=True)], PROFILE)
+    assert second.kept == first.kept
+    assert len(topped.kept[0]) == 36 and set(first.kept[0]) < set(topped.kept[0])
+    assert len(topped.deep[0]) == 12 and set(first.deep[0]) < set(topped.deep[0])
+    assert np.abs(topped.logits - second.logits).max() > 1e-3
 
 
 def test_text_positions_can_be_given(tmp_path: Path) -> None:
