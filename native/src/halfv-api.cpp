@@ -50,8 +50,9 @@ static int32_t with_prefill(const llama_context * ctx, F && f) {
 }
 
 static int32_t check_seq(const llama_context * ctx, llama_seq_id seq) {
-    if (seq < 0 || seq >= (int64_t) ctx->n_seq_max()) {
-        return fail(HALFV_ERR_ARGUMENT, "halfv: sequence " + std::to_string(seq) + " does not exist: the context has " + std::to_string(ctx->n_seq_max()));
+    const int64_t n = ctx->get_cparams().kv_unified ? LLAMA_MAX_SEQ : ctx->n_seq_max();
+    if (seq < 0 || seq >= n) {
+        return fail(HALFV_ERR_ARGUMENT, "halfv: sequence " + std::to_string(seq) + " does not exist: the context has " + std::to_string(n));
     }
     return HALFV_OK;
 }

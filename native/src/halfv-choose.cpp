@@ -83,11 +83,9 @@ void prefill::choose_stage2(sequence & s, when moment, std::vector<row> & go, st
         if (members[i].empty()) {
             continue;
         }
-        if (!applies(im) || p.ivr_keep >= 1.0f) {
-            if (!applies(im)) {
-                im.reason = prunes_now() ? HALFV_REASON_SMALL : HALFV_REASON_DISABLED;
-            }
-        } else {
+        if (!applies(im)) {
+            report(im, prunes_now() ? HALFV_REASON_SMALL : HALFV_REASON_DISABLED);
+        } else if (p.ivr_keep < 1.0f) {
             std::vector<row> rows;
             for (const size_t m : members[i]) { rows.push_back(s.rows[m]); }
             const int n_kept    = std::max(1, quota(im.n, p.ivr_keep));

@@ -391,6 +391,12 @@ const llama_kv_cache_context * staged_context::stage(int s) const {
 //
 
 bool arch_supported(const llama_model & model) {
+    const auto & hparams = model.hparams;
+    for (uint32_t il = 1; il < hparams.n_layer(); ++il) {
+        if (hparams.n_head(il) != hparams.n_head() || hparams.n_embd_k_gqa(il) != hparams.n_embd_k_gqa()) {
+            return false; // the scorer takes queries and keys of two layers for the same shape
+        }
+    }
     switch (model.arch) {
         case LLM_ARCH_LLAMA:
         case LLM_ARCH_QWEN2:

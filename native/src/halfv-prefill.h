@@ -52,7 +52,6 @@ private:
         bool output;
     };
 
-
     bool prunes_now() const;
     bool applies(const image & im) const;
 
@@ -60,6 +59,7 @@ private:
     halfv_reason refusal(const llama_batch & batch, bool visual) const;
     int  settle_before(const llama_batch & batch);
     void note_unpruned(const llama_batch & batch, halfv_reason reason);
+    void report(image & im, halfv_reason reason);
 
     int stage1(const share & part, bool visual);
     int settle(llama_seq_id seq_id, when moment, std::vector<step> * last);
@@ -72,7 +72,7 @@ private:
     std::vector<float> score(const sequence & s, const std::vector<row> & rows, const std::vector<float> & query) const;
     std::vector<int32_t> cover(const sequence & s, const std::vector<row> & rows, const std::vector<int32_t> & anchors, int k);
 
-    // passes
+    // passes, in halfv-passes.cpp
     int run(std::vector<step> steps, const std::function<void(const llama_ubatch &, const llm_graph_result &)> & collect);
     std::vector<step> steps_of(llama_seq_id seq_id, const std::vector<row> & rows, const graph_pass & pass) const;
     llama_ubatch ubatch_of_rows(llama_seq_id seq_id, const row * rows, uint32_t n, size_t width) const;

@@ -135,7 +135,7 @@ void model_profile::set(const halfv_profile * profile) {
 
 std::optional<halfv_profile> model_profile::get(uint32_t n_layer) const {
     const char * env = getenv("HALFV");
-    if (!value || (env && (strcmp(env, "off") == 0 || strcmp(env, "0") == 0))) {
+    if (!value || (env && strcmp(env, "off") == 0)) {
         return std::nullopt;
     }
     const std::string wrong = error.empty() ? validate(*value, n_layer) : error;

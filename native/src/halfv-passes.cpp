@@ -1,0 +1,174 @@
+// How one graph of a few layers is fed, run and read.
+
+#include "halfv-prefill.h"
+
+#include "llama-context.h"
+#include "llama-impl.h"
+#include "llama-model.h"
+
+#include <cstring>
+
+namespace halfv {
+
+void prefill::reserve(uint32_t n_tokens, const llama_memory_context_i * mctx) {
+    if (ctx.model.hparams.no_alloc) {
+        return;
+    }
+    const auto & b = memory.bounds;
+    const graph_pass passes[] = {
+        { b[0], b[1], false, b[1] - 1, false },
+        { b[1], b[2], false, b[2] - 1, true  },
+        { b[2], b[3] },
+    };
+    for (const auto & pass : passes) {
+        if (pass.first < pass.last) {
+            ctx.cparams.halfv_pass = pass;
+            ctx.graph_reserve(n_tokens, ctx.cparams.n_seq_max, 1, mctx);
+        }
+    }
+    ctx.cparams.halfv_pass = {};
+}
+
+int prefill::run(std::vector<step> steps, const std::function<void(const llama_ubatch &, const llm_graph_result &)> & collect) {
+    if (steps.empty()) {
+        return 0;
+    }
+    // partial graphs have no outputs, whatever the context is set to give
+    struct quiet {
+        llama_cparams & cparams; uint32_t & n_outputs; const uint32_t n_outputs_before;
+        const bool embeddings, nextn; std::vector<bool> layer_inp;
+        quiet(llama_cparams & c, uint32_t & n) : cparams(c), n_outputs(n), n_outputs_before(n), embeddings(c.embeddings),
+                nextn(c.embeddings_nextn), layer_inp(c.embeddings_layer_inp.size(), false) {
+            n_outputs = 0;
+            cparams.embeddings = cparams.embeddings_nextn = false;
+            cparams.embeddings_layer_inp.swap(layer_inp);
+        }
+        ~quiet() {
+            n_outputs = n_outputs_before;
+            cparams.embeddings = embeddings;
+            cparams.embeddings_nextn = nextn;
+            cparams.embeddings_layer_inp.swap(layer_inp);
+        }
+    } quiet(ctx.cparams, ctx.n_outputs);
+
+    const auto mctx = memory.init_steps(std::move(steps), &ctx.cparams);
+    if (mctx->get_status() != LLAMA_MEMORY_STATUS_SUCCESS) {
+        LLAMA_LOG_WARN("%s: HalfV: no room in the KV cache\n", __func__);
+        return 1;
+    }
+    do {
+        ggml_status status = GGML_STATUS_SUCCESS;
+        const auto * res = ctx.process_ubatch(mctx->get_ubatch(), LLM_GRAPH_TYPE_DEFAULT, mctx.get(), status);
+        if (!res) {
+            return status == GGML_STATUS_ABORTED ? 2 : status == GGML_STATUS_ALLOC_FAILED ? -2 : -3;
+        }
+        if (collect) {
+            collect(mctx->get_ubatch(), *res);
+        }
+        ggml_backend_sched_synchronize(ctx.sched.get());
+    } while (mctx->next());
+    return 0;
+}
+
+void prefill::read(ggml_tensor * tensor, float * dst) const {
+    ggml_backend_t backend = ggml_backend_sched_get_tensor_backend(ctx.sched.get(), tensor);
+    ggml_backend_tensor_get_async(backend, tensor, dst, 0, ggml_nbytes(tensor));
+}
+
+// `width` floats of state per row; the sequence's own stream when there is one per sequence
+static llama_ubatch new_ubatch(uint32_t n, uint32_t n_pos, size_t width, bool tokens, bool own_stream) {
+    auto data = std::make_shared<llama_ubatch::data_t>();
+    data->token     .resize(tokens ? n : 0);
+    data->embd      .resize(n*width);
+    data->pos       .resize(n*n_pos);
+    data->n_seq_id  .resize(n, 1);
+    data->seq_id    .resize(n);
+    data->seq_idx   .resize(LLAMA_MAX_SEQ, -1);
+    data->output    .resize(n);
+    data->batch_idxs.resize(n);
+
+    return {
+        /*.b_equal_seqs =*/ own_stream,
+        /*.n_tokens     =*/ n,
+        /*.n_seq_tokens =*/ own_stream ? n : 1,
+        /*.n_seqs       =*/ own_stream ? 1 : n,
+        /*.n_seqs_unq   =*/ 0,
+        /*.n_pos        =*/ n_pos,
+        /*.token        =*/ tokens ? data->token.data() : nullptr,
+        /*.embd         =*/ width > 0 ? data->embd.data() : nullptr,
+        /*.pos          =*/ data->pos.data(),
+        /*.n_seq_id     =*/ data->n_seq_id.data(),
+        /*.seq_id       =*/ data->seq_id.data(),
+        /*.seq_id_unq   =*/ nullptr,
+        /*.seq_idx      =*/ data->seq_idx.data(),
+        /*.output       =*/ data->output.data(),
+        /*.data         =*/ data,
+    };
+}
+
+static void set_sequence(llama_ubatch & ubatch, llama_seq_id seq_id) {
+    auto & data = *ubatch.data;
+    data.seq_id_data.assign(ubatch.n_tokens, seq_id);
+    for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
+        data.seq_id[i] = &data.seq_id_data[i];
+    }
+    data.seq_idx[seq_id] = 0;
+    data.seq_id_unq      = { seq_id };
+    ubatch.seq_id_unq = data.seq_id_unq.data();
+    ubatch.n_seqs_unq = 1;
+}
+
+llama_ubatch prefill::ubatch_of_batch(const llama_batch & batch, const std::vector<int32_t> & idxs) const {
+    const auto & hparams = ctx.model.hparams;
+    const uint32_t n     = idxs.size();
+    const uint32_t n_pos = hparams.n_pos_per_embd();
+    const size_t   width = batch.embd ? hparams.n_embd_inp() : 0;
+
+    llama_ubatch res = new_ubatch(n, n_pos, width, batch.token, memory.n_stream() > 1);
+    for (uint32_t i = 0; i < n; ++i) {
+        const int32_t idx = idxs[i];
+        if (batch.token) { res.token[i] = batch.token[idx]; }
+        if (batch.embd)  { memcpy(res.embd + i*width, batch.embd + idx*width, width*sizeof(float)); }
+        for (uint32_t j = 0; j < n_pos; ++j) {
+            res.pos[j*n + i] = batch.pos[(batch.token ? 0 : (size_t) j*batch.n_tokens) + idx];
+        }
+        res.output[i] = batch.logits[idx];
+        res.data->batch_idxs[i] = idx;
+    }
+    set_sequence(res, batch.seq_id[idxs[0]][0]);
+    return res;
+}
+
+llama_ubatch prefill::ubatch_of_rows(llama_seq_id seq_id, const row * rows, uint32_t n, size_t width) const {
+    const auto * s = memory.find(seq_id);
+    const uint32_t n_pos = ctx.model.hparams.n_pos_per_embd();
+
+    llama_ubatch res = new_ubatch(n, n_pos, width, false, memory.n_stream() > 1);
+    for (uint32_t i = 0; i < n; ++i) {
+        memcpy(res.embd + i*width, s->hidden.at(rows[i].hidden), width*sizeof(float));
+        for (uint32_t j = 0; j < n_pos; ++j) {
+            res.pos[j*n + i] = rows[i].pos[j];
+        }
+        res.output[i] = rows[i].output;
+        res.data->batch_idxs[i] = rows[i].batch_idx;
+    }
+    set_sequence(res, seq_id);
+    return res;
+}
+
+std::vector<step> prefill::steps_of(llama_seq_id seq_id, const std::vector<row> & rows, const graph_pass & pass) const {
+    const size_t width = input_width(ctx.model.hparams, pass.first);
+    std::vector<step> steps;
+    for (size_t i = 0; i < rows.size();) {
+        // a non-causal picture stays in one piece: its batch did fit into one
+        size_t end = i;
+        while (end < rows.size() && rows[end].group == rows[i].group && (rows[i].group >= 0 || end - i < ctx.cparams.n_ubatch)) {
+            ++end;
+        }
+        steps.push_back({ ubatch_of_rows(seq_id, &rows[i], end - i, width), pass, rows[i].group < 0 });
+        i = end;
+    }
+    return steps;
+}
+
+} // namespace halfv
