@@ -164,7 +164,7 @@ void cover_lazy(const float * features, int n, int d, const std::vector<int32_t>
 } // namespace
 
 int quota(int n, float ratio) {
-    const double x = std::floor((double) ratio * n + 1e-6);
+    const double x = std::floor((double) ratio * (1 + 0x1p-23) * n + 1e-6); // 0.7f is a little less than 0.7
     return n > 0 && x > 0 ? (int) std::min(x, (double) n) : 0;
 }
 

@@ -123,7 +123,11 @@ static void test_quota() {
     CHECK(halfv::quota(1024, 0.25f) == 256);
     CHECK(halfv::quota(1000, 0.05f) == 50);
     CHECK(halfv::quota(100, 0.2f) == 20);
-    CHECK(halfv::quota(10, 0.7f) == 7); // the float is a little less than 0.7
+    for (int percent = 1; percent < 100; ++percent) { // most floats are a little less or more than what was written
+        for (int n = 1; n <= 16384; n += n < 400 ? 1 : 97) {
+            CHECK(halfv::quota(n, percent/100.0f) == n*percent/100);
+        }
+    }
     CHECK(halfv::quota(999, 0.1f) == 99);
     CHECK(halfv::quota(7, 0.0f) == 0);
     CHECK(halfv::quota(7, 1.0f) == 7);

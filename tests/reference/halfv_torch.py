@@ -106,7 +106,7 @@ class Table:
 
 def share(ratio: float, count: int) -> int:
     """floor(ratio * count) for a ratio that travelled as float32, so that 5% of 60 is 3."""
-    return math.floor(float(np.float32(ratio)) * count + 1e-6)
+    return math.floor(float(np.float32(ratio)) * (1 + 2**-23) * count + 1e-6)
 
 
 def top(scores: np.ndarray, count: int) -> np.ndarray:
