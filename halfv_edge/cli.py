@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from halfv_edge import __version__, info
+from halfv_edge import __version__, cli_profile, info
 from halfv_edge.errors import HalfvError
 
 
@@ -19,6 +19,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except HalfvError as error:
         print(f"halfv: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("halfv: interrupted.", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -30,6 +33,8 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("info", help="say what is installed: versions, libraries, backends, devices")
     command.add_argument("--json", action="store_true", help="as one JSON object")
     command.set_defaults(run=_info)
+
+    cli_profile.add_command(commands)
     return parser
 
 

@@ -1,0 +1,246 @@
+"""`halfv profile`: show, add or strip the profile of a GGUF."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from halfv_edge import gguf_edit, presets, profile
+from halfv_edge.errors import HalfvError
+from halfv_edge.profile import Calibration, Model, Profile, Resolved
+
+SOURCES = {
+    "sidecar": "from the sidecar {sidecar}",
+    "gguf": "in the file",
+    "off": "none: the model runs unpruned",
+}
+FIELDS = {
+    "ivr_layer": (int, "N", "first layer of stage II"),
+    "ivr_keep": (float, "SHARE", "share of the visual tokens kept from stage II, above 0 and at most 1"),
+    "ivr_anchors": (float, "SHARE", "share of the kept that attention chooses, 0 to 1"),
+    "ssr_layer": (int, "N", "first layer of stage III; the number of layers: no stage III"),
+    "ssr_update": (float, "SHARE", "share of the visual tokens still updated in stage III, 0 to 1"),
+    "ssr_rest": (str, "frozen|dropped", "what happens to the others in stage III"),
+    "min_visual_tokens": (int, "N", "leave pictures of fewer tokens whole"),
+}
+
+
+def add_command(commands: argparse._SubParsersAction) -> None:
+    """Put `profile` among the commands."""
+    command = commands.add_parser("profile", help="show, add or strip the profile of a GGUF")
+    actions = command.add_subparsers(metavar="ACTION", required=True)
+
+    _action(actions, "show", "say which profile a model runs with, and where it is from", _show)
+
+    add = _action(actions, "add", "write a profile into a GGUF", _add)
+    base = add.add_mutually_exclusive_group()
+    base.add_argument("--preset", metavar="NAME", help="begin with a preset, scaled to the model's layers")
+    base.add_argument("--from", dest="from_file", metavar="FILE", type=Path, help="begin with a JSON or another GGUF")
+    for name, (kind, metavar, text) in FIELDS.items():
+        add.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=text)
+    add.epilog = (
+        "Without --preset and --from it begins with the profile in the file, or else the preset of the model's name. "
+        f"Presets: {', '.join(presets.PRESETS)}."
+    )
+    _add_targets(add, "write a sidecar instead, FILE.halfv.json")
+
+    strip = _action(actions, "strip", "take the profile out of a GGUF", _strip)
+    _add_targets(strip, "delete the sidecar instead, FILE.halfv.json")
+
+
+def _action(actions: argparse._SubParsersAction, name: str, text: str, run: Any) -> argparse.ArgumentParser:
+    parser = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+    parser.add_argument("file", metavar="FILE.gguf", type=Path)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_targets(parser: argparse.ArgumentParser, sidecar: str) -> None:
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument("-o", "--output", metavar="OUT.gguf", type=Path, help="a new file")
+    target.add_argument(
+        "--in-place", action="store_true", help="replace the file, at once, when the new one is complete"
+    )
+    target.add_argument("--sidecar", action="store_true", help=sidecar)
+
+
+def _show(args: argparse.Namespace) -> None:
+    model = Model.read(args.file)
+    found = profile.find(model)
+    if args.json:
+        print(json.dumps(_as_json(model, found), indent=2))
+    else:
+        print(as_text(model, found))
+    for note in profile.notes(model):
+        _say(f"{model.path}: {note}.")
+    if found.source == "sidecar" and "halfv.version" in model.metadata.entries:
+        _say("the sidecar goes before the profile that is in the file.")
+    if found.profile and profile.switched_off():
+        _say(f"HALFV={os.environ['HALFV']} is set, so models run unpruned here.")
+
+
+def _add(args: argparse.Namespace) -> None:
+    model = Model.read(args.file)
+    wanted = _wanted(args, model)
+    if args.sidecar:
+        target = profile.write_sidecar(wanted, model.path)
+    else:
+        target = _target(args, model)
+        gguf_edit.replace_keys(model.metadata, profile.PREFIX, wanted.to_gguf(), target)
+        _warn_of_sidecar(target)
+    if args.json:
+        print(json.dumps({"file": str(target), "profile": wanted.to_json()}, indent=2))
+    _say(f"wrote {target}.")
+
+
+def _strip(args: argparse.Namespace) -> None:
+    model = Model.read(args.file)
+    if args.sidecar:
+        target = profile.sidecar_path(model.path)
+        try:
+            target.unlink()
+        except OSError as error:
+            raise HalfvError(f"{target} cannot be deleted: {error.strerror}.") from error
+        _say(f"deleted {target}.")
+    else:
+        target = _target(args, model)
+        carries = any(key.startswith(profile.PREFIX) for key in model.metadata.entries)
+        if carries or not args.in_place:
+            gguf_edit.replace_keys(model.metadata, profile.PREFIX, {}, target)
+            _say(f"wrote {target}.")
+        else:
+            _say(f"{target} carries no profile: nothing to do.")
+        _warn_of_sidecar(target)
+    if args.json:
+        print(json.dumps({"file": str(target), "profile": None}, indent=2))
+
+
+def _wanted(args: argparse.Namespace, model: Model) -> Profile:
+    """The base, with the flags over it."""
+    flags = {name: getattr(args, name) for name in FIELDS if getattr(args, name) is not None}
+    if args.preset:
+        preset = presets.get(args.preset)
+        if preset.architecture != model.architecture:
+            _say(
+                f"the preset {preset.name} is for models of the architecture {preset.architecture}, and this one is "
+                f"{profile.quote(model.architecture)}: the wrong stage III costs most of the quality, so measure it."
+            )
+        base = preset.scaled(model.n_layer).profile
+    elif args.from_file:
+        base = _from_file(args.from_file)
+    else:
+        base = profile.read_gguf(model) or _preset_of(model, bool(flags))
+    changed = dataclasses.replace(base, **flags)
+    if changed != base:  # the evidence was for another profile
+        changed = dataclasses.replace(changed, calibration=None)
+    return changed.validate(model.n_layer)
+
+
+def _preset_of(model: Model, has_flags: bool) -> Profile:
+    preset = presets.match(model.architecture, model.names, model.n_layer)
+    if preset:
+        return preset.profile
+    if has_flags:
+        return Profile.default(model.n_layer)
+    raise HalfvError(
+        f"{model.path}: no preset is known for {profile.quote(model.names[0] if model.names else model.architecture)}: "
+        f"give --preset ({', '.join(presets.PRESETS)}), --from or the fields."
+    )
+
+
+def _from_file(path: Path) -> Profile:
+    if path.suffix.lower() != ".gguf":
+        return profile.read_json(path)
+    found = profile.read_gguf(Model.read(path))
+    if found is None:
+        raise HalfvError(f"{path} carries no profile.")
+    return found
+
+
+def _target(args: argparse.Namespace, model: Model) -> Path:
+    if args.in_place:
+        if model.path.is_symlink():
+            raise HalfvError(f"{model.path} is a link: name the file {model.path.resolve()}, or give -o OUT.gguf.")
+        return model.path
+    if args.output.is_dir():
+        raise HalfvError(f"{args.output} is a folder: name the file in it.")
+    if args.output.exists():
+        hint = "give --in-place" if args.output.samefile(model.path) else "delete it, or choose another name"
+        raise HalfvError(f"{args.output} exists already: {hint}.")
+    return args.output
+
+
+def _warn_of_sidecar(target: Path) -> None:
+    sidecar = profile.sidecar_path(target)
+    if sidecar.exists():
+        _say(f"{sidecar} still goes before what is in the file.")
+
+
+def _say(text: str) -> None:
+    print(f"halfv: {text}", file=sys.stderr)
+
+
+def _as_json(model: Model, found: Resolved) -> dict[str, Any]:
+    return {
+        "file": str(model.path),
+        "model": {"name": model.names[0] if model.names else None, "architecture": model.architecture}
+        | {"n_layer": model.n_layer},
+        "source": found.source,
+        "preset": found.preset,
+        "published": found.published,
+        "profile": found.profile and found.profile.to_json(),
+    }
+
+
+def as_text(model: Model, found: Resolved) -> str:
+    """The profile in force, for people."""
+    # ASCII, because a name from a file can hold anything
+    name = profile.quote(model.names[0]) if model.names else "no name"
+    lines = [f"model      {name}, {profile.quote(model.architecture)[1:-1]}, {model.n_layer} layers"]
+    return "\n".join(lines + [f"{label:<11}{text}" for label, text in _rows(model, found)])
+
+
+def _rows(model: Model, found: Resolved) -> list[tuple[str, str]]:
+    p = found.profile
+    if found.source == "preset":
+        how = "published" if found.published else "scaled from a published one, not measured"
+        source = f"the preset {found.preset} ({how})"
+    else:
+        source = SOURCES[found.source].format(sidecar=profile.sidecar_path(model.path))
+    rows = [("profile", source)]
+    if p is None:
+        return rows
+    anchors = f"{_share(p.ivr_anchors)} of those by attention"
+    rows.append(("stage II", f"from layer {p.ivr_layer}: keeps {_share(p.ivr_keep)} of the visual tokens, {anchors}"))
+    if p.ssr_layer == model.n_layer:
+        rows.append(("stage III", "none"))
+    else:
+        rows.append(
+            ("stage III", f"from layer {p.ssr_layer}: updates {_share(p.ssr_update)}, the rest is {p.ssr_rest}")
+        )
+    rows.append(("pictures", f"of fewer than {p.min_visual_tokens} visual tokens are left whole"))
+    if p.calibration:
+        rows.append(("calibrated", _evidence(p.calibration)))
+    return rows
+
+
+def _share(share: float) -> str:
+    return f"{100 * share:.4g}%"
+
+
+def _evidence(calibration: Calibration) -> str:
+    parts = []
+    if calibration.samples is not None:
+        parts.append(f"{calibration.samples} samples")
+    if calibration.source is not None:
+        parts.append(f"from {profile.quote(calibration.source)}")
+    if calibration.divergence is not None:
+        parts.append(f"divergence {calibration.divergence:.3g}")
+    curves = [name for name in ("visual_entropy", "text_entropy", "layer_kl") if getattr(calibration, name) is not None]
+    return ", ".join(parts + curves)

@@ -1,0 +1,119 @@
+"""Writes keys into an existing GGUF: everything else, every tensor byte included, is copied as it is."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import stat
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from tqdm import tqdm
+
+from halfv_edge import gguf_meta
+from halfv_edge.errors import HalfvError
+from halfv_edge.gguf_meta import Metadata
+
+CHUNK = 8 << 20
+FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def replace_keys(
+    source: Metadata, prefix: str, new: Mapping[str, tuple[int, Any]], target: Path, *, progress: bool = True
+) -> None:
+    """Write `source` to `target` without the keys that begin with `prefix`, and with `new` (key: type, value) last.
+
+    `target` may be the source itself: it is replaced at once, when the whole new file is on the disk.
+    """
+    kept = [entry for key, entry in source.entries.items() if not key.startswith(prefix)]
+    encoded = b"".join(gguf_meta.encode(key, type_, value) for key, (type_, value) in new.items())
+    header = struct.pack("<4sIQQ", gguf_meta.MAGIC, source.version, source.n_tensors, len(kept) + len(new))
+    infos_end = (
+        len(header) + sum(entry.end - entry.start for entry in kept) + len(encoded) + (source.infos_end - source.infos)
+    )
+    padded = source.n_tensors or source.size > source.infos_end
+    padding = bytes(-infos_end % source.alignment if padded else 0)
+    total = infos_end + len(padding) + source.size - source.data
+
+    with gguf_meta.reading(source.path) as old, writing(target, total) as out, _bar(total, target, progress) as bar:
+        info = os.fstat(old.fileno())
+        if info.st_size != source.size:
+            raise HalfvError(f"{source.path} changed while it was read: try again.")
+        out.write(header)
+        for start, end in _joined(kept):
+            _copy(old, out, start, end, bar)
+        out.write(encoded)
+        _copy(old, out, source.infos, source.infos_end, bar)
+        out.write(padding)
+        _copy(old, out, source.data, source.size, bar)
+        if target == source.path:
+            os.chmod(out.name, stat.S_IMODE(info.st_mode))
+        bar.set_description("flushing to the disk")
+
+
+@contextlib.contextmanager
+def writing(target: Path, size: int = 0) -> Iterator[BinaryIO]:
+    """A file that becomes `target` when the block ends well, and leaves nothing when it does not."""
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        if shutil.disk_usage(target.parent).free < size:
+            raise OSError(errno.ENOSPC, "")
+        with partial.open("wb") as out:
+            yield out
+            out.flush()
+            os.fsync(out.fileno())
+        partial.replace(target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        if error.errno in FULL_DISK:
+            needs = f"it needs {size / 1e9:.2f} GB" if size >= 1e7 else f"it needs {size} bytes"
+            raise HalfvError(f"{target} cannot be written: {needs}, and there is not that much room.") from error
+        raise HalfvError(f"{target} cannot be written: {error.strerror or error}.") from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def _joined(entries: list[gguf_meta.Entry]) -> Iterator[tuple[int, int]]:
+    """The byte ranges of neighbouring entries as one."""
+    start = end = None
+    for entry in entries:
+        if entry.start != end:
+            if end is not None:
+                yield start, end
+            start = entry.start
+        end = entry.end
+    if end is not None:
+        yield start, end
+
+
+def _copy(source: BinaryIO, out: BinaryIO, start: int, end: int, bar: tqdm) -> None:
+    source.seek(start)
+    buffer = memoryview(bytearray(min(CHUNK, end - start)))
+    while start < end:
+        count = source.readinto(buffer[: end - start])
+        if not count:
+            raise HalfvError(f"{source.name} changed while it was read: try again.")
+        out.write(buffer[:count])
+        bar.update(count)
+        start += count
+
+
+def _bar(total: int, target: Path, wanted: bool) -> tqdm:
+    # not for what is done within a second, nor in a log
+    disable = None if wanted else True
+    return tqdm(total=total, desc=target.name, unit="B", unit_scale=True, delay=1, disable=disable, leave=False)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring the rename to the disk too, where the system has a way to."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
