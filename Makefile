@@ -16,6 +16,7 @@ INSTALL := CMAKE_ARGS="$(CMAKE_FLAGS)" $(PY) -m pip install -q --no-build-isolat
 .PHONY: build test lint demo clean
 
 build: $(VENV)/ready
+	@[ -d $(BUILD) ] || echo "Fetching and compiling llama.cpp: a few minutes, this first time" >&2
 	$(INSTALL) -e .
 
 test: build $(VENV)/ready-tests
