@@ -1,0 +1,528 @@
+// Every function of halfv.h from plain C: what it gives, and what it says to null and out-of-range arguments.
+//
+// test-capi MODEL OTHER_MODEL BAD_PROFILE_MODEL
+//   MODEL              a small model of a supported architecture, at least 5 layers, without a profile
+//   OTHER_MODEL        one of another architecture; a vocabulary is enough
+//   BAD_PROFILE_MODEL  like MODEL, with a profile whose halfv.ivr.keep is 7
+
+#include "halfv.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define N_CTX 1024
+#define N_IMG 60
+
+static int n_failed  = 0;
+static int n_checked = 0;
+
+static void check(bool ok, const char * what, int line) {
+    n_checked++;
+    if (!ok) {
+        n_failed++;
+        fprintf(stderr, "line %d: %s; last error: \"%s\"\n", line, what, halfv_last_error());
+    }
+}
+
+// the code, and a sentence that has `word` in it when that code is an error
+static void check_rc(int32_t rc, int32_t expected, const char * word, const char * what, int line) {
+    if (rc != expected) {
+        fprintf(stderr, "returned %d, expected %d; ", rc, expected);
+    }
+    check(rc == expected, what, line);
+    if (rc == expected && rc < 0) {
+        check(strstr(halfv_last_error(), word) != NULL, what, line);
+    }
+}
+
+#define CHECK(condition)           check(condition, #condition, __LINE__)
+#define CHECK_RC(call, code)       check_rc(call, code, "", #call, __LINE__)
+#define CHECK_ERR(call, code, word) check_rc(call, code, word, #call, __LINE__)
+
+static void require(bool ok, const char * what) {
+    if (!ok) {
+        fprintf(stderr, "cannot go on: %s\n", what);
+        exit(1);
+    }
+}
+
+//
+// a client
+//
+
+static struct llama_context * new_context(struct llama_model * model) {
+    struct llama_context_params params = llama_context_default_params();
+    params.n_ctx     = N_CTX;
+    params.n_batch   = N_CTX;
+    params.n_ubatch  = 64;
+    params.n_seq_max = 1;
+    params.n_threads = params.n_threads_batch = 2;
+    return llama_init_from_model(model, params);
+}
+
+// n tokens, or n rows of an imaginary picture; `pos` goes on behind them
+static int32_t feed(struct llama_context * ctx, bool picture, int32_t n, bool output, llama_pos * pos) {
+    const struct llama_model * model = llama_get_model(ctx);
+    const enum llama_rope_type rope  = llama_model_rope_type(model);
+    const int32_t width = llama_model_n_embd_inp(model);
+    const int32_t n_pos = rope == LLAMA_ROPE_TYPE_MROPE || rope == LLAMA_ROPE_TYPE_IMROPE ? 4 : 1;
+
+    llama_token    token[N_CTX];
+    llama_pos      place[4*N_CTX];
+    int32_t        n_seq_id[N_CTX];
+    llama_seq_id   seq  = 0;
+    llama_seq_id * seq_id[N_CTX];
+    int8_t         logits[N_CTX];
+    float *        embd = malloc((size_t) n*width*sizeof(float));
+
+    require(n <= N_CTX && embd != NULL, "a batch is too long");
+    for (int32_t i = 0; i < n; ++i) {
+        token[i]    = 40 + i % 100;
+        n_seq_id[i] = 1;
+        seq_id[i]   = &seq;
+        logits[i]   = output && i == n - 1;
+        for (int32_t j = 0; j < n_pos; ++j) {
+            place[j*n + i] = *pos + i;
+        }
+        for (int32_t j = 0; j < width; ++j) {
+            embd[(size_t) i*width + j] = (float) ((i*i*7 + i*j*31 + j*j*3) % 101 - 50)/25.0f;
+        }
+    }
+
+    struct llama_batch batch;
+    memset(&batch, 0, sizeof(batch));
+    batch.n_tokens = n;
+    batch.token    = picture ? NULL : token;
+    batch.embd     = picture ? embd : NULL;
+    batch.pos      = place;
+    batch.n_seq_id = n_seq_id;
+    batch.seq_id   = seq_id;
+    batch.logits   = logits;
+    const int32_t rc = llama_decode(ctx, batch);
+    free(embd);
+    if (rc == 0) {
+        *pos += n;
+    }
+    return rc;
+}
+
+static llama_pos prompt_without_question(struct llama_context * ctx, int32_t n_image) {
+    llama_pos pos = 0;
+    llama_memory_clear(llama_get_memory(ctx), true);
+    CHECK(feed(ctx, false, 4, false, &pos) == 0);
+    CHECK(feed(ctx, true, n_image, false, &pos) == 0);
+    return pos;
+}
+
+static struct halfv_stats stats_of(struct llama_context * ctx) {
+    struct halfv_stats stats;
+    memset(&stats, 0xff, sizeof(stats));
+    CHECK_RC(halfv_get_stats(ctx, 0, &stats), HALFV_OK);
+    return stats;
+}
+
+static bool ascending_within(const int32_t * tokens, int32_t n, int32_t end) {
+    for (int32_t i = 0; i < n; ++i) {
+        if (tokens[i] < 0 || tokens[i] >= end || (i > 0 && tokens[i] <= tokens[i - 1])) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static struct halfv_profile test_profile(const struct llama_model * model) {
+    struct halfv_profile profile = halfv_profile_default((uint32_t) llama_model_n_layer(model));
+    profile.ivr_layer   = 2;
+    profile.ivr_keep    = 0.5f;
+    profile.ivr_anchors = 0.2f;
+    profile.ssr_layer   = 4;
+    profile.ssr_update  = 0.1f;
+    profile.min_visual_tokens = 16;
+    return profile;
+}
+
+//
+// tests
+//
+
+static void test_profile_rules(void) {
+    CHECK(strlen(halfv_version()) > 0);
+
+    struct halfv_profile good = halfv_profile_default(24);
+    CHECK(good.ivr_keep == 1.0f && good.ssr_layer == 24);
+    CHECK_RC(halfv_profile_validate(&good, 24), HALFV_OK);
+    CHECK_ERR(halfv_profile_validate(NULL, 24), HALFV_ERR_ARGUMENT, "null");
+    CHECK_ERR(halfv_profile_validate(&good, 0), HALFV_ERR_ARGUMENT, "halfv.ivr.layer");
+
+    // each field alone, out of range
+#define BAD(field, value, word) do { \
+        struct halfv_profile bad = good; \
+        bad.field = value; \
+        CHECK_ERR(halfv_profile_validate(&bad, 24), HALFV_ERR_ARGUMENT, word); \
+    } while (0)
+    BAD(ivr_layer, 0, "halfv.ivr.layer = 0 ");
+    BAD(ivr_layer, 24, "halfv.ivr.layer = 24 ");
+    BAD(ivr_layer, UINT32_MAX, "halfv.ivr.layer");
+    BAD(ivr_keep, 0.0f, "halfv.ivr.keep = 0 ");
+    BAD(ivr_keep, -0.5f, "halfv.ivr.keep = -0.5 ");
+    BAD(ivr_keep, 1.5f, "halfv.ivr.keep = 1.5 ");
+    BAD(ivr_keep, NAN, "halfv.ivr.keep");
+    BAD(ivr_keep, INFINITY, "halfv.ivr.keep");
+    BAD(ivr_anchors, -0.1f, "halfv.ivr.anchors");
+    BAD(ivr_anchors, 1.1f, "halfv.ivr.anchors");
+    BAD(ivr_anchors, NAN, "halfv.ivr.anchors");
+    BAD(ssr_layer, 1, "halfv.ssr.layer = 1 ");
+    BAD(ssr_layer, 25, "halfv.ssr.layer = 25 ");
+    BAD(ssr_update, -0.1f, "halfv.ssr.update");
+    BAD(ssr_update, 1.1f, "halfv.ssr.update");
+    BAD(ssr_update, NAN, "halfv.ssr.update");
+    BAD(ssr_rest, 2, "halfv.ssr.rest = 2 ");
+    BAD(ssr_rest, -1, "halfv.ssr.rest = -1 ");
+#undef BAD
+}
+
+static void test_model(struct llama_model * model) {
+    const uint32_t n_layer = (uint32_t) llama_model_n_layer(model);
+    struct halfv_profile profile = test_profile(model), out;
+
+    CHECK(halfv_model_supported(model));
+    CHECK(!halfv_model_supported(NULL));
+
+    CHECK_RC(halfv_model_get_profile(model, &out), HALFV_NOTHING);
+    CHECK_ERR(halfv_model_get_profile(NULL, &out), HALFV_ERR_ARGUMENT, "null");
+    CHECK_ERR(halfv_model_get_profile(model, NULL), HALFV_ERR_ARGUMENT, "null");
+
+    CHECK_ERR(halfv_model_set_profile(NULL, &profile), HALFV_ERR_ARGUMENT, "null");
+    profile.ssr_layer = n_layer + 1;
+    CHECK_ERR(halfv_model_set_profile(model, &profile), HALFV_ERR_ARGUMENT, "halfv.ssr.layer");
+    CHECK_RC(halfv_model_get_profile(model, &out), HALFV_NOTHING);
+    profile.ssr_layer = n_layer;
+    CHECK_RC(halfv_model_set_profile(model, &profile), HALFV_OK);
+    CHECK_RC(halfv_model_get_profile(model, &out), HALFV_OK);
+    CHECK(memcmp(&out, &profile, sizeof(out)) == 0);
+    CHECK_RC(halfv_model_set_profile(model, NULL), HALFV_OK);
+    CHECK_RC(halfv_model_get_profile(model, &out), HALFV_NOTHING);
+
+    CHECK_ERR(halfv_model_set_stage_cells(NULL, 0, 0, 0), HALFV_ERR_ARGUMENT, "null");
+    CHECK_RC(halfv_model_set_stage_cells(model, 0, 0, 0), HALFV_OK);
+}
+
+static void test_other_architecture(struct llama_model * model) {
+    struct halfv_profile profile = halfv_profile_default((uint32_t) llama_model_n_layer(model));
+    CHECK(!halfv_model_supported(model));
+    CHECK_RC(halfv_model_get_profile(model, &profile), HALFV_NOTHING);
+    CHECK_ERR(halfv_model_set_profile(model, &profile), HALFV_ERR_UNSUPPORTED, "architecture");
+    CHECK_RC(halfv_model_set_profile(model, NULL), HALFV_OK);
+}
+
+static void test_bad_file(struct llama_model * model) {
+    struct halfv_profile profile;
+    CHECK_ERR(halfv_model_get_profile(model, &profile), HALFV_ERR_ARGUMENT, "halfv.ivr.keep = 7 ");
+    CHECK(new_context(model) == NULL);
+
+    // the program lives, and can go on without it
+    CHECK_RC(halfv_model_set_profile(model, NULL), HALFV_OK);
+    struct llama_context * ctx = new_context(model);
+    require(ctx != NULL, "no context after the bad profile was taken away");
+    llama_pos pos = prompt_without_question(ctx, N_IMG);
+    CHECK(feed(ctx, false, 4, true, &pos) == 0);
+    llama_free(ctx);
+}
+
+// what each function of a context says to a context that is null or unpruned
+static void test_refusals(struct llama_context * ctx, int32_t code, const char * word) {
+    struct halfv_profile profile;
+    struct halfv_stats stats;
+    int32_t tokens[4];
+    CHECK_ERR(halfv_get_profile(ctx, &profile), code, word);
+    CHECK_ERR(halfv_set_enabled(ctx, false), code, word);
+    CHECK_ERR(halfv_set_keep(ctx, 0.5f), code, word);
+    CHECK_ERR(halfv_prepare(ctx, 0), code, word);
+    CHECK_ERR(halfv_set_topup_bytes(ctx, 1 << 20), code, word);
+    CHECK_ERR(halfv_topup(ctx, 0), code, word);
+    CHECK_ERR(halfv_get_stats(ctx, 0, &stats), code, word);
+    CHECK_ERR(halfv_image_size(ctx, 0, 0), code, word);
+    CHECK_ERR(halfv_image_tokens(ctx, 0, 0, 2, tokens, 4), code, word);
+    halfv_begin_media(ctx, HALFV_MEDIA_OTHER);
+    halfv_begin_media(ctx, HALFV_MEDIA_VISUAL);
+}
+
+static void test_arguments(struct llama_context * ctx, const struct halfv_profile * profile) {
+    struct halfv_profile out;
+    CHECK_RC(halfv_get_profile(ctx, &out), HALFV_OK);
+    CHECK(memcmp(&out, profile, sizeof(out)) == 0);
+    CHECK_ERR(halfv_get_profile(ctx, NULL), HALFV_ERR_ARGUMENT, "null");
+
+    CHECK_ERR(halfv_set_keep(ctx, 0.0f), HALFV_ERR_ARGUMENT, "halfv.ivr.keep = 0 ");
+    CHECK_ERR(halfv_set_keep(ctx, 1.01f), HALFV_ERR_ARGUMENT, "halfv.ivr.keep = 1.01 ");
+    CHECK_ERR(halfv_set_keep(ctx, NAN), HALFV_ERR_ARGUMENT, "halfv.ivr.keep");
+    CHECK_RC(halfv_get_profile(ctx, &out), HALFV_OK);
+    CHECK(out.ivr_keep == profile->ivr_keep);
+    CHECK_RC(halfv_set_keep(ctx, 1.0f), HALFV_OK);
+    CHECK_RC(halfv_set_keep(ctx, profile->ivr_keep), HALFV_OK);
+
+    const llama_seq_id no_seq[] = { -1, 1, INT32_MAX, INT32_MIN };
+    struct halfv_stats stats;
+    int32_t tokens[4];
+    for (size_t i = 0; i < sizeof(no_seq)/sizeof(no_seq[0]); ++i) {
+        CHECK_ERR(halfv_prepare(ctx, no_seq[i]), HALFV_ERR_ARGUMENT, "sequence");
+        CHECK_ERR(halfv_topup(ctx, no_seq[i]), HALFV_ERR_ARGUMENT, "sequence");
+        CHECK_ERR(halfv_get_stats(ctx, no_seq[i], &stats), HALFV_ERR_ARGUMENT, "sequence");
+        CHECK_ERR(halfv_image_size(ctx, no_seq[i], 0), HALFV_ERR_ARGUMENT, "sequence");
+        CHECK_ERR(halfv_image_tokens(ctx, no_seq[i], 0, 2, tokens, 4), HALFV_ERR_ARGUMENT, "sequence");
+    }
+    CHECK_ERR(halfv_get_stats(ctx, 0, NULL), HALFV_ERR_ARGUMENT, "null");
+
+    // nothing there yet
+    CHECK_RC(halfv_prepare(ctx, 0), HALFV_NOTHING);
+    CHECK_RC(halfv_topup(ctx, 0), HALFV_NOTHING);
+    CHECK_ERR(halfv_image_size(ctx, 0, 0), HALFV_ERR_ARGUMENT, "picture 0 ");
+    CHECK_ERR(halfv_image_tokens(ctx, 0, 0, 2, tokens, 4), HALFV_ERR_ARGUMENT, "picture 0 ");
+    stats = stats_of(ctx);
+    CHECK(stats.outcome == HALFV_OUTCOME_NONE && stats.reason == HALFV_REASON_NONE);
+    CHECK(stats.n_images == 0 && stats.n_visual == 0 && stats.n_pending == 0 && stats.kv_cells[0] == 0);
+}
+
+static void test_picture(struct llama_context * ctx) {
+    llama_pos pos = prompt_without_question(ctx, N_IMG);
+    struct halfv_stats stats = stats_of(ctx);
+    CHECK(stats.outcome == HALFV_OUTCOME_PENDING && stats.n_images == 1 && stats.n_visual == N_IMG);
+    CHECK(stats.n_pending == N_IMG && stats.kv_cells[0] == 4 + N_IMG && stats.kv_cells[1] == 4);
+    CHECK(halfv_image_size(ctx, 0, 0) == N_IMG);
+    CHECK(halfv_image_tokens(ctx, 0, 0, 2, NULL, 0) == 0);
+
+    CHECK(feed(ctx, false, 5, true, &pos) == 0);
+    CHECK(llama_get_logits_ith(ctx, -1) != NULL);
+    stats = stats_of(ctx);
+    CHECK(stats.outcome == HALFV_OUTCOME_PRUNED && stats.reason == HALFV_REASON_NONE);
+    CHECK(stats.n_kept == N_IMG/2 && stats.n_deep == N_IMG/10 && stats.n_pending == 0);
+    CHECK(stats.flops_spent > 0 && stats.flops_spent < stats.flops_dense);
+    CHECK(stats.us_stage1 > 0 && stats.us_stage2 > 0 && stats.us_stage3 > 0 && stats.us_select >= 0);
+    CHECK(stats.kv_cells[0] == 9 + N_IMG && stats.kv_cells[1] == 9 + N_IMG/2 && stats.kv_cells[2] == 9 + N_IMG/10);
+    for (int i = 0; i < 3; ++i) {
+        CHECK(stats.kv_bytes[i] > 0 && stats.kv_bytes[i] % stats.kv_cells[i] == 0);
+    }
+
+    int32_t kept[N_IMG], deep[N_IMG], few[N_IMG];
+    CHECK(halfv_image_tokens(ctx, 0, 0, 2, kept, N_IMG) == N_IMG/2);
+    CHECK(halfv_image_tokens(ctx, 0, 0, 3, deep, N_IMG) == N_IMG/10);
+    CHECK(ascending_within(kept, N_IMG/2, N_IMG) && ascending_within(deep, N_IMG/10, N_IMG));
+    few[3] = -7;
+    CHECK(halfv_image_tokens(ctx, 0, 0, 2, few, 3) == N_IMG/2);
+    CHECK(memcmp(few, kept, 3*sizeof(int32_t)) == 0 && few[3] == -7);
+    few[0] = -7;
+    CHECK(halfv_image_tokens(ctx, 0, 0, 2, few, -1) == N_IMG/2 && few[0] == -7);
+    CHECK_ERR(halfv_image_tokens(ctx, 0, 0, 1, few, 3), HALFV_ERR_ARGUMENT, "stage 1 ");
+    CHECK_ERR(halfv_image_tokens(ctx, 0, 0, 4, few, 3), HALFV_ERR_ARGUMENT, "stage 4 ");
+    CHECK_ERR(halfv_image_tokens(ctx, 0, 1, 2, few, 3), HALFV_ERR_ARGUMENT, "picture 1 ");
+    CHECK_ERR(halfv_image_size(ctx, 0, UINT32_MAX), HALFV_ERR_ARGUMENT, "picture 4294967295 ");
+}
+
+static void test_switches(struct llama_context * ctx, float keep) {
+    CHECK_RC(halfv_set_enabled(ctx, false), HALFV_OK);
+    llama_pos pos = prompt_without_question(ctx, N_IMG);
+    CHECK(feed(ctx, false, 5, true, &pos) == 0);
+    struct halfv_stats stats = stats_of(ctx);
+    CHECK(stats.outcome == HALFV_OUTCOME_UNPRUNED && stats.reason == HALFV_REASON_DISABLED);
+    CHECK(stats.kv_cells[2] == 9 + N_IMG);
+    CHECK_RC(halfv_set_enabled(ctx, true), HALFV_OK);
+
+    CHECK_RC(halfv_set_keep(ctx, 0.25f), HALFV_OK);
+    pos = prompt_without_question(ctx, N_IMG);
+    CHECK(feed(ctx, false, 5, true, &pos) == 0);
+    CHECK(stats_of(ctx).n_kept == N_IMG/4);
+    CHECK_RC(halfv_set_keep(ctx, keep), HALFV_OK);
+
+    // sound is left whole
+    halfv_begin_media(ctx, HALFV_MEDIA_OTHER);
+    pos = prompt_without_question(ctx, N_IMG);
+    CHECK(feed(ctx, false, 5, true, &pos) == 0);
+    stats = stats_of(ctx);
+    CHECK(stats.n_visual == 0 && stats.kv_cells[2] == 9 + N_IMG);
+
+    // two pictures with nothing in between, told apart by the caller
+    halfv_begin_media(ctx, HALFV_MEDIA_VISUAL);
+    pos = prompt_without_question(ctx, N_IMG);
+    halfv_begin_media(ctx, HALFV_MEDIA_VISUAL);
+    CHECK(feed(ctx, true, N_IMG, false, &pos) == 0);
+    CHECK(feed(ctx, false, 5, true, &pos) == 0);
+    stats = stats_of(ctx);
+    CHECK(stats.n_images == 2 && stats.n_visual == 2*N_IMG && stats.n_kept == N_IMG);
+}
+
+static void test_prepare_and_topup(struct llama_context * ctx) {
+    const int32_t n_anchors = N_IMG/2/5;
+
+    CHECK_RC(halfv_set_topup_bytes(ctx, UINT64_MAX), HALFV_OK);
+    llama_pos pos = prompt_without_question(ctx, N_IMG);
+    CHECK_RC(halfv_prepare(ctx, 0), HALFV_OK);
+    struct halfv_stats stats = stats_of(ctx);
+    CHECK(stats.outcome == HALFV_OUTCOME_PENDING && stats.n_pending > 0);
+    CHECK(stats.n_kept == (uint32_t) (N_IMG/2 - n_anchors) && stats.kv_cells[1] == 4 + stats.n_kept);
+
+    CHECK(feed(ctx, false, 5, true, &pos) == 0);
+    stats = stats_of(ctx);
+    CHECK(stats.outcome == HALFV_OUTCOME_PRUNED && stats.n_pending == 0);
+    CHECK(stats.n_kept == N_IMG/2 && stats.n_stored == N_IMG/2);
+    CHECK_RC(halfv_prepare(ctx, 0), HALFV_NOTHING);
+
+    CHECK_RC(halfv_topup(ctx, 0), HALFV_OK);
+    CHECK(feed(ctx, false, 5, true, &pos) == 0);
+    stats = stats_of(ctx);
+    CHECK(stats.n_kept == (uint32_t) (N_IMG/2 + n_anchors) && stats.n_stored == (uint32_t) (N_IMG/2 - n_anchors));
+
+    int32_t kept[N_IMG];
+    CHECK(halfv_image_tokens(ctx, 0, 0, 2, kept, N_IMG) == (int32_t) stats.n_kept);
+    CHECK(ascending_within(kept, (int32_t) stats.n_kept, N_IMG));
+
+    CHECK_RC(halfv_set_topup_bytes(ctx, 0), HALFV_OK);
+    pos = prompt_without_question(ctx, N_IMG);
+    CHECK(feed(ctx, false, 5, true, &pos) == 0);
+    CHECK_RC(halfv_topup(ctx, 0), HALFV_NOTHING);
+}
+
+// aborts once the countdown has run out
+static bool countdown(void * data) {
+    int * left = data;
+    return (*left)-- <= 0;
+}
+
+static bool same_memory(const struct halfv_stats * a, const struct halfv_stats * b) {
+    return a->outcome == b->outcome && a->n_pending == b->n_pending && a->n_kept == b->n_kept &&
+           memcmp(a->kv_cells, b->kv_cells, sizeof(a->kv_cells)) == 0;
+}
+
+// aborted at every stage, a call changes nothing, and the one that is let through gives what it always gave
+static void test_aborted(struct llama_context * ctx) {
+    const size_t n_vocab = (size_t) llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(ctx)));
+    float * expected = malloc(n_vocab*sizeof(float));
+    require(expected != NULL, "no memory");
+
+    for (int prepared = 0; prepared < 2; ++prepared) {
+        llama_pos pos = prompt_without_question(ctx, N_IMG);
+        if (prepared) {
+            CHECK_RC(halfv_prepare(ctx, 0), HALFV_OK);
+        }
+        CHECK(feed(ctx, false, 5, true, &pos) == 0);
+        memcpy(expected, llama_get_logits_ith(ctx, -1), n_vocab*sizeof(float));
+
+        int n_aborted = 0, left, rc;
+        struct halfv_stats before, after;
+        pos = prompt_without_question(ctx, N_IMG);
+        if (prepared) {
+            before = stats_of(ctx);
+            for (int nodes = 0;; nodes += 7, ++n_aborted) {
+                left = nodes;
+                llama_set_abort_callback(ctx, countdown, &left);
+                rc = halfv_prepare(ctx, 0);
+                if (rc != HALFV_ERR_COMPUTE) {
+                    break;
+                }
+                after = stats_of(ctx);
+                CHECK(same_memory(&before, &after));
+            }
+            CHECK(rc == HALFV_OK && n_aborted > 4);
+            llama_set_abort_callback(ctx, NULL, NULL);
+        }
+        before    = stats_of(ctx);
+        n_aborted = 0;
+        for (int nodes = 0;; nodes += 7, ++n_aborted) {
+            left = nodes;
+            llama_set_abort_callback(ctx, countdown, &left);
+            rc = feed(ctx, false, 5, true, &pos);
+            if (rc != 2) {
+                break;
+            }
+            after = stats_of(ctx);
+            CHECK(same_memory(&before, &after));
+        }
+        CHECK(rc == 0 && n_aborted > 10);
+        llama_set_abort_callback(ctx, NULL, NULL);
+        CHECK(memcmp(expected, llama_get_logits_ith(ctx, -1), n_vocab*sizeof(float)) == 0);
+        CHECK(stats_of(ctx).n_kept == N_IMG/2);
+    }
+    free(expected);
+}
+
+static void test_small_stage(struct llama_model * model) {
+    CHECK_RC(halfv_model_set_stage_cells(model, 0, 256, 256), HALFV_OK);
+    struct llama_context * ctx = new_context(model);
+    require(ctx != NULL, "no context with small stages");
+    llama_pos pos = prompt_without_question(ctx, 700);
+    const struct halfv_stats before = stats_of(ctx);
+    CHECK_ERR(halfv_prepare(ctx, 0), HALFV_ERR_MEMORY, "KV cache");
+    struct halfv_stats after = stats_of(ctx);
+    CHECK(same_memory(&before, &after));
+    CHECK(feed(ctx, false, 5, true, &pos) == 1);
+    after = stats_of(ctx);
+    CHECK(same_memory(&before, &after));
+
+    CHECK_RC(halfv_set_keep(ctx, 0.25f), HALFV_OK);
+    CHECK(feed(ctx, false, 5, true, &pos) == 0);
+    CHECK(stats_of(ctx).n_kept == 700/4);
+    llama_free(ctx);
+    CHECK_RC(halfv_model_set_stage_cells(model, 0, 0, 0), HALFV_OK);
+}
+
+static struct llama_model * load(const char * path, bool vocab_only) {
+    struct llama_model_params params = llama_model_default_params();
+    params.vocab_only = vocab_only;
+    struct llama_model * model = llama_model_load_from_file(path, params);
+    require(model != NULL, path);
+    return model;
+}
+
+int main(int argc, char ** argv) {
+    if (argc != 4) {
+        fprintf(stderr, "usage: %s MODEL OTHER_MODEL BAD_PROFILE_MODEL (tests/test_capi.py makes them)\n", argv[0]);
+        return 77;
+    }
+    llama_backend_init();
+    CHECK(strcmp(halfv_last_error(), "") == 0);
+    test_profile_rules();
+
+    struct llama_model * other = load(argv[2], true);
+    test_other_architecture(other);
+    llama_model_free(other);
+
+    struct llama_model * bad = load(argv[3], false);
+    test_bad_file(bad);
+    llama_model_free(bad);
+
+    struct llama_model * model = load(argv[1], false);
+    test_model(model);
+    test_refusals(NULL, HALFV_ERR_ARGUMENT, "null");
+    struct llama_context * plain = new_context(model);
+    require(plain != NULL, "no context");
+    test_refusals(plain, HALFV_ERR_UNSUPPORTED, "unpruned");
+
+    const struct halfv_profile profile = test_profile(model);
+    CHECK_RC(halfv_model_set_profile(model, &profile), HALFV_OK);
+    test_refusals(plain, HALFV_ERR_UNSUPPORTED, "unpruned"); // contexts that exist keep theirs
+    llama_free(plain);
+
+    struct llama_context * ctx = new_context(model);
+    require(ctx != NULL, "no context with a profile");
+    test_arguments(ctx, &profile);
+    test_picture(ctx);
+    test_switches(ctx, profile.ivr_keep);
+    test_prepare_and_topup(ctx);
+    test_aborted(ctx);
+    llama_free(ctx);
+    test_small_stage(model);
+
+    struct halfv_profile frozen = profile;
+    frozen.ssr_rest = HALFV_REST_FROZEN;
+    CHECK_RC(halfv_model_set_profile(model, &frozen), HALFV_OK);
+    ctx = new_context(model);
+    require(ctx != NULL, "no context with frozen tokens");
+    test_aborted(ctx);
+    llama_free(ctx);
+
+    llama_model_free(model);
+    llama_backend_free();
+    printf("%d checks, %d failed\n", n_checked, n_failed);
+    return n_failed == 0 ? 0 : 1;
+}
