@@ -413,7 +413,7 @@ static void test_aborted(struct llama_context * ctx) {
         pos = prompt_without_question(ctx, N_IMG);
         if (prepared) {
             before = stats_of(ctx);
-            for (int nodes = 0;; nodes += 7, ++n_aborted) {
+            for (int nodes = 0;; nodes += 13, ++n_aborted) {
                 left = nodes;
                 llama_set_abort_callback(ctx, countdown, &left);
                 rc = halfv_prepare(ctx, 0);
@@ -423,12 +423,12 @@ static void test_aborted(struct llama_context * ctx) {
                 after = stats_of(ctx);
                 CHECK(same_memory(&before, &after));
             }
-            CHECK(rc == HALFV_OK && n_aborted > 4);
+            CHECK(rc == HALFV_OK && n_aborted > 2);
             llama_set_abort_callback(ctx, NULL, NULL);
         }
         before    = stats_of(ctx);
         n_aborted = 0;
-        for (int nodes = 0;; nodes += 7, ++n_aborted) {
+        for (int nodes = 0;; nodes += 13, ++n_aborted) {
             left = nodes;
             llama_set_abort_callback(ctx, countdown, &left);
             rc = feed(ctx, false, 5, true, &pos);
@@ -438,7 +438,7 @@ static void test_aborted(struct llama_context * ctx) {
             after = stats_of(ctx);
             CHECK(same_memory(&before, &after));
         }
-        CHECK(rc == 0 && n_aborted > 10);
+        CHECK(rc == 0 && n_aborted > 4);
         llama_set_abort_callback(ctx, NULL, NULL);
         CHECK(memcmp(expected, llama_get_logits_ith(ctx, -1), n_vocab*sizeof(float)) == 0);
         CHECK(stats_of(ctx).n_kept == N_IMG/2);
