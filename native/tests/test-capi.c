@@ -58,7 +58,7 @@ static struct llama_context * new_context(struct llama_model * model) {
     params.n_batch   = N_CTX;
     params.n_ubatch  = 64;
     params.n_seq_max = 1;
-    params.n_threads = params.n_threads_batch = 2;
+    params.n_threads = params.n_threads_batch = 1; // threads that wait for each other are slow on a busy machine
     return llama_init_from_model(model, params);
 }
 
