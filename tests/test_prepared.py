@@ -34,7 +34,7 @@ GRID, GRIDS = [(9, 12)], [(9, 12), (7, 13)]
 N_VISUAL = 108
 PLENTY = 1 << 30
 # stored states are rounded to f16, where f32 and f64 can fall to different sides
-TOPUP_TOLERANCE = 2e-3
+TOPUP_TOLERANCE = 5e-4
 SECOND, THIRD = [43, 44, 45, 46, 48], [53, 54]
 
 
