@@ -28,11 +28,12 @@ SIZES = {type_: struct.calcsize("<" + letter) for type_, letter in FORMATS.items
 
 # Far above any real model, so that a damaged or hostile file is refused before it costs memory or time.
 MAX_KEYS = 1 << 16
-MAX_TENSORS = 1 << 20
+MAX_TENSORS = 1 << 18
 MAX_STRINGS = 1 << 22  # keys, tensor names and elements of string arrays together
 MAX_KEY_BYTES = (1 << 16) - 1
 MAX_ALIGNMENT = 1 << 20
 MAX_VALUE_BYTES = 1 << 20  # of a value that is read, not only passed over
+CHUNK = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ class Metadata:
 
 def quote(value: Any) -> str:
     """A value from a file as it may stand in a message: one line, printable, not long."""
-    text = json.dumps(value) if isinstance(value, str) else str(value)
+    text = json.dumps(value, default=str)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
@@ -190,8 +191,7 @@ class _Scanner:
                 value = self.at
                 self.skip(length, f"{quote(key_text)}, {length} bytes")
             else:
-                for _ in range(count):
-                    self.skip(self.number("Q"), f"a string of {quote(key_text)}")
+                self.skip_strings(count, f"a string of {quote(key_text)}")
         elif item_type in SIZES:
             self.skip(count * SIZES[item_type], f"{quote(key_text)}, {count} values")
         else:
@@ -250,6 +250,19 @@ class _Scanner:
             self.cut_short(f"inside {what}")
         self.at += size
         self.file.seek(self.at)
+
+    def skip_strings(self, count: int, what: str) -> None:
+        """A vocabulary has some hundred thousand, so they are walked in memory and not one read each."""
+        while count:
+            chunk = self.file.read(min(CHUNK, self.size - self.at))
+            if len(chunk) < 8:
+                self.cut_short(f"inside {what}")
+            at = 0
+            while count and at + 8 <= len(chunk):
+                at += 8 + int.from_bytes(chunk[at : at + 8], "little")
+                count -= 1
+            self.file.seek(self.at)
+            self.skip(at, what)
 
     def cut_short(self, why: str) -> NoReturn:
         raise HalfvError(f"{self.path} is cut short or damaged: it ends at byte {self.size}, {why}; get it again.")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from halfv_edge import gguf_edit, gguf_meta
 from halfv_edge.errors import HalfvError
-from halfv_edge.gguf_meta import ARRAY, FLOAT32, STRING, UINT32, Metadata, quote
+from halfv_edge.gguf_meta import ARRAY, FLOAT32, STRING, TYPE_NAMES, UINT32, Metadata, quote
 
 if TYPE_CHECKING:
     import halfv_cpp
@@ -143,23 +143,6 @@ class Profile:
     def prunes(self, n_layer: int) -> bool:
         return self.ivr_keep < 1 or (self.ssr_layer < n_layer and self.ssr_update < 1)
 
-    # GGUF
-
-    @classmethod
-    def from_gguf(cls, metadata: Metadata) -> Profile | None:
-        """The profile in a GGUF, None when there is none. Evidence that cannot be read is left out: see `notes`."""
-        if "halfv.version" not in metadata.entries:
-            return None
-        try:
-            _check_version(_typed(metadata, "halfv.version", UINT32))
-            values = {name: _typed(metadata, PREFIX + key, type_) for name, (key, type_) in KEYS.items()}
-            _check_rest(values["ssr_rest"])
-            if values["min_visual_tokens"] is None:
-                del values["min_visual_tokens"]
-            return cls(**values, calibration=_calibration_in(metadata)[0])
-        except _InvalidError as error:
-            raise HalfvError(f"{metadata.path}: {error}") from error
-
     def to_gguf(self) -> dict[str, tuple[int, Any]]:
         """key: (GGUF type, value), as `gguf_edit.replace_keys` takes them."""
         entries: dict[str, tuple[int, Any]] = {PREFIX + "version": (UINT32, VERSION)}
@@ -168,8 +151,6 @@ class Profile:
         for name, value in (self.calibration.to_json() if self.calibration else {}).items():
             entries[f"{PREFIX}calibration.{name}"] = (CALIBRATION_KEYS[name], value)
         return entries
-
-    # JSON
 
     @classmethod
     def from_json(cls, value: Any) -> Profile:
@@ -196,8 +177,6 @@ class Profile:
         if self.calibration:
             out["calibration"] = self.calibration.to_json()
         return out
-
-    # C
 
     def to_c(self) -> halfv_cpp.halfv_profile:
         """For halfv_model_set_profile; after halfv_edge.libs.load()."""
@@ -287,9 +266,19 @@ def find(model: Model) -> Resolved:
 
 
 def read_gguf(model: Model) -> Profile | None:
-    """The profile in the model's GGUF, validated against it."""
-    profile = Profile.from_gguf(model.metadata)
-    return profile and _validated(profile, model, model.path)
+    """The profile in the model's GGUF, None when there is none. Evidence that is wrong is left out: see `notes`."""
+    metadata = model.metadata
+    if "halfv.version" not in metadata.entries:
+        return None
+    try:
+        _check_version(_typed(metadata, "version", UINT32))
+        values = {name: _typed(metadata, key, type_) for name, (key, type_) in KEYS.items()}
+        _check_rest(values["ssr_rest"])
+        if values["min_visual_tokens"] is None:
+            del values["min_visual_tokens"]
+        return Profile(**values, calibration=_evidence(model)[0]).validate(model.n_layer)
+    except _InvalidError as error:
+        raise HalfvError(f"{model.path}: {error}") from error
 
 
 def sidecar_path(model: str | os.PathLike[str]) -> Path:
@@ -301,7 +290,13 @@ def sidecar_path(model: str | os.PathLike[str]) -> Path:
 def read_sidecar(model: Model) -> Profile | None:
     """The profile beside the model's GGUF, validated against it."""
     path = sidecar_path(model.path)
-    return _validated(read_json(path), model, path) if path.exists() else None
+    if not path.exists():
+        return None
+    profile = read_json(path)
+    try:
+        return profile.validate(model.n_layer)
+    except _InvalidError as error:
+        raise HalfvError(f"{path}: {error}") from error
 
 
 def write_sidecar(profile: Profile, model: str | os.PathLike[str]) -> Path:
@@ -336,7 +331,7 @@ def notes(model: Model) -> list[str]:
     if "halfv.version" not in metadata.entries:
         strays = [key for key in metadata.entries if key.startswith(PREFIX)]
         return [f"{strays[0]} is there without halfv.version, so it has no effect"] if strays else []
-    return _calibration_in(metadata)[1]
+    return _evidence(model)[1]
 
 
 def to_f32(value: float) -> float:
@@ -391,40 +386,30 @@ def _check_finite(key: str, values: Iterable[float]) -> None:
             raise _complaint(key, value, "it must be finite")
 
 
-def _validated(profile: Profile, model: Model, path: Path) -> Profile:
-    try:
-        return profile.validate(model.n_layer)
-    except _InvalidError as error:
-        raise HalfvError(f"{path}: {error}") from error
-
-
 def _integer(metadata: Metadata, key: str) -> int:
-    value = metadata.value(key) if key in metadata.entries and metadata.type_name(key)[0] in "ui" else 0
-    return value
+    return metadata.value(key) if key in metadata.entries and metadata.type_name(key)[0] in "ui" else 0
 
 
 def _typed(metadata: Metadata, key: str, type_: int) -> Any:
     """A value of the type that the specification gives it; only min_visual_tokens and the evidence may be missing."""
-    entry = metadata.entries.get(key)
-    short = key.removeprefix(PREFIX)
+    entry = metadata.entries.get(PREFIX + key)
     if entry is None:
-        if key != "halfv.min_visual_tokens" and not short.startswith("calibration."):
-            raise _missing(short)
+        if key != "min_visual_tokens" and not key.startswith("calibration."):
+            raise _missing(key)
         return None
     if entry.type != type_ or (type_ == ARRAY and entry.item_type != FLOAT32):
-        raise _complaint(short, metadata.type_name(key), f"its type must be {TYPE_WORDS[type_]}")
-    return metadata.value(key)
+        raise _complaint(key, TYPE_NAMES[entry.type], f"its type must be {TYPE_WORDS[type_]}")
+    return metadata.value(PREFIX + key)
 
 
-def _calibration_in(metadata: Metadata) -> tuple[Calibration | None, list[str]]:
+def _evidence(model: Model) -> tuple[Calibration | None, list[str]]:
+    """What can be used of halfv.calibration.*, and what is wrong with the rest."""
     found, complaints = {}, []
     for name, type_ in CALIBRATION_KEYS.items():
         try:
-            value = _typed(metadata, f"{PREFIX}calibration.{name}", type_)
-            _check_finite(f"calibration.{name}", value if type_ == ARRAY and value else [])
-            _check_finite(f"calibration.{name}", [value] if type_ == FLOAT32 and value is not None else [])
-            if value is not None:
-                found[name] = value
+            value = _typed(model.metadata, f"calibration.{name}", type_)
+            Calibration(**{name: value}).validate(model.n_layer)
+            found |= {name: value} if value is not None else {}
         except HalfvError as error:
             complaints.append(f"{error}, so it is left out")
     return (Calibration(**found) if found else None), complaints
