@@ -168,17 +168,18 @@ def _target(args: argparse.Namespace, model: Model) -> Path:
         if model.path.is_symlink():
             raise HalfvError(f"{model.path} is a link: name the file {model.path.resolve()}, or give -o OUT.gguf.")
         return model.path
-    if args.output.is_dir():
+    if os.path.isdir(args.output):  # which a name too long does not stop, unlike Path's
         raise HalfvError(f"{args.output} is a folder: name the file in it.")
-    if args.output.exists():
-        hint = "give --in-place" if args.output.samefile(model.path) else "delete it, or choose another name"
+    if os.path.lexists(args.output):
+        is_source = os.path.realpath(args.output) == os.path.realpath(model.path)
+        hint = "give --in-place" if is_source else "delete it, or choose another name"
         raise HalfvError(f"{args.output} exists already: {hint}.")
     return args.output
 
 
 def _warn_of_sidecar(target: Path) -> None:
     sidecar = profile.sidecar_path(target)
-    if sidecar.exists():
+    if os.path.exists(sidecar):
         _say(f"{sidecar} still goes before what is in the file.")
 
 

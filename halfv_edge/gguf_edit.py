@@ -19,6 +19,7 @@ from halfv_edge.errors import HalfvError
 from halfv_edge.gguf_meta import Metadata
 
 CHUNK = 8 << 20
+BAR_DELAY_SEC = 1  # no bar for what is done sooner
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -39,7 +40,8 @@ def replace_keys(
     padding = bytes(-infos_end % source.alignment if padded else 0)
     total = infos_end + len(padding) + source.size - source.data
 
-    with gguf_meta.reading(source.path) as old, writing(target, total) as out, _bar(total, target, progress) as bar:
+    copied = total - len(header) - len(encoded) - len(padding)
+    with gguf_meta.reading(source.path) as old, writing(target, total) as out, _bar(copied, target, progress) as bar:
         info = os.fstat(old.fileno())
         if info.st_size != source.size:
             raise HalfvError(f"{source.path} changed while it was read: try again.")
@@ -104,9 +106,9 @@ def _copy(source: BinaryIO, out: BinaryIO, start: int, end: int, bar: tqdm) -> N
 
 
 def _bar(total: int, target: Path, wanted: bool) -> tqdm:
-    # not for what is done within a second, nor in a log
-    disable = None if wanted else True
-    return tqdm(total=total, desc=target.name, unit="B", unit_scale=True, delay=1, disable=disable, leave=False)
+    disable = None if wanted else True  # None: on a terminal only
+    bar = {"total": total, "desc": target.name, "unit": "B", "unit_scale": True, "leave": False}
+    return tqdm(**bar, delay=BAR_DELAY_SEC, disable=disable)
 
 
 def _sync_folder(folder: Path) -> None:

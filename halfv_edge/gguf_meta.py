@@ -34,6 +34,7 @@ MAX_KEY_BYTES = (1 << 16) - 1
 MAX_ALIGNMENT = 1 << 20
 MAX_VALUE_BYTES = 1 << 20  # of a value that is read, not only passed over
 CHUNK = 1 << 16
+LENGTH = struct.Struct("<Q")
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +260,7 @@ class _Scanner:
                 self.cut_short(f"inside {what}")
             at = 0
             while count and at + 8 <= len(chunk):
-                at += 8 + int.from_bytes(chunk[at : at + 8], "little")
+                at += 8 + LENGTH.unpack_from(chunk, at)[0]
                 count -= 1
             self.file.seek(self.at)
             self.skip(at, what)

@@ -290,7 +290,7 @@ def sidecar_path(model: str | os.PathLike[str]) -> Path:
 def read_sidecar(model: Model) -> Profile | None:
     """The profile beside the model's GGUF, validated against it."""
     path = sidecar_path(model.path)
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
     profile = read_json(path)
     try:
