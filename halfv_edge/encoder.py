@@ -1,0 +1,235 @@
+"""The vision encoder: pictures in, chunks of embeddings out, the last ones remembered."""
+
+from __future__ import annotations
+
+import collections
+import ctypes
+import re
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from halfv_edge import gguf_meta, libs, native_log
+from halfv_edge.errors import HalfvError
+from halfv_edge.images import Picture
+
+llama_cpp = libs.load()
+
+from llama_cpp import mtmd_cpp as mtmd  # noqa: E402
+
+
+class Chunk:
+    """A run of visual tokens: a whole picture, or one tile of it. `embd` is None until it is encoded."""
+
+    def __init__(self, pointer: int):
+        self.pointer = pointer  # owned
+        self.n_tokens = mtmd.mtmd_input_chunk_get_n_tokens(pointer)
+        self.n_pos = mtmd.mtmd_input_chunk_get_n_pos(pointer)
+        self.embd: np.ndarray | None = None
+
+    def grid(self) -> tuple[int, int]:
+        """Columns and rows, from the positions of an M-RoPE picture, else as square as the count allows."""
+        tokens = mtmd.mtmd_input_chunk_get_tokens_image(self.pointer)
+        places = (mtmd.mtmd_decoder_pos * self.n_tokens)()
+        mtmd.mtmd_helper_image_get_decoder_pos(tokens, 0, places)
+        columns, rows = 1 + max(p.x for p in places), 1 + max(p.y for p in places)
+        if columns * rows == self.n_tokens and rows > 1:
+            return columns, rows
+        side = int(self.n_tokens**0.5)
+        return (side, side) if side * side == self.n_tokens else (self.n_tokens, 1)
+
+    def __del__(self) -> None:
+        if self.pointer:
+            mtmd.mtmd_input_chunk_free(self.pointer)
+            self.pointer = None
+
+
+@dataclass(slots=True)
+class Encoded:
+    """A picture as the language model takes it: tokens around and between chunks."""
+
+    items: list[int | Chunk]
+    picture: Picture
+    digest: str
+    encode_sec: float = 0.0  # 0 when it was remembered
+
+    @property
+    def chunks(self) -> list[Chunk]:
+        return [item for item in self.items if isinstance(item, Chunk)]
+
+    @property
+    def n_tokens(self) -> int:
+        return sum(item.n_tokens if isinstance(item, Chunk) else 1 for item in self.items)
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(chunk.embd.nbytes for chunk in self.chunks if chunk.embd is not None)
+
+
+@dataclass(slots=True)
+class Encoder:
+    """mtmd for one language model."""
+
+    path: Path
+    pointer: int
+    cache_bytes: int
+    n_embd: int
+    n_encoded: int = 0  # pictures that went through the encoder, the remembered ones not counted
+    _cache: collections.OrderedDict[str, list[int | Chunk]] = field(default_factory=collections.OrderedDict)
+
+    @classmethod
+    def load(
+        cls,
+        path: Path,
+        model: int,
+        model_path: Path,
+        *,
+        use_gpu: bool,
+        n_threads: int,
+        flash_attn: int,
+        image_max_tokens: int | None,
+        cache_bytes: int,
+    ) -> Encoder:
+        metadata = gguf_meta.read(path)
+        if metadata.text("general.architecture") != "clip":
+            raise HalfvError(
+                f"{path} is not a vision encoder (mmproj): give the mmproj GGUF that belongs to {model_path.name}."
+            )
+        params = mtmd.mtmd_context_params_default()
+        params.use_gpu = use_gpu
+        params.print_timings = False
+        params.n_threads = n_threads
+        params.flash_attn_type = flash_attn
+        params.warmup = False
+        if image_max_tokens is not None:
+            params.image_max_tokens = image_max_tokens
+        native_log.clear()
+        pointer = mtmd.mtmd_init_from_file(str(path).encode(), model, params)
+        if not pointer:
+            raise HalfvError(_why_not(path, model_path))
+        if not mtmd.mtmd_support_vision(pointer):
+            mtmd.mtmd_free(pointer)
+            raise HalfvError(f"{path} hears but does not see: give an mmproj with a vision encoder.")
+        return cls(path, pointer, cache_bytes, llama_cpp.llama_model_n_embd_inp(model))
+
+    def close(self) -> None:
+        self._cache.clear()
+        if self.pointer:
+            mtmd.mtmd_free(self.pointer)
+            self.pointer = None
+
+    @property
+    def non_causal(self) -> bool:
+        return mtmd.mtmd_decode_use_non_causal(self.pointer, None)
+
+    def tokens(self, picture: Picture) -> Encoded:
+        """What the picture will be, with embeddings only if it is remembered."""
+        digest = picture.digest()
+        if digest in self._cache:
+            self._cache.move_to_end(digest)
+            return Encoded(self._cache[digest], picture, digest)
+        return Encoded(self._tokenize(picture, pixels=False), picture, digest)
+
+    def encode(self, encoded: Encoded) -> None:
+        """Make sure of the embeddings; sets encode_sec."""
+        if all(chunk.embd is not None for chunk in encoded.chunks):
+            return
+        start = time.perf_counter()
+        items = self._tokenize(encoded.picture, pixels=True)
+        for position, item in enumerate(items):
+            if isinstance(item, Chunk):
+                items[position] = self._run(item, encoded.picture.name)
+        encoded.items[:] = items
+        encoded.encode_sec = time.perf_counter() - start
+        self.n_encoded += 1
+        self._remember(encoded)
+
+    def _remember(self, encoded: Encoded) -> None:
+        self._cache[encoded.digest] = encoded.items
+        total = {
+            digest: sum(i.embd.nbytes for i in items if isinstance(i, Chunk)) for digest, items in self._cache.items()
+        }
+        while sum(total.values()) > self.cache_bytes:
+            oldest, _ = self._cache.popitem(last=False)
+            del total[oldest]
+
+    def _run(self, chunk: Chunk, name: str) -> Chunk:
+        native_log.clear()
+        if mtmd.mtmd_encode_chunk(self.pointer, chunk.pointer) != 0:
+            if native_log.out_of_memory():
+                raise HalfvError(
+                    f"{name} does not fit in memory as {chunk.n_tokens} tokens: set image_max_tokens lower."
+                )
+            raise HalfvError(f"{name} cannot be encoded: {native_log.last_words()}.")
+        out = mtmd.mtmd_get_output_embd(self.pointer)
+        # without the pixels, which are as large again
+        light = Chunk(mtmd.mtmd_input_chunk_get_placeholder(chunk.pointer))
+        light.embd = np.ctypeslib.as_array(out, shape=(chunk.n_tokens, self.n_embd)).copy()
+        return light
+
+    def _tokenize(self, picture: Picture, pixels: bool) -> list[int | Chunk]:
+        width, height = picture.image.size
+        data = picture.image.tobytes() if pixels else None
+        buffer = ctypes.cast(data, ctypes.POINTER(ctypes.c_uint8)) if data else None
+        bitmap = mtmd.mtmd_bitmap_init(width, height, buffer)
+        chunks = mtmd.mtmd_input_chunks_init()
+        try:
+            marker = mtmd.mtmd_get_marker(self.pointer)
+            text = mtmd.mtmd_input_text(marker, len(marker), False, True)
+            native_log.clear()
+            rc = mtmd.mtmd_tokenize(
+                self.pointer, chunks, ctypes.byref(text), (mtmd.mtmd_bitmap_p_ctypes * 1)(bitmap), 1
+            )
+            if rc != 0:
+                raise HalfvError(f"{picture.name} ({width} x {height}) cannot be used: {native_log.last_words()}.")
+            return list(self._items(chunks))
+        finally:
+            mtmd.mtmd_input_chunks_free(chunks)
+            mtmd.mtmd_bitmap_free(bitmap)
+
+    @staticmethod
+    def _items(chunks: int):
+        for index in range(mtmd.mtmd_input_chunks_size(chunks)):
+            chunk = mtmd.mtmd_input_chunks_get(chunks, index)
+            if mtmd.mtmd_input_chunk_get_type(chunk) == mtmd.MTMD_INPUT_CHUNK_TYPE_TEXT:
+                count = ctypes.c_size_t()
+                tokens = mtmd.mtmd_input_chunk_get_tokens_text(chunk, ctypes.byref(count))
+                yield from tokens[: count.value]
+            else:
+                yield Chunk(mtmd.mtmd_input_chunk_copy(chunk))
+
+
+def _why_not(path: Path, model_path: Path) -> str:
+    said = native_log.text()
+    if widths := re.search(r"mismatch between text model \(n_embd = (\d+)\) and mmproj \(n_embd = (\d+)\)", said):
+        return (
+            f"{path} belongs to another model: it gives {widths[2]} numbers per token, {model_path.name} takes "
+            f"{widths[1]}; give the mmproj made for this model."
+        )
+    if native_log.out_of_memory():
+        return f"There is not enough memory for the vision encoder {path}: close other programs, or set n_gpu_layers=0."
+    return f"{path} cannot be loaded as a vision encoder: {native_log.last_words()}."
+
+
+def find_beside(model_path: Path, n_embd: int) -> Path:
+    """The encoder in the model's folder: of those that fit its width, the one whose name is most like the model's."""
+    folder = model_path.parent
+    found = sorted(p for p in folder.glob("*.gguf") if "mmproj" in p.name.lower() and p != model_path)
+    if not found:
+        raise HalfvError(
+            f"There is no vision encoder beside {model_path}: download the model's mmproj GGUF into its folder, "
+            "or give mmproj=... (a text-only model has none and cannot be used)."
+        )
+    widths = {path: gguf_meta.read(path).value("clip.vision.projection_dim") for path in found}
+    fitting = [path for path in found if widths[path] in (None, n_embd)]
+    if not fitting:
+        listed = ", ".join(f"{path.name} ({widths[path]})" for path in found)
+        raise HalfvError(f"No vision encoder beside {model_path} fits its width of {n_embd}: {listed}; give mmproj=...")
+    words = _words(model_path)
+    return max(fitting, key=lambda path: (len(words & _words(path)), "f16" in path.name.lower()))
+
+
+def _words(path: Path) -> set[str]:
+    return set(re.split(r"[^a-z0-9]+", path.stem.lower()))

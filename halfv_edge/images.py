@@ -1,0 +1,220 @@
+"""Pictures from wherever they come, as RGB: upright, first frame, eight bits, on white where they are transparent."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import io
+import os
+import stat
+import urllib.error
+import urllib.parse
+import urllib.request
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
+
+from halfv_edge.errors import HalfvError
+
+MAX_FILE_BYTES = 256 << 20
+MAX_URL_BYTES = 64 << 20
+URL_TIMEOUT_SEC = 20
+MAX_PIXELS = 100_000_000  # 300 MB as RGB; a file that would decode to more is refused by its header
+DRAFT_PIXELS = 40_000_000  # larger JPEGs are decoded at half, quarter or eighth size
+
+# Only what decodes in-process without surprises: Pillow would start Ghostscript for EPS, for example.
+FORMATS = ("PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "ICO", "TGA", "AVIF", "JPEG2000")
+FORMATS_TEXT = "PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF"
+
+Source = Any  # path, bytes, PIL.Image, numpy array, http(s) URL or data URI
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A decoded picture and what to call it in messages."""
+
+    name: str
+    image: Image.Image  # RGB
+
+    def digest(self) -> str:
+        """The same for the same pixels."""
+        data = hashlib.sha256(f"{self.image.size}".encode())
+        data.update(self.image.tobytes())
+        return data.hexdigest()
+
+
+def load(source: Source) -> Picture:
+    """Decode a picture; whatever is wrong with it is one sentence."""
+    if isinstance(source, Picture):
+        return source
+    if isinstance(source, Image.Image):
+        return _from_pil(source, f"the {source.width} x {source.height} image")
+    if isinstance(source, np.ndarray):
+        return Picture(f"the array of shape {source.shape}", _from_array(source))
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        raw = bytes(source)
+        return _decode(raw, f"the image of {len(raw)} bytes")
+    if isinstance(source, str) and source[:5].lower() == "data:":
+        return _from_data_uri(source)
+    if isinstance(source, str) and source.lower().startswith(("http://", "https://")):
+        return _decode(_download(source), source)
+    if isinstance(source, (str, os.PathLike)):
+        return _decode(_read(Path(source)), str(source))
+    raise HalfvError(
+        f"A {type(source).__name__} is not an image: give a path, bytes, a PIL image, a numpy array, a URL or a data "
+        "URI."
+    )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        info = path.stat()
+        if stat.S_ISDIR(info.st_mode):
+            raise HalfvError(f"{path} is a folder: name the image in it.")
+        if not stat.S_ISREG(info.st_mode):  # opening a pipe would wait for ever
+            raise HalfvError(f"{path} is not a regular file.")
+        if info.st_size > MAX_FILE_BYTES:
+            raise HalfvError(
+                f"{path} has {info.st_size >> 20} MB, more than {MAX_FILE_BYTES >> 20} MB: make it smaller."
+            )
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise HalfvError(f"{path} does not exist: check the name and the folder.") from error
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        raise HalfvError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+
+
+def _download(url: str) -> bytes:
+    request = urllib.request.Request(url, headers={"User-Agent": "halfv-edge"})
+    try:
+        with urllib.request.urlopen(request, timeout=URL_TIMEOUT_SEC) as answer:
+            raw = answer.read(MAX_URL_BYTES + 1)
+    except urllib.error.HTTPError as error:
+        raise HalfvError(f"{url} cannot be fetched: the server says {error.code} {error.reason}.") from error
+    except (OSError, ValueError) as error:  # URLError and time-outs are OSErrors
+        reason = getattr(error, "reason", None) or error
+        raise HalfvError(f"{url} cannot be fetched: {reason}; download it and give the file.") from error
+    except Exception as error:  # http.client raises its own kinds for broken answers
+        raise HalfvError(f"{url} cannot be fetched: {error!r}; download it and give the file.") from error
+    if len(raw) > MAX_URL_BYTES:
+        raise HalfvError(f"{url} is larger than {MAX_URL_BYTES >> 20} MB: download it and make it smaller.")
+    return raw
+
+
+def _from_data_uri(uri: str) -> Picture:
+    head, comma, body = uri[5:].partition(",")
+    if not comma:
+        raise HalfvError("The data URI has no comma: it must be data:image/png;base64,... or the like.")
+    if head.lower().endswith(";base64"):
+        try:
+            raw = base64.b64decode(urllib.parse.unquote(body), validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise HalfvError(f"The data URI is not valid base64: {error}.") from error
+    else:
+        raw = urllib.parse.unquote_to_bytes(body)
+    return _decode(raw, f"the data URI of {len(raw)} bytes")
+
+
+def _decode(raw: bytes, name: str) -> Picture:
+    if not raw:
+        raise HalfvError(f"{name} is empty: it has 0 bytes.")
+    is_jpeg = raw[:3] == b"\xff\xd8\xff"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's own bomb warning; the limit here is lower or deliberate
+        try:
+            # opened directly, because Image.open refuses the size that draft() is about to divide
+            image = JpegImageFile(io.BytesIO(raw)) if is_jpeg else Image.open(io.BytesIO(raw), formats=FORMATS)
+        except Image.DecompressionBombError as error:
+            raise HalfvError(
+                f"{name} is too large to decode safely: scale it down to at most {_LIMIT_TEXT}."
+            ) from error
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, MemoryError) as error:
+            raise HalfvError(_unknown(raw, name)) from error
+        except Exception as error:  # damaged headers make Pillow's plugins raise almost anything
+            raise HalfvError(f"{name} is damaged: {error}; get it again.") from error
+        with image:
+            if is_jpeg and image.width * image.height > DRAFT_PIXELS:
+                shrink = next(n for n in (2, 4, 8) if n == 8 or image.width * image.height <= DRAFT_PIXELS * n * n)
+                image.draft("RGB" if image.mode != "CMYK" else "CMYK", (image.width // shrink, image.height // shrink))
+            if image.width * image.height > MAX_PIXELS:
+                raise HalfvError(f"{name} is {image.width} x {image.height}: scale it down to at most {_LIMIT_TEXT}.")
+            return _from_pil(image, name)
+
+
+_LIMIT_TEXT = f"{MAX_PIXELS // 1_000_000} million pixels"
+
+
+def _unknown(raw: bytes, name: str) -> str:
+    if raw[4:8] == b"ftyp" and raw[8:12] in (b"heic", b"heix", b"mif1", b"hevc"):
+        return f"{name} is HEIC, which cannot be read: convert it to JPEG."
+    if raw[:4] == b"%PDF":
+        return f"{name} is a PDF, not an image: convert the page to PNG."
+    return f"{name} is not an image that can be read: give {FORMATS_TEXT}."
+
+
+def _from_pil(image: Image.Image, name: str) -> Picture:
+    if image.width * image.height > MAX_PIXELS or min(image.size) < 1:
+        raise HalfvError(f"{name} is {image.width} x {image.height}: it must have 1 to {_LIMIT_TEXT}.")
+    try:
+        image.load()  # the first frame of an animation
+        return Picture(name, _to_rgb(_upright(image)))
+    except MemoryError as error:
+        raise HalfvError(f"{name} does not fit in memory: scale it down.") from error
+    except HalfvError:
+        raise
+    except Exception as error:  # truncated and damaged files: OSError, SyntaxError, struct.error, ...
+        raise HalfvError(f"{name} is cut short or damaged ({error}): get it again.") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # a broken EXIF block says nothing about the pixels
+        return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        return _from_array(np.asarray(image))
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        if image.mode in ("La", "RGBa"):  # premultiplied
+            image = image.convert("LA" if image.mode == "La" else "RGBA")
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return image.copy() if image.mode == "RGB" else image.convert("RGB")
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    """Height x width, with 1, 3 or 4 channels last or none; integers by their range, floats from 0 to 1."""
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or 0 in array.shape:
+        raise HalfvError(f"An array of shape {array.shape} is not an image: it must be height x width (x 3 or 4).")
+    if array.shape[0] * array.shape[1] > MAX_PIXELS:
+        raise HalfvError(f"An array of shape {array.shape} is too large: scale it down to at most {_LIMIT_TEXT}.")
+    return _to_rgb(Image.fromarray(_to_bytes(array)))
+
+
+def _to_bytes(array: np.ndarray) -> np.ndarray:
+    if array.dtype == np.uint8:
+        return np.ascontiguousarray(array)
+    if array.dtype == bool:
+        return array.astype(np.uint8) * 255
+    if array.dtype.kind == "u" and array.dtype.itemsize == 2:  # of either byte order
+        return (array >> 8).astype(np.uint8)
+    if array.dtype.kind in "iu":  # 16 bits in a wider type, as Pillow has them, or eight
+        top = int(array.max())
+        wide = np.clip(array, 0, 65535)
+        return (wide >> 8 if top > 255 else wide).astype(np.uint8)
+    if array.dtype.kind == "f":
+        values = np.nan_to_num(array.astype(np.float32), nan=0.0, posinf=1.0, neginf=0.0)
+        top = float(values.max())
+        return np.clip(values * (255.0 if top <= 1.0 else 1.0), 0, 255).round().astype(np.uint8)
+    raise HalfvError(f"An array of {array.dtype} is not an image: use uint8, or floats from 0 to 1.")

@@ -1,0 +1,188 @@
+"""One llama_context with one sequence: what is in it, and how to make it something else with the least work."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from halfv_edge import libs, native_log
+from halfv_edge.encoder import Chunk, Encoder
+from halfv_edge.errors import HalfvError
+
+llama_cpp = libs.load()
+
+import halfv_cpp  # noqa: E402
+from halfv_cpp import halfv_h  # noqa: E402
+from llama_cpp import mtmd_cpp as mtmd  # noqa: E402
+
+Item = int | Chunk
+SEQ = 0
+
+
+class StoppedError(Exception):
+    """Evaluation was stopped on request."""
+
+
+def n_cells(items: Sequence[Item]) -> int:
+    return sum(item.n_tokens if isinstance(item, Chunk) else 1 for item in items)
+
+
+class Context:
+    """A llama_context, the items that its sequence holds, and their positions."""
+
+    def __init__(self, pointer: int, encoder: Encoder):
+        self.pointer = pointer
+        self.encoder = encoder
+        self.items: list[Item] = []
+        self.stop: Callable[[], bool] = lambda: False
+        self.n_evaluated = 0  # tokens and visual tokens that went through llama_decode
+        self.decode_sec = 0.0
+        self._starts: list[int] = []  # position of each item
+        self._next = 0
+        self.n_ctx = llama_cpp.llama_n_ctx(pointer)
+        self.n_batch = llama_cpp.llama_n_batch(pointer)
+        self._abort = llama_cpp.ggml_abort_callback(lambda _data: self.stop())
+        llama_cpp.llama_set_abort_callback(pointer, self._abort, None)
+
+    def close(self) -> None:
+        if self.pointer:
+            llama_cpp.llama_free(self.pointer)
+            self.pointer = None
+
+    @property
+    def memory(self) -> int:
+        return llama_cpp.llama_get_memory(self.pointer)
+
+    def clear(self) -> None:
+        llama_cpp.llama_memory_clear(self.memory, True)
+        self.items, self._starts, self._next = [], [], 0
+
+    def common(self, items: Sequence[Item]) -> int:
+        """How many items from the first on are the same. A picture is the same when its embeddings are."""
+        count = 0
+        for mine, other in zip(self.items, items, strict=False):
+            if mine is not other and (isinstance(mine, Chunk) or mine != other):
+                break
+            count += 1
+        return count
+
+    def truncate(self, count: int) -> None:
+        """Forget all items but the first `count`; a memory that cannot do that forgets everything."""
+        if count == len(self.items):
+            return
+        if not llama_cpp.llama_memory_seq_rm(self.memory, SEQ, self._starts[count], -1):
+            self.clear()
+            return
+        self._next = self._starts[count]
+        del self.items[count:], self._starts[count:]
+
+    def evaluate(self, items: Sequence[Item], output: bool) -> None:
+        """Append items; with `output` the last one gives logits. Stopped or failed: what was evaluated stays listed."""
+        at = 0
+        while at < len(items):
+            if self.stop():
+                raise StoppedError
+            if isinstance(items[at], Chunk):
+                self._picture(items[at])
+                at += 1
+                continue
+            end = at
+            while end < len(items) and end - at < self.n_batch and not isinstance(items[end], Chunk):
+                end += 1
+            self._text(items[at:end], output and end == len(items))
+            at = end
+
+    def _text(self, tokens: Sequence[int], output: bool) -> None:
+        ids = np.array(tokens, np.int32)
+        positions = np.arange(self._next, self._next + len(ids), dtype=np.int32)
+        counts = np.ones(len(ids), np.int32)
+        sequence = ctypes.c_int32(SEQ)
+        sequences = (ctypes.POINTER(ctypes.c_int32) * len(ids))(*[ctypes.pointer(sequence)] * len(ids))
+        flags = np.zeros(len(ids), np.int8)
+        flags[-1] = output
+        batch = llama_cpp.llama_batch()
+        batch.n_tokens = len(ids)
+        batch.token = ids.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
+        batch.pos = positions.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
+        batch.n_seq_id = counts.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
+        batch.seq_id = sequences
+        batch.logits = flags.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
+        with self._timed():
+            native_log.clear()
+            self._check(llama_cpp.llama_decode(self.pointer, batch))
+        self._starts += positions.tolist()
+        self.items += tokens
+        self._next += len(ids)
+        self.n_evaluated += len(ids)
+
+    def _picture(self, chunk: Chunk) -> None:
+        assert chunk.embd is not None
+        after = llama_cpp.llama_pos(self._next)
+        values = chunk.embd.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        with self._timed():
+            native_log.clear()
+            rc = mtmd.mtmd_helper_decode_image_chunk(
+                self.encoder.pointer, self.pointer, chunk.pointer, values, self._next, SEQ, self.n_batch,
+                ctypes.byref(after), mtmd.mtmd_helper_post_decode_callback(0), None,
+            )  # fmt: skip
+            if rc != 0:  # of a picture in several batches some may be in
+                llama_cpp.llama_memory_seq_rm(self.memory, SEQ, self._next, -1)
+            self._check(rc)
+        self._starts.append(self._next)
+        self.items.append(chunk)
+        self._next = after.value
+        self.n_evaluated += chunk.n_tokens
+
+    @contextlib.contextmanager
+    def _timed(self) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.decode_sec += time.perf_counter() - start
+
+    def _check(self, rc: int) -> None:
+        if rc == 0:
+            return
+        if self.stop():
+            raise StoppedError
+        if rc == 1:
+            raise HalfvError(f"The context of {self.n_ctx} tokens is full: start over, or load with a larger n_ctx.")
+        if native_log.out_of_memory():
+            raise HalfvError("Out of memory while computing: load with a smaller n_ctx, n_batch or n_gpu_layers.")
+        raise HalfvError(f"llama.cpp could not compute ({rc}): {native_log.last_words()}.")
+
+    #
+    # HalfV
+    #
+
+    def prepare(self) -> None:
+        """Choose the coverage of the pictures that wait, and carry it through stage II."""
+        with self._timed():
+            rc = halfv_h.halfv_prepare(self.pointer, SEQ)
+        if rc == halfv_h.HALFV_ERR_COMPUTE and self.stop():
+            raise StoppedError
+        if rc not in (halfv_h.HALFV_OK, halfv_h.HALFV_NOTHING, halfv_h.HALFV_ERR_UNSUPPORTED):
+            raise HalfvError(f"The picture could not be prepared: {halfv_h.halfv_last_error().decode()}.")
+
+    def top_up(self) -> None:
+        """What follows is a new question: pruned tokens that matter to it come back."""
+        halfv_h.halfv_topup(self.pointer, SEQ)
+
+    def stats(self) -> dict:
+        """halfv_stats, {} for a context that does not prune."""
+        try:
+            return halfv_cpp.stats(self.pointer, SEQ)
+        except halfv_cpp.HalfvError:
+            return {}
+
+    def image_tokens(self, image: int, stage: int) -> list[int] | None:
+        """Tokens of a picture that reached a stage, None for a context that does not prune."""
+        try:
+            return halfv_cpp.image_tokens(self.pointer, SEQ, image, stage)
+        except halfv_cpp.HalfvError:
+            return None
