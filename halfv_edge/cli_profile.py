@@ -15,7 +15,7 @@ from halfv_edge.errors import HalfvError
 from halfv_edge.profile import Calibration, Model, Profile, Resolved
 
 SOURCES = {
-    "sidecar": "from the sidecar {sidecar}",
+    "sidecar": "halfv itself takes the sidecar {sidecar}",
     "gguf": "in the file",
     "off": "none: the model runs unpruned",
 }
@@ -211,7 +211,7 @@ def _rows(model: Model, found: Resolved) -> list[tuple[str, str]]:
     p = found.profile
     if found.source == "preset":
         how = "published" if found.published else "scaled from a published one, not measured"
-        source = f"the preset {found.preset} ({how})"
+        source = f"none in the file; halfv itself takes the preset {found.preset} ({how})"
     else:
         source = SOURCES[found.source].format(sidecar=profile.sidecar_path(model.path))
     rows = [("profile", source)]

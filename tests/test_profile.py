@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import struct
 from ctypes import byref
 from pathlib import Path
@@ -495,3 +496,51 @@ def test_unknown_preset() -> None:
         presets.get("qwen2.5-vl-8b")
     with pytest.raises(HalfvError, match=r"There is no preset 'gpt': those are llava-1\.5-7b, "):
         presets.get("gpt")
+
+
+# docs/gguf-format.md
+
+
+@pytest.fixture(scope="module")
+def specification(root: Path) -> str:
+    return (root / "docs" / "gguf-format.md").read_text()
+
+
+def test_specified_keys(specification: str) -> None:
+    rows = re.findall(r"^\| `halfv\.([\w.]+)` \| ([^|]+?) \|", specification, re.MULTILINE)
+    assert [key for key, _ in rows] == [
+        "version",
+        *(key for key, _ in KEYS.values()),
+        *(f"calibration.{name}" for name in profile.CALIBRATION_KEYS),
+    ]
+    types = [gguf_meta.UINT32, *(type_ for _, type_ in KEYS.values()), *profile.CALIBRATION_KEYS.values()]
+    assert [type_.split(",")[0] for _, type_ in rows] == [profile.TYPE_WORDS[type_] for type_ in types]
+
+
+def test_specified_sidecar(specification: str) -> None:
+    example = re.search(r"```json\n(.*?)```", specification, re.DOTALL)[1]
+    found = Profile.from_json(json.loads(example)).validate(28)
+    assert dataclasses.replace(found, calibration=None) == presets.QWEN
+
+
+def test_specified_bytes(specification: str) -> None:
+    shown = re.search(r"^((?:[0-9a-f]{2} +){29}[0-9a-f]{2})$", specification, re.MULTILINE)[1]
+    assert bytes.fromhex(shown) == gguf_meta.encode("halfv.ivr.keep", gguf_meta.FLOAT32, 0.25)
+
+
+def test_specified_presets(specification: str) -> None:
+    rows = re.findall(r"^\| (`.+?`) \| (\d.*) \|$", specification, re.MULTILINE)
+    found = {name: values for names, values in rows for name in re.findall(r"`(.+?)`", names)}
+    assert found == {
+        preset.name: f"{preset.n_layer} | {p.ivr_layer} | {p.ivr_keep:g} | {p.ivr_anchors:g} | {p.ssr_layer} | "
+        f"{p.ssr_update:g} | {p.ssr_rest} |" + (" published" if preset.published else "")
+        for preset in presets.PRESETS.values()
+        for p in [preset.profile]
+    }
+
+
+def test_specified_limits(specification: str) -> None:
+    limits = (gguf_meta.MAX_KEYS, gguf_meta.MAX_TENSORS, gguf_meta.MAX_STRINGS)
+    assert "refuse more than {} keys, {} tensors, {} strings,".format(*limits) in specification
+    assert (gguf_meta.MAX_KEY_BYTES + 1, gguf_meta.MAX_ALIGNMENT) == (64 << 10, 1 << 20)
+    assert gguf_meta.MAX_VALUE_BYTES == profile.MAX_SIDECAR_BYTES == 1 << 20
