@@ -62,6 +62,14 @@ def test_pictures_and_questions_in_pieces(model: Callable[..., Model], arch: str
         assert_agree(client, reference, segments, profile)
 
 
+def test_pictures_that_nothing_prunes(model: Callable[..., Model]) -> None:
+    profile = FREEZE | {"ivr.keep": 1.0, "ssr.update": 1.0}
+    path, reference = model("llama", seed=3)
+    with connect(path, profile) as client:
+        assert_agree(client, reference, make_prompt(reference, GRIDS, seed=3), profile)
+        assert [pruned.image_size(client, image) for image in (0, 1)] == [rows * cols for rows, cols in GRIDS]
+
+
 @pytest.mark.parametrize("arch", ["llama", "qwen2vl"])
 def test_ubatches_of_any_size(model: Callable[..., Model], arch: str) -> None:
     path, reference = model(arch, seed=3)
@@ -118,7 +126,7 @@ def test_heads(model: Callable[..., Model], arch: str, shape: dict) -> None:
         assert_agree(client, reference, make_prompt(reference, GRID, seed=7), profile)
 
 
-@pytest.mark.parametrize("mode", ["ivr-only", "freeze", "top", "drop-all"])
+@pytest.mark.parametrize("mode", ["ivr-only", "ssr-only-freeze", "freeze", "freeze-and-update", "top", "drop-all"])
 @pytest.mark.parametrize("arch", PLAIN_ARCHS)
 def test_pictures_that_are_not_causal(model: Callable[..., Model], arch: str, mode: str) -> None:
     path, reference = model(arch, seed=8)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 
+import llama_cpp
 import numpy as np
 import pruned
 import pytest
+from client import Client
 from dialogue import (
     FREEZE,
     MODES,
@@ -80,13 +83,25 @@ def test_prepared_prompt(model: Callable[..., Model], layout: str, arch: str, pr
         assert_agree(client, reference, segments, profile)
 
 
+@pytest.mark.parametrize("rest", ["frozen", "dropped"])
+@pytest.mark.parametrize("arch", ["llama", "qwen2vl", "qwen3vl"])
+def test_prepared_in_small_ubatches(model: Callable[..., Model], arch: str, rest: str) -> None:
+    # stage III takes coverage and anchors in one go, in the order of the picture
+    profile = FREEZE | {"ivr.anchors": 0.5, "ssr.update": 0.3, "ssr.rest": rest}
+    path, reference = model(arch, seed=2)
+    *before, question = make_prompt(reference, GRIDS, seed=2)
+    with connect(path, profile, n_ubatch=16) as client:
+        assert_agree(client, reference, [*before, Prepare(), question], profile)
+
+
 @pytest.mark.parametrize("profile", [FREEZE, TOP], ids=["freeze", "top"])
 @pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3"])
 def test_prepared_picture_that_is_not_causal(model: Callable[..., Model], arch: str, profile: dict) -> None:
     path, reference = model(arch, seed=3)
     *before, question = make_prompt(reference, GRID, seed=3, causal=False)
-    with connect(path, profile) as client:
-        assert_agree(client, reference, [*before, Prepare(), question], profile)
+    for between in ([], [Text([33, 34, 35])]):
+        with connect(path, profile) as client:
+            assert_agree(client, reference, [*before, *between, Prepare(), question], profile)
 
 
 @pytest.mark.parametrize("mode", ["ivr-only", "freeze", "top"])
@@ -226,6 +241,28 @@ def test_bytes_of_stored_tokens(model: Callable[..., Model], n_tokens: int) -> N
         feed(client, [Text(SECOND)])
         first, second = len(pruned.kept(client)) - 54, len(pruned.kept(client, 1)) - 45
         assert (first, second) == (min(10, max(0, n_tokens - 46)), min(9, n_tokens))
+
+
+def test_loading_a_waiting_picture_over_an_answered_one(model: Callable[..., Model]) -> None:
+    path, reference = model("llama", seed=15)
+    image = make_prompt(reference, GRID, seed=15)[1]
+    with connect(path, FREEZE) as client:
+        tell(client, image)
+        saved, next_pos = state_of(client), list(client.next_pos)
+        client.text(QUESTION)
+        size = llama_cpp.llama_state_seq_set_data(client.ctx, saved, len(saved), 0)
+        assert size == len(saved) and list(pruned.stats(client).kv_cells) == [N_VISUAL, 0, 0]
+        client.next_pos = next_pos
+        client.text(SECOND)
+        expected = reference.run([image, Text(SECOND)], FREEZE).logits
+        np.testing.assert_allclose(client.logits(), expected, rtol=0, atol=1e-4)
+
+
+def state_of(client: Client) -> ctypes.Array:
+    size = llama_cpp.llama_state_seq_get_size(client.ctx, 0)
+    state = (ctypes.c_uint8 * size)()
+    assert llama_cpp.llama_state_seq_get_data(client.ctx, state, size, 0) == size
+    return state
 
 
 # --- any conversation ---

@@ -125,26 +125,21 @@ void prefill::choose_stage2(sequence & s, when moment, std::vector<row> & go, st
     }
 }
 
-void prefill::choose_stage3(sequence & s, const std::vector<float> & query, std::vector<row> & active, std::vector<row> & frozen) {
+// which of these rows stage III updates
+std::vector<uint8_t> prefill::choose_stage3(sequence & s, const std::vector<float> & query, const std::vector<row> & deep) {
     const auto & p = memory.profile;
-    if (p.ssr_update >= 1.0f || !prunes_now()) {
-        for (const auto & r : active) {
-            if (r.image >= 0) { s.images[r.image].deep.push_back(r.index); }
-        }
-        return;
-    }
+    std::vector<uint8_t> stays(deep.size(), 1);
 
     std::vector<std::vector<size_t>> members(s.images.size());
-    for (size_t i = 0; i < active.size(); ++i) {
-        if (active[i].image >= 0) { members[active[i].image].push_back(i); }
+    for (size_t i = 0; i < deep.size(); ++i) {
+        if (deep[i].image >= 0) { members[deep[i].image].push_back(i); }
     }
-    std::vector<uint8_t> stays(active.size(), 1);
     for (size_t i = 0; i < s.images.size(); ++i) {
         auto & im = s.images[i];
-        if (applies(im) && !members[i].empty()) {
+        if (p.ssr_update < 1.0f && applies(im) && !members[i].empty()) {
             std::vector<row> rows;
             for (const size_t m : members[i]) {
-                rows.push_back(active[m]);
+                rows.push_back(deep[m]);
                 stays[m] = 0;
             }
             const int n_deep = quota(im.n, p.ssr_update);
@@ -154,14 +149,10 @@ void prefill::choose_stage3(sequence & s, const std::vector<float> & query, std:
             }
         }
         for (const size_t m : members[i]) {
-            if (stays[m]) { im.deep.push_back(active[m].index); }
+            if (stays[m]) { im.deep.push_back(deep[m].index); }
         }
     }
-    std::vector<row> rest;
-    for (size_t i = 0; i < active.size(); ++i) {
-        (stays[i] ? rest : frozen).push_back(active[i]);
-    }
-    active = std::move(rest);
+    return stays;
 }
 
 //
@@ -212,7 +203,7 @@ void prefill::store(sequence & s, const std::vector<row> & pruned) {
     const size_t room  = topup_bytes/bytes;
     const size_t n_new = std::min(pruned.size(), room);
     for (size_t i = 0; i < n_new; ++i) {
-        row r = pruned[i];
+        row r = pruned[i*pruned.size()/n_new]; // evenly, so that no part of a picture is lost for good
         const uint32_t hidden = s.stored_hidden.grow(1), key = s.stored_keys.grow(1);
         ggml_fp32_to_fp16_row(s.hidden.at(r.hidden), s.stored_hidden.at(hidden), memory.n_hidden);
         ggml_fp32_to_fp16_row(s.keys.at(r.key),      s.stored_keys.at(key),      memory.n_key);

@@ -204,6 +204,17 @@ bool staged_memory::any_lazy() const {
     return std::any_of(sequences.begin(), sequences.end(), [](const auto & s) { return s.second.lazy(); });
 }
 
+void staged_memory::close_images(const llama_batch & batch) {
+    for (int32_t i = 0; i < batch.n_tokens && !sequences.empty(); ++i) {
+        for (int32_t j = 0; j < batch.n_seq_id[i]; ++j) {
+            const auto it = sequences.find(batch.seq_id[i][j]);
+            if (it != sequences.end() && !it->second.images.empty()) {
+                it->second.images.back().closed = true;
+            }
+        }
+    }
+}
+
 //
 // state: a tag and the stage bounds, the caches, then what the sequences carry
 //
@@ -236,7 +247,10 @@ void staged_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_
     }
 
     try {
-        each_stage([&](llama_kv_cache & kv) { kv.state_read(io, seq_id, flags); });
+        each_stage([&](llama_kv_cache & kv) {
+            if (seq_id >= 0) { kv.seq_rm(seq_id, -1, -1); } // state_read leaves a sequence alone that was saved empty
+            kv.state_read(io, seq_id, flags);
+        });
 
         std::map<llama_seq_id, sequence> loaded;
         uint32_t n;

@@ -81,6 +81,7 @@ public:
     sequence & at(llama_seq_id seq_id); // made if it is not there
     const sequence * find(llama_seq_id seq_id) const;
     bool any_lazy() const;
+    void close_images(const llama_batch & batch); // something else follows in its sequences
 
     halfv_profile profile;
 

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstring>
 #include <new>
+#include <tuple>
 
 namespace halfv {
 
@@ -108,8 +109,11 @@ std::optional<int> prefill::decode_batch(llama_memory_context_ptr & mctx) {
     const llama_batch & batch = ctx.balloc->get_batch();
     const bool visual = batch.embd && !batch.token && media == HALFV_MEDIA_VISUAL;
 
-    if (!visual && !memory.any_lazy()) {
-        return std::nullopt;
+    if (!visual) {
+        memory.close_images(batch);
+        if (!memory.any_lazy()) {
+            return std::nullopt;
+        }
     }
     if (const auto reason = refusal(batch, visual); reason != HALFV_REASON_NONE) {
         if (const int rc = settle_before(batch)) {
@@ -346,12 +350,18 @@ int prefill::settle(llama_seq_id seq_id, when moment, std::vector<step> * last) 
     s.stats.flops_spent += cost.span(bounds[1], bounds[2], go.size(), memory.n_cells(1, seq_id));
     const graph_pass pass2 = { bounds[1], three ? bounds[2] : INT32_MAX, false, asks_deep ? bounds[2] - 1 : -1, true };
     std::vector<float> query;
+
+    // anchors that join a non-causal picture after the question must not see what followed it: they go causally
+    auto fed = go;
+    for (auto & r : fed) {
+        if (r.image >= 0 && s.images[r.image].covered) { r.group = -1; }
+    }
     if (!three && last) {
-        for (auto & step : steps_of(seq_id, go, pass2)) { last->push_back(std::move(step)); }
+        for (auto & step : steps_of(seq_id, fed, pass2)) { last->push_back(std::move(step)); }
     } else {
         uint32_t i_go = 0;
         const size_t n_embd = ctx.model.hparams.n_embd;
-        const int rc = run(steps_of(seq_id, go, pass2), [&](const llama_ubatch & ubatch, const llm_graph_result & res) {
+        const int rc = run(steps_of(seq_id, fed, pass2), [&](const llama_ubatch & ubatch, const llm_graph_result & res) {
             if (!three) {
                 return;
             }
@@ -393,27 +403,37 @@ int prefill::settle(llama_seq_id seq_id, when moment, std::vector<step> * last) 
         deep.clear();
     }
     if (three && !deep.empty()) {
-        std::stable_sort(deep.begin(), deep.end(), [](const row & a, const row & b) { return a.pos[0] < b.pos[0]; });
-        std::vector<row> active = std::move(deep), frozen;
-        choose_stage3(s, query, active, frozen);
+        // prompt order; tokens of an M-RoPE picture share their first position
+        std::sort(deep.begin(), deep.end(), [](const row & a, const row & b) {
+            return std::tie(a.pos[0], a.image, a.index) < std::tie(b.pos[0], b.image, b.index);
+        });
+        const std::vector<uint8_t> active = choose_stage3(s, query, deep);
         lap(s.stats.us_select);
 
-        if (p.ssr_rest == HALFV_REST_FROZEN) {
-            s.stats.flops_spent += cost.kv_only(bounds[2], bounds[3], frozen.size());
-            if (const int rc = run(steps_of(seq_id, frozen, { bounds[2], bounds[3], true }), nullptr)) {
+        // Frozen K and V first: the others see them. A non-causal picture is done before what follows is in the cache,
+        // as it has no mask to hide that.
+        for (size_t i = 0; i < deep.size();) {
+            std::vector<row> moving, frozen;
+            const size_t first = i;
+            for (; i < deep.size() && deep[i].group == deep[first].group; ++i) {
+                (active[i] ? moving : frozen).push_back(deep[i]);
+            }
+            if (p.ssr_rest == HALFV_REST_FROZEN) {
+                s.stats.flops_spent += cost.kv_only(bounds[2], bounds[3], frozen.size());
+                if (const int rc = run(steps_of(seq_id, frozen, { bounds[2], bounds[3], true }), nullptr)) {
+                    return rc;
+                }
+                lap(s.stats.us_frozen);
+            }
+            s.stats.flops_spent += cost.span(bounds[2], bounds[3], moving.size(), memory.n_cells(2, seq_id));
+            auto steps = steps_of(seq_id, moving, { bounds[2] });
+            if (last && i == deep.size()) { // outputs are asked of the end of the prompt
+                for (auto & step : steps) { last->push_back(std::move(step)); }
+            } else if (const int rc = run(std::move(steps), nullptr)) {
                 return rc;
             }
-            lap(s.stats.us_frozen);
+            lap(s.stats.us_stage3);
         }
-        const uint64_t before = memory.n_cells(2, seq_id);
-        s.stats.flops_spent += cost.span(bounds[2], bounds[3], active.size(), before);
-        auto steps = steps_of(seq_id, active, { bounds[2] });
-        if (last) {
-            for (auto & step : steps) { last->push_back(std::move(step)); }
-        } else if (const int rc = run(std::move(steps), nullptr)) {
-            return rc;
-        }
-        lap(s.stats.us_stage3);
     }
 
     for (auto & im : s.images) {

@@ -66,7 +66,7 @@ private:
 
     // choosing, in halfv-choose.cpp
     void choose_stage2(sequence & s, when moment, std::vector<row> & go, std::vector<row> & wait, std::vector<row> & pruned);
-    void choose_stage3(sequence & s, const std::vector<float> & query, std::vector<row> & active, std::vector<row> & frozen);
+    std::vector<uint8_t> choose_stage3(sequence & s, const std::vector<float> & query, const std::vector<row> & deep);
     std::vector<row> recall(sequence & s);
     void store(sequence & s, const std::vector<row> & pruned);
     std::vector<float> score(const sequence & s, const std::vector<row> & rows, const std::vector<float> & query) const;

@@ -44,7 +44,8 @@ class Text:
 class Image:
     """Embeddings [n, n_embd_inp]. `pos` is [4, n] for M-RoPE and [n] otherwise; consecutive when not given.
 
-    Tokens of a picture that is not causal see all of that picture; those that a later question brings back are causal.
+    Tokens of a picture that is not causal see all of that picture, except those that join stage II after a question:
+    they go causally there, and those of a later question everywhere.
     """
 
     embd: np.ndarray
@@ -176,6 +177,8 @@ class Reference(Transformer):
 
             visible = since < NEVER
             mutual = (table.mutual >= 0) & (table.mutual[:, None] == table.mutual)
+            if profile and profile.ivr_layer <= layer < profile.ssr_layer:
+                mutual &= (since <= table.due)[:, None]  # what joins after the question joins causally
             sees = (precedes | mutual) & (since <= since[:, None])
             self.kv.append((k[:, visible], v[:, visible], pos[:, visible]))
             out = self.rest_of_layer(
