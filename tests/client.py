@@ -53,7 +53,7 @@ class Client(contextlib.AbstractContextManager):
         n_seq_max: int = 1,
         type_k: str = "f32",
         type_v: str = "f32",
-        flash_attn: bool = False,
+        flash_attn: bool | None = False,
         n_gpu_layers: int = 0,
         n_threads: int = 1,
         embeddings: bool = False,
@@ -83,9 +83,11 @@ class Client(contextlib.AbstractContextManager):
         params.n_threads = params.n_threads_batch = n_threads
         params.type_k = KV_TYPES[type_k]
         params.type_v = KV_TYPES[type_v]
-        params.flash_attn_type = (
-            llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED if flash_attn else llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        )
+        params.flash_attn_type = {
+            None: llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO,
+            False: llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED,
+            True: llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED,
+        }[flash_attn]
         params.embeddings = embeddings
         params.offload_kqv = offload_kqv
         params.kv_unified = kv_unified
