@@ -18,7 +18,7 @@ from halfv_edge import gguf_meta
 from halfv_edge.errors import HalfvError
 from halfv_edge.gguf_meta import Metadata
 
-CHUNK = 8 << 20
+CHUNK = 256 << 10  # as fast as cp; with chunks of 1 MiB and more ext4 took five times as long
 BAR_DELAY_SEC = 1  # no bar for what is done sooner
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
