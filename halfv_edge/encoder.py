@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import ctypes
+import math
 import re
 import time
 from dataclasses import dataclass, field
@@ -14,10 +15,13 @@ import numpy as np
 from halfv_edge import gguf_meta, libs, native_log
 from halfv_edge.errors import HalfvError
 from halfv_edge.images import Picture
+from halfv_edge.tokens import Layout, Tile, TokenMap
 
 llama_cpp = libs.load()
 
 from llama_cpp import mtmd_cpp as mtmd  # noqa: E402
+
+OVERVIEW_FIRST = ("resampler", "minicpmv4_6")  # llama.cpp puts the overview behind the tiles for all others
 
 
 class Chunk:
@@ -29,16 +33,15 @@ class Chunk:
         self.n_pos = mtmd.mtmd_input_chunk_get_n_pos(pointer)
         self.embd: np.ndarray | None = None
 
-    def grid(self) -> tuple[int, int]:
-        """Columns and rows, from the positions of an M-RoPE picture, else as square as the count allows."""
-        tokens = mtmd.mtmd_input_chunk_get_tokens_image(self.pointer)
-        places = (mtmd.mtmd_decoder_pos * self.n_tokens)()
-        mtmd.mtmd_helper_image_get_decoder_pos(tokens, 0, places)
-        columns, rows = 1 + max(p.x for p in places), 1 + max(p.y for p in places)
-        if columns * rows == self.n_tokens and rows > 1:
-            return columns, rows
-        side = int(self.n_tokens**0.5)
-        return (side, side) if side * side == self.n_tokens else (self.n_tokens, 1)
+    def grid(self, is_mrope: bool) -> tuple[int, int]:
+        """Columns and rows: from the positions of M-RoPE, else a square; (0, 0) when there is no grid."""
+        side = math.isqrt(self.n_tokens)
+        columns, rows = side, side
+        if is_mrope:
+            places = (mtmd.mtmd_decoder_pos * self.n_tokens)()
+            mtmd.mtmd_helper_image_get_decoder_pos(mtmd.mtmd_input_chunk_get_tokens_image(self.pointer), 0, places)
+            columns, rows = 1 + max(place.x for place in places), 1 + max(place.y for place in places)
+        return (columns, rows) if columns * rows == self.n_tokens else (0, 0)
 
     def __del__(self) -> None:
         if self.pointer:
@@ -53,7 +56,6 @@ class Encoded:
     items: list[int | Chunk]
     picture: Picture
     digest: str
-    encode_sec: float = 0.0  # 0 when it was remembered
 
     @property
     def chunks(self) -> list[Chunk]:
@@ -76,6 +78,7 @@ class Encoder:
     pointer: int
     cache_bytes: int
     n_embd: int
+    layout: Layout
     n_encoded: int = 0  # pictures that went through the encoder, the remembered ones not counted
     _cache: collections.OrderedDict[str, list[int | Chunk]] = field(default_factory=collections.OrderedDict)
 
@@ -112,7 +115,7 @@ class Encoder:
         if not mtmd.mtmd_support_vision(pointer):
             mtmd.mtmd_free(pointer)
             raise HalfvError(f"{path} hears but does not see: give an mmproj with a vision encoder.")
-        return cls(path, pointer, cache_bytes, llama_cpp.llama_model_n_embd_inp(model))
+        return cls(path, pointer, cache_bytes, llama_cpp.llama_model_n_embd_inp(model), _layout(metadata))
 
     def close(self) -> None:
         self._cache.clear()
@@ -121,8 +124,24 @@ class Encoder:
             self.pointer = None
 
     @property
+    def is_mrope(self) -> bool:
+        return mtmd.mtmd_decode_use_mrope(self.pointer)
+
+    @property
     def non_causal(self) -> bool:
         return mtmd.mtmd_decode_use_non_causal(self.pointer, None)
+
+    def token_map(self, encoded: Encoded, chosen: list[tuple[list[int] | None, list[int] | None]]) -> TokenMap:
+        """What was kept and deep in each chunk of a picture, None for all of it."""
+        chunks = encoded.chunks
+        columns, rows = chunks[0].grid(self.is_mrope)
+        boxes = self.layout.boxes(len(chunks), encoded.picture.image.size, columns, rows)
+        tiles = []
+        for chunk, (kept, deep), (box, overview) in zip(chunks, chosen, boxes, strict=True):
+            every = list(range(chunk.n_tokens))
+            kept, deep = (every if some is None else some for some in (kept, deep))
+            tiles.append(Tile(*chunk.grid(self.is_mrope), chunk.n_tokens, kept, deep, box, overview))
+        return TokenMap(encoded.picture.image, tiles)
 
     def tokens(self, picture: Picture) -> Encoded:
         """What the picture will be, with embeddings only if it is remembered."""
@@ -132,19 +151,19 @@ class Encoder:
             return Encoded(self._cache[digest], picture, digest)
         return Encoded(self._tokenize(picture, pixels=False), picture, digest)
 
-    def encode(self, encoded: Encoded) -> None:
-        """Make sure of the embeddings; sets encode_sec."""
+    def encode(self, encoded: Encoded) -> float | None:
+        """Make sure of the embeddings; the seconds that it took, None when they were there."""
         if all(chunk.embd is not None for chunk in encoded.chunks):
-            return
+            return None
         start = time.perf_counter()
         items = self._tokenize(encoded.picture, pixels=True)
         for position, item in enumerate(items):
             if isinstance(item, Chunk):
                 items[position] = self._run(item, encoded.picture.name)
         encoded.items[:] = items
-        encoded.encode_sec = time.perf_counter() - start
         self.n_encoded += 1
         self._remember(encoded)
+        return time.perf_counter() - start
 
     def _remember(self, encoded: Encoded) -> None:
         self._cache[encoded.digest] = encoded.items
@@ -199,6 +218,15 @@ class Encoder:
                 yield from tokens[: count.value]
             else:
                 yield Chunk(mtmd.mtmd_input_chunk_copy(chunk))
+
+
+def _layout(metadata: gguf_meta.Metadata) -> Layout:
+    """How llama.cpp will tile for this encoder."""
+    side = metadata.value("clip.vision.image_size") or 1
+    pinpoints = metadata.value("clip.vision.image_grid_pinpoints") or []
+    grids = zip(pinpoints[::2], pinpoints[1::2], strict=False)
+    first = metadata.text("clip.projector_type") in OVERVIEW_FIRST
+    return Layout(tuple((width // side, height // side) for width, height in grids), first)
 
 
 def _why_not(path: Path, model_path: Path) -> str:

@@ -44,7 +44,7 @@ class Picture:
 
     def digest(self) -> str:
         """The same for the same pixels."""
-        data = hashlib.sha256(f"{self.image.size}".encode())
+        data = hashlib.blake2b(f"{self.image.size}".encode(), digest_size=32)
         data.update(self.image.tobytes())
         return data.hexdigest()
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -21,6 +22,12 @@ from llama_cpp import mtmd_cpp as mtmd  # noqa: E402
 
 Item = int | Chunk
 SEQ = 0
+
+# Asked before every node of a graph. A Python function would have to wait for the interpreter each time, on the compute
+# threads; strlen says by itself whether the text that it is given is empty, and its result reads as a bool.
+ABORT = ctypes.cast(
+    (ctypes.cdll.msvcrt if sys.platform == "win32" else ctypes.CDLL(None)).strlen, llama_cpp.ggml_abort_callback
+)
 
 
 class StoppedError(Exception):
@@ -38,15 +45,23 @@ class Context:
         self.pointer = pointer
         self.encoder = encoder
         self.items: list[Item] = []
-        self.stop: Callable[[], bool] = lambda: False
         self.n_evaluated = 0  # tokens and visual tokens that went through llama_decode
         self.decode_sec = 0.0
         self._starts: list[int] = []  # position of each item
         self._next = 0
         self.n_ctx = llama_cpp.llama_n_ctx(pointer)
         self.n_batch = llama_cpp.llama_n_batch(pointer)
-        self._abort = llama_cpp.ggml_abort_callback(lambda _data: self.stop())
-        llama_cpp.llama_set_abort_callback(pointer, self._abort, None)
+        self.n_cells = 0
+        self._stop = ctypes.create_string_buffer(2)  # "" or "\1"
+        llama_cpp.llama_set_abort_callback(pointer, ABORT, ctypes.cast(self._stop, ctypes.c_void_p))
+
+    def request_stop(self, wanted: bool = True) -> None:
+        """End what is being evaluated soon, with StoppedError; from any thread."""
+        self._stop[0] = wanted
+
+    @property
+    def stopping(self) -> bool:
+        return self._stop[0] != b"\0"
 
     def close(self) -> None:
         if self.pointer:
@@ -59,7 +74,7 @@ class Context:
 
     def clear(self) -> None:
         llama_cpp.llama_memory_clear(self.memory, True)
-        self.items, self._starts, self._next = [], [], 0
+        self.items, self._starts, self._next, self.n_cells = [], [], 0, 0
 
     def common(self, items: Sequence[Item]) -> int:
         """How many items from the first on are the same. A picture is the same when its embeddings are."""
@@ -78,13 +93,16 @@ class Context:
             self.clear()
             return
         self._next = self._starts[count]
+        self.n_cells -= n_cells(self.items[count:])
         del self.items[count:], self._starts[count:]
 
     def evaluate(self, items: Sequence[Item], output: bool) -> None:
         """Append items; with `output` the last one gives logits. Stopped or failed: what was evaluated stays listed."""
+        if output and isinstance(items[-1], Chunk):
+            raise HalfvError("The chat template ends with the picture, so there is nothing to answer to.")
         at = 0
         while at < len(items):
-            if self.stop():
+            if self.stopping:
                 raise StoppedError
             if isinstance(items[at], Chunk):
                 self._picture(items[at])
@@ -117,6 +135,7 @@ class Context:
         self._starts += positions.tolist()
         self.items += tokens
         self._next += len(ids)
+        self.n_cells += len(ids)
         self.n_evaluated += len(ids)
 
     def _picture(self, chunk: Chunk) -> None:
@@ -135,6 +154,7 @@ class Context:
         self._starts.append(self._next)
         self.items.append(chunk)
         self._next = after.value
+        self.n_cells += chunk.n_tokens
         self.n_evaluated += chunk.n_tokens
 
     @contextlib.contextmanager
@@ -148,7 +168,7 @@ class Context:
     def _check(self, rc: int) -> None:
         if rc == 0:
             return
-        if self.stop():
+        if self.stopping:
             raise StoppedError
         if rc == 1:
             raise HalfvError(f"The context of {self.n_ctx} tokens is full: start over, or load with a larger n_ctx.")
@@ -164,7 +184,7 @@ class Context:
         """Choose the coverage of the pictures that wait, and carry it through stage II."""
         with self._timed():
             rc = halfv_h.halfv_prepare(self.pointer, SEQ)
-        if rc == halfv_h.HALFV_ERR_COMPUTE and self.stop():
+        if rc == halfv_h.HALFV_ERR_COMPUTE and self.stopping:
             raise StoppedError
         if rc not in (halfv_h.HALFV_OK, halfv_h.HALFV_NOTHING, halfv_h.HALFV_ERR_UNSUPPORTED):
             raise HalfvError(f"The picture could not be prepared: {halfv_h.halfv_last_error().decode()}.")

@@ -1,0 +1,494 @@
+"""A conversation: from messages and pictures to tokens, and back to text, with the least to compute."""
+
+from __future__ import annotations
+
+import codecs
+import re
+import secrets
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from halfv_edge import images, libs
+from halfv_edge.encoder import Chunk, Encoded
+from halfv_edge.errors import HalfvError
+from halfv_edge.images import Picture
+from halfv_edge.images import load as load_image
+from halfv_edge.kv import Context, Item, StoppedError, n_cells
+from halfv_edge.sampling import Sampler, Sampling
+from halfv_edge.tokens import TokenMap
+
+if TYPE_CHECKING:
+    from halfv_edge.engine import Model
+
+llama_cpp = libs.load()
+
+HALF = "\ufffd"  # what a decoder gives for half a character
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What the last answer took. Times are seconds of wall clock."""
+
+    ttft_sec: float = 0.0  # from ask() to the first token
+    encode_sec: float = 0.0  # vision encoder, for the pictures that are new in this turn
+    prefill_sec: float = 0.0  # language model up to the first token: ahead of the question too, and selection
+    select_sec: float = 0.0  # of it the choice of tokens
+    ahead_sec: float = 0.0  # of encoder and prefill what ran before ask(), while the person typed
+    n_visual: int = 0  # visual tokens of the conversation's pictures,
+    n_kept: int = 0  # of them in stage II,
+    n_deep: int = 0  # and updated in stage III
+    n_prompt: int = 0  # tokens evaluated before the first token of the answer
+    n_encoded: int = 0  # pictures that went through the encoder
+    n_generated: int = 0
+    tokens_per_sec: float = 0.0  # after the first token
+    flops_dense: float = 0.0  # of this turn from the first picture on: unpruned, and spent; 0 without pruning
+    flops_spent: float = 0.0
+    stopped: str = ""  # "end", "length", "stop" (a stop string) or "interrupted"
+
+    @property
+    def dense_prefill_sec(self) -> float:
+        """An estimate of the prefill without pruning: the measured time less selection, at the same FLOPS.
+
+        It leaves out that text before the first picture costs the same either way, and that larger batches may run
+        at a better rate; the bench measures instead of estimating.
+        """
+        if not self.flops_spent:
+            return self.prefill_sec
+        return max(self.prefill_sec - self.select_sec, 0.0) * self.flops_dense / self.flops_spent
+
+
+@dataclass(slots=True)
+class _Turn:
+    """What is counted from the end of one answer to the end of the next."""
+
+    n_evaluated: int
+    decode_sec: float
+    halfv: dict[str, Any]
+    encode_sec: float = 0.0
+    ahead_sec: float = 0.0
+    n_encoded: int = 0
+
+
+@dataclass(slots=True)
+class _Request:
+    """A question that is being answered."""
+
+    content: str  # with the markers of its pictures
+    prompt: str
+    n_pictures: int  # that came with it
+    sampler: Sampler
+    max_tokens: int | None
+    stops: list[str]
+    start: float
+    first: float = 0.0  # when the first token was there
+    raw: str = ""  # all text made,
+    text: str = ""  # and what was given of it
+    generated: list[int] = field(default_factory=list)
+    generate_sec: float = 0.0
+    stopped: str = "interrupted"
+    counts: dict[str, Any] = field(default_factory=dict)  # fields of Stats, as of the first token
+
+
+class Answer:
+    """The text of an answer, piece by piece. Close it, or call chat.stop(), to end it early."""
+
+    def __init__(self, chat: Chat, request: _Request):
+        self.chat = chat
+        self._request = request
+        self._pieces = chat._generate(request)
+
+    @property
+    def text(self) -> str:
+        """All that was given so far."""
+        return self._request.text
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """End the answer here; the chat can go on."""
+        try:
+            self._pieces.close()
+        except ValueError:  # another thread is in it
+            self.chat.stop()
+            return
+        self.chat._leave(self._request)  # a generator that was never started has no end either
+
+    def __enter__(self) -> Answer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class Chat:
+    """A conversation about pictures. Its KV cache stays, so that a later turn pays only for what is new."""
+
+    def __init__(self, model: Model, context: Context, system: str | None, mode: str):
+        self.model = model
+        self.mode = mode
+        self.system = system
+        self.stats = Stats()
+        self._context: Context | None = context
+        self._nonce = secrets.token_hex(6)  # so that no text can pass for a picture
+        self._marks = re.compile(rf"<\|picture-{self._nonce}-(\d+)\|>")
+        self._start()
+
+    def _start(self) -> None:
+        self.messages: list[dict[str, str]] = [{"role": "system", "content": self.system}] if self.system else []
+        self._request: _Request | None = None
+        self._pictures: list[Encoded] = []
+        self._waiting: list[int] = []  # pictures of the next question
+        self._known = ""  # the text of which the context's items and the tail are the tokens
+        self._tail: list[int] = []  # tokens that belong there and are not evaluated yet
+        self._asked = False  # a question has been settled on these pictures
+        self._turn = self._new_turn()
+
+    def _new_turn(self) -> _Turn:
+        return _Turn(self._context.n_evaluated, self._context.decode_sec, self._context.stats())
+
+    #
+    # what people call
+    #
+
+    def add_image(self, source: images.Source) -> None:
+        """Give a picture for the next question. It is encoded and prepared now, while the person still types."""
+        picture = images.load(source)
+        with self.model.lock:
+            self._check_idle()
+            self._context.request_stop(False)
+            start = time.perf_counter()
+            self._take(picture)
+            try:
+                split = secrets.token_hex(8)
+                prompt = self._render(self._content(split)).partition(split)[0]
+                encoded = self._pictures[-1]
+                self._check_room(prompt, f"{picture.name} has {n_cells(encoded.chunks)} visual tokens and")
+                self._encode(encoded)
+                marks = list(self._marks.finditer(prompt))
+                if marks:  # else this template puts pictures behind the text
+                    self._advance(prompt[: marks[-1].end()], output=False)
+                    if self.mode == "prepare":
+                        self._context.prepare()
+            except StoppedError:
+                pass  # what is left is done with the question
+            except BaseException:
+                self._give_back(1)
+                raise
+            self._turn.ahead_sec += time.perf_counter() - start
+
+    def ask(
+        self,
+        question: str,
+        images: Iterable[images.Source] = (),
+        *,
+        max_tokens: int | None = None,
+        temperature: float = 0.2,
+        top_k: int = 40,
+        top_p: float = 0.95,
+        min_p: float = 0.05,
+        seed: int | None = None,
+        grammar: str | None = None,
+        json_schema: Mapping[str, Any] | str | None = None,
+        stop: str | Iterable[str] = (),
+    ) -> Answer:
+        """Ask, with more pictures if there are any; iterate over what comes back for the text as it is made.
+
+        Pictures that come with the question are not prepared: their tokens are chosen as published, question first.
+        max_tokens: None is as many as fit. temperature 0 always takes the likeliest token. grammar: GBNF, or
+        json_schema: the answer is JSON of that schema. stop: the answer ends before any of these.
+        """
+        start = time.perf_counter()
+        if not isinstance(question, str):
+            raise HalfvError(f"A {type(question).__name__} is not a question: give text.")
+        if max_tokens is not None and max_tokens < 1:
+            raise HalfvError(f"max_tokens = {max_tokens!r} is not valid: it must be at least 1.")
+        seed = self.model.seed if seed is None else seed
+        settings = Sampling(temperature, top_k, top_p, min_p, seed, grammar, json_schema)
+        stops = [text for text in ((stop,) if isinstance(stop, str) else stop) if text]
+        pictures = [load_image(source) for source in images]
+        with self.model.lock:
+            self._check_idle()
+            self._context.request_stop(False)
+            for picture in pictures:
+                self._take(picture)
+            try:
+                content = self._content(question)
+                prompt = self._render(content)
+                self._check_room(prompt, "This question")
+                sampler = Sampler(settings, self.model.vocab)
+            except BaseException:
+                self._give_back(len(pictures))
+                raise
+            self._request = _Request(content, prompt, len(pictures), sampler, max_tokens, stops, start)
+            return Answer(self, self._request)
+
+    def answer(self, question: str, images: Iterable[images.Source] = (), **options: Any) -> str:
+        """Ask and wait for the whole answer. Options are those of ask()."""
+        return "".join(self.ask(question, images, **options))
+
+    def stop(self) -> None:
+        """End the answer that is being made, from any thread. What was made stays in the conversation."""
+        if self._context is not None:
+            self._context.request_stop()
+
+    def reset(self) -> None:
+        """Forget the conversation and its pictures; the system message stays. An answer in the making ends."""
+        with self.model.lock:
+            self._check_open()
+            self._context.clear()
+            self._start()
+
+    @property
+    def token_maps(self) -> list[TokenMap]:
+        """Which tokens of each picture were kept, in the order in which the pictures were given."""
+        with self.model.lock:
+            self._check_open()
+            held = [item for item in self._context.items if isinstance(item, Chunk)]
+            maps, at = [], 0
+            for encoded in self._pictures:
+                chosen = []
+                for chunk in encoded.chunks:
+                    kept = deep = None  # all of them
+                    if at < len(held) and held[at] is chunk:
+                        kept, deep = (self._context.image_tokens(at, stage) for stage in (2, 3))
+                        at += 1
+                    chosen.append((kept, deep))
+                maps.append(self.model.encoder.token_map(encoded, chosen))
+            return maps
+
+    def close(self) -> None:
+        """End the conversation; its KV cache goes to the model's next chat."""
+        with self.model.lock:
+            if self._context is not None:
+                context, self._context, self._request = self._context, None, None
+                self.model._take_back(self, context)
+
+    def __enter__(self) -> Chat:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _check_open(self) -> None:
+        if self._context is None:
+            raise HalfvError("This chat is closed: open another with model.chat().")
+
+    def _check_idle(self) -> None:
+        self._check_open()
+        if self._request is not None:
+            raise HalfvError("This chat is still answering: finish or close that answer first, or open another chat.")
+
+    #
+    # from a conversation to tokens
+    #
+
+    def _marker(self, picture: int) -> str:
+        return f"<|picture-{self._nonce}-{picture}|>"
+
+    def _content(self, question: str) -> str:
+        return "".join(self._marker(picture) for picture in self._waiting) + question
+
+    def _render(self, content: str) -> str:
+        return self.model.template.render([*self.messages, {"role": "user", "content": content}])
+
+    def _tokens(self, text: str, fresh: bool) -> list[Item]:
+        """Text and pictures as items. `fresh`: the text begins the context, or follows a picture directly."""
+        items: list[Item] = []
+        for number, part in enumerate(self._marks.split(text)):
+            if number % 2:
+                items += self._pictures[int(part)].items
+            elif part:
+                items += self.model.tokenize(part) if fresh or number else self._continue(part)
+        return items
+
+    def _continue(self, text: str) -> list[int]:
+        """Tokens of text that goes on where other text ended: without the space that SPM puts before a first word."""
+        if llama_cpp.llama_vocab_type(self.model.vocab) == llama_cpp.LLAMA_VOCAB_TYPE_SPM:
+            anchor, both = self.model.tokenize("\n"), self.model.tokenize("\n" + text)
+            if both[: len(anchor)] == anchor:
+                return both[len(anchor) :]
+        return self.model.tokenize(text)
+
+    def _plan(self, prompt: str) -> tuple[int, list[Item]]:
+        """How many of the context's items stay, and what has to be evaluated after them."""
+        context = self._context
+        if self._known and prompt.startswith(self._known):
+            fresh = not self._tail and self._known.endswith(tuple(map(self._marker, range(len(self._pictures)))))
+            return len(context.items), [*self._tail, *self._tokens(prompt[len(self._known) :], fresh)]
+        items = self._tokens(prompt, fresh=True)
+        if llama_cpp.llama_vocab_get_add_bos(self.model.vocab):
+            items.insert(0, llama_cpp.llama_vocab_bos(self.model.vocab))
+        same = min(context.common(items), len(items) - 1)  # something must give logits
+        return same, items[same:]
+
+    def _check_room(self, prompt: str, what: str) -> None:
+        same, new = self._plan(prompt)
+        needed = n_cells(self._context.items[:same]) + n_cells(new) + 1
+        if needed > self._context.n_ctx:
+            raise HalfvError(
+                f"{what} needs a context of {needed} tokens, but n_ctx is {self._context.n_ctx}: load the model with "
+                f"n_ctx={-(-needed // 1024) * 1024 + 1024}, or start over with fewer or smaller pictures."
+            )
+
+    def _take(self, picture: Picture) -> None:
+        self._pictures.append(self.model.encoder.tokens(picture))
+        self._waiting.append(len(self._pictures) - 1)
+
+    def _give_back(self, count: int) -> None:
+        """The last pictures were not given after all."""
+        for _ in range(count):
+            self._pictures.pop()
+            self._waiting.pop()
+        self._known = ""
+
+    def _encode(self, encoded: Encoded) -> None:
+        seconds = self.model.encoder.encode(encoded)
+        if seconds is not None:
+            self._turn.encode_sec += seconds
+            self._turn.n_encoded += 1
+
+    def _advance(self, prompt: str, output: bool) -> None:
+        """Make the context hold exactly this prompt."""
+        same, new = self._plan(prompt)
+        context = self._context
+        kept = context.items[:same]
+        self._known, self._tail = "", []  # until it is done
+        context.truncate(same)
+        context.evaluate([*kept[len(context.items) :], *new], output)
+        self._known = prompt
+
+    #
+    # answering
+    #
+
+    def _generate(self, request: _Request) -> Iterator[str]:
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        try:
+            while self._step(request, decoder):
+                if piece := request.raw[len(request.text) : _certain(request.raw, request.stops)]:
+                    request.text += piece
+                    yield piece
+            if piece := request.raw[len(request.text) :]:
+                request.text = request.raw
+                yield piece
+        finally:
+            self._leave(request)
+
+    def _step(self, request: _Request, decoder: codecs.IncrementalDecoder) -> bool:
+        """One token; False when there are no more."""
+        with self.model.lock:
+            if self._request is not request:  # the chat was closed or reset
+                return False
+            context, start = self._context, time.perf_counter()
+            try:
+                if not request.first:
+                    self._prefill(request.prompt)
+                elif len(request.generated) == request.max_tokens or context.n_cells + 1 > context.n_ctx:
+                    request.stopped = "length"
+                else:
+                    context.evaluate(request.generated[-1:], output=True)
+            except StoppedError:
+                return False
+            token = None
+            if request.stopped != "length":
+                token = request.sampler.sample(context.pointer)
+                if not request.first:
+                    request.first = time.perf_counter()
+                    request.counts = self._counts(request)
+                else:
+                    request.generate_sec += time.perf_counter() - start
+                if token is None or llama_cpp.llama_vocab_is_eog(self.model.vocab, token):
+                    token, request.stopped = None, "end"
+            if token is None:
+                request.raw += decoder.decode(b"", final=True)
+                return False
+            request.generated.append(token)
+            request.raw += decoder.decode(self.model.piece(token))
+            cut = min((place for place in map(request.raw.find, request.stops) if place >= 0), default=-1)
+            if cut >= 0:
+                request.raw, request.stopped = request.raw[:cut], "stop"
+            return cut < 0
+
+    def _prefill(self, prompt: str) -> None:
+        for picture in self._waiting:
+            self._encode(self._pictures[picture])
+        if self._asked:
+            self._context.top_up()
+        self._advance(prompt, output=True)
+        self._asked = True
+
+    def _counts(self, request: _Request) -> dict[str, Any]:
+        context, turn = self._context, self._turn
+        n_visual = n_cells([item for item in context.items if isinstance(item, Chunk)])
+        return {
+            "ttft_sec": request.first - request.start,
+            "encode_sec": turn.encode_sec,
+            "prefill_sec": context.decode_sec - turn.decode_sec,
+            "ahead_sec": turn.ahead_sec,
+            "n_prompt": context.n_evaluated - turn.n_evaluated,
+            "n_encoded": turn.n_encoded,
+            **dict.fromkeys(("n_visual", "n_kept", "n_deep"), n_visual),
+            **_pruning(turn.halfv, context.stats()),
+        }
+
+    def _leave(self, request: _Request) -> None:
+        """Write down what was answered; a question without a single token was not asked."""
+        with self.model.lock:
+            request.sampler.close()
+            if self._request is not request:
+                return
+            self._request = None
+            if not request.first:
+                self._give_back(request.n_pictures)
+                return
+            request.text = request.raw
+            self.messages.append({"role": "user", "content": request.content})
+            self.messages.append({"role": "assistant", "content": request.raw})
+            self._waiting = []
+            # a text cut at a stop string or within a character is not the text of these tokens
+            whole = request.stopped != "stop" and not request.raw.endswith(HALF)
+            self._known = request.prompt + request.raw if whole else ""
+            self._tail = request.generated[-1:] if request.stopped != "end" else []  # sampled, not evaluated
+            later = len(request.generated) - 1
+            self.stats = Stats(
+                **request.counts,
+                n_generated=len(request.generated),
+                tokens_per_sec=later / request.generate_sec if later > 0 and request.generate_sec else 0.0,
+                stopped=request.stopped,
+            )
+            self._turn = self._new_turn()
+
+
+def _pruning(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of Stats from halfv_stats before and after; {} for a context that does not prune."""
+    if not after:
+        return {}
+
+    def spent(name: str) -> float:
+        return max(after[name] - before.get(name, 0), 0)
+
+    return {
+        "select_sec": spent("us_select") / 1e6,
+        "flops_dense": spent("flops_dense"),
+        "flops_spent": spent("flops_spent"),
+    } | {name: after[name] for name in ("n_visual", "n_kept", "n_deep")}
+
+
+def _certain(text: str, stops: list[str]) -> int:
+    """How much of a text is not perhaps the beginning of a stop string."""
+    held = 0
+    for stop in stops:
+        for length in range(min(len(stop) - 1, len(text)), held, -1):
+            if text.endswith(stop[:length]):
+                held = length
+                break
+    return len(text) - held
