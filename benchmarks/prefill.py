@@ -23,7 +23,7 @@ from typing import Any
 import machine
 from shapes import ROOT, SHAPES, Shape, model_file
 
-N_PREFIX, N_QUESTION = 20, 40  # text tokens before and after the picture
+N_PREFIX, N_QUESTION = 8, 40  # text tokens before and after the picture
 
 Answer = dict[str, Any]
 

@@ -55,8 +55,8 @@ LLAVA = {
 STEPS = (576, 1024, 2048, 4096)
 
 SHAPES = {
-    # Qwen2.5-VL-7B's depth and proportions, a width that two cores can run
-    "scaled": Shape("qwen2vl", 28, 1024, 8, 2, 5376, 32768, STEPS, _qwen(21)),
+    # Qwen2.5-VL-7B's depth, a width that two cores can run; the narrow FFN gives attention a share as in longer prompts
+    "scaled": Shape("qwen2vl", 28, 1024, 8, 2, 2816, 32768, STEPS, _qwen(21)),
     "qwen2.5-vl-3b": Shape("qwen2vl", 36, 2048, 16, 2, 11008, 151936, (1024,), _qwen(27)),
     "qwen2.5-vl-7b": Shape("qwen2vl", 28, 3584, 28, 4, 18944, 151936, STEPS, _qwen(21)),
     "llava-1.5-7b": Shape("llama", 32, 4096, 32, 32, 11008, 32064, (576,), LLAVA),

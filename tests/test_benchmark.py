@@ -12,7 +12,7 @@ import pytest
 from halfv_edge import libs
 
 N_VISUAL, N_KEPT, N_DEEP = 256, 64, 12  # shape `tiny`: keep 0.25, update 0.05
-N_PREFIX, N_QUESTION = 20, 40
+N_PREFIX, N_QUESTION = 8, 40
 
 
 def benchmark(root: Path, models: Path, *flags: str) -> subprocess.CompletedProcess[str]:
