@@ -73,6 +73,15 @@ def test_console_script() -> None:
     assert said == f"halfv-edge {importlib.metadata.version('halfv-edge')}\n"
 
 
+def test_reader_that_goes_away() -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    command = [sys.executable, "-m", "halfv_edge", "info"]
+    done = subprocess.run(command, stdout=write_end, stderr=subprocess.PIPE, text=True)
+    os.close(write_end)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_libraries_not_built(tmp_path: Path) -> None:
     done = run("-m", "halfv_edge", "info", HALFV_LIB_DIR=str(tmp_path))
     assert done.returncode == 1
