@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -68,9 +70,11 @@ SHAPES = {
 def model_file(name: str, shape: Shape, ftype: str, folder: Path) -> Path:
     """The file of a shape, written when it is not there yet. Weights are random: only speed can be measured with it."""
     dims = dataclasses.asdict(shape)
-    arch, profile = dims.pop("arch"), dims.pop("profile")
     del dims["tokens"]
-    path = folder / f"{name}-{arch}-{ftype}.gguf"
+    # an older file of another shape or profile must not be taken for it
+    mark = hashlib.sha256(json.dumps(dims, sort_keys=True).encode()).hexdigest()[:8]
+    arch, profile = dims.pop("arch"), dims.pop("profile")
+    path = folder / f"{name}-{arch}-{ftype}-{mark}.gguf"
     if not path.is_file():
         from tiny_models import make_tiny
 
