@@ -8,12 +8,12 @@ import os
 import sys
 from collections.abc import Sequence
 
-from halfv_edge import __version__, cli_profile, info
+from halfv_edge import __version__, cli_convert, cli_profile, info
 from halfv_edge.errors import HalfvError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; a foreseen mistake is one sentence on stderr and exit code 1."""
+    """Run one command; a foreseen mistake is one sentence on stderr and exit code 1, or 2 of `convert`."""
     args = _parser().parse_args(argv)
     try:
         args.run(args)
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except HalfvError as error:
         print(f"halfv: {error}", file=sys.stderr)
-        return 1
+        return error.exit_code
     except KeyboardInterrupt:
         print("halfv: interrupted.", file=sys.stderr)
         return 130
@@ -40,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_info)
 
     cli_profile.add_command(commands)
+    cli_convert.add_command(commands)
     return parser
 
 

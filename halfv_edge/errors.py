@@ -3,3 +3,5 @@
 
 class HalfvError(Exception):
     """A mistake that one sentence explains: it quotes the bad value and gives a hint."""
+
+    exit_code = 1  # of the command

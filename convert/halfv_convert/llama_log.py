@@ -1,0 +1,38 @@
+"""What libllama and libmtmd log, for their errors and their progress."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+_kept: list[Any] = []  # the libraries go on calling it
+
+
+def collect(llama_cpp: ModuleType, follow: Callable[[str], None] = lambda line: None) -> list[str]:
+    """A list that grows by what is logged from now on; it all goes to stderr, and to `follow`, as well."""
+    pieces: list[str] = []
+
+    @llama_cpp.llama_log_callback
+    def on_text(_level: int, text: bytes, _user: Any) -> None:
+        piece = text.decode("utf-8", "replace")
+        sys.stderr.write(piece)
+        pieces.append(piece)
+        follow(piece)
+
+    _kept.append(on_text)
+    llama_cpp.llama_log_set(on_text, ctypes.c_void_p(0))
+    if mtmd_cpp := sys.modules.get("llama_cpp.mtmd_cpp"):
+        mtmd_cpp.mtmd_log_set(on_text, ctypes.c_void_p(0))
+    return pieces
+
+
+def first_error(pieces: list[str]) -> str:
+    """The first line that tells of an error, without its origin."""
+    for line in "".join(pieces).splitlines():
+        if match := re.search(r"\b(?:error|unable|failed|unknown)\b.*", line):
+            return re.sub(r"^error loading model: (\w+: )?", "", match[0]).rstrip(" .")
+    return "it does not say why"

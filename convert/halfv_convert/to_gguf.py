@@ -1,0 +1,253 @@
+"""Checkpoint folder in, two GGUFs out: the parent's side of a conversion."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from tqdm import tqdm
+
+import halfv_edge
+from halfv_convert import checkpoint
+from halfv_convert.checkpoint import Checkpoint
+from halfv_edge import libs
+from halfv_edge.errors import HalfvError
+from halfv_edge.profile import Profile
+
+# bits per weight, of which only the disk space needed is reckoned
+DIRECT = {"f32": 32.0, "f16": 16.0, "bf16": 16.0, "q8_0": 8.5}  # what the converter itself writes
+QUANTISED = {
+    **{"q6_k": 6.6, "q5_k_m": 5.7, "q5_k_s": 5.6, "q5_1": 6.0, "q5_0": 5.6, "q4_k_m": 4.9, "q4_k_s": 4.6},
+    **{"q4_1": 5.1, "q4_0": 4.7, "iq4_nl": 4.6, "iq4_xs": 4.4, "q3_k_l": 4.3, "q3_k_m": 4.0, "q3_k_s": 3.7},
+    **{"q2_k": 3.4},
+}
+TYPES = (*DIRECT, *QUANTISED)
+NEEDS = {"torch": "torch", "transformers": "transformers", "sentencepiece": "sentencepiece", "yaml": "PyYAML"}
+CHILD_ENV = {
+    **{"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
+    "GGML_NO_BACKTRACE": "1",  # a debugger's, which takes half a minute
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """What a conversion wrote."""
+
+    model: Path
+    mmproj: Path
+    profile: Profile | None
+    source: str  # of the profile, in words
+
+
+def convert(
+    folder: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    mmproj: str | os.PathLike[str] | None = None,
+    *,
+    type: str = "f16",
+    mmproj_type: str = "f16",
+    profile: Profile | str | None = None,
+    with_profile: bool = True,
+    name: str | None = None,
+    tokenizer_pre: str | None = None,
+    log: IO[str] | None = None,
+    progress: bool = True,
+    say: Callable[[str], None] = lambda text: None,
+) -> Converted:
+    """Convert a checkpoint to a language model's GGUF and a vision encoder's.
+
+    `profile` is a Profile or the name of a preset; None takes the preset of the model, if there is one. `log` receives
+    the talk of the converter. Nothing is left behind when it fails.
+    """
+    if type not in TYPES:
+        raise HalfvError(f"The type {type!r} is not one of {', '.join(TYPES)}.")
+    if mmproj_type not in DIRECT:
+        raise HalfvError(f"The type {mmproj_type!r} of the vision encoder is not one of {', '.join(DIRECT)}.")
+    found = checkpoint.read(Path(folder))
+    name = name or found.name
+    output = Path(output or f"{name}-{type}.gguf").absolute()
+    mmproj = Path(mmproj or output.with_name(f"mmproj-{name}-{mmproj_type}.gguf")).absolute()
+    check_targets(output, mmproj)
+    check_packages()
+    size = round(found.n_weights / 8 * (DIRECT | QUANTISED)[type])
+    check_space(output, size + (found.n_weights * 2 if type in QUANTISED else 0))
+    say(f"{found.folder}: {found.model}, {found.n_weights / 1e9:.2f} billion weights.")
+
+    with temporary_folder(output) as scratch:
+        parts = {"text": scratch / "text.gguf", "vision": scratch / "vision.gguf", "quantised": scratch / "q.gguf"}
+        quantise = type in QUANTISED
+        job = {
+            "checkpoint": str(found.folder.absolute()),
+            "name": name,
+            "text": str(parts["text"]),
+            "text_type": "auto" if quantise else type,
+            "vision": str(parts["vision"]),
+            "vision_type": mmproj_type,
+            "quantize": {"type": type, "path": str(parts["quantised"])} if quantise else None,
+            "tokenizer_pre": tokenizer_pre,
+            "with_profile": with_profile,
+            "profile": profile.to_json() if isinstance(profile, Profile) else None,
+            "preset": profile if isinstance(profile, str) else None,
+        }
+        chosen = run_worker(job, scratch, found, log, progress)
+        publish(((parts["quantised" if quantise else "text"], output), (parts["vision"], mmproj)))
+    carried = chosen["profile"] and Profile.from_json(chosen["profile"])
+    return Converted(output, mmproj, carried, chosen["source"])
+
+
+# --- before ---
+
+
+def check_targets(output: Path, mmproj: Path) -> None:
+    if output == mmproj:
+        raise HalfvError(f"{output} cannot be both the language model and the vision encoder: give --mmproj a name.")
+    for target in (output, mmproj):
+        if target.is_dir():
+            raise HalfvError(f"{target} is a folder: name the file in it.")
+        if target.exists():
+            raise HalfvError(f"{target} exists already: delete it, or choose another name.")
+        if not target.parent.is_dir():
+            raise HalfvError(f"{target.parent} is not a folder: make it first.")
+        if not os.access(target.parent, os.W_OK):
+            raise HalfvError(f"{target.parent} cannot be written to: choose another folder.")
+
+
+def check_packages() -> None:
+    missing = [package for module, package in NEEDS.items() if not importlib.util.find_spec(module)]
+    if missing:
+        raise HalfvError(f"{', '.join(missing)} must be installed to convert: run `pip install halfv-edge[convert]`.")
+    converter_folder()
+
+
+def converter_folder() -> Path:
+    """The pinned llama.cpp's converter: in the package, or in the CMake build that HALFV_LIB_DIR names."""
+    for place in (*(Path(folder) / "_upstream" for folder in halfv_edge.__path__), libs.lib_dir().parent / "llama.cpp"):
+        if (place / "conversion").is_dir() and (place / "gguf-py" / "gguf").is_dir():
+            return place
+    raise HalfvError("llama.cpp's converter is not in this installation: install it again with `pip install .`.")
+
+
+def check_space(target: Path, n_bytes: int) -> None:
+    free = shutil.disk_usage(target.parent).free
+    if free < n_bytes:
+        raise no_room(target.parent, n_bytes)
+
+
+def no_room(folder: Path, n_bytes: int | None = None) -> HalfvError:
+    needs = f"about {n_bytes / 1e9:.1f} GB are needed" if n_bytes else "the disk became full"
+    return HalfvError(f"There is not enough room in {folder}: {needs}, free some or choose another folder with -o.")
+
+
+# --- the worker ---
+
+
+def run_worker(
+    job: dict[str, Any], scratch: Path, found: Checkpoint, log: IO[str] | None, progress: bool
+) -> dict[str, Any]:
+    """The profile that was chosen, as the worker tells it."""
+    converter = converter_folder()
+    path = [str(converter / "gguf-py"), str(converter), *(os.path.abspath(entry) for entry in sys.path if entry)]
+    code = f"import sys; sys.path[:] = {path!r}; from halfv_convert import worker; worker.main()"
+    child = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=log or subprocess.DEVNULL,
+        text=True,
+        cwd=scratch,
+        env=os.environ | CHILD_ENV,
+    )
+    chosen: dict[str, Any] = {}
+    with child, Bars(progress) as bars:
+        try:
+            with contextlib.suppress(BrokenPipeError):
+                child.stdin.write(json.dumps(job))
+                child.stdin.close()
+            for line in child.stdout:
+                event = json.loads(line)
+                if "error" in event:
+                    raise HalfvError(
+                        event["error"] + (" --verbose keeps the log." if event.get("unforeseen") and not log else "")
+                    )
+                if event.get("full_disk"):
+                    raise no_room(scratch.parent)
+                if "profile" in event:
+                    chosen = event
+                bars.show(event)
+            code = child.wait()
+        finally:
+            child.kill()  # when we leave early; nothing happens to one that has ended
+    if code:
+        raise HalfvError(
+            f"The conversion of {found.folder} was ended by the system (code {code}): most often memory ran out."
+        )
+    return chosen
+
+
+class Bars(contextlib.AbstractContextManager):
+    """A progress bar per stage; none in a log."""
+
+    def __init__(self, wanted: bool):
+        self.disable = None if wanted else True
+        self.stage, self.bar = "", None
+
+    def show(self, event: dict[str, Any]) -> None:
+        self.stage = event.get("stage", self.stage)
+        if "total" in event:
+            self.close()
+            unit = {"unit": event["unit"], "unit_scale": event["unit"] == "B"}
+            self.bar = tqdm(total=event["total"], desc=self.stage, delay=1, disable=self.disable, **unit)
+        if "done" in event and self.bar is not None:
+            self.bar.update(event["done"])
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+# --- files ---
+
+
+@contextlib.contextmanager
+def temporary_folder(output: Path) -> Iterator[Path]:
+    """Beside the output, so that a rename is all that is left to do."""
+    scratch = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def publish(files: tuple[tuple[Path, Path], ...]) -> None:
+    """Both files or none."""
+    done: list[Path] = []
+    try:
+        for source, target in files:
+            sync(source)
+            if source.stat().st_dev == target.parent.stat().st_dev:
+                source.replace(target)
+            else:
+                shutil.move(source, target)
+            done.append(target)
+    except OSError as error:
+        for target in done:
+            target.unlink(missing_ok=True)
+        raise HalfvError(f"{target} cannot be written: {error.strerror or error}.") from error
+
+
+def sync(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
