@@ -20,6 +20,14 @@ foreach(target ggml-base ggml llama mtmd ${HALFV_BACKENDS})
             RUNTIME DESTINATION ${prefix}lib ARCHIVE DESTINATION ${prefix}lib)
 endforeach()
 
+if (SKBUILD)
+    # The converter that `halfv convert` runs, with the gguf package of the same age.
+    set(sources FILES_MATCHING PATTERN "*.py" PATTERN "__pycache__" EXCLUDE PATTERN "scripts" EXCLUDE)
+    install(DIRECTORY "${HALFV_TREE}/conversion" DESTINATION ${prefix}_upstream ${sources})
+    install(DIRECTORY "${HALFV_TREE}/gguf-py/gguf" DESTINATION ${prefix}_upstream/gguf-py ${sources})
+    install(FILES "${HALFV_TREE}/LICENSE" DESTINATION ${prefix}_upstream)
+endif()
+
 file(STRINGS "${CMAKE_SOURCE_DIR}/pyproject.toml" version REGEX "^version = ")
 string(REGEX REPLACE "^version = \"(.*)\"" "\\1" version "${version}")
 set(commit ${HALFV_PIN_COMMIT})

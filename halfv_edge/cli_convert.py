@@ -38,7 +38,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--tokenizer-pre",
         metavar="NAME",
-        help="how the tokenizer cuts text, as llama.cpp calls it, when it does not know the tokenizer: qwen2, llama-bpe",
+        help="how the tokenizer cuts text, in llama.cpp's words, when it does not know that itself: qwen2",
     )
     command.add_argument("--json", action="store_true", help="print one JSON object")
     command.add_argument("--verbose", action="store_true", help="keep the converter's log, and say where it is")
