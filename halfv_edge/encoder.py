@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import ctypes
 import math
+import os
 import re
 import time
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from halfv_edge import gguf_meta, libs, native_log
+from halfv_edge import gguf_meta, libs, native_log, profile
 from halfv_edge.errors import HalfvError
 from halfv_edge.images import Picture
 from halfv_edge.tokens import Layout, Tile, TokenMap
@@ -95,11 +96,6 @@ class Encoder:
         image_max_tokens: int | None,
         cache_bytes: int,
     ) -> Encoder:
-        metadata = gguf_meta.read(path)
-        if metadata.text("general.architecture") != "clip":
-            raise HalfvError(
-                f"{path} is not a vision encoder (mmproj): give the mmproj GGUF that belongs to {model_path.name}."
-            )
         params = mtmd.mtmd_context_params_default()
         params.use_gpu = use_gpu
         params.print_timings = False
@@ -115,7 +111,7 @@ class Encoder:
         if not mtmd.mtmd_support_vision(pointer):
             mtmd.mtmd_free(pointer)
             raise HalfvError(f"{path} hears but does not see: give an mmproj with a vision encoder.")
-        return cls(path, pointer, cache_bytes, llama_cpp.llama_model_n_embd_inp(model), _layout(metadata))
+        return cls(path, pointer, cache_bytes, llama_cpp.llama_model_n_embd_inp(model), _layout(gguf_meta.read(path)))
 
     def close(self) -> None:
         self._cache.clear()
@@ -241,22 +237,28 @@ def _why_not(path: Path, model_path: Path) -> str:
     return f"{path} cannot be loaded as a vision encoder: {native_log.last_words()}."
 
 
-def find_beside(model_path: Path, n_embd: int) -> Path:
-    """The encoder in the model's folder: of those that fit its width, the one whose name is most like the model's."""
-    folder = model_path.parent
-    found = sorted(p for p in folder.glob("*.gguf") if "mmproj" in p.name.lower() and p != model_path)
+def find(given: str | os.PathLike[str] | None, model: profile.Model) -> Path:
+    """The encoder's file: as given, else the one in the model's folder that is most likely its own."""
+    if given is not None:
+        path = Path(given)
+        if gguf_meta.read(path).text("general.architecture") != "clip":
+            raise HalfvError(f"{path} is not a vision encoder: give the mmproj GGUF that belongs to {model.path.name}.")
+        return path
+    found = [path for path in sorted(model.path.parent.glob("*.gguf")) if "mmproj" in path.name.lower()]
     if not found:
         raise HalfvError(
-            f"There is no vision encoder beside {model_path}: download the model's mmproj GGUF into its folder, "
-            "or give mmproj=... (a text-only model has none and cannot be used)."
+            f"There is no vision encoder beside {model.path}: put the model's mmproj GGUF into its folder, or name it "
+            "with mmproj (a model for text alone has none)."
         )
-    widths = {path: gguf_meta.read(path).value("clip.vision.projection_dim") for path in found}
-    fitting = [path for path in found if widths[path] in (None, n_embd)]
-    if not fitting:
-        listed = ", ".join(f"{path.name} ({widths[path]})" for path in found)
-        raise HalfvError(f"No vision encoder beside {model_path} fits its width of {n_embd}: {listed}; give mmproj=...")
-    words = _words(model_path)
-    return max(fitting, key=lambda path: (len(words & _words(path)), "f16" in path.name.lower()))
+    width = model.metadata.value(f"{model.architecture}.embedding_length")
+    words = _words(model.path)
+
+    def likeness(path: Path) -> tuple[bool, int, bool]:
+        # an old llava's projection_dim says something else, so it is no reason to refuse
+        fits = gguf_meta.read(path).value("clip.vision.projection_dim") == width
+        return fits, len(words & _words(path)), "f16" in path.name.lower()
+
+    return find(max(found, key=likeness), model)
 
 
 def _words(path: Path) -> set[str]:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from halfv_edge import libs, native_log, presets
 from halfv_edge import profile as profiles
 from halfv_edge.conversation import Answer, Chat, Stats
-from halfv_edge.encoder import Encoder, find_beside
+from halfv_edge.encoder import Encoder, find
 from halfv_edge.errors import HalfvError
 from halfv_edge.kv import Context
 from halfv_edge.profile import Profile, Resolved
@@ -101,8 +101,21 @@ class Model:
         """
         native_log.capture(verbose)
         about = profiles.Model.read(path)
-        _check_options(kv_type, flash_attn, n_batch, n_ubatch, n_ctx)
-        resolved = profiles.resolve(about, _override(profile))
+        encoder_path = find(mmproj, about)
+        _check_choice("kv_type", kv_type, KV_TYPES)
+        _check_choice("flash_attn", flash_attn, FLASH)
+        for name, number, least in (
+            ("n_ctx", n_ctx, 1),
+            ("n_threads", n_threads, 1),
+            ("n_batch", n_batch, 1),
+            ("n_ubatch", n_ubatch, 1),
+            ("image_max_tokens", image_max_tokens, 1),
+            ("image_cache_mb", image_cache_mb, 0),
+            ("topup_mb", topup_mb, 0),
+        ):
+            if number is not None and number < least:
+                raise HalfvError(f"{name} = {number!r} is not valid: it must be at least {least}.")
+        resolved = profiles.resolve(about, _override(profile, about))
         if keep is not None:
             if resolved.profile is None and resolved.source != "environment":
                 raise HalfvError(f"keep = {keep!r} needs a profile: this model has none, so give profile=... as well.")
@@ -121,10 +134,14 @@ class Model:
                     f"There is not enough memory for {about.path}: lower n_gpu_layers, or use a smaller file."
                 )
             raise HalfvError(f"{about.path} cannot be loaded: {native_log.last_words()}.")
+        n_trained = llama_cpp.llama_model_n_ctx_train(pointer)
+        if n_ctx is not None and n_ctx > n_trained:
+            llama_cpp.llama_model_free(pointer)
+            raise HalfvError(f"n_ctx = {n_ctx} is more than the {n_trained} tokens that {about.path.name} can follow.")
         options = {
             "seed": seed,
             "topup_bytes": topup_mb << 20,
-            "n_ctx": n_ctx or min(DEFAULT_N_CTX, llama_cpp.llama_model_n_ctx_train(pointer)),
+            "n_ctx": n_ctx or min(DEFAULT_N_CTX, n_trained),
             "n_threads": n_threads or _n_cores(),
             "n_batch": n_batch,
             "n_ubatch": n_ubatch,
@@ -134,11 +151,8 @@ class Model:
         model = cls(about.path, pointer, options)
         try:
             model._set_profile(resolved)
-            found = (
-                Path(mmproj) if mmproj is not None else find_beside(about.path, llama_cpp.llama_model_n_embd(pointer))
-            )
             model.encoder = Encoder.load(
-                found,
+                encoder_path,
                 pointer,
                 about.path,
                 use_gpu=n_gpu_layers != 0,
@@ -272,25 +286,28 @@ class Model:
             self.close()
 
 
-def _override(given: Profile | Mapping[str, Any] | str | os.PathLike[str] | None) -> Profile | Literal["off"] | None:
+def _override(
+    given: Profile | Mapping[str, Any] | str | os.PathLike[str] | None, about: profiles.Model
+) -> Profile | Literal["off"] | None:
     """What profile=... means."""
     if given is None or given == "off" or isinstance(given, Profile):
         return given
     if isinstance(given, Mapping):
         return Profile.from_json({"version": profiles.VERSION, **given})
-    if isinstance(given, str) and not given.endswith(".json") and os.sep not in given:
-        return presets.get(given).profile
-    return profiles.read_json(Path(given))
+    if not isinstance(given, str) or given.endswith(".json") or os.sep in given:
+        return profiles.read_json(Path(given))
+    preset = presets.get(given)
+    if preset.architecture != about.architecture:
+        raise HalfvError(
+            f"The preset {preset.name} is for models of the architecture {preset.architecture}, and {about.path.name} "
+            f"is {about.architecture}."
+        )
+    return preset.scaled(about.n_layer).profile
 
 
-def _check_options(kv_type: str, flash_attn: object, n_batch: int, n_ubatch: int, n_ctx: int | None) -> None:
-    if kv_type not in KV_TYPES:
-        raise HalfvError(f"kv_type = {kv_type!r} is not valid: those are {', '.join(KV_TYPES)}.")
-    if flash_attn not in FLASH:
-        raise HalfvError(f"flash_attn = {flash_attn!r} is not valid: it must be 'auto', True or False.")
-    for name, value in (("n_batch", n_batch), ("n_ubatch", n_ubatch), ("n_ctx", n_ctx)):
-        if value is not None and value < 1:
-            raise HalfvError(f"{name} = {value!r} is not valid: it must be at least 1.")
+def _check_choice(name: str, value: object, choices: Mapping[Any, int]) -> None:
+    if value not in choices:
+        raise HalfvError(f"{name} = {value!r} is not valid: it must be one of {', '.join(map(str, choices))}.")
 
 
 def _n_cores() -> int:

@@ -54,12 +54,12 @@ def load(source: Source) -> Picture:
     if isinstance(source, Picture):
         return source
     if isinstance(source, Image.Image):
-        return _from_pil(source, f"the {source.width} x {source.height} image")
+        return _from_pil(source, f"The {source.width} x {source.height} image")
     if isinstance(source, np.ndarray):
-        return Picture(f"the array of shape {source.shape}", _from_array(source))
+        return Picture(f"The array of shape {source.shape}", _from_array(source))
     if isinstance(source, (bytes, bytearray, memoryview)):
         raw = bytes(source)
-        return _decode(raw, f"the image of {len(raw)} bytes")
+        return _decode(raw, f"The image of {len(raw)} bytes")
     if isinstance(source, str) and source[:5].lower() == "data:":
         return _from_data_uri(source)
     if isinstance(source, str) and source.lower().startswith(("http://", "https://")):
@@ -118,7 +118,7 @@ def _from_data_uri(uri: str) -> Picture:
             raise HalfvError(f"The data URI is not valid base64: {error}.") from error
     else:
         raw = urllib.parse.unquote_to_bytes(body)
-    return _decode(raw, f"the data URI of {len(raw)} bytes")
+    return _decode(raw, f"The data URI of {len(raw)} bytes")
 
 
 def _decode(raw: bytes, name: str) -> Picture:

@@ -18,6 +18,7 @@ LAST_LINES = 200
 # words that a line with the reason has, and words of a full memory
 TELLING = re.compile(r"error|fail|unable|cannot|could not|not supported|invalid|mismatch", re.IGNORECASE)
 FULL = re.compile(r"out of memory|failed to allocate|unable to allocate|cannot allocate|bad_alloc", re.IGNORECASE)
+FUNCTION = re.compile(r"^(\w+: )+")  # what llama.cpp begins its lines with
 
 _lines: collections.deque[str] = collections.deque(maxlen=LAST_LINES)
 _shown = False
@@ -60,7 +61,8 @@ def last_words() -> str:
     """The line that most likely says what went wrong."""
     lines = [line.strip() for line in text().splitlines() if line.strip()]
     telling = [line for line in lines if TELLING.search(line)]
-    return (telling[:1] or lines[-1:] or ["llama.cpp gives no reason"])[0].rstrip(".")
+    line = (telling[:1] or lines[-1:] or ["llama.cpp gives no reason"])[0]
+    return FUNCTION.sub("", line).rstrip(".")
 
 
 def out_of_memory() -> bool:
