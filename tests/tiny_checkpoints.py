@@ -79,6 +79,8 @@ def randomise(model: torch.nn.Module) -> None:
             weight.normal_(0, 0.2)
         else:
             weight.normal_(0, (2.0 if "lm_head" in name else 1.2) / math.sqrt(weight[0].numel()))
+        if weight.ndim > 2:  # a convolution: ggml's has halves for weights, which so cost nothing here
+            weight.copy_(weight.half())
 
 
 def quiet(call: Callable[..., Any], *args: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,8 +28,10 @@ def choose(wanted: Mapping[str, Any], config: Mapping[str, Any], architecture: s
     if wanted["preset"] is not None:
         preset = presets.get(wanted["preset"]).scaled(n_layer)
     else:
+        # The name tells only the size: two of Qwen2-VL's have as many layers.
+        size = re.search(r"\d+b(?![a-z])", wanted["name"].lower())
         family = family_of(config)
-        preset = presets.match(architecture, (family, wanted["name"]), n_layer) if family else None
+        preset = presets.match(architecture, (f"{family} {size[0] if size else ''}",), n_layer) if family else None
         if preset is None:
             return Chosen(None, "none: no preset is known for this model, so it runs unpruned until it gets one")
     how = "published" if preset.published else "scaled from a published one, not measured"

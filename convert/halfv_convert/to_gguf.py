@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from halfv_convert import checkpoint
 from halfv_convert.checkpoint import Checkpoint
 from halfv_edge import libs
 from halfv_edge.errors import HalfvError
+from halfv_edge.gguf_edit import FULL_DISK
 from halfv_edge.profile import Profile
 
 # bits per weight, of which only the disk space needed is reckoned
@@ -75,32 +77,33 @@ def convert(
         raise HalfvError(f"The type {mmproj_type!r} of the vision encoder is not one of {', '.join(DIRECT)}.")
     found = checkpoint.read(Path(folder))
     name = name or found.name
-    output = Path(output or f"{name}-{type}.gguf").absolute()
-    mmproj = Path(mmproj or output.with_name(f"mmproj-{name}-{mmproj_type}.gguf")).absolute()
+    stem = re.sub(r"[^\w.+-]+", "-", name)
+    output = Path(output or f"{stem}-{type}.gguf").absolute()
+    mmproj = Path(mmproj or output.with_name(f"mmproj-{stem}-{mmproj_type}.gguf")).absolute()
     check_targets(output, mmproj)
     check_packages()
     size = round(found.n_weights / 8 * (DIRECT | QUANTISED)[type])
     check_space(output, size + (found.n_weights * 2 if type in QUANTISED else 0))
     say(f"{found.folder}: {found.model}, {found.n_weights / 1e9:.2f} billion weights.")
 
-    with temporary_folder(output) as scratch:
-        parts = {"text": scratch / "text.gguf", "vision": scratch / "vision.gguf", "quantised": scratch / "q.gguf"}
-        quantise = type in QUANTISED
+    with temporary_folder(output) as scratch, temporary_folder(mmproj) as vision_scratch:
+        text, vision = scratch / "text.gguf", vision_scratch / "vision.gguf"
+        quantised = scratch / "quantised.gguf" if type in QUANTISED else None
         job = {
             "checkpoint": str(found.folder.absolute()),
             "name": name,
-            "text": str(parts["text"]),
-            "text_type": "auto" if quantise else type,
-            "vision": str(parts["vision"]),
+            "text": str(text),
+            "text_type": "auto" if quantised else type,
+            "vision": str(vision),
             "vision_type": mmproj_type,
-            "quantize": {"type": type, "path": str(parts["quantised"])} if quantise else None,
+            "quantize": {"type": type, "path": str(quantised)} if quantised else None,
             "tokenizer_pre": tokenizer_pre,
             "with_profile": with_profile,
             "profile": profile.to_json() if isinstance(profile, Profile) else None,
             "preset": profile if isinstance(profile, str) else None,
         }
-        chosen = run_worker(job, scratch, found, log, progress)
-        publish(((parts["quantised" if quantise else "text"], output), (parts["vision"], mmproj)))
+        chosen = run_worker(job, found, log, progress, {"vision encoder": mmproj.parent})
+        publish(((quantised or text, output), (vision, mmproj)))
     carried = chosen["profile"] and Profile.from_json(chosen["profile"])
     return Converted(output, mmproj, carried, chosen["source"])
 
@@ -118,8 +121,6 @@ def check_targets(output: Path, mmproj: Path) -> None:
             raise HalfvError(f"{target} exists already: delete it, or choose another name.")
         if not target.parent.is_dir():
             raise HalfvError(f"{target.parent} is not a folder: make it first.")
-        if not os.access(target.parent, os.W_OK):
-            raise HalfvError(f"{target.parent} cannot be written to: choose another folder.")
 
 
 def check_packages() -> None:
@@ -152,9 +153,10 @@ def no_room(folder: Path, n_bytes: int | None = None) -> HalfvError:
 
 
 def run_worker(
-    job: dict[str, Any], scratch: Path, found: Checkpoint, log: IO[str] | None, progress: bool
+    job: dict[str, Any], found: Checkpoint, log: IO[str] | None, progress: bool, elsewhere: dict[str, Path]
 ) -> dict[str, Any]:
-    """The profile that was chosen, as the worker tells it."""
+    """The profile that was chosen, as the worker tells it. `elsewhere` has stages that write to another folder."""
+    scratch = Path(job["text"]).parent
     converter = converter_folder()
     path = [str(converter / "gguf-py"), str(converter), *(os.path.abspath(entry) for entry in sys.path if entry)]
     code = f"import sys; sys.path[:] = {path!r}; from halfv_convert import worker; worker.main()"
@@ -180,7 +182,7 @@ def run_worker(
                         event["error"] + (" --verbose keeps the log." if event.get("unforeseen") and not log else "")
                     )
                 if event.get("full_disk"):
-                    raise no_room(scratch.parent)
+                    raise no_room(elsewhere.get(bars.stage, scratch.parent))
                 if "profile" in event:
                     chosen = event
                 bars.show(event)
@@ -224,7 +226,10 @@ class Bars(contextlib.AbstractContextManager):
 @contextlib.contextmanager
 def temporary_folder(output: Path) -> Iterator[Path]:
     """Beside the output, so that a rename is all that is left to do."""
-    scratch = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
+    try:
+        scratch = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
+    except OSError as error:
+        raise HalfvError(f"{output.parent} cannot be written to ({error.strerror}): choose another folder.") from error
     try:
         yield scratch
     finally:
@@ -235,17 +240,17 @@ def publish(files: tuple[tuple[Path, Path], ...]) -> None:
     """Both files or none."""
     done: list[Path] = []
     try:
-        for source, target in files:
+        for source, _ in files:
             sync(source)
-            if source.stat().st_dev == target.parent.stat().st_dev:
-                source.replace(target)
-            else:
-                shutil.move(source, target)
+        for source, target in files:
+            source.replace(target)
             done.append(target)
     except OSError as error:
         for target in done:
             target.unlink(missing_ok=True)
-        raise HalfvError(f"{target} cannot be written: {error.strerror or error}.") from error
+        if error.errno in FULL_DISK:
+            raise no_room(files[0][1].parent) from error
+        raise HalfvError(f"{error.filename or files[0][1]} cannot be written: {error.strerror or error}.") from error
 
 
 def sync(path: Path) -> None:
