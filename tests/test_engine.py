@@ -1,120 +1,50 @@
-"""The Python API from end to end, on tiny models with random vision encoders."""
+"""The Python API: questions and conversations, on tiny models with random vision encoders."""
 
 from __future__ import annotations
 
-import codecs
-import contextlib
+import ctypes
 import itertools
-import json
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
-import gguf
-import llama_cpp
 import numpy as np
 import pytest
 from client import Client
-from PIL import Image
-from tiny_mmproj import make_tiny_mmproj
-from tiny_models import grid_positions, make_tiny
+from llama_cpp import mtmd_cpp
+from tiny_models import grid_positions
+from vlm import (
+    CHATML,
+    FORGETFUL,
+    KINDS,
+    LONG,
+    NEXT,
+    QUESTION,
+    Vlms,
+    detokenized,
+    last_prompt,
+    picture,
+    retell,
+    text_of,
+)
 
-from halfv_edge import engine, native_log
+from halfv_edge import native_log
 from halfv_edge.encoder import Chunk
 from halfv_edge.engine import Chat, Model
 from halfv_edge.errors import HalfvError
-from halfv_edge.kv import Context, n_cells
+from halfv_edge.kv import StoppedError, n_cells
 from halfv_edge.profile import Profile
-from halfv_edge.tokens import draw_token_map
-
-KINDS = {"llava": "llama", "qwen2vl": "qwen2vl"}
-PROFILE = {
-    "ivr.layer": 2,
-    "ivr.keep": 0.5,
-    "ivr.anchors": 0.2,
-    "ssr.layer": 4,
-    "ssr.update": 0.1,
-    "ssr.rest": "dropped",
-}
-QUESTION, NEXT = "what is in the picture", "where is the cat"
-LONG = "root ::= [a-z ]{60}"  # random models end an answer when they like
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-# forgets earlier answers' first word, as templates that leave out thinking do
-FORGETFUL = CHATML.replace("{{ m.content }}", "{{ m.content[3:] if m.role == 'assistant' else m.content }}")
-
-
-def picture(seed: int = 0, width: int = 420, height: int = 300) -> Image.Image:
-    rng = np.random.default_rng(seed)
-    return Image.fromarray(rng.integers(0, 255, (5, 7, 3), np.uint8)).resize((width, height), Image.Resampling.NEAREST)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """A model's path, with its encoder beside it; each made once."""
-    root, made = tmp_path_factory.mktemp("vlm"), {}
-
-    def make(kind: str, **meta: object) -> Path:
-        key = repr((kind, meta))
-        if key not in made:
-            place = root / str(len(made))
-            place.mkdir()
-            made[key] = make_tiny(place / "model.gguf", KINDS.get(kind, "llama"), profile=PROFILE, **meta)
-            make_tiny_mmproj(place / "mmproj-model.gguf", kind, n_embd=64)
-        return made[key]
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def load(folder: Callable[..., Path]) -> Iterator[Callable[..., Model]]:
-    """A model, each made once. Without flash attention and in f32, so that float noise decides nothing."""
-    with contextlib.ExitStack() as stack:
-        made: dict[str, Model] = {}
-
-        def make(kind: str, meta: dict | None = None, **options: object) -> Model:
-            key = repr((kind, meta, options))
-            if key not in made:
-                options = {"n_ctx": 1024, "n_threads": 1, "flash_attn": False, "kv_type": "f32"} | options
-                made[key] = stack.enter_context(Model.load(folder(kind, **(meta or {})), **options))
-            return made[key]
-
-        yield make
+def vlms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vlms]:
+    with Vlms(tmp_path_factory.mktemp("vlm")) as made:
+        yield made
 
 
 @pytest.fixture(params=KINDS)
-def model(request: pytest.FixtureRequest, load: Callable[..., Model]) -> Model:
-    return load(request.param)
-
-
-def retell(model: Model, items: list, n_tokens: int) -> list[int]:
-    """Greedy tokens after these items, from an empty context, in one go."""
-    fresh = Context(model._context().pointer, model.encoder)
-    try:
-        fresh.evaluate(items, output=True)
-        tokens = []
-        for _ in range(n_tokens):
-            logits = np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(fresh.pointer, -1), (native_vocab(model),))
-            tokens.append(int(logits.argmax()))
-            fresh.evaluate(tokens[-1:], output=True)
-        return tokens
-    finally:
-        fresh.close()
-
-
-def native_vocab(model: Model) -> int:
-    return llama_cpp.llama_vocab_n_tokens(model.vocab)
-
-
-def text_of(model: Model, tokens: list[int]) -> str:
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    ended = itertools.takewhile(lambda token: not llama_cpp.llama_vocab_is_eog(model.vocab, token), tokens)
-    return "".join(decoder.decode(model.piece(token)) for token in ended) + decoder.decode(b"", final=True)
+def model(request: pytest.FixtureRequest, vlms: Vlms) -> Model:
+    return vlms.load(request.param)
 
 
 #
@@ -149,11 +79,9 @@ def test_the_seed_decides(model: Model) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_exact_mode_is_what_a_plain_client_gets(
-    kind: str, load: Callable[..., Model], folder: Callable[..., Path]
-) -> None:
+def test_exact_mode_is_what_a_plain_client_gets(kind: str, vlms: Vlms) -> None:
     """tests/client.py knows nothing of the engine; mtmd's embeddings are all that they share."""
-    model = load(kind)
+    model = vlms.load(kind)
     for ahead in (False, True):
         with model.chat(mode="exact") as chat:
             if ahead:
@@ -167,7 +95,7 @@ def test_exact_mode_is_what_a_plain_client_gets(
         (chunk,) = encoded.chunks
         place = encoded.items.index(chunk)
         columns, rows = chunk.grid(model.encoder.is_mrope)
-        with Client(folder(kind), n_ctx=1024) as client:
+        with Client(vlms.path(kind), n_ctx=1024) as client:
             start = [1, *model.tokenize(before), *encoded.items[:place]]
             client.text(start, logits_last=False)
             client.image(chunk.embd, grid_positions(len(start), rows, columns) if client.is_mrope else None)
@@ -219,13 +147,13 @@ def test_the_picture_is_ready_before_the_question(model: Model) -> None:
         assert chat.token_maps[0].n_kept == asked.n_kept
 
 
-def test_without_pruning_and_with_other_profiles(load: Callable[..., Model]) -> None:
-    whole = load("qwen2vl", profile="off")
-    less = load("qwen2vl", keep=0.2)
-    preset = load("qwen2vl", profile="qwen2.5-vl-7b")
+def test_without_pruning_and_with_other_profiles(vlms: Vlms) -> None:
+    whole = vlms.load("qwen2vl", profile="off")
+    less = vlms.load("qwen2vl", keep=0.2)
+    preset = vlms.load("qwen2vl", profile="qwen2.5-vl-7b")
     given = {"ivr": {"layer": 1, "keep": 0.1, "anchors": 0.5}, "ssr": {"layer": 6, "update": 1.0, "rest": "frozen"}}
-    mine = load("qwen2vl", profile=given)
-    same = load("qwen2vl", profile=Profile(1, 0.1, 0.5, 6, 1.0, "frozen"))
+    mine = vlms.load("qwen2vl", profile=given)
+    same = vlms.load("qwen2vl", profile=Profile(1, 0.1, 0.5, 6, 1.0, "frozen"))
     for model, share, source in (
         (whole, 1.0, "flag"),
         (less, 0.2, "gguf"),
@@ -242,8 +170,8 @@ def test_without_pruning_and_with_other_profiles(load: Callable[..., Model]) -> 
     assert chat.stats.dense_prefill_sec > chat.stats.prefill_sec / 2
 
 
-def test_a_small_picture_stays_whole(load: Callable[..., Model]) -> None:
-    with load("qwen2vl").chat() as chat:
+def test_a_small_picture_stays_whole(vlms: Vlms) -> None:
+    with vlms.load("qwen2vl").chat() as chat:
         chat.answer(QUESTION, [picture(0, 60, 60)], max_tokens=2)
         assert chat.stats.n_kept == chat.stats.n_deep == chat.stats.n_visual == 9
         assert chat.token_maps[0].n_kept == 9
@@ -273,10 +201,10 @@ def test_the_second_question_pays_for_itself_alone(model: Model) -> None:
 
 
 @pytest.mark.parametrize("template", [None, CHATML, FORGETFUL], ids=["fallback", "chatml", "forgetful"])
-def test_what_is_kept_is_what_would_be_evaluated_again(template: str | None, load: Callable[..., Model]) -> None:
+def test_what_is_kept_is_what_would_be_evaluated_again(template: str | None, vlms: Vlms) -> None:
     """Without pruning a context that grew turn by turn must be one that saw the same tokens at once."""
     for kind in KINDS:
-        model = load(kind, {"tokenizer.chat_template": template} if template else None, profile="off")
+        model = vlms.load(kind, {"tokenizer.chat_template": template} if template else None, profile="off")
         with model.chat("is the dog red") as chat:
             chat.add_image(picture(1))
             chat.answer(QUESTION, max_tokens=9, grammar="root ::= [a-z ]+")
@@ -290,26 +218,80 @@ def test_what_is_kept_is_what_would_be_evaluated_again(template: str | None, loa
             told = chat.messages[2]["content"]
             if template is FORGETFUL:
                 assert told not in detokenized(model, prompted) and told[3:] in detokenized(model, prompted)
-            assert text_of(model, retell(model, prompted, chat.stats.n_generated)) == answer
+            assert retell(model, prompted, chat.stats.n_generated) == answer
 
 
-def last_prompt(chat: Chat) -> list:
-    """What the context held before the last answer."""
-    n_evaluated = chat.stats.n_generated - len(chat._tail)
-    return chat._context.items[: len(chat._context.items) - n_evaluated]
-
-
-def detokenized(model: Model, items: list) -> str:
-    return b"".join(model.piece(item) for item in items if isinstance(item, int)).decode("utf-8", "replace")
-
-
-def test_a_template_that_forgets_reads_no_picture_again(load: Callable[..., Model]) -> None:
-    model = load("qwen2vl", {"tokenizer.chat_template": FORGETFUL})
+def test_a_template_that_forgets_reads_no_picture_again(vlms: Vlms) -> None:
+    model = vlms.load("qwen2vl", {"tokenizer.chat_template": FORGETFUL})
     with model.chat() as chat:
         chat.add_image(picture(1))
         chat.answer(QUESTION, max_tokens=20, grammar="root ::= [a-z ]{20}")
         chat.answer(NEXT, max_tokens=5)
         assert chat.stats.n_prompt < 80 < chat.stats.n_visual
+
+
+@pytest.mark.parametrize("template", [CHATML, FORGETFUL], ids=["chatml", "forgetful"])
+def test_whatever_happens_the_books_are_right(template: str, vlms: Vlms) -> None:
+    """Random turns, half of them cut short: what the chat believes is what the native memory holds."""
+    for kind, seed in itertools.product(KINDS, range(3)):
+        rng = np.random.default_rng(seed)
+        with vlms.load(kind, {"tokenizer.chat_template": template}).chat(mode=["prepare", "exact"][seed % 2]) as chat:
+            n_pictures = 0
+            for turn in range(8):
+                room = chat._context.n_ctx - chat._context.n_cells > 400
+                given = [picture(int(rng.integers(4))) for _ in range(rng.integers(3))] if room else []
+                ahead = bool(rng.integers(2))
+                for image in given if ahead else []:
+                    chat.add_image(image)
+                answer = chat.ask(
+                    "what " * (turn + 1), () if ahead else given, max_tokens=12, grammar="root ::= [a-z]+"
+                )
+                started = bool(list(itertools.islice(answer, int(rng.integers(14)))))
+                answer.close()
+                n_pictures += len(given) if ahead or started else 0
+                native = chat._context.stats()
+                assert chat._context.n_cells == n_cells(chat._context.items) == native["kv_cells"][0]
+                held = [item for item in chat._context.items if isinstance(item, Chunk)]
+                assert native["n_images"] == len(held) and native["n_visual"] == n_cells(held)
+                assert len(chat.token_maps) == n_pictures
+                if started:
+                    assert native["n_images"] == n_pictures and native["n_pending"] == 0
+                    assert sum(m.n_kept for m in chat.token_maps) == native["n_kept"] == chat.stats.n_kept
+
+
+def test_prompts_are_tokenized_as_mtmd_does(model: Model) -> None:
+    question, image = "what is in the picture, dog?", picture()
+    with model.chat("the cat") as chat:
+        chat.answer(question, [image], max_tokens=1)
+        prompt = last_prompt(chat)
+        text = model.template.render(
+            [
+                chat.messages[0],
+                chat.messages[1] | {"content": chat._marks.sub("<__media__>", chat.messages[1]["content"])},
+            ]
+        ).encode()
+    chunks = mtmd_cpp.mtmd_input_chunks_init()
+    bitmap = mtmd_cpp.mtmd_bitmap_init(
+        *image.size, (ctypes.c_uint8 * (420 * 300 * 3)).from_buffer_copy(image.tobytes())
+    )
+    given = mtmd_cpp.mtmd_input_text(text, len(text), True, True)
+    bitmaps = (mtmd_cpp.mtmd_bitmap_p_ctypes * 1)(bitmap)
+    assert mtmd_cpp.mtmd_tokenize(model.encoder.pointer, chunks, ctypes.byref(given), bitmaps, 1) == 0
+    expected = list(model.encoder._items(chunks))
+    mtmd_cpp.mtmd_bitmap_free(bitmap)
+    mtmd_cpp.mtmd_input_chunks_free(chunks)
+    plain = [item if isinstance(item, int) else item.n_tokens for item in prompt]
+    assert plain == [item if isinstance(item, int) else item.n_tokens for item in expected]
+
+
+def test_text_goes_on_without_a_space(vlms: Vlms) -> None:
+    with vlms.load("llava").chat() as chat:
+        for text in ("the cat", " the cat", "\nthe", "x", "<|im_end|>the"):
+            tokens = chat._continue(text)
+            assert b"".join(chat.model.piece(token, special=True) for token in tokens).decode() in (
+                text,
+                text.replace(">the", "> the"),  # the first word after a special token gets one, as in llama.cpp
+            )
 
 
 def test_pictures_in_later_turns(model: Model) -> None:
@@ -326,8 +308,8 @@ def test_pictures_in_later_turns(model: Model) -> None:
         assert sizes[0] > one // 2 and sizes[1:] == [one // 2] * 2  # the first was topped up
 
 
-def test_the_same_picture_is_encoded_once(load: Callable[..., Model]) -> None:
-    model = load("llava")
+def test_the_same_picture_is_encoded_once(vlms: Vlms) -> None:
+    model = vlms.load("llava")
     before = model.encoder.n_encoded
     image = picture(77)
     texts = []
@@ -343,8 +325,8 @@ def test_the_same_picture_is_encoded_once(load: Callable[..., Model]) -> None:
         assert [m.n_kept for m in chat.token_maps] == [50, 50]
 
 
-def test_encoded_pictures_are_forgotten_in_turn(folder: Callable[..., Path]) -> None:
-    with Model.load(folder("llava"), n_ctx=512, n_threads=1, image_cache_mb=0) as model:
+def test_encoded_pictures_are_forgotten_in_turn(vlms: Vlms) -> None:
+    with Model.load(vlms.path("llava"), n_ctx=512, n_threads=1, image_cache_mb=0) as model:
         for count in (1, 2):
             with model.chat() as chat:
                 chat.add_image(picture(0))
@@ -383,8 +365,8 @@ def test_two_chats_do_not_mix(model: Model) -> None:
         assert [answer.text for answer in answers] == expected
 
 
-def test_threads_share_a_model(load: Callable[..., Model]) -> None:
-    model = load("qwen2vl")
+def test_threads_share_a_model(vlms: Vlms) -> None:
+    model = vlms.load("qwen2vl")
     expected, found = {}, {}
     for seed in range(3):
         with model.chat() as chat:
@@ -412,14 +394,14 @@ def finish(model: Model, chat: Chat, answer: str) -> None:
     assert chat.messages[-1]["content"] == answer
     reply = chat.answer(NEXT, max_tokens=8, temperature=0)
     prompted = last_prompt(chat)
-    assert text_of(model, retell(model, prompted, chat.stats.n_generated)) == reply
+    assert retell(model, prompted, chat.stats.n_generated) == reply
     assert answer in detokenized(model, prompted)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("way", ["close", "break", "stop", "stop string", "length"])
-def test_an_answer_that_ends_early_leaves_a_usable_chat(kind: str, way: str, load: Callable[..., Model]) -> None:
-    model = load(kind, profile="off")
+def test_an_answer_that_ends_early_leaves_a_usable_chat(kind: str, way: str, vlms: Vlms) -> None:
+    model = vlms.load(kind, profile="off")
     with model.chat() as chat:
         chat.add_image(picture())
         options = {"length": {"max_tokens": 5}, "stop string": {"stop": ["zzz", "e"]}}.get(way, {})
@@ -464,14 +446,14 @@ def test_a_question_that_was_stopped_before_its_answer_was_not_asked(model: Mode
         assert chat.answer(QUESTION, [picture()], max_tokens=8, temperature=0) == expected
 
 
-def test_abort_in_the_middle_of_a_graph(load: Callable[..., Model]) -> None:
+def test_abort_in_the_middle_of_a_graph(vlms: Vlms) -> None:
     """llama_decode itself ends, and what it had is as before."""
-    model = load("qwen2vl")
+    model = vlms.load("qwen2vl")
     with model.chat() as chat:
         chat.add_image(picture())
         items = list(chat._context.items)
         chat._context.request_stop()
-        with pytest.raises(engine_stopped()):
+        with pytest.raises(StoppedError):
             chat._context._text(list(range(5, 45)), True)
         assert chat._context.items == items
         chat._context.request_stop(False)
@@ -479,12 +461,6 @@ def test_abort_in_the_middle_of_a_graph(load: Callable[..., Model]) -> None:
     with model.chat() as chat:
         chat.add_image(picture())
         assert chat.answer(QUESTION, max_tokens=8, temperature=0) == stopped
-
-
-def engine_stopped() -> type[Exception]:
-    from halfv_edge.kv import StoppedError
-
-    return StoppedError
 
 
 def test_closing_and_resetting_end_an_answer(model: Model) -> None:
@@ -507,351 +483,3 @@ def test_closing_and_resetting_end_an_answer(model: Model) -> None:
             use()
     chat.stop()
     chat.close()
-
-
-#
-# sampling
-#
-
-
-def test_json_schema(model: Model) -> None:
-    schema = {
-        "type": "object",
-        "properties": {"animal": {"enum": ["cat", "dog"]}, "many": {"type": "boolean"}},
-        "required": ["animal", "many"],
-        "additionalProperties": False,
-    }
-    for given in (schema, json.dumps(schema)):
-        with model.chat() as chat:
-            answer = json.loads(chat.answer(QUESTION, [picture()], json_schema=given, temperature=1.0, max_tokens=200))
-        assert answer["animal"] in ("cat", "dog") and answer["many"] in (True, False)
-        assert chat.stats.stopped == "end"
-
-
-def test_no_piece_has_half_a_character(model: Model) -> None:
-    wanted = "ä€😀 où"  # of two, three and four bytes, each of which is a token here
-    with model.chat() as chat:
-        pieces = list(chat.ask(QUESTION, [picture()], grammar=f'root ::= "{wanted}"'))
-    assert "".join(pieces) == wanted and all("\ufffd" not in piece for piece in pieces)
-    assert len(pieces) == len(wanted)
-    with model.chat() as chat:  # cut within a character: said with the sign for that, once, at the end
-        assert chat.answer(QUESTION, grammar=f'root ::= "{wanted}"', max_tokens=4) == "ä\ufffd"
-        assert chat.answer(NEXT, grammar=f'root ::= "{wanted}"') == wanted
-
-
-def test_stop_strings_across_tokens(model: Model) -> None:
-    with model.chat() as chat:
-        pieces = list(chat.ask(QUESTION, grammar='root ::= "abcabd the end"', stop=["abd", "nothing"]))
-    assert "".join(pieces) == "abc" and chat.stats.stopped == "stop"
-    with model.chat() as chat:  # what only looks like one comes late, but comes
-        assert chat.answer(QUESTION, grammar='root ::= "xx ab"', stop="abc") == "xx ab"
-
-
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [
-        ({"grammar": "root ::= ("}, "The grammar cannot be parsed"),
-        ({"grammar": "nothing ::= [a-z]"}, "The grammar cannot be parsed"),
-        ({"json_schema": "{"}, "The JSON schema cannot be used"),
-        ({"json_schema": {"type": "nonsense"}}, "The JSON schema cannot be used"),
-        ({"json_schema": {}, "grammar": LONG}, "follows one of them"),
-        ({"temperature": -1.0}, r"temperature = -1\.0 is not valid"),
-        ({"temperature": float("nan")}, "temperature = nan is not valid"),
-        ({"top_p": 1.5}, r"top_p = 1\.5 is not valid: it must be between 0 and 1"),
-        ({"min_p": -0.5}, r"min_p = -0\.5 is not valid"),
-        ({"top_k": -4}, "top_k = -4 is not valid"),
-        ({"seed": -1}, "seed = -1 is not valid"),
-        ({"max_tokens": 0}, "max_tokens = 0 is not valid"),
-    ],
-)
-def test_settings_that_cannot_be(options: dict, expected: str, load: Callable[..., Model]) -> None:
-    with load("llava").chat() as chat:
-        with pytest.raises(HalfvError, match=expected):
-            chat.ask(QUESTION, [picture()], **options)
-        assert chat.answer(QUESTION, [picture()], max_tokens=2, grammar=LONG)
-        assert len(chat.token_maps) == 1
-
-
-#
-# room
-#
-
-
-def test_a_picture_too_large_for_the_context(folder: Callable[..., Path]) -> None:
-    with Model.load(folder("qwen2vl"), n_ctx=256, n_threads=1) as model, model.chat() as chat:
-        assert chat.answer("is the cat red", max_tokens=4, grammar=LONG)
-        asked = list(chat.messages)
-        for give in (lambda: chat.add_image(picture(0, 840, 600)), lambda: chat.ask(NEXT, [picture(0, 840, 600)])):
-            with pytest.raises(HalfvError) as error:
-                give()
-            needed = int(str(error.value).split("context of ")[1].split()[0])
-            assert 660 < needed < 740 and "n_ctx is 256" in str(error.value)
-        assert chat.messages == asked and chat.token_maps == []
-        chat.add_image(picture(0, 280, 280))
-        assert chat.answer(QUESTION, max_tokens=4, grammar=LONG)
-    with Model.load(folder("qwen2vl"), n_ctx=-(-needed // 256) * 256, n_threads=1) as model, model.chat() as chat:
-        chat.answer("is the cat red", max_tokens=4, grammar=LONG)
-        chat.add_image(picture(0, 840, 600))  # what it said is enough
-
-
-def test_a_conversation_fills_its_context(folder: Callable[..., Path]) -> None:
-    with Model.load(folder("llava"), n_ctx=256, n_threads=1) as model, model.chat() as chat:
-        chat.add_image(picture())
-        text = chat.answer(QUESTION, grammar="root ::= [a-z]+")
-        assert chat.stats.stopped in ("length", "end")
-        while chat.stats.stopped != "length":
-            text = chat.answer("and", grammar="root ::= [a-z]{200}")
-        assert n_cells(chat._context.items) <= 256
-        with pytest.raises(HalfvError, match=r"This question needs a context of \d+ tokens, but n_ctx is 256"):
-            chat.ask(NEXT)
-        assert chat.messages[-1]["content"] == text
-        chat.reset()
-        assert chat.answer(NEXT, max_tokens=3, grammar=LONG)
-
-
-#
-# loading
-#
-
-
-def test_nothing_is_written_to_stderr(folder: Callable[..., Path], capfd: pytest.CaptureFixture[str]) -> None:
-    with Model.load(folder("llava"), n_ctx=256, n_threads=1) as model, model.chat() as chat:
-        chat.answer(QUESTION, [picture()], max_tokens=2)
-    assert capfd.readouterr() == ("", "")
-    Model.load(folder("llava"), n_ctx=256, n_threads=1, verbose=True).close()
-    said = capfd.readouterr()
-    assert "llama" in said.err and said.out == ""
-    native_log.capture()
-
-
-def test_the_encoder_is_found_beside_the_model(tmp_path: Path) -> None:
-    model = make_tiny(tmp_path / "Cat-VL-2B-q4.gguf", "llama", profile=PROFILE)
-    with pytest.raises(HalfvError, match=r"There is no vision encoder beside .*Cat-VL-2B-q4\.gguf"):
-        Model.load(model)
-    names = {"mmproj-Dog-VL-7B-f16.gguf": 128, "mmproj-Cat-VL-2B-f16.gguf": 64, "Cat-VL-2B-mmproj-q8.gguf": 64}
-    for name, width in names.items():
-        make_tiny_mmproj(tmp_path / name, "llava", n_embd=width)
-    with Model.load(model, n_ctx=256, n_threads=1) as loaded:
-        assert loaded.encoder.path.name == "mmproj-Cat-VL-2B-f16.gguf"
-        assert "vicuna" in loaded.notes[0]
-
-
-def test_what_cannot_be_loaded(tmp_path: Path, folder: Callable[..., Path]) -> None:
-    model = folder("llava")
-    other = make_tiny_mmproj(tmp_path / "mmproj-other.gguf", "llava", n_embd=128)
-    damaged = tmp_path / "damaged.gguf"
-    damaged.write_bytes(model.read_bytes()[:-5000])
-    blind = tmp_path / "blind.gguf"
-    writer = gguf.GGUFWriter(blind, "clip")
-    writer.add_bool("clip.has_vision_encoder", False)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    mine = model.with_name("mmproj-model.gguf")
-    cases: list[tuple[tuple, dict, str]] = [
-        ((tmp_path / "no.gguf",), {}, r"no\.gguf cannot be read: No such file"),
-        ((mine,), {}, "is a vision projector"),
-        ((model, tmp_path / "no.gguf"), {}, r"no\.gguf cannot be read: No such file"),
-        ((model, model), {}, "is not a vision encoder: give the mmproj GGUF that belongs to model.gguf"),
-        ((model, other), {}, "belongs to another model: it gives 128 numbers per token, model.gguf takes 64"),
-        ((model, blind), {}, "cannot be loaded as a vision encoder"),
-        ((damaged, mine), {}, r"damaged\.gguf cannot be loaded: .*(corrupted|incomplete)"),
-        ((model,), {"n_ctx": 1 << 20}, "n_ctx = 1048576 is more than the 32768 tokens"),
-        ((model,), {"n_ctx": 0}, "n_ctx = 0 is not valid: it must be at least 1"),
-        ((model,), {"n_threads": -1}, "n_threads = -1 is not valid"),
-        ((model,), {"image_max_tokens": 0}, "image_max_tokens = 0 is not valid"),
-        ((model,), {"kv_type": "q9"}, "kv_type = 'q9' is not valid: it must be one of f32, f16"),
-        ((model,), {"flash_attn": "no"}, "flash_attn = 'no' is not valid"),
-        ((model,), {"kv_type": "q8_0"}, "No context can be made for model.gguf: .*block size 32"),
-        ((model,), {"profile": "qwen2.5-vl-7b"}, "is for models of the architecture qwen2vl"),
-        ((model,), {"profile": "llava"}, "There is no preset 'llava'"),
-        ((model,), {"profile": tmp_path / "no.json"}, r"no\.json cannot be read"),
-        ((model,), {"profile": {"ivr": {"layer": 2}}}, "halfv.ivr.keep is missing"),
-        ((model,), {"keep": 1.5}, "halfv.ivr.keep = 1.5 is not valid"),
-        ((model,), {"profile": "off", "keep": 0.5}, "needs a profile"),
-    ]
-    for args, options, expected in cases:
-        with pytest.raises(HalfvError, match=expected) as error:
-            Model.load(*args, **{"n_threads": 1} | options)
-        assert "\n" not in str(error.value), str(error.value)
-
-
-def test_too_little_memory_is_said(tmp_path: Path) -> None:
-    """In a process that may not have the 6 GB that the context would take."""
-    wide = make_tiny(tmp_path / "model.gguf", "llama", profile=PROFILE, **{"llama.context_length": 1 << 22})
-    make_tiny_mmproj(tmp_path / "mmproj-model.gguf", "llava", n_embd=64)
-    script = (
-        "import resource, sys\nfrom halfv_edge.engine import Model\nfrom halfv_edge.errors import HalfvError\n"
-        "resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))\n"
-        "try:\n    Model.load(sys.argv[1], n_ctx=1 << 22, n_threads=1, kv_type='f32')\n"
-        "except HalfvError as error:\n    print(error)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script, wide], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("There is not enough memory for a context of 4194304 tokens: lower n_ctx")
-
-
-def test_a_chat_needs_a_known_mode_and_an_open_model(folder: Callable[..., Path]) -> None:
-    model = Model.load(folder("llava"), n_ctx=256, n_threads=1)
-    with pytest.raises(HalfvError, match="mode = 'fast' is not valid"):
-        model.chat(mode="fast")
-    chat = model.chat()
-    with pytest.raises(HalfvError, match="A int is not a question"):
-        chat.ask(7)
-    model.close()
-    with pytest.raises(HalfvError, match=r"The model model\.gguf is closed"):
-        model.chat()
-    with pytest.raises(HalfvError, match="This chat is closed"):
-        chat.ask(QUESTION)
-    model.close()
-
-
-def test_the_environment_switches_off(folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HALFV", "off")
-    with Model.load(folder("llava"), n_ctx=256, n_threads=1, keep=0.5) as model, model.chat() as chat:
-        chat.answer(QUESTION, [picture()], max_tokens=2)
-        assert model.profile_source == "environment" and chat.stats.n_kept == 100
-
-
-#
-# templates
-#
-
-TYPED = (
-    "{% for m in messages %}{{ m.role }}:{% for part in m.content %}"
-    "{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %};{% endfor %}assistant:"
-)
-
-
-@pytest.mark.parametrize(
-    ("template", "expected"),
-    [
-        (TYPED, "user:<0>what;assistant:"),
-        (CHATML, "<|im_start|>user\n<0>what<|im_end|>\n<|im_start|>assistant\n"),
-        ("{{ bos_token }}" + CHATML, "<|im_start|>user\n<0>what<|im_end|>\n<|im_start|>assistant\n"),
-    ],
-)
-def test_templates(template: str, expected: str, load: Callable[..., Model]) -> None:
-    model = load("llava", {"tokenizer.chat_template": template})
-    with model.chat() as chat:
-        chat.add_image(picture())
-        assert chat.answer("what", max_tokens=2, grammar=LONG)
-        bos = [item for item in chat._context.items if item == llama_cpp.llama_vocab_bos(model.vocab)]
-        prompt = chat._marks.sub(r"<\1>", chat._known)
-    assert len(bos) == 1
-    assert prompt.startswith(expected)
-
-
-def test_a_template_that_refuses(load: Callable[..., Model]) -> None:
-    refuses = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
-    model = load("llava", {"tokenizer.chat_template": refuses + "{{ m.content }}{% endfor %}:"})
-    with model.chat("be brief") as chat, pytest.raises(HalfvError, match="refuses this conversation: no system here"):
-        chat.ask(QUESTION)
-    with model.chat() as chat:
-        assert chat.answer(QUESTION, [picture()], max_tokens=2, grammar=LONG)
-
-
-def test_text_cannot_pass_for_a_picture(model: Model) -> None:
-    with model.chat() as chat:
-        chat.answer("<__media__> <|picture-0|> what", [picture()], max_tokens=2)
-        assert sum(isinstance(item, Chunk) for item in chat._context.items) == 1
-
-
-#
-# token maps
-#
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("size", [(420, 300), (300, 420), (200, 200)])
-def test_a_drawn_map_shows_what_was_kept(kind: str, size: tuple[int, int], load: Callable[..., Model]) -> None:
-    model = load(kind)
-    white = Image.new("RGB", size, "white")
-    with model.chat() as chat:
-        chat.answer(QUESTION, [white], max_tokens=1)
-        (token_map,) = chat.token_maps
-    (tile,) = token_map.tiles
-    if kind == "qwen2vl":
-        assert (tile.columns, tile.rows) == (round(size[0] / 28), round(size[1] / 28))
-    else:
-        assert (tile.columns, tile.rows) == (10, 10)
-    drawn = draw_token_map(token_map, legend=False)
-    left, top, right, bottom = tile.box
-    for token in range(tile.n_tokens):
-        row, column = divmod(token, tile.columns)
-        x = left + (column + 0.5) / tile.columns * (right - left)
-        y = top + (row + 0.5) / tile.rows * (bottom - top)
-        if not (0.01 < x < 0.99 and 0.01 < y < 0.99):
-            continue  # padding
-        scale = max(size) and 640 / max(size)
-        at = (16 + (x - min(left, 0)) * size[0] * scale, 16 + (y - min(top, 0)) * size[1] * scale)
-        light = drawn.getpixel((round(at[0]), round(at[1])))[0]
-        assert light == (255 if token in tile.kept else 56), (token, at)
-    assert draw_token_map(token_map).height > drawn.height
-
-
-@pytest.mark.parametrize(
-    ("size", "grid"), [((420, 300), (2, 2)), ((600, 300), (2, 1)), ((300, 600), (1, 2)), ((100, 90), None)]
-)
-def test_a_tiled_picture_has_an_overview(size: tuple[int, int], grid: tuple | None, load: Callable[..., Model]) -> None:
-    model = load("llava-next", n_ctx=1024)
-    with model.chat() as chat:
-        chat.answer(QUESTION, [picture(0, *size)], max_tokens=1)
-        (token_map,) = chat.token_maps
-        assert chat.stats.n_kept == token_map.n_kept
-    n_tiles = grid[0] * grid[1] if grid else 1
-    assert [tile.overview for tile in token_map.tiles] == [False] * n_tiles + [True] * bool(grid)
-    assert all(len(tile.kept) == 50 for tile in token_map.tiles)  # each has its own quota
-    if grid:
-        boxes = [tile.box for tile in token_map.tiles if not tile.overview]
-        assert len({(round(b[0], 6)) for b in boxes}) == grid[0] and len({round(b[1], 6) for b in boxes}) == grid[1]
-    assert draw_token_map(token_map).width > size[0] * (1 + bool(grid))
-
-
-def test_tiles_lie_where_the_encoder_cut_them(load: Callable[..., Model]) -> None:
-    """Each tile's embeddings are those of that part of the picture alone."""
-    plain, tiled = load("llava"), load("llava-next", n_ctx=1024)
-    whole = picture(9, 280, 280)
-    encoder = tiled.encoder
-
-    def embeddings(model: Model, image: Image.Image) -> list[np.ndarray]:
-        encoded = model.encoder.tokens(engine_picture(image))
-        model.encoder.encode(encoded)
-        return [chunk.embd for chunk in encoded.chunks]
-
-    encoded = encoder.tokens(engine_picture(whole))
-    encoder.encode(encoded)
-    tiles = encoder.token_map(encoded, [(None, None)] * 5).tiles
-    for tile, found in zip(tiles, embeddings(tiled, whole), strict=True):
-        part = whole.crop(tuple(round(edge * 280) for edge in tile.box))
-        np.testing.assert_allclose(found, embeddings(plain, part)[0], atol=1e-4)
-
-
-def engine_picture(image: Image.Image):
-    from halfv_edge.images import load
-
-    return load(image)
-
-
-#
-# docs
-#
-
-EXAMPLES = (Path(__file__).parent.parent / "docs" / "python.md").read_text().split("```python\n")[1:]
-
-
-@pytest.mark.parametrize(
-    "example", [text.split("```")[0] for text in EXAMPLES], ids=lambda text: text.split("\n")[0][2:]
-)
-def test_examples_of_the_docs(
-    example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: Callable[..., Path]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(engine, "_n_cores", lambda: 1)
-    source = folder("qwen2vl")
-    for name, file in (("model.gguf", source), ("mmproj-model.gguf", source.with_name("mmproj-model.gguf"))):
-        (tmp_path / name).symlink_to(file)
-    for seed, name in enumerate(("cat.jpg", "dog.png")):
-        picture(seed).save(tmp_path / name)
-    exec(compile(example, "docs/python.md", "exec"), {"__name__": "example"})
