@@ -8,15 +8,16 @@ import os
 import sys
 from collections.abc import Sequence
 
-from halfv_edge import __version__, cli_convert, cli_profile, info
+from halfv_edge import __version__, cli_chat, cli_convert, cli_profile, cli_tokens, info
 from halfv_edge.errors import HalfvError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; a foreseen mistake is one sentence on stderr and exit code 1, or 2 of `convert`."""
+    """Run one command; a foreseen mistake is one sentence on stderr and exit code 1, or what the command documents."""
     args = _parser().parse_args(argv)
+    code = 0
     try:
-        args.run(args)
+        code = args.run(args) or 0
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader went away, as in `halfv info | head -1`; what is still buffered must not fail at exit.
@@ -27,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("halfv: interrupted.", file=sys.stderr)
         return 130
-    return 0
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -39,6 +40,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--json", action="store_true", help="as one JSON object")
     command.set_defaults(run=_info)
 
+    cli_chat.add_command(commands)
+    cli_tokens.add_command(commands)
     cli_profile.add_command(commands)
     cli_convert.add_command(commands)
     return parser

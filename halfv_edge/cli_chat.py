@@ -1,0 +1,121 @@
+"""`halfv chat`: a conversation about pictures, or one answer for a script."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from halfv_edge import chat_report, cli_model, models
+from halfv_edge.console import Console
+from halfv_edge.errors import HalfvError
+
+if TYPE_CHECKING:
+    from halfv_edge.chat_session import Session
+    from halfv_edge.images import Picture
+
+INTERRUPTED = 130
+CODES = "Exit codes: 0 fine, 1 a failure while running, 2 a mistake in what was given, 130 interrupted."
+
+
+def add_command(commands: argparse._SubParsersAction) -> None:
+    """Put `chat` among the commands."""
+    text = "talk about pictures with a vision-language model"
+    command = commands.add_parser("chat", help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=CODES)
+    cli_model.one_line_errors(command)
+    command.add_argument("images", metavar="IMAGE", nargs="*", help="pictures that the first question is about")
+    command.add_argument(
+        "-p", "--prompt", metavar="TEXT", help="answer this and exit; the answer alone is on stdout (- reads stdin)"
+    )
+    command.add_argument(
+        "--json", action="store_true", help="with -p: one JSON object with the answer and what it took"
+    )
+    command.add_argument("--list-models", action="store_true", help="names for -m, and where they are downloaded from")
+    command.add_argument("--no-color", action="store_true", help="plain text; so does NO_COLOR in the environment")
+    cli_model.add_flags(command)
+    answers = command.add_argument_group("answers")
+    answers.add_argument("--system", metavar="TEXT", help="the system message")
+    answers.add_argument("--max-tokens", metavar="N", type=cli_model.positive, help="of an answer (as many as fit)")
+    answers.add_argument("--temp", metavar="T", type=float, default=0.2, help="0: always the likeliest (%(default)s)")
+    answers.add_argument("--top-k", metavar="K", type=int, default=40, help="0: all (%(default)s)")
+    answers.add_argument("--top-p", metavar="P", type=float, default=0.95, help="1: off (%(default)s)")
+    answers.add_argument("--min-p", metavar="P", type=float, default=0.05, help="0: off (%(default)s)")
+    answers.add_argument("--seed", metavar="N", type=int, help="the same answer every time")
+    form = answers.add_mutually_exclusive_group()
+    form.add_argument("--grammar", metavar="FILE", help="answers follow this GBNF grammar")
+    form.add_argument("--json-schema", metavar="FILE", help="answers are JSON of this schema")
+    command.set_defaults(run=_chat)
+
+
+def _chat(args: argparse.Namespace) -> int:
+    if args.list_models:
+        print(models.listing())
+        print("Nobody has tried these files with this version: they are named by their publishers.", file=sys.stderr)
+        return 0
+    console = Console(False if args.no_color else None)
+    with cli_model.mistakes():
+        if args.json and args.prompt is None:
+            raise HalfvError("--json needs a question: give it with -p.")
+        question = _question(args.prompt)
+        pictures = cli_model.read_images(args.images)
+        sampling = _sampling(args)
+        model = cli_model.load(args, console)
+    from halfv_edge.chat_session import Session
+
+    with model:
+        with cli_model.mistakes():
+            _check_grammar(sampling, model.vocab)
+            exact = args.exact or (question is not None and not args.prepare)
+            chat = model.chat(args.system, mode="exact" if exact else "prepare")
+        session = Session(chat, console, sampling, args.image_max_tokens)
+        if question is not None:
+            return session.leave(_answer_once(session, question, pictures, args.json))
+        for picture in pictures:
+            session.give(picture)
+        return session.converse()
+
+
+def _question(prompt: str | None) -> str | None:
+    if prompt is None:
+        return None
+    question = sys.stdin.read() if prompt == "-" else prompt
+    if not question.strip():
+        raise HalfvError(f"The question {'on stdin' if prompt == '-' else repr(prompt)} is empty: ask something.")
+    return question.rstrip("\n") if prompt == "-" else question
+
+
+def _sampling(args: argparse.Namespace) -> dict[str, Any]:
+    """What Chat.ask takes, checked as far as that goes without a model."""
+    from halfv_edge.sampling import Sampling
+
+    settings = {"temperature": args.temp, "top_k": args.top_k, "top_p": args.top_p, "min_p": args.min_p}
+    settings |= {"seed": args.seed, "grammar": None, "json_schema": None}
+    if args.grammar:
+        settings["grammar"] = cli_model.read_text(args.grammar, "--grammar")
+    if args.json_schema:
+        settings["json_schema"] = cli_model.read_text(args.json_schema, "--json-schema")
+    Sampling(**settings).gbnf()
+    return settings | {"max_tokens": args.max_tokens}
+
+
+def _check_grammar(sampling: dict[str, Any], vocab: int) -> None:
+    from halfv_edge.sampling import Sampler, Sampling
+
+    Sampler(Sampling(**{name: value for name, value in sampling.items() if name != "max_tokens"}), vocab).close()
+
+
+def _answer_once(session: Session, question: str, pictures: list[Picture], as_json: bool) -> int:
+    chat = session.chat
+    reply = session.ask(question, pictures, write=not as_json)
+    if reply.error is not None:
+        raise reply.error
+    if reply.interrupted:
+        session.out.say("halfv: interrupted.")
+        return INTERRUPTED
+    if as_json:
+        why = chat_report.why_whole(chat.model, chat.token_maps)
+        print(json.dumps(chat_report.as_json(reply.text, chat.stats, session.pictures, chat, why), indent=2))
+        return 0
+    session.report()
+    return 0

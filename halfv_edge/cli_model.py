@@ -1,0 +1,170 @@
+"""What the commands that run a model share: flags, loading, and mistakes in the words of the command line."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from halfv_edge import gguf_meta, images, models, profile
+from halfv_edge.console import Console
+from halfv_edge.errors import HalfvError
+
+if TYPE_CHECKING:
+    from halfv_edge.engine import Model
+
+MISTAKE, FAILURE = 2, 1  # exit codes: what was given can be changed, or what was run has failed
+FAILED = re.compile(r"could not compute|cannot be encoded|could not be prepared")
+MAX_TEXT_BYTES = 1 << 20
+
+# what the Python API calls it: what the command line calls it
+FLAGS = {
+    "image_max_tokens": "--image-max-tokens",
+    "max_tokens": "--max-tokens",
+    "n_ctx": "--ctx",
+    "n_gpu_layers": "--gpu-layers",
+    "kv_type": "--kv-type",
+    "json_schema": "--json-schema",
+    "temperature": "--temp",
+    "top_k": "--top-k",
+    "top_p": "--top-p",
+    "min_p": "--min-p",
+    "keep": "--keep",
+    "profile": "--profile",
+    "seed": "--seed",
+}
+
+
+def one_line_errors(parser: argparse.ArgumentParser) -> None:
+    """A wrong flag is one sentence as well, and not the usage of thirty flags."""
+
+    def error(message: str) -> NoReturn:
+        parser.exit(MISTAKE, f"halfv: {message}: `{parser.prog} --help` lists the flags.\n")
+
+    parser.error = error
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Which model, how it is pruned, how it runs."""
+    model = parser.add_argument_group("model")
+    which = model.add_mutually_exclusive_group()
+    which.add_argument("-m", "--model", metavar="MODEL", help="a GGUF, or a name from --list-models")
+    which.add_argument(
+        "--hf", metavar="OWNER/REPO[:QUANT]", help="a Hugging Face repository, downloaded once into its usual cache"
+    )
+    model.add_argument("--mmproj", metavar="FILE", help="the vision encoder; else looked for beside the model")
+
+    pruning = parser.add_argument_group("pruning")
+    pruning.add_argument(
+        "--profile", metavar="FILE|PRESET|off", help="in place of what comes with the model; off runs it whole"
+    )
+    pruning.add_argument("--keep", metavar="SHARE", type=float, help="of the visual tokens in stage II, up to 1")
+    mode = pruning.add_mutually_exclusive_group()
+    mode.add_argument(
+        "--exact", action="store_true", help="choose tokens when the question is there, as published (default with -p)"
+    )
+    mode.add_argument(
+        "--prepare", action="store_true", help="choose most of them before, which is faster (default in a conversation)"
+    )
+
+    running = parser.add_argument_group("running")
+    running.add_argument(
+        "--ctx",
+        metavar="N",
+        type=positive,
+        help="tokens of a conversation, pictures included (8192, if it was trained so)",
+    )
+    running.add_argument("--gpu-layers", metavar="N", type=int, help="layers on the GPU (all)")
+    running.add_argument("--threads", metavar="N", type=positive, help="on the CPU (one per core)")
+    running.add_argument(
+        "--kv-type", metavar="TYPE", default="f16", help="of the KV cache: f16, q8_0, ... (%(default)s)"
+    )
+    running.add_argument(
+        "--image-max-tokens", metavar="N", type=positive, help="per picture, for encoders that take any size"
+    )
+    running.add_argument("-v", "--verbose", action="store_true", help="llama.cpp's log on stderr")
+
+
+def positive(text: str) -> int:
+    value = int(text) if re.fullmatch(r"-?\d+", text) else None
+    if value is None or value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not valid, it must be a whole number of at least 1")
+    return value
+
+
+def load(args: argparse.Namespace, console: Console) -> Model:
+    """The model of the flags; what a person should know of it is said on stderr."""
+    if args.keep is not None and not 0 < args.keep <= 1:
+        raise HalfvError(f"--keep {args.keep:g} is not valid: it must be above 0 and at most 1.")
+    files = models.find(args.model, args.hf, args.mmproj)
+    from halfv_edge.engine import Model  # here, as it loads the libraries
+
+    console.status(f"loading {files.model.name} ...")
+    try:
+        model = Model.load(
+            files.model,
+            files.mmproj,
+            profile=args.profile,
+            keep=args.keep,
+            n_ctx=args.ctx,
+            n_gpu_layers=-1 if args.gpu_layers is None else args.gpu_layers,
+            n_threads=args.threads,
+            kv_type=args.kv_type,
+            image_max_tokens=args.image_max_tokens,
+            verbose=args.verbose,
+        )
+    finally:
+        console.clear_status()
+    for note in [*model.notes, *_without_effect(args, model)]:
+        console.say(note)
+    return model
+
+
+def _without_effect(args: argparse.Namespace, model: Model) -> Iterator[str]:
+    from halfv_edge import libs
+
+    if profile.switched_off() and (args.keep is not None or args.profile not in (None, "off")):
+        yield "HALFV=off is set in the environment, so the model runs whole whatever --keep and --profile say."
+    if args.gpu_layers and not libs.load().llama_supports_gpu_offload():
+        yield f"--gpu-layers {args.gpu_layers} has no effect: these libraries see no GPU, as `halfv info` says."
+
+
+def read_images(paths: list[str]) -> list[images.Picture]:
+    """Before anything slow, so that a bad one is known at once."""
+    return [images.load(path) for path in paths]
+
+
+def read_text(path: str, flag: str) -> str:
+    """A small text file that a flag names."""
+    try:
+        with gguf_meta.reading(Path(path)) as file:
+            raw = file.read(MAX_TEXT_BYTES + 1)
+        if len(raw) > MAX_TEXT_BYTES:
+            raise HalfvError(f"{path} is longer than a file for {flag} can be.")
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise HalfvError(f"{path} is not UTF-8 text: {flag} needs a text file.") from error
+
+
+@contextlib.contextmanager
+def mistakes() -> Iterator[None]:
+    """What goes wrong in here gets its exit code, and flags instead of the names of the API."""
+    try:
+        yield
+    except HalfvError as error:
+        told = in_flags(error)
+        told.exit_code = FAILURE if FAILED.search(str(error)) else MISTAKE
+        raise told from error
+
+
+def in_flags(error: HalfvError) -> HalfvError:
+    """`n_ctx=4096` becomes `--ctx 4096`; a bare `n_ctx` too, but not words that also mean themselves."""
+    text = str(error).replace("name it with mmproj", "name it with --mmproj")
+    for name, flag in FLAGS.items():
+        text = re.sub(rf"(?<!-)\b{name}(?: = |=)(['\"]?)([\w.-]+)\1", rf"{flag} \2", text)
+        if "_" in name:
+            text = re.sub(rf"(?<!-)\b{name}\b", flag, text)
+    return type(error)(text)

@@ -1,0 +1,63 @@
+"""`halfv tokens`: draws which visual tokens of a picture a question keeps."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from halfv_edge import chat_report, cli_model, token_png
+from halfv_edge.cli_chat import CODES
+from halfv_edge.console import Console
+
+
+def add_command(commands: argparse._SubParsersAction) -> None:
+    """Put `tokens` among the commands."""
+    text = "draw which visual tokens of pictures a question keeps"
+    command = commands.add_parser("tokens", help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=CODES)
+    cli_model.one_line_errors(command)
+    command.add_argument("images", metavar="IMAGE", nargs="+")
+    command.add_argument("-p", "--prompt", metavar="TEXT", required=True, help="the question")
+    command.add_argument(
+        "-o",
+        "--output",
+        metavar="OUT.png",
+        type=Path,
+        required=True,
+        help="of several pictures OUT-1.png, OUT-2.png, ...",
+    )
+    command.add_argument("--json", action="store_true", help="print one JSON object with the kept tokens")
+    command.add_argument("--no-color", action="store_true", help="plain text; so does NO_COLOR in the environment")
+    cli_model.add_flags(command)
+    command.set_defaults(run=_tokens)
+
+
+def _tokens(args: argparse.Namespace) -> int:
+    console = Console(False if args.no_color else None)
+    with cli_model.mistakes():
+        pictures = cli_model.read_images(args.images)
+        token_png.check(args.output, pictures)
+        with cli_model.load(args, console) as model:
+            chat = model.chat(mode="prepare" if args.prepare else "exact")
+            if args.prepare:
+                for picture in pictures:
+                    chat.add_image(picture)
+            chat.answer(args.prompt, () if args.prepare else pictures, max_tokens=1)
+            maps = chat.token_maps
+            paths = token_png.write(maps, pictures, args.output)
+            for path, token_map in zip(paths, maps, strict=True):
+                console.say(f"halfv: wrote {path}: {token_map.n_visual} -> {token_map.n_kept} -> {token_map.n_deep}.")
+            if why := chat_report.why_whole(model, maps):
+                console.say(f"halfv: nothing was pruned: {why}.")
+            if args.json:
+                drawn = [
+                    chat_report.picture_json(picture, token_map)
+                    | {
+                        "file": str(path),
+                        "kept": [t.kept for t in token_map.tiles],
+                        "deep": [t.deep for t in token_map.tiles],
+                    }
+                    for picture, token_map, path in zip(pictures, maps, paths, strict=True)
+                ]
+                print(json.dumps({"model": chat_report.model_json(chat), "images": drawn}, indent=2))
+    return 0

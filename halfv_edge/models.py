@@ -1,0 +1,198 @@
+"""Where a model's files are: a path, a name from a short list, or a Hugging Face repository."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from halfv_edge import gguf_meta
+from halfv_edge.errors import HalfvError
+
+# Vision-language GGUFs that their publishers or llama.cpp's own documentation and tests name, by the name of their
+# preset. Nobody has run them here.
+KNOWN = {
+    "qwen2-vl-2b": "ggml-org/Qwen2-VL-2B-Instruct-GGUF:Q4_K_M",
+    "qwen2-vl-7b": "ggml-org/Qwen2-VL-7B-Instruct-GGUF:Q4_K_M",
+    "qwen2.5-vl-3b": "ggml-org/Qwen2.5-VL-3B-Instruct-GGUF:Q4_K_M",
+    "qwen2.5-vl-7b": "ggml-org/Qwen2.5-VL-7B-Instruct-GGUF:Q4_K_M",
+    "qwen3-vl-2b": "Qwen/Qwen3-VL-2B-Instruct-GGUF:Q4_K_M",
+    "qwen3-vl-4b": "Qwen/Qwen3-VL-4B-Instruct-GGUF:Q4_K_M",
+    "qwen3-vl-8b": "Qwen/Qwen3-VL-8B-Instruct-GGUF:Q4_K_M",
+    "llava-1.5-7b": "second-state/Llava-v1.5-7B-GGUF:Q4_K_M",
+    "llava-next-mistral-7b": "cjpais/llava-1.6-mistral-7b-gguf:Q4_K_M",
+}
+
+# what is taken when no quantisation is named: the usual compromise first
+MODEL_TYPES = ("q4_k_m", "q4_0", "q5_k_m", "q8_0", "q6_k", "f16", "bf16")
+MMPROJ_TYPES = ("f16", "bf16", "q8_0", "f32")
+HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(:(?P<type>[\w.-]+))?", re.ASCII)
+PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """A language model and, where it was given or came along, its vision encoder."""
+
+    model: Path
+    mmproj: Path | None
+
+
+def find(model: str | None, hub: str | None, mmproj: str | None) -> Files:
+    """The files that -m, --hf and --mmproj mean, downloaded if need be."""
+    if model is not None and not os.path.lexists(model) and model.lower() in KNOWN:
+        hub = KNOWN[model.lower()]
+    given = Path(mmproj) if mmproj is not None else None
+    if given is not None:
+        _check_there(given, "get the mmproj GGUF of this model")
+    if hub is not None:
+        return _from_hub(hub, given)
+    if model is None:
+        raise HalfvError(
+            "No model was given: name one with -m MODEL.gguf (its mmproj beside it), --hf OWNER/REPO, or -m NAME with "
+            "a name from `halfv chat --list-models`."
+        )
+    path = Path(model)
+    if not os.path.lexists(path):
+        _refuse(model)
+    if gguf_meta.read(path).text("general.architecture") == "clip":
+        raise HalfvError(f"{path} is a vision encoder: give it with --mmproj, and its language model with -m.")
+    return Files(path, given)
+
+
+def _check_there(path: Path, hint: str) -> None:
+    if not os.path.lexists(path):
+        raise HalfvError(f"{path} does not exist: check the name and the folder, or {hint}.")
+
+
+def _refuse(model: str) -> NoReturn:
+    near = difflib.get_close_matches(model.lower(), KNOWN, 1)
+    if near:
+        hint = f"did you mean -m {near[0]}"
+    elif HUB.fullmatch(model) and not model.lower().endswith(".gguf"):
+        hint = f"a Hugging Face repository is given with --hf {model}"
+    else:
+        hint = "check the name and the folder, or choose one of `halfv chat --list-models`"
+    raise HalfvError(f"{model} does not exist: {hint}.")
+
+
+#
+# Hugging Face
+#
+
+
+def _from_hub(text: str, mmproj: Path | None) -> Files:
+    """Downloaded once: huggingface_hub keeps the files in its cache, and finds them there without a network."""
+    match = HUB.fullmatch(text)
+    if not match:
+        raise HalfvError(
+            f"--hf {text} is not valid: it must be OWNER/REPO or OWNER/REPO:QUANT, like {KNOWN['qwen3-vl-2b']}."
+        )
+    repo = match["repo"]
+    names = _listing(repo)
+    model = _choose(repo, names, match["type"])
+    encoders = [name for name in names if _is_mmproj(name)]
+    if not encoders and mmproj is None:
+        raise HalfvError(f"{repo} has no mmproj, so nothing to see pictures with: give another, or --mmproj FILE.")
+    encoder = mmproj or _download(repo, _best(encoders, MMPROJ_TYPES))
+    parts = [_download(repo, part) for part in _parts(model, names)]
+    return Files(parts[0], encoder)
+
+
+def _choose(repo: str, names: Sequence[str], wanted: str | None) -> str:
+    models = [name for name in names if not _is_mmproj(name) and _part(name) in (0, 1)]
+    if not models:
+        raise HalfvError(f"{repo} has no GGUF of a language model: look for a repository whose name ends in GGUF.")
+    if wanted is None:
+        return _best(models, MODEL_TYPES)
+    found = [name for name in models if _has_type(name, wanted)]
+    if not found:
+        raise HalfvError(f"{repo} has no {wanted}: there is {', '.join(sorted(Path(name).name for name in models))}.")
+    return found[0]
+
+
+def _best(names: Sequence[str], types: Sequence[str]) -> str:
+    for type_ in types:
+        for name in names:
+            if _has_type(name, type_):
+                return name
+    return names[0]
+
+
+def _has_type(name: str, type_: str) -> bool:
+    return re.search(rf"(^|[^a-z0-9]){re.escape(type_.lower())}([^a-z0-9_]|$)", Path(name).name.lower()) is not None
+
+
+def _is_mmproj(name: str) -> bool:
+    return "mmproj" in Path(name).name.lower()
+
+
+def _part(name: str) -> int:
+    """Which part of a split model a file is, 0 when it is all of it."""
+    match = PART.search(name)
+    return int(match[1]) if match else 0
+
+
+def _parts(first: str, names: Sequence[str]) -> Iterator[str]:
+    """The files of a model; llama.cpp finds the later ones beside the first."""
+    stem = PART.sub("", first)
+    yield first
+    yield from (name for name in names if name != first and _part(name) > 1 and PART.sub("", name) == stem)
+
+
+def _listing(repo: str) -> list[str]:
+    """The GGUFs of a repository; those in the cache when it cannot be asked."""
+    hub = _hub()
+    try:
+        names = hub.HfApi().list_repo_files(repo)
+    except Exception as error:  # its kinds, its HTTP library's kinds and OSErrors
+        try:
+            folder = Path(hub.snapshot_download(repo, local_files_only=True))
+        except Exception:
+            raise _trouble(repo, error) from error
+        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*")]
+    return sorted(name for name in names if name.lower().endswith(".gguf"))
+
+
+def _download(repo: str, name: str) -> Path:
+    hub = _hub()
+    try:
+        return Path(hub.hf_hub_download(repo, name))
+    except KeyboardInterrupt:
+        raise
+    except Exception as error:
+        raise _trouble(f"{repo}/{name}", error) from error
+
+
+def _trouble(what: str, error: Exception) -> HalfvError:
+    """Names of its exceptions instead of imports, which have moved between its versions."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    if "GatedRepoError" in kinds:
+        return HalfvError(f"{what} asks for an agreement first: accept it on its page, then `hf auth login`.")
+    if kinds & {"RepositoryNotFoundError", "HFValidationError"}:
+        return HalfvError(f"{what} is not on Hugging Face, or is private: check the name, or `hf auth login`.")
+    if isinstance(error, OSError) and error.errno:
+        return HalfvError(f"{what} cannot be downloaded: {error.strerror}.")
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    return HalfvError(f"{what} cannot be downloaded: {first}; check the network, or give a file with -m.")
+
+
+def _hub():
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise HalfvError(
+            "Downloading needs the package huggingface_hub: `pip install huggingface_hub`, or download the GGUFs "
+            "yourself and give them with -m and --mmproj."
+        ) from error
+    return huggingface_hub
+
+
+def listing() -> str:
+    """KNOWN for people."""
+    width = max(map(len, KNOWN))
+    return "\n".join(f"{name:<{width}}  {source}" for name, source in KNOWN.items())
