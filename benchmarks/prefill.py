@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import machine
-from shapes import ROOT, SHAPES, Shape, model_file
+from shapes import ARCHS, ROOT, SHAPES, Shape, model_file
 
 N_PREFIX, N_QUESTION = 8, 40  # text tokens before and after the picture
 
@@ -243,11 +243,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     kind.add_argument("--follow-up", dest="measurement", action="store_const", const="follow_up", default="prompt")
     kind.add_argument("--off", dest="measurement", action="store_const", const="off")
     parser.add_argument("--shape", choices=SHAPES, default="scaled", help="default: scaled, 28 layers x 1024")
-    parser.add_argument("--arch", help="another architecture of the same sizes")
+    parser.add_argument("--arch", choices=ARCHS, help="another architecture of the same sizes")
     parser.add_argument("--ftype", choices=("q4_0", "q8_0", "f16"), default="q4_0", help="default: q4_0")
     parser.add_argument("--tokens", type=token_counts, help="visual tokens, comma-separated; default: the shape's")
-    parser.add_argument("--repeats", type=int, default=5, help="default: 5")
-    parser.add_argument("--decode", type=int, default=32, help="tokens to decode after the prompt; default: 32")
+    parser.add_argument("--repeats", type=positive, default=5, help="default: 5")
+    parser.add_argument("--decode", type=positive, default=32, help="tokens to decode after the prompt; default: 32")
     parser.add_argument("--lib", type=Path, help="folder of the HalfV libraries; default: the installed ones")
     parser.add_argument("--stock-lib", type=Path, default=ROOT / "build/stock/bin", help="default: build/stock/bin")
     parser.add_argument(
@@ -262,11 +262,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a positive number")
+    return int(text)
+
+
 def token_counts(text: str) -> list[int]:
-    counts = [int(part) for part in text.split(",")]
-    if min(counts) < 1:
-        raise ValueError
-    return counts
+    return [positive(part) for part in text.split(",")]
 
 
 def installed_libraries() -> Path:

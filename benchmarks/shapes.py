@@ -54,6 +54,7 @@ LLAVA = {
     "ssr.update": 0.0,
     "ssr.rest": "frozen",
 }
+ARCHS = ("llama", "qwen2", "qwen3", "qwen2vl", "qwen3vl")
 STEPS = (576, 1024, 2048, 4096)
 
 SHAPES = {
