@@ -158,8 +158,10 @@ def ratio(above: list[Answer], below: list[Answer], key: str) -> dict[str, float
 
 def pruned(answers: list[Answer]) -> dict[str, Any]:
     stats = answers[-1]["stats"]
-    if not stats or stats["outcome"] != "pruned":
-        raise BenchError(f"the picture was not pruned: {stats}")
+    if not stats:
+        raise BenchError("the context runs unpruned: do the --lib libraries have HalfV?")
+    if stats["outcome"] != "pruned":
+        raise BenchError(f"a picture of {stats['n_visual']} tokens was not pruned; reason: {stats['reason']}.")
     return stats
 
 
