@@ -10,12 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from halfv_edge import images, libs
+from halfv_edge import libs
 from halfv_edge.encoder import Chunk, Encoded
 from halfv_edge.errors import HalfvError
-from halfv_edge.images import Picture
-from halfv_edge.images import load as load_image
-from halfv_edge.kv import Context, Item, StoppedError, n_cells
+from halfv_edge.images import Picture, Source, load_all
+from halfv_edge.kv import Context, Item, StoppedError, common, n_cells
 from halfv_edge.sampling import Sampler, Sampling
 from halfv_edge.tokens import TokenMap
 
@@ -45,6 +44,7 @@ class Stats:
     tokens_per_sec: float = 0.0  # after the first token
     flops_dense: float = 0.0  # of this turn from the first picture on: unpruned, and spent; 0 without pruning
     flops_spent: float = 0.0
+    unpruned: str = ""  # why the last picture was not pruned: "small", "disabled", ...; "off" without a profile
     stopped: str = ""  # "end", "length", "stop" (a stop string) or "interrupted"
 
     @property
@@ -57,6 +57,15 @@ class Stats:
         if not self.flops_spent:
             return self.prefill_sec
         return max(self.prefill_sec - self.select_sec, 0.0) * self.flops_dense / self.flops_spent
+
+
+@dataclass(frozen=True, slots=True)
+class _Checkpoint:
+    """A beginning of the conversation whose tokens are the context's first ones, and those of the tail after them."""
+
+    text: str
+    count: int
+    tail: tuple[int, ...] = ()  # belong there, and are not evaluated yet
 
 
 @dataclass(slots=True)
@@ -145,11 +154,13 @@ class Chat:
     def _start(self) -> None:
         self.messages: list[dict[str, str]] = [{"role": "system", "content": self.system}] if self.system else []
         self._request: _Request | None = None
-        self._pictures: list[Encoded] = []
+        self._pictures: dict[int, Encoded] = {}
+        self._n_given = 0  # a number is not used twice, so that a marker always means the same picture
         self._waiting: list[int] = []  # pictures of the next question
-        self._known = ""  # the text of which the context's items and the tail are the tokens
-        self._tail: list[int] = []  # tokens that belong there and are not evaluated yet
-        self._asked = False  # a question has been settled on these pictures
+        vocab = self.model.vocab
+        bos = (llama_cpp.llama_vocab_bos(vocab),) if llama_cpp.llama_vocab_get_add_bos(vocab) else ()
+        self._checkpoints = [_Checkpoint("", 0, bos)]
+        self._asked = False  # a question has been settled on the pictures
         self._turn = self._new_turn()
 
     def _new_turn(self) -> _Turn:
@@ -159,9 +170,9 @@ class Chat:
     # what people call
     #
 
-    def add_image(self, source: images.Source) -> None:
+    def add_image(self, source: Source) -> None:
         """Give a picture for the next question. It is encoded and prepared now, while the person still types."""
-        picture = images.load(source)
+        (picture,) = load_all([source])
         with self.model.lock:
             self._check_idle()
             self._context.request_stop(False)
@@ -170,7 +181,7 @@ class Chat:
             try:
                 split = secrets.token_hex(8)
                 prompt = self._render(self._content(split)).partition(split)[0]
-                encoded = self._pictures[-1]
+                encoded = self._pictures[self._waiting[-1]]
                 self._check_room(prompt, f"{picture.name} has {n_cells(encoded.chunks)} visual tokens and")
                 self._encode(encoded)
                 marks = list(self._marks.finditer(prompt))
@@ -188,7 +199,7 @@ class Chat:
     def ask(
         self,
         question: str,
-        images: Iterable[images.Source] = (),
+        images: Source | Iterable[Source] = (),
         *,
         max_tokens: int | None = None,
         temperature: float = 0.2,
@@ -214,7 +225,7 @@ class Chat:
         seed = self.model.seed if seed is None else seed
         settings = Sampling(temperature, top_k, top_p, min_p, seed, grammar, json_schema)
         stops = [text for text in ((stop,) if isinstance(stop, str) else stop) if text]
-        pictures = [load_image(source) for source in images]
+        pictures = load_all(images)
         with self.model.lock:
             self._check_idle()
             self._context.request_stop(False)
@@ -231,7 +242,7 @@ class Chat:
             self._request = _Request(content, prompt, len(pictures), sampler, max_tokens, stops, start)
             return Answer(self, self._request)
 
-    def answer(self, question: str, images: Iterable[images.Source] = (), **options: Any) -> str:
+    def answer(self, question: str, images: Source | Iterable[Source] = (), **options: Any) -> str:
         """Ask and wait for the whole answer. Options are those of ask()."""
         return "".join(self.ask(question, images, **options))
 
@@ -254,7 +265,7 @@ class Chat:
             self._check_open()
             held = [item for item in self._context.items if isinstance(item, Chunk)]
             maps, at = [], 0
-            for encoded in self._pictures:
+            for encoded in self._pictures.values():
                 chosen = []
                 for chunk in encoded.chunks:
                     kept = deep = None  # all of them
@@ -264,6 +275,18 @@ class Chat:
                     chosen.append((kept, deep))
                 maps.append(self.model.encoder.token_map(encoded, chosen))
             return maps
+
+    @property
+    def n_ctx(self) -> int:
+        """Tokens that a conversation may have,"""
+        self._check_open()
+        return self._context.n_ctx
+
+    @property
+    def n_used(self) -> int:
+        """and that this one has by now, pictures included."""
+        self._check_open()
+        return self._context.n_cells
 
     def close(self) -> None:
         """End the conversation; its KV cache goes to the model's next chat."""
@@ -276,6 +299,9 @@ class Chat:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
         self.close()
 
     def _check_open(self) -> None:
@@ -319,16 +345,18 @@ class Chat:
         return self.model.tokenize(text)
 
     def _plan(self, prompt: str) -> tuple[int, list[Item]]:
-        """How many of the context's items stay, and what has to be evaluated after them."""
-        context = self._context
-        if self._known and prompt.startswith(self._known):
-            fresh = not self._tail and self._known.endswith(tuple(map(self._marker, range(len(self._pictures)))))
-            return len(context.items), [*self._tail, *self._tokens(prompt[len(self._known) :], fresh)]
-        items = self._tokens(prompt, fresh=True)
-        if llama_cpp.llama_vocab_get_add_bos(self.model.vocab):
-            items.insert(0, llama_cpp.llama_vocab_bos(self.model.vocab))
-        same = min(context.common(items), len(items) - 1)  # something must give logits
-        return same, items[same:]
+        """How many of the context's items stay, and what has to be evaluated after them.
+
+        What was sampled is often not what its text is cut into, so only text behind the last checkpoint is tokenized.
+        """
+        held = self._context.items
+        last = next(point for point in reversed(self._checkpoints) if prompt.startswith(point.text))
+        fresh = not last.text or last.text.endswith(tuple(map(self._marker, self._pictures)))
+        rest = [*last.tail, *self._tokens(prompt[len(last.text) :], fresh)]
+        if not rest:  # all of it is there, but its last logits are gone
+            return last.count - 1, held[last.count - 1 : last.count]
+        same = min(common(held[last.count :], rest), len(rest) - 1)
+        return last.count + same, rest[same:]
 
     def _check_room(self, prompt: str, what: str) -> None:
         same, new = self._plan(prompt)
@@ -340,15 +368,14 @@ class Chat:
             )
 
     def _take(self, picture: Picture) -> None:
-        self._pictures.append(self.model.encoder.tokens(picture))
-        self._waiting.append(len(self._pictures) - 1)
+        self._pictures[self._n_given] = self.model.encoder.tokens(picture)
+        self._waiting.append(self._n_given)
+        self._n_given += 1
 
     def _give_back(self, count: int) -> None:
         """The last pictures were not given after all."""
         for _ in range(count):
-            self._pictures.pop()
-            self._waiting.pop()
-        self._known = ""
+            del self._pictures[self._waiting.pop()]
 
     def _encode(self, encoded: Encoded) -> None:
         seconds = self.model.encoder.encode(encoded)
@@ -361,10 +388,10 @@ class Chat:
         same, new = self._plan(prompt)
         context = self._context
         kept = context.items[:same]
-        self._known, self._tail = "", []  # until it is done
         context.truncate(same)
+        self._checkpoints = [point for point in self._checkpoints if point.count <= len(context.items)]
         context.evaluate([*kept[len(context.items) :], *new], output)
-        self._known = prompt
+        self._checkpoints.append(_Checkpoint(prompt, len(context.items)))
 
     #
     # answering
@@ -424,7 +451,7 @@ class Chat:
         if self._asked:
             self._context.top_up()
         self._advance(prompt, output=True)
-        self._asked = True
+        self._asked = any(isinstance(item, Chunk) for item in self._context.items)
 
     def _counts(self, request: _Request) -> dict[str, Any]:
         context, turn = self._context, self._turn
@@ -455,9 +482,10 @@ class Chat:
             self.messages.append({"role": "assistant", "content": request.raw})
             self._waiting = []
             # a text cut at a stop string or within a character is not the text of these tokens
-            whole = request.stopped != "stop" and not request.raw.endswith(HALF)
-            self._known = request.prompt + request.raw if whole else ""
-            self._tail = request.generated[-1:] if request.stopped != "end" else []  # sampled, not evaluated
+            if request.stopped != "stop" and not request.raw.endswith(HALF):
+                tail = () if request.stopped == "end" else tuple(request.generated[-1:])  # sampled, not evaluated
+                point = _Checkpoint(request.prompt + request.raw, len(self._context.items), tail)
+                self._checkpoints.append(point)
             later = len(request.generated) - 1
             self.stats = Stats(
                 **request.counts,
@@ -469,9 +497,9 @@ class Chat:
 
 
 def _pruning(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of Stats from halfv_stats before and after; {} for a context that does not prune."""
+    """Fields of Stats from halfv_stats before and after."""
     if not after:
-        return {}
+        return {"unpruned": "off"}
 
     def spent(name: str) -> float:
         return max(after[name] - before.get(name, 0), 0)
@@ -480,6 +508,7 @@ def _pruning(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, A
         "select_sec": spent("us_select") / 1e6,
         "flops_dense": spent("flops_dense"),
         "flops_spent": spent("flops_spent"),
+        "unpruned": after["reason"] if after["outcome"] == "unpruned" else "",
     } | {name: after[name] for name in ("n_visual", "n_kept", "n_deep")}
 
 

@@ -64,7 +64,7 @@ class Model:
         self.encoder: Encoder | None = None
         self._options = options
         self._free: Context | None = None  # of a chat that was closed
-        self._chats: list[Chat] = []
+        self._chats: weakref.WeakSet[Chat] = weakref.WeakSet()
         _open.add(self)
 
     @classmethod
@@ -188,6 +188,7 @@ class Model:
         self.template = Template(
             source.decode() if source else None,
             architecture,
+            llama_cpp.llama_vocab_get_add_bos(self.vocab),
             self.piece(bos, special=True).decode("utf-8", "replace") if bos >= 0 else "",
             self.piece(eos, special=True).decode("utf-8", "replace") if eos >= 0 else "",
         )
@@ -230,11 +231,11 @@ class Model:
         with self.lock:
             self._check_open()
             chat = Chat(self, self._context(), system, mode)
-            self._chats.append(chat)
+            self._chats.add(chat)
             return chat
 
     def _take_back(self, chat: Chat, context: Context) -> None:
-        self._chats.remove(chat)
+        self._chats.discard(chat)
         if self._free:
             context.close()
         else:

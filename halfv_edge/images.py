@@ -12,6 +12,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,12 @@ def load(source: Source) -> Picture:
         f"A {type(source).__name__} is not an image: give a path, bytes, a PIL image, a numpy array, a URL or a data "
         "URI."
     )
+
+
+def load_all(sources: Source | Iterable[Source]) -> list[Picture]:
+    """Several pictures; a single one may come without a list around it."""
+    alone = isinstance(sources, (str, bytes, bytearray, memoryview, os.PathLike, Image.Image, np.ndarray, Picture))
+    return [load(source) for source in ([sources] if alone else sources)]
 
 
 def _read(path: Path) -> bytes:

@@ -38,6 +38,16 @@ def n_cells(items: Sequence[Item]) -> int:
     return sum(item.n_tokens if isinstance(item, Chunk) else 1 for item in items)
 
 
+def common(items: Sequence[Item], others: Sequence[Item]) -> int:
+    """How many items from the first on are the same. A picture is the same when its embeddings are."""
+    count = 0
+    for mine, other in zip(items, others, strict=False):
+        if mine is not other and (isinstance(mine, Chunk) or mine != other):
+            break
+        count += 1
+    return count
+
+
 class Context:
     """A llama_context, the items that its sequence holds, and their positions."""
 
@@ -75,15 +85,6 @@ class Context:
     def clear(self) -> None:
         llama_cpp.llama_memory_clear(self.memory, True)
         self.items, self._starts, self._next, self.n_cells = [], [], 0, 0
-
-    def common(self, items: Sequence[Item]) -> int:
-        """How many items from the first on are the same. A picture is the same when its embeddings are."""
-        count = 0
-        for mine, other in zip(self.items, items, strict=False):
-            if mine is not other and (isinstance(mine, Chunk) or mine != other):
-                break
-            count += 1
-        return count
 
     def truncate(self, count: int) -> None:
         """Forget all items but the first `count`; a memory that cannot do that forgets everything."""

@@ -33,10 +33,10 @@ PROBE = "halfv-probe-7c1e"
 class Template:
     """Renders messages of text; a picture is whatever marker stands in the text."""
 
-    def __init__(self, source: str | None, architecture: str, bos: str, eos: str):
+    def __init__(self, source: str | None, architecture: str, add_bos: bool, bos: str, eos: str):
         self.fallback = None if source else ("vicuna" if architecture == "llama" else "chatml")
         source = source or (VICUNA if architecture == "llama" else CHATML)
-        self._bos = bos
+        self._leave_out = bos if add_bos else ""  # comes with the tokens
         try:
             self._format = Jinja2ChatFormatter(source, eos_token=eos, bos_token=bos)
         except jinja2.TemplateError as error:
@@ -49,11 +49,11 @@ class Template:
             self._typed = True
 
     def render(self, messages: Sequence[dict[str, Any]]) -> str:
-        """The prompt, up to where the answer starts, without the token that begins every text."""
+        """The prompt, up to where the answer starts."""
         if self._typed:
             messages = [m | {"content": [{"type": "text", "text": m["content"]}]} for m in messages]
         try:
             prompt = self._format(messages=list(messages)).prompt
         except (jinja2.TemplateError, ValueError, TypeError, KeyError) as error:
             raise HalfvError(f"The model's chat template refuses this conversation: {error}.") from error
-        return prompt.removeprefix(self._bos) if self._bos else prompt
+        return prompt.removeprefix(self._leave_out)

@@ -9,8 +9,9 @@ class TurnLock:
     """Like threading.RLock; but one that gives it back and wants it again lets those that wait go first."""
 
     def __init__(self) -> None:
-        self._door = threading.Lock()  # held by the one that comes next
-        self._room = threading.Lock()
+        # reentrant, because a garbage collection in __enter__ may close a chat in there
+        self._door = threading.RLock()  # held by the one that comes next
+        self._room = threading.RLock()
         self._owner = 0
         self._depth = 0
 

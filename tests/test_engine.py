@@ -88,7 +88,7 @@ def test_exact_mode_is_what_a_plain_client_gets(kind: str, vlms: Vlms) -> None:
                 chat.add_image(picture())
             answer = chat.answer(QUESTION, [] if ahead else [picture()], max_tokens=12, temperature=0)
             kept = chat.token_maps[0].tiles[0].kept
-            encoded = chat._pictures[0]
+            (encoded,) = chat._pictures.values()
         before, after = ("USER: ", f"{QUESTION}\nASSISTANT:")
         if kind == "qwen2vl":
             before, after = "<|im_start|>user\n", f"{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
@@ -166,6 +166,7 @@ def test_without_pruning_and_with_other_profiles(vlms: Vlms) -> None:
             assert chat.stats.n_kept == int(chat.stats.n_visual * share)
             assert model.profile_source == source
             assert (chat.stats.flops_spent > 0) == (model is not whole)
+            assert chat.stats.unpruned == ("off" if model is whole else "")
             assert chat.token_maps[0].n_kept == chat.stats.n_kept
     assert chat.stats.dense_prefill_sec > chat.stats.prefill_sec / 2
 
@@ -174,6 +175,7 @@ def test_a_small_picture_stays_whole(vlms: Vlms) -> None:
     with vlms.load("qwen2vl").chat() as chat:
         chat.answer(QUESTION, [picture(0, 60, 60)], max_tokens=2)
         assert chat.stats.n_kept == chat.stats.n_deep == chat.stats.n_visual == 9
+        assert chat.stats.unpruned == "small"
         assert chat.token_maps[0].n_kept == 9
 
 
@@ -393,6 +395,7 @@ def finish(model: Model, chat: Chat, answer: str) -> None:
     """After an answer that was ended, the next one is what the same tokens at once would give."""
     assert chat.messages[-1]["content"] == answer
     reply = chat.answer(NEXT, max_tokens=8, temperature=0)
+    assert chat.stats.n_prompt < 80 < chat.stats.n_visual
     prompted = last_prompt(chat)
     assert retell(model, prompted, chat.stats.n_generated) == reply
     assert answer in detokenized(model, prompted)

@@ -271,7 +271,7 @@ def test_templates(template: str, expected: str, vlms: Vlms) -> None:
         chat.add_image(picture())
         assert chat.answer("what", max_tokens=2, grammar=LONG)
         bos = [item for item in chat._context.items if item == llama_cpp.llama_vocab_bos(model.vocab)]
-        prompt = chat._marks.sub(r"<\1>", chat._known)
+        prompt = chat._marks.sub(r"<\1>", chat._checkpoints[-1].text)
     assert len(bos) == 1
     assert prompt.startswith(expected)
 

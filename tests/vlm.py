@@ -70,8 +70,9 @@ def picture(seed: int = 0, width: int = 420, height: int = 300) -> Image.Image:
 
 def last_prompt(chat: Chat) -> list:
     """What the context held before the last answer."""
-    n_evaluated = chat.stats.n_generated - len(chat._tail)
-    return chat._context.items[: len(chat._context.items) - n_evaluated]
+    prompt = chat.model.template.render(chat.messages[:-1])
+    asked = [point for point in chat._checkpoints if point.text == prompt]
+    return chat._context.items[: asked[-1].count]
 
 
 def retell(model: Model, items: list, n_tokens: int) -> str:
