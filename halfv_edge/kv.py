@@ -86,6 +86,9 @@ class Context:
         llama_cpp.llama_memory_clear(self.memory, True)
         self.items, self._starts, self._next, self.n_cells = [], [], 0, 0
 
+    def common(self, items: Sequence[Item]) -> int:
+        return common(self.items, items)
+
     def truncate(self, count: int) -> None:
         """Forget all items but the first `count`; a memory that cannot do that forgets everything."""
         if count == len(self.items):
