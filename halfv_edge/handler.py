@@ -1,0 +1,429 @@
+"""HalfV for programs written for llama-cpp-python: a chat handler for llama_cpp.Llama(chat_handler=...).
+
+Templates, tools, grammars and sampling are llama_cpp's own code; what it does with pictures and the KV cache is not.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import itertools
+import re
+import threading
+import time
+import urllib.parse
+import urllib.request
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from halfv_edge import conversation, encoder, engine, images, libs, native_log
+from halfv_edge import profile as profiles
+from halfv_edge.conversation import Stats
+from halfv_edge.encoder import Chunk, Encoded, Encoder
+from halfv_edge.errors import HalfvError
+from halfv_edge.handler_prompt import StandIn, formatter, mark_pictures
+from halfv_edge.kv import SEQ, Context, Item, common, n_cells
+from halfv_edge.profile import Profile, Resolved
+
+llama_cpp = libs.load()
+
+import halfv_cpp  # noqa: E402
+from llama_cpp import _internals  # noqa: E402
+from llama_cpp.llama_chat_format import MTMDChatHandler  # noqa: E402
+
+__all__ = ["ChatError", "HalfVChatHandler"]
+
+
+class ChatError(HalfvError, ValueError):
+    """A HalfvError that programs written for llama_cpp's handlers catch too."""
+
+
+class HalfVChatHandler:
+    """Chat about pictures through llama_cpp.Llama: pruned, and without paying again for what the KV cache holds.
+
+    One handler belongs to one Llama. Threads may share the two through create_chat_completion: calls wait for each
+    other, and a stream that is not at its end when the next call comes cannot go on.
+    """
+
+    def __init__(
+        self,
+        clip_model_path: str,
+        verbose: bool = True,
+        use_gpu: bool = True,
+        *,
+        like: type = MTMDChatHandler,
+        profile: Profile | Mapping[str, Any] | str | Path | None = None,
+        keep: float | None = None,
+        exact: bool = False,
+        image_max_tokens: int | None = None,
+        image_cache_mb: int = 512,
+        topup_mb: int = 256,
+    ):
+        """Take the place of a handler of llama_cpp.
+
+        like: the handler whose prompt format is used; by default that is the chat template in the GGUF.
+        profile, keep, image_max_tokens, image_cache_mb, topup_mb: as in halfv_edge.engine.Model.load.
+        exact: an edited question chooses its visual tokens anew, as if the conversation came for the first time.
+        Without it those of the former question stay and the ones that matter to the new one join them: that is faster.
+        """
+        self.stats = Stats()  # of the last request
+        self.profile: Profile | None = None  # in force, from the first request on
+        self.profile_source = "off"
+        self.clip_model_path = clip_model_path
+        self._format = formatter(like)(clip_model_path, verbose)
+        self._use_gpu = use_gpu
+        self._wanted = profile
+        self._keep = keep
+        self._exact = exact
+        self._image_max_tokens = image_max_tokens
+        self._cache_bytes = image_cache_mb << 20
+        self._topup_bytes = topup_mb << 20
+        self._session: _Session | None = None
+        self._lock = threading.RLock()
+        self._number = 0  # of the last request
+
+    from_pretrained = classmethod(MTMDChatHandler.from_pretrained.__func__)
+
+    def load_image(self, image_url: str) -> images.Source:
+        """What an image_url stands for. Override it to get pictures in your own way, as anything images.load takes."""
+        scheme = image_url.partition(":")[0].lower()
+        if scheme == "file":
+            return Path(urllib.request.url2pathname(urllib.parse.urlsplit(image_url).path))
+        if scheme not in ("http", "https", "data"):
+            raise HalfvError(f"image_url = {image_url[:80]!r} is not a URL: give http:, https:, data: or file:.")
+        return image_url
+
+    def __call__(self, *, llama: llama_cpp.Llama, messages: Sequence[Mapping[str, Any]], **options: Any) -> Any:
+        start = time.perf_counter()
+        with self._lock:
+            self._number += 1
+            try:
+                session = self._attach(llama)
+                messages, urls = mark_pictures(messages)
+
+                def complete(**sampling: Any) -> Any:
+                    return self._complete(session, llama, urls, start, **sampling)
+
+                answer = self._format(llama=StandIn(llama, complete), messages=messages, **options)
+            except HalfvError as error:
+                raise ChatError(str(error)) from error
+            if options.get("stream"):
+                return self._stream(answer, llama, self._number)
+            seconds = time.perf_counter() - start - self.stats.ttft_sec
+            self._count_answer(llama, answer["choices"][0]["finish_reason"], seconds)
+            return answer
+
+    def _stream(self, chunks: Iterator[Any], llama: llama_cpp.Llama, number: int) -> Iterator[Any]:
+        reason, seconds = None, 0.0
+        try:
+            while True:
+                with self._lock:
+                    if self._number != number:
+                        raise ChatError("This stream cannot go on: its handler has had another request since it began.")
+                    start = time.perf_counter()
+                    chunk = next(chunks, None)
+                    seconds += time.perf_counter() - start
+                if chunk is None:
+                    return
+                reason = chunk["choices"][0]["finish_reason"]
+                yield chunk
+        finally:
+            with self._lock:
+                if self._number == number:
+                    self._count_answer(llama, reason, seconds)
+
+    #
+    # the Llama
+    #
+
+    def _attach(self, llama: llama_cpp.Llama) -> _Session:
+        """What belongs to this Llama, made at the first request: a Llama is made after its handler."""
+        if self._session is not None and self._session.is_open:
+            if self._session.llama() is not llama:
+                raise HalfvError("This handler belongs to another Llama: make one for each.")
+            return self._session
+        native_log.capture(llama.verbose)
+        about = profiles.Model.read(llama.model_path)
+        resolved = self._resolve(about, halfv_cpp.halfv_model_supported(llama.model))
+        flash_attn = llama.context_params.flash_attn_type == llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        vision = Encoder.load(
+            encoder.find(self.clip_model_path, about),
+            llama.model,
+            about.path,
+            use_gpu=self._use_gpu,
+            n_threads=llama.n_threads,
+            flash_attn=int(flash_attn),
+            image_max_tokens=self._image_max_tokens,
+            cache_bytes=self._cache_bytes,
+        )
+        try:
+            _set_profile(llama, resolved.profile)
+        except BaseException:
+            vision.close()
+            raise
+        self.profile = resolved.profile
+        self.profile_source = f"preset {resolved.preset}" if resolved.preset else resolved.source
+        halfv_cpp.halfv_set_topup_bytes(llama.ctx, self._topup_bytes)
+        self._session = _Session(llama, vision)
+        return self._session
+
+    def _resolve(self, about: profiles.Model, supported: bool) -> Resolved:
+        resolved = profiles.resolve(about, engine._override(self._wanted, about))
+        name = about.path.name
+        if resolved.profile is None:
+            if self._keep is not None and resolved.source != "environment":
+                raise HalfvError(f"keep = {self._keep!r} needs a profile: {name} has none, so give profile=... too.")
+            return resolved
+        if not supported:
+            if resolved.source == "flag":
+                raise HalfvError(f"{name} cannot be pruned: its architecture has no hooks; give profile='off'.")
+            return Resolved(None, "off")
+        if self._keep is None:
+            return resolved
+        wanted = dataclasses.replace(resolved.profile, ivr_keep=self._keep, calibration=None)
+        return dataclasses.replace(resolved, profile=wanted.validate(about.n_layer))
+
+    #
+    # a request
+    #
+
+    def _complete(
+        self, session: _Session, llama: llama_cpp.Llama, urls: dict[str, str], start: float, **sampling: Any
+    ) -> Any:
+        """Evaluate the prompt that the format has taken down, and let the Llama answer."""
+        context = session.context
+        context.catch_up(llama)
+        n_evaluated, decode_sec, counted = context.n_evaluated, context.decode_sec, context.stats()
+        pictures, fresh = self._pictures(session, urls)
+        parts = _parts(llama, self._format.prompt, pictures)
+        _check_room(session, llama, parts)
+        encode_sec = [session.encoder.encode(encoded) for encoded in fresh]
+        session.remember({urls[mark]: picture for mark, picture in pictures.items()})
+        session.evaluate(llama, list(itertools.chain(*parts)), self._exact)
+        self.stats = Stats(
+            ttft_sec=time.perf_counter() - start,
+            encode_sec=sum(encode_sec),
+            prefill_sec=context.decode_sec - decode_sec,
+            n_prompt=context.n_evaluated - n_evaluated,
+            n_encoded=len(encode_sec),
+            **_pruning(context, counted),
+        )
+        # pictures with M-RoPE fill more cells than positions, and positions are what llama_cpp counts
+        room = context.n_ctx - context.n_cells
+        wanted = sampling.pop("max_tokens", None) or 0
+        sampling |= {"prompt": context.ids().tolist(), "max_tokens": min(wanted, room) if wanted > 0 else room}
+        return llama.create_completion(**sampling)
+
+    def _pictures(self, session: _Session, urls: dict[str, str]) -> tuple[dict[str, _Seen], list[Encoded]]:
+        """By mark; and those that are to be encoded. What a data: URI is of the last request is known by its text."""
+        found: dict[str, _Seen] = {}
+        fresh: dict[str, Encoded] = {}
+        for mark, url in urls.items():
+            if url not in session.by_url:
+                encoded = session.encoder.tokens(images.load(self.load_image(url)))
+                items = session.by_digest.get(encoded.digest)
+                if items is None:
+                    items = fresh.setdefault(encoded.digest, encoded).items
+                found[mark] = (encoded.digest, items)
+            else:
+                found[mark] = session.by_url[url]
+        return found, [encoded for encoded in fresh.values() if any(chunk.embd is None for chunk in encoded.chunks)]
+
+    def _count_answer(self, llama: llama_cpp.Llama, reason: str | None, seconds: float) -> None:
+        n_evaluated = llama.n_tokens - self._session.context.n_positions
+        self.stats = dataclasses.replace(
+            self.stats,
+            n_generated=n_evaluated + (reason == "length"),  # the last one was not evaluated
+            tokens_per_sec=n_evaluated / seconds if seconds else 0.0,
+            stopped={"length": "length", None: "interrupted"}.get(reason, "end"),
+        )
+
+
+_Seen = tuple[str, list[Item]]  # a picture's digest, and its tokens and chunks
+
+
+class _Session:
+    """What a handler has with one Llama."""
+
+    def __init__(self, llama: llama_cpp.Llama, vision: Encoder):
+        self.llama = weakref.ref(llama)
+        self.encoder = vision
+        self.context = _SharedContext(llama, vision)
+        self.by_url: dict[str, _Seen] = {}  # pictures of the last request
+        self.by_digest: dict[str, list[Item]] = {}
+        self._chosen: list[tuple[int, int]] = []  # items: first picture and end of each prompt that chose tokens
+        self.is_open = True
+        llama._stack.callback(self.close)  # runs before the model and the context go
+
+    def close(self) -> None:
+        self.is_open = False
+        self.by_url, self.by_digest = {}, {}
+        self.encoder.close()
+
+    def remember(self, pictures: Mapping[str, _Seen]) -> None:
+        """The pictures of this request by their URLs. Others may be in the encoder's cache."""
+        self.by_url = {url: seen for url, seen in pictures.items() if url[:5].lower() == "data:"}
+        self.by_digest = dict(pictures.values())
+        for digest, items in self.by_digest.items():
+            self.context.name_chunks(digest, [item for item in items if isinstance(item, Chunk)])
+
+    def evaluate(self, llama: llama_cpp.Llama, items: list[Item], exact: bool) -> None:
+        """Make the context hold the prompt, from what it has in common with it."""
+        context = self.context
+        shared = same = common(context.items, items)
+        if exact:
+            same = min([same, *(first for first, end in self._chosen if first < same < end)])
+        context.truncate(min(same, len(items) - 1))  # something must give logits
+        same = len(context.items)
+        self._chosen = [(first, end) for first, end in self._chosen if first < same]
+        if shared < len(items) and any(isinstance(item, Chunk) for item in context.items):
+            context.top_up()
+        try:
+            context.evaluate(items[same:], output=True)
+        except BaseException:
+            context.hand_over(llama, ready=False)
+            raise
+        context.hand_over(llama, ready=True)
+        first = next((at for at in range(same, len(items)) if isinstance(items[at], Chunk)), None)
+        if first is not None:
+            self._chosen.append((first, len(items)))
+
+
+class _SharedContext(Context):
+    """The context of a Llama, which evaluates its answers itself and knows tokens by their position.
+
+    In the positions of a picture the Llama is given tokens that follow from its content, so that another picture is
+    another text to it, and to states that it saves.
+    """
+
+    def __init__(self, llama: llama_cpp.Llama, vision: Encoder):
+        super().__init__(llama.ctx, vision)
+        self._n_vocab = llama.n_vocab()
+        self._names: weakref.WeakKeyDictionary[Chunk, list[int]] = weakref.WeakKeyDictionary()
+
+    @property
+    def n_positions(self) -> int:
+        return self._next
+
+    def name_chunks(self, digest: str, chunks: Sequence[Chunk]) -> None:
+        for number, chunk in enumerate(chunks):
+            if chunk not in self._names:
+                rng = np.random.default_rng((int(digest[:16], 16), number))
+                self._names[chunk] = rng.integers(0, self._n_vocab, chunk.n_pos).tolist()
+
+    def ids(self) -> np.ndarray:
+        """What the Llama is to know: a token for every position."""
+        out: list[int] = []
+        for item in self.items:
+            out += self._names[item] if isinstance(item, Chunk) else (item,)
+        return np.array(out, np.intc)
+
+    def catch_up(self, llama: llama_cpp.Llama) -> None:
+        """List what the Llama has evaluated since, and forget what it no longer holds."""
+        held, mine = llama.input_ids[: llama.n_tokens], self.ids()
+        length = min(len(held), len(mine))
+        same = int(np.argmin(np.append(held[:length] == mine[:length], False)))
+        if same == len(mine):
+            tokens = held[same:].tolist()
+            self._starts += range(same, same + len(tokens))
+            self.items += tokens
+            self._next += len(tokens)
+            self.n_cells += len(tokens)
+        else:
+            ends = [*self._starts[1:], self._next]
+            self.truncate(sum(end <= same for end in ends))
+        llama_cpp.llama_memory_seq_rm(self.memory, SEQ, self._next, -1)
+
+    def hand_over(self, llama: llama_cpp.Llama, ready: bool) -> None:
+        """Tell the Llama what it holds; `ready`: with logits for the next token."""
+        ids = self.ids()
+        llama.n_tokens = len(ids)
+        llama.input_ids[: len(ids)] = ids
+        llama._requires_eval = not ready
+        if ready and llama._logits_all and len(ids) <= len(llama.scores):
+            logits = llama_cpp.llama_get_logits_ith(self.pointer, -1)
+            llama.scores[len(ids) - 1] = np.ctypeslib.as_array(logits, shape=(self._n_vocab,))
+
+
+def _parts(llama: llama_cpp.Llama, text: str, pictures: Mapping[str, _Seen]) -> list[list[Item]]:
+    """The prompt as mtmd tokenizes it. A picture's part is its own list, which changes when it is encoded."""
+    vocab = llama._model.vocab
+    parts: list[list[Item]] = []
+    if llama_cpp.llama_vocab_get_add_bos(vocab):
+        parts.append([llama_cpp.llama_vocab_bos(vocab)])
+    missing = set(pictures)
+    for part in re.split(f"({'|'.join(map(re.escape, pictures))})", text) if pictures else [text]:
+        if part in pictures:
+            parts.append(pictures[part][1])
+            missing.discard(part)
+        elif part:
+            parts.append(llama._model.tokenize(part.encode(), add_bos=False, special=True))
+    if llama_cpp.llama_vocab_get_add_eos(vocab):
+        parts.append([llama_cpp.llama_vocab_eos(vocab)])
+    if missing:
+        raise HalfvError(
+            f"The prompt format leaves out {len(missing)} of {len(pictures)} pictures: give them in user messages."
+        )
+    if not any(parts):
+        raise HalfvError("The prompt is empty: give a message.")
+    return parts
+
+
+def _check_room(session: _Session, llama: llama_cpp.Llama, parts: list[list[Item]]) -> None:
+    items = list(itertools.chain(*parts))
+    chunks = [item for item in items if isinstance(item, Chunk)]
+    needed, n_ctx = n_cells(items) + 1, session.context.n_ctx
+    if needed > n_ctx:
+        raise HalfvError(
+            f"This conversation needs a context of {needed} tokens, {n_cells(chunks)} of them for pictures, but n_ctx "
+            f"is {n_ctx}: make the Llama with n_ctx={-(-needed // 1024) * 1024 + 1024}, or send fewer or smaller "
+            "pictures."
+        )
+    largest = max((chunk.n_tokens for chunk in chunks), default=0)
+    if session.encoder.non_causal and largest > llama_cpp.llama_n_ubatch(llama.ctx):
+        raise HalfvError(
+            f"A picture of {largest} tokens does not fit into one batch, as this model needs it: make the Llama with "
+            f"n_batch={largest} and n_ubatch={largest} or more."
+        )
+
+
+def _pruning(context: Context, before: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of Stats from halfv_stats before and now."""
+    n_visual = n_cells([item for item in context.items if isinstance(item, Chunk)])
+    counts = dict.fromkeys(("n_visual", "n_kept", "n_deep"), n_visual)
+    return counts | conversation._pruning(before, context.stats())
+
+
+def _set_profile(llama: llama_cpp.Llama, wanted: Profile | None) -> None:
+    """Have the Llama's context prune by this profile. A context keeps the profile it was made with, so that it may have
+    to be made again."""
+    if not halfv_cpp.halfv_model_supported(llama.model):
+        return
+    in_force = halfv_cpp.halfv_profile()
+    has_one = halfv_cpp.halfv_get_profile(llama.ctx, in_force) == halfv_cpp.HALFV_OK
+    if (wanted and dataclasses.replace(wanted, calibration=None)) == (Profile.from_c(in_force) if has_one else None):
+        return
+    former = halfv_cpp.model_profile(llama.model)
+    llama.reset()
+    llama._ctx.close()
+    try:
+        halfv_cpp.set_model_profile(llama.model, wanted.to_c() if wanted else None)
+        _make_context(llama)
+    except (ValueError, RuntimeError) as error:
+        halfv_cpp.set_model_profile(llama.model, former)
+        _make_context(llama)
+        raise HalfvError(f"No context can be made with this profile: {native_log.last_words()}.") from error
+
+
+def _make_context(llama: llama_cpp.Llama) -> None:
+    native_log.clear()
+    llama._ctx = _internals.LlamaContext(model=llama._model, params=llama.context_params, verbose=llama.verbose)
+    llama._stack.callback(llama._ctx.close)
+    if llama._lora_adapter is not None:
+        adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(llama._lora_adapter)
+        scales = (ctypes.c_float * 1)(llama.lora_scale)
+        llama_cpp.llama_set_adapters_lora(llama.ctx, adapters, 1, scales)
