@@ -134,7 +134,7 @@ def _funnel(counts: Stats | TokenMap) -> str:
 
 def _seconds(seconds: float) -> str:
     if seconds < 0.1:
-        return f"{1000 * seconds:.0f} ms"
+        return f"{1000 * seconds:.0f} ms" if seconds >= 0.001 else "<1 ms"
     return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.1f} s"
 
 

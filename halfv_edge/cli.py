@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from halfv_edge import __version__, cli_chat, cli_convert, cli_profile, cli_tokens, info
+from halfv_edge import __version__, cli_chat, cli_convert, cli_model, cli_profile, cli_tokens, info
 from halfv_edge.errors import HalfvError
 
 
@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="halfv", description="Visual token pruning for llama.cpp.")
+    cli_model.one_line_errors(parser)
     parser.add_argument("--version", action="version", version=f"halfv-edge {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 

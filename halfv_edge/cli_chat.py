@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+import tempfile
 from typing import TYPE_CHECKING, Any
 
 from halfv_edge import chat_report, cli_model, models
@@ -37,11 +39,13 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     answers = command.add_argument_group("answers")
     answers.add_argument("--system", metavar="TEXT", help="the system message")
     answers.add_argument("--max-tokens", metavar="N", type=cli_model.positive, help="of an answer (as many as fit)")
-    answers.add_argument("--temp", metavar="T", type=float, default=0.2, help="0: always the likeliest (%(default)s)")
-    answers.add_argument("--top-k", metavar="K", type=int, default=40, help="0: all (%(default)s)")
-    answers.add_argument("--top-p", metavar="P", type=float, default=0.95, help="1: off (%(default)s)")
-    answers.add_argument("--min-p", metavar="P", type=float, default=0.05, help="0: off (%(default)s)")
-    answers.add_argument("--seed", metavar="N", type=int, help="the same answer every time")
+    answers.add_argument(
+        "--temp", metavar="T", type=cli_model.number, default=0.2, help="0: always the likeliest (%(default)s)"
+    )
+    answers.add_argument("--top-k", metavar="K", type=cli_model.integer, default=40, help="0: all (%(default)s)")
+    answers.add_argument("--top-p", metavar="P", type=cli_model.number, default=0.95, help="1: off (%(default)s)")
+    answers.add_argument("--min-p", metavar="P", type=cli_model.number, default=0.05, help="0: off (%(default)s)")
+    answers.add_argument("--seed", metavar="N", type=cli_model.integer, help="the same answer every time")
     form = answers.add_mutually_exclusive_group()
     form.add_argument("--grammar", metavar="FILE", help="answers follow this GBNF grammar")
     form.add_argument("--json-schema", metavar="FILE", help="answers are JSON of this schema")
@@ -65,7 +69,8 @@ def _chat(args: argparse.Namespace) -> int:
 
     with model:
         with cli_model.mistakes():
-            _check_grammar(sampling, model.vocab)
+            if args.grammar:
+                _check_grammar(args.grammar, sampling["grammar"], model.vocab)
             exact = args.exact or (question is not None and not args.prepare)
             chat = model.chat(args.system, mode="exact" if exact else "prepare")
         session = Session(chat, console, sampling, args.image_max_tokens)
@@ -91,18 +96,35 @@ def _sampling(args: argparse.Namespace) -> dict[str, Any]:
 
     settings = {"temperature": args.temp, "top_k": args.top_k, "top_p": args.top_p, "min_p": args.min_p}
     settings |= {"seed": args.seed, "grammar": None, "json_schema": None}
+    Sampling(**settings)
     if args.grammar:
         settings["grammar"] = cli_model.read_text(args.grammar, "--grammar")
     if args.json_schema:
         settings["json_schema"] = cli_model.read_text(args.json_schema, "--json-schema")
-    Sampling(**settings).gbnf()
+        try:
+            Sampling(**settings).gbnf()
+        except HalfvError as error:
+            raise HalfvError(f"{args.json_schema}: {error}") from error
     return settings | {"max_tokens": args.max_tokens}
 
 
-def _check_grammar(sampling: dict[str, Any], vocab: int) -> None:
+def _check_grammar(path: str, text: str, vocab: int) -> None:
+    """Its parser says what is wrong on stderr, in several lines."""
     from halfv_edge.sampling import Sampler, Sampling
 
-    Sampler(Sampling(**{name: value for name, value in sampling.items() if name != "max_tokens"}), vocab).close()
+    with tempfile.TemporaryFile() as said:
+        sys.stderr.flush()
+        stderr = os.dup(2)
+        os.dup2(said.fileno(), 2)
+        try:
+            Sampler(Sampling(grammar=text), vocab).close()
+        except HalfvError as error:
+            said.seek(0)
+            why = said.readline().decode("utf-8", "replace").rpartition("grammar: ")[2].strip().removesuffix(" at")
+            raise HalfvError(f"{path} is not a grammar: {why or error}; it must be GBNF with a rule root.") from error
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
 
 
 def _answer_once(session: Session, question: str, pictures: list[Picture], as_json: bool) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,7 +43,9 @@ def one_line_errors(parser: argparse.ArgumentParser) -> None:
     """A wrong flag is one sentence as well, and not the usage of thirty flags."""
 
     def error(message: str) -> NoReturn:
-        parser.exit(MISTAKE, f"halfv: {message}: `{parser.prog} --help` lists the flags.\n")
+        told = message.removeprefix("argument ").replace(": ", " ", message.startswith("argument "))
+        told = told.replace(" not allowed with argument ", " is not allowed with ")
+        parser.exit(MISTAKE, f"halfv: {told}; `{parser.prog} --help` lists the flags.\n")
 
     parser.error = error
 
@@ -61,7 +64,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     pruning.add_argument(
         "--profile", metavar="FILE|PRESET|off", help="in place of what comes with the model; off runs it whole"
     )
-    pruning.add_argument("--keep", metavar="SHARE", type=float, help="of the visual tokens in stage II, up to 1")
+    pruning.add_argument("--keep", metavar="SHARE", type=number, help="of the visual tokens in stage II, up to 1")
     mode = pruning.add_mutually_exclusive_group()
     mode.add_argument(
         "--exact", action="store_true", help="choose tokens when the question is there, as published (default with -p)"
@@ -77,7 +80,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         type=positive,
         help="tokens of a conversation, pictures included (8192, if it was trained so)",
     )
-    running.add_argument("--gpu-layers", metavar="N", type=int, help="layers on the GPU (all)")
+    running.add_argument("--gpu-layers", metavar="N", type=integer, help="layers on the GPU (all)")
     running.add_argument("--threads", metavar="N", type=positive, help="on the CPU (one per core)")
     running.add_argument(
         "--kv-type", metavar="TYPE", default="f16", help="of the KV cache: f16, q8_0, ... (%(default)s)"
@@ -89,16 +92,32 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def positive(text: str) -> int:
-    value = int(text) if re.fullmatch(r"-?\d+", text) else None
-    if value is None or value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not valid, it must be a whole number of at least 1")
-    return value
+    if not re.fullmatch(r"0*[1-9]\d{0,8}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not valid: it must be a whole number of at least 1")
+    return int(text)
+
+
+def number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not valid: it must be a number") from None
+
+
+def integer(text: str) -> int:
+    if not re.fullmatch(r"-?\d{1,10}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not valid: it must be a whole number")
+    return int(text)
 
 
 def load(args: argparse.Namespace, console: Console) -> Model:
     """The model of the flags; what a person should know of it is said on stderr."""
     if args.keep is not None and not 0 < args.keep <= 1:
         raise HalfvError(f"--keep {args.keep:g} is not valid: it must be above 0 and at most 1.")
+    if args.keep is not None and args.profile == "off":
+        raise HalfvError(f"--keep {args.keep:g} needs a profile, and --profile off says none: leave one of them out.")
+    if args.profile and args.profile.endswith(".json"):
+        check_there(args.profile)
     files = models.find(args.model, args.hf, args.mmproj)
     from halfv_edge.engine import Model  # here, as it loads the libraries
 
@@ -116,11 +135,22 @@ def load(args: argparse.Namespace, console: Console) -> Model:
             image_max_tokens=args.image_max_tokens,
             verbose=args.verbose,
         )
+    except HalfvError as error:
+        raise _too_few_tokens(error, args.image_max_tokens) or error from error
     finally:
         console.clear_status()
     for note in [*model.notes, *_without_effect(args, model)]:
         console.say(note)
     return model
+
+
+def _too_few_tokens(error: HalfvError, limit: int | None) -> HalfvError | None:
+    """llama.cpp counts pixels where the flag counts tokens."""
+    pixels = re.search(r"image_max_pixels \((\d+)\) is less than image_min_pixels \((\d+)\)", str(error))
+    if limit is None or not pixels:
+        return None
+    least = -(-int(pixels[2]) * limit // int(pixels[1]))
+    return HalfvError(f"--image-max-tokens {limit} is too few for this encoder: it needs at least {least}.")
 
 
 def _without_effect(args: argparse.Namespace, model: Model) -> Iterator[str]:
@@ -137,13 +167,19 @@ def read_images(paths: list[str]) -> list[images.Picture]:
     return [images.load(path) for path in paths]
 
 
+def check_there(path: str) -> None:
+    if not os.path.lexists(path):
+        raise HalfvError(f"{path} does not exist: check the name and the folder.")
+
+
 def read_text(path: str, flag: str) -> str:
     """A small text file that a flag names."""
+    check_there(path)
+    with gguf_meta.reading(Path(path)) as file:
+        raw = file.read(MAX_TEXT_BYTES + 1)
+    if len(raw) > MAX_TEXT_BYTES:
+        raise HalfvError(f"{path} is too long for {flag}: it must be at most {MAX_TEXT_BYTES >> 20} MB.")
     try:
-        with gguf_meta.reading(Path(path)) as file:
-            raw = file.read(MAX_TEXT_BYTES + 1)
-        if len(raw) > MAX_TEXT_BYTES:
-            raise HalfvError(f"{path} is longer than a file for {flag} can be.")
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise HalfvError(f"{path} is not UTF-8 text: {flag} needs a text file.") from error

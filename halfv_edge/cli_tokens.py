@@ -27,13 +27,12 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         help="of several pictures OUT-1.png, OUT-2.png, ...",
     )
     command.add_argument("--json", action="store_true", help="print one JSON object with the kept tokens")
-    command.add_argument("--no-color", action="store_true", help="plain text; so does NO_COLOR in the environment")
     cli_model.add_flags(command)
     command.set_defaults(run=_tokens)
 
 
 def _tokens(args: argparse.Namespace) -> int:
-    console = Console(False if args.no_color else None)
+    console = Console()
     with cli_model.mistakes():
         pictures = cli_model.read_images(args.images)
         token_png.check(args.output, pictures)

@@ -31,6 +31,7 @@ KNOWN = {
 MODEL_TYPES = ("q4_k_m", "q4_0", "q5_k_m", "q8_0", "q6_k", "f16", "bf16")
 MMPROJ_TYPES = ("f16", "bf16", "q8_0", "f32")
 HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(:(?P<type>[\w.-]+))?", re.ASCII)
+TIMEOUT_SEC = 20
 PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
 
 
@@ -47,8 +48,8 @@ def find(model: str | None, hub: str | None, mmproj: str | None) -> Files:
     if model is not None and not os.path.lexists(model) and model.lower() in KNOWN:
         hub = KNOWN[model.lower()]
     given = Path(mmproj) if mmproj is not None else None
-    if given is not None:
-        _check_there(given, "get the mmproj GGUF of this model")
+    if given is not None and not os.path.lexists(given):
+        raise HalfvError(f"{given} does not exist: check the name and the folder, or get the mmproj of this model.")
     if hub is not None:
         return _from_hub(hub, given)
     if model is None:
@@ -62,11 +63,6 @@ def find(model: str | None, hub: str | None, mmproj: str | None) -> Files:
     if gguf_meta.read(path).text("general.architecture") == "clip":
         raise HalfvError(f"{path} is a vision encoder: give it with --mmproj, and its language model with -m.")
     return Files(path, given)
-
-
-def _check_there(path: Path, hint: str) -> None:
-    if not os.path.lexists(path):
-        raise HalfvError(f"{path} does not exist: check the name and the folder, or {hint}.")
 
 
 def _refuse(model: str) -> NoReturn:
@@ -148,7 +144,7 @@ def _listing(repo: str) -> list[str]:
     """The GGUFs of a repository; those in the cache when it cannot be asked."""
     hub = _hub()
     try:
-        names = hub.HfApi().list_repo_files(repo)
+        names = [file.rfilename for file in hub.HfApi().model_info(repo, timeout=TIMEOUT_SEC).siblings or ()]
     except Exception as error:  # its kinds, its HTTP library's kinds and OSErrors
         try:
             folder = Path(hub.snapshot_download(repo, local_files_only=True))
@@ -162,8 +158,6 @@ def _download(repo: str, name: str) -> Path:
     hub = _hub()
     try:
         return Path(hub.hf_hub_download(repo, name))
-    except KeyboardInterrupt:
-        raise
     except Exception as error:
         raise _trouble(f"{repo}/{name}", error) from error
 
