@@ -20,7 +20,7 @@ N_VISUAL = {"llava": 100, "qwen2vl": 70}
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
     "{% if m.content is string %}{{ m.content }}{% else %}{% for part in m.content %}{{ part.text }}{% endfor %}"
-    "{% endif %}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+    "{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llama_chat import Chat, Place, closing, data_uri, png, user
+from llama_chat import Chat, Place, assistant, closing, data_uri, png, user
 from llama_cpp.llama_chat_format import Llava15ChatHandler
 
 from halfv_edge import libs
@@ -76,6 +76,16 @@ def test_a_url_may_come_to_show_something_else(llava: Place, served: str, tmp_pa
     (tmp_path / "a.png").write_bytes(png(1))
     assert chat.text([user(QUESTION, f"{served}/a.png")]) == llava.ours().text([user(QUESTION, data_uri(1))])
     assert chat.stats.n_encoded == 1
+
+
+def test_url_of_a_picture_that_is_held(llava: Place, served: str) -> None:
+    """Fetched again, but not encoded, though no cache remembers it."""
+    chat = llava.ours(image_cache_mb=0)
+    messages = [user(QUESTION, f"{served}/a.png")]
+    chat(messages)
+    chat([*messages, assistant("a red cat"), user("where")])
+    assert chat.stats.n_encoded == 0
+    assert chat.stats.n_prompt < 100
 
 
 def test_load_image_may_be_overridden(llava: Place) -> None:
@@ -183,7 +193,7 @@ def test_clip_model_that_is_no_encoder(llava: Place) -> None:
 def test_encoder_of_another_model(llava: Place) -> None:
     handler = HalfVChatHandler(str(llava.mmproj), verbose=False)
     wide = llava.model("wide", n_embd=128)
-    with pytest.raises(ChatError, match="another model: it gives 64 numbers per token, wide.gguf takes 128"):
+    with pytest.raises(ChatError, match=r"another model: it gives 64 numbers per token, wide\.gguf takes 128"):
         Chat(llava.llama(handler, wide), handler)(FIRST)
 
 
