@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from halfv_edge import gguf_meta, images, models, profile
+from halfv_edge import gguf_meta, images, models, presets, profile
 from halfv_edge.console import Console
 from halfv_edge.errors import HalfvError
 
@@ -54,7 +54,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Which model, how it is pruned, how it runs."""
     model = parser.add_argument_group("model")
     which = model.add_mutually_exclusive_group()
-    which.add_argument("-m", "--model", metavar="MODEL", help="a GGUF, or a name from --list-models")
+    which.add_argument("-m", "--model", metavar="MODEL", help="a GGUF, or a name from `halfv chat --list-models`")
     which.add_argument(
         "--hf", metavar="OWNER/REPO[:QUANT]", help="a Hugging Face repository, downloaded once into its usual cache"
     )
@@ -116,8 +116,6 @@ def load(args: argparse.Namespace, console: Console) -> Model:
         raise HalfvError(f"--keep {args.keep:g} is not valid: it must be above 0 and at most 1.")
     if args.keep is not None and args.profile == "off":
         raise HalfvError(f"--keep {args.keep:g} needs a profile, and --profile off says none: leave one of them out.")
-    if args.profile and args.profile.endswith(".json"):
-        check_there(args.profile)
     files = models.find(args.model, args.hf, args.mmproj)
     from halfv_edge.engine import Model  # here, as it loads the libraries
 
@@ -126,7 +124,7 @@ def load(args: argparse.Namespace, console: Console) -> Model:
         model = Model.load(
             files.model,
             files.mmproj,
-            profile=args.profile,
+            profile=_profile(args.profile),
             keep=args.keep,
             n_ctx=args.ctx,
             n_gpu_layers=-1 if args.gpu_layers is None else args.gpu_layers,
@@ -142,6 +140,15 @@ def load(args: argparse.Namespace, console: Console) -> Model:
     for note in [*model.notes, *_without_effect(args, model)]:
         console.say(note)
     return model
+
+
+def _profile(given: str | None) -> str | Path | None:
+    """A preset's name, off, or a file."""
+    if given is None or given == "off" or given.lower() in presets.PRESETS:
+        return given
+    if given.endswith(".json"):
+        check_there(given)
+    return Path(given) if os.path.lexists(given) else given
 
 
 def _too_few_tokens(error: HalfvError, limit: int | None) -> HalfvError | None:

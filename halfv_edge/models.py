@@ -90,16 +90,16 @@ def _from_hub(text: str, mmproj: Path | None) -> Files:
         )
     repo = match["repo"]
     names = _listing(repo)
-    model = _choose(repo, names, match["type"])
+    model = choose(repo, names, match["type"])
     encoders = [name for name in names if _is_mmproj(name)]
     if not encoders and mmproj is None:
         raise HalfvError(f"{repo} has no mmproj, so nothing to see pictures with: give another, or --mmproj FILE.")
     encoder = mmproj or _download(repo, _best(encoders, MMPROJ_TYPES))
-    parts = [_download(repo, part) for part in _parts(model, names)]
-    return Files(parts[0], encoder)
+    downloaded = [_download(repo, part) for part in parts(model, names)]
+    return Files(downloaded[0], encoder)
 
 
-def _choose(repo: str, names: Sequence[str], wanted: str | None) -> str:
+def choose(repo: str, names: Sequence[str], wanted: str | None) -> str:
     models = [name for name in names if not _is_mmproj(name) and _part(name) in (0, 1)]
     if not models:
         raise HalfvError(f"{repo} has no GGUF of a language model: look for a repository whose name ends in GGUF.")
@@ -133,7 +133,7 @@ def _part(name: str) -> int:
     return int(match[1]) if match else 0
 
 
-def _parts(first: str, names: Sequence[str]) -> Iterator[str]:
+def parts(first: str, names: Sequence[str]) -> Iterator[str]:
     """The files of a model; llama.cpp finds the later ones beside the first."""
     stem = PART.sub("", first)
     yield first

@@ -1,0 +1,88 @@
+"""A pseudo-terminal with `halfv` in it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import select
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+ROWS, COLUMNS = 50, 200
+PROGRAM = """
+import fcntl, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C reaches this process
+from halfv_edge import cli
+raise SystemExit(cli.main(sys.argv[1:]))
+"""
+
+
+class Terminal:
+    """What a person sees and types."""
+
+    def __init__(self, *args: str | Path, cwd: Path, env: Mapping[str, str] | None = None):
+        self._ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, *map(str, args)],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            cwd=cwd,
+            env=os.environ | {"TERM": "xterm", "NO_COLOR": "1", "XDG_STATE_HOME": str(cwd)} | dict(env or {}),
+            start_new_session=True,
+        )
+        os.close(theirs)
+        self.seen = b""
+        self._at = 0  # what was expected so far
+
+    def expect(self, *texts: str, seconds: float = 60) -> str:
+        """Wait for texts, one after the other; what came up to the end of the last one."""
+        start = self._at
+        for text in texts:
+            deadline = time.monotonic() + seconds
+            while (found := self.seen.find(text.encode(), self._at)) < 0:
+                assert self._read(deadline - time.monotonic()), f"no {text!r} in:\n{self.text}"
+            self._at = found + len(text.encode())
+        return self.seen[start : self._at].decode("utf-8", "replace")
+
+    @property
+    def text(self) -> str:
+        return self.seen.decode("utf-8", "replace")
+
+    def _read(self, seconds: float) -> bool:
+        if seconds <= 0 or not select.select([self._ours], [], [], seconds)[0]:
+            return False
+        try:
+            more = os.read(self._ours, 1 << 16)
+        except OSError:  # how Linux says that the other side is closed
+            return False
+        self.seen += more
+        return bool(more)
+
+    def type(self, text: str) -> None:
+        os.write(self._ours, text.encode())
+
+    def code(self, seconds: float = 30) -> int:
+        """The exit code, once everything is read."""
+        deadline = time.monotonic() + seconds
+        while self._read(deadline - time.monotonic()):
+            pass
+        return self.process.wait(max(deadline - time.monotonic(), 0.1))
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self._ours)
