@@ -229,15 +229,16 @@ class Chat:
         with self.model.lock:
             self._check_idle()
             self._context.request_stop(False)
-            for picture in pictures:
-                self._take(picture)
+            before = self._n_given
             try:
+                for picture in pictures:
+                    self._take(picture)
                 content = self._content(question)
                 prompt = self._render(content)
                 self._check_room(prompt, "This question")
                 sampler = Sampler(settings, self.model.vocab)
             except BaseException:
-                self._give_back(len(pictures))
+                self._give_back(self._n_given - before)
                 raise
             self._request = _Request(content, prompt, len(pictures), sampler, max_tokens, stops, start)
             return Answer(self, self._request)

@@ -88,3 +88,19 @@ def test_tiles_lie_where_the_encoder_cut_them(vlms: Vlms) -> None:
     for tile, found in zip(tiles, embeddings(tiled, whole), strict=True):
         part = whole.crop(tuple(round(edge * 280) for edge in tile.box))
         np.testing.assert_allclose(found, embeddings(plain, part)[0], atol=1e-4)
+
+
+def test_a_grid_lies_where_the_encoder_padded(vlms: Vlms) -> None:
+    """A wide picture gives what it gives in the middle of a square of llama.cpp's padding colour."""
+    encoder = vlms.load("llava").encoder
+    wide = picture(9, 140, 70)
+    square = Image.new("RGB", (140, 140), (122, 116, 104))
+    square.paste(wide, (0, 35))
+    found = []
+    for image in (wide, square):
+        encoded = encoder.tokens(load_image(image))
+        encoder.encode(encoded)
+        found.append(encoded.chunks[0].embd)
+        (tile,) = encoder.token_map(encoded, [(None, None)]).tiles
+        assert tile.box == ((0, -0.5, 1, 1.5) if image is wide else (0, 0, 1, 1))
+    np.testing.assert_allclose(*found, atol=1e-4)
