@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import llama_cpp
 import pytest
 from llama_chat import N_VISUAL, Chat, Place, assistant, closing, data_uri, user
 from llama_cpp import Llama
@@ -167,6 +168,23 @@ def test_prunes_and_pays_once(place: Place) -> None:
     again = chat([*FIRST, assistant(first["choices"][0]["message"]["content"]), user("where is the dog")])
     assert (chat.stats.n_prompt, chat.stats.n_kept) == (1, n_kept)
     assert without_chance(again) == without_chance(second)
+
+
+def test_one_output_for_a_prompt(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits of the last token only, and that one is not evaluated again when the answer begins."""
+    chat = place.ours(image_cache_mb=0)
+    outputs, evaluated = [], []
+    decode, evaluate = llama_cpp.llama_decode, chat.llama.eval
+
+    def count_outputs(context: int, batch: llama_cpp.llama_batch) -> int:
+        outputs.extend(batch.logits[: batch.n_tokens])
+        return decode(context, batch)
+
+    monkeypatch.setattr(llama_cpp, "llama_decode", count_outputs)
+    monkeypatch.setattr(chat.llama, "eval", lambda tokens: (evaluated.append(list(tokens)), evaluate(tokens)))
+    chat(SECOND, max_tokens=3)
+    assert outputs == [*[0] * (len(outputs) - 1), 1]
+    assert [len(tokens) for tokens in evaluated] == [0, *[1] * (len(evaluated) - 1)]
 
 
 @pytest.mark.parametrize("options", [{"profile": "off"}, {"exact": True}], ids=["off", "exact"])

@@ -89,13 +89,19 @@ def test_url_of_a_picture_that_is_held(llava: Place, served: str) -> None:
 
 
 def test_load_image_may_be_overridden(llava: Place) -> None:
+    asked = []
+
     class Vault(HalfVChatHandler):
         def load_image(self, image_url: str) -> bytes:
-            assert image_url == "vault:7"
+            asked.append(image_url)
             return png(0)
 
     handler = Vault(str(llava.mmproj), verbose=False)
-    assert Chat(llava.llama(handler), handler).text([user(QUESTION, "vault:7")]) == llava.ours().text(FIRST)
+    chat = Chat(llava.llama(handler), handler)
+    assert chat.text([user(QUESTION, "vault:7")]) == llava.ours().text(FIRST)
+    for _ in range(2):
+        chat([user(QUESTION, "vault:7", "data:vault,8")])
+    assert asked == ["vault:7", "vault:7", "data:vault,8", "vault:7"]  # a data: URI cannot come to be another picture
 
 
 def test_order_of_pictures(llava: Place) -> None:
