@@ -26,7 +26,7 @@ from halfv_edge.conversation import Stats
 from halfv_edge.encoder import Chunk, Encoded, Encoder
 from halfv_edge.errors import HalfvError
 from halfv_edge.handler_prompt import StandIn, formatter, mark_pictures
-from halfv_edge.kv import SEQ, Context, Item, common, n_cells
+from halfv_edge.kv import SEQ, Context, Item, n_cells
 from halfv_edge.profile import Profile, Resolved
 
 llama_cpp = libs.load()
@@ -196,7 +196,6 @@ class HalfVChatHandler:
     ) -> Any:
         """Evaluate the prompt that the format has taken down, and let the Llama answer."""
         context = session.context
-        context.catch_up(llama)
         n_evaluated, decode_sec, counted = context.n_evaluated, context.decode_sec, context.stats()
         pictures, fresh = self._pictures(session, urls)
         parts = _parts(llama, self._format.prompt, pictures)
@@ -273,21 +272,21 @@ class _Session:
 
     def evaluate(self, llama: llama_cpp.Llama, items: list[Item], exact: bool) -> None:
         """Make the context hold the prompt, from what it has in common with it."""
-        context = self.context
-        shared = same = common(context.items, items)
-        if exact:
-            same = min([same, *(first for first, end in self._chosen if first < same < end)])
-        context.truncate(min(same, len(items) - 1))  # something must give logits
-        same = len(context.items)
-        self._chosen = [(first, end) for first, end in self._chosen if first < same]
-        if shared < len(items) and any(isinstance(item, Chunk) for item in context.items):
-            context.top_up()
+        context, ready = self.context, False
+        context.catch_up(llama)
         try:
+            shared = same = context.common(items)
+            if exact:
+                same = min([same, *(first for first, end in self._chosen if first < same < end)])
+            context.truncate(min(same, len(items) - 1))  # something must give logits
+            same = len(context.items)
+            self._chosen = [(first, end) for first, end in self._chosen if first < same]
+            if shared < len(items) and any(isinstance(item, Chunk) for item in context.items):
+                context.top_up()
             context.evaluate(items[same:], output=True)
-        except BaseException:
-            context.hand_over(llama, ready=False)
-            raise
-        context.hand_over(llama, ready=True)
+            ready = True
+        finally:
+            context.hand_over(llama, ready)
         first = next((at for at in range(same, len(items)) if isinstance(items[at], Chunk)), None)
         if first is not None:
             self._chosen.append((first, len(items)))

@@ -12,11 +12,12 @@ from llama_cpp import Llama
 from llama_cpp.llama_chat_format import MTMDChatHandler
 from tiny_mmproj import make_tiny_mmproj
 from tiny_models import make_tiny
-from vlm import KINDS, PROFILE, picture
+from vlm import PROFILE, picture
 
 from halfv_edge.handler import HalfVChatHandler
 
-N_VISUAL = {"llava": 100, "qwen2vl": 70}
+KINDS = {"llava": "llama", "llava-next": "llama", "qwen2vl": "qwen2vl"}  # encoder: language model
+N_VISUAL = {"llava": 100, "llava-next": 500, "qwen2vl": 70}  # of png()
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
     "{% if m.content is string %}{{ m.content }}{% else %}{% for part in m.content %}{{ part.text }}{% endfor %}"
@@ -58,7 +59,7 @@ class Place:
         meta = {"general.name": "nobody"} | ({"tokenizer.chat_template": template} if template else {})  # of no preset
         return make_tiny(self.folder / f"{name}.gguf", self.arch, **options, **meta)
 
-    def llama(self, handler: Any, path: Path | None = None, n_ctx: int = 1024, **options: Any) -> Llama:
+    def llama(self, handler: Any, path: Path | None = None, n_ctx: int = 2048, **options: Any) -> Llama:
         one_thread = {"n_threads": 1, "n_threads_batch": 1}
         made = Llama(
             str(path or self.pruned), chat_handler=handler, n_ctx=n_ctx, verbose=False, **one_thread, **options

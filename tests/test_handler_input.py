@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import threading
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,20 @@ def test_picture_that_must_be_one_batch(llava: Place, monkeypatch: pytest.Monkey
     chat = llava.ours(n_ubatch=64)
     with pytest.raises(ChatError, match=r"picture of 100 tokens does not fit into one batch.*n_ubatch=100"):
         chat(FIRST)
+
+
+def test_from_pretrained(llava: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = types.ModuleType("huggingface_hub")
+    hub.HfFileSystem = lambda: types.SimpleNamespace(ls=lambda _: ["me/model/model.gguf", "me/model/mmproj.gguf"])
+    hub.hf_hub_download = lambda filename, **_: str(llava.folder / filename)
+    utils = types.ModuleType("huggingface_hub.utils")
+    utils.validate_repo_id = lambda _: None
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    monkeypatch.setitem(sys.modules, "huggingface_hub.utils", utils)
+    handler = HalfVChatHandler.from_pretrained("me/model", "*mmproj*", verbose=False, keep=0.3)
+    chat = Chat(llava.llama(handler), handler)
+    chat(FIRST)
+    assert chat.stats.n_kept == 30
 
 
 def test_llama_cpp_with_other_libraries_came_first(tmp_path: Path) -> None:
