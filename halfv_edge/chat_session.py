@@ -55,7 +55,7 @@ class Worker:
     """One thread that does one thing after the other."""
 
     def __init__(self) -> None:
-        self._jobs: queue.Queue[Callable[[], None]] = queue.Queue()
+        self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._left = 0
         self._idle = threading.Condition()
         threading.Thread(target=self._run, daemon=True).start()
@@ -70,10 +70,14 @@ class Worker:
         with self._idle:
             return self._idle.wait_for(lambda: not self._left, seconds)
 
+    def close(self) -> None:
+        """Nothing more will come."""
+        self._jobs.put(None)
+
     def _run(self) -> None:
-        while True:
+        while (job := self._jobs.get()) is not None:
             try:
-                self._jobs.get()()
+                job()
             except BaseException:  # a bug: show it, and stay alive for what waits
                 traceback.print_exc()
             with self._idle:
@@ -194,6 +198,7 @@ class Session:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
+        self.worker.close()
         return code
 
     def report(self) -> None:
@@ -240,6 +245,8 @@ class Session:
                     return 0
             except HalfvError as error:
                 self.out.say(f"halfv: {error}")
+            except KeyboardInterrupt:  # while a command waited
+                self.out.say("")
 
     def _script(self) -> int:
         """Questions and commands from a pipe or a file: one per line, and the first mistake ends it."""

@@ -74,11 +74,15 @@ def _chat(args: argparse.Namespace) -> int:
             exact = args.exact or (question is not None and not args.prepare)
             chat = model.chat(args.system, mode="exact" if exact else "prepare")
         session = Session(chat, console, sampling, args.image_max_tokens)
-        if question is not None:
-            return session.leave(_answer_once(session, question, pictures, args.json))
-        for picture in pictures:
-            session.give(picture)
-        return session.converse()
+        try:
+            if question is not None:
+                return session.leave(_answer_once(session, question, pictures, args.json))
+            for picture in pictures:
+                session.give(picture)
+            return session.converse()
+        except KeyboardInterrupt:  # while a script waited for a picture
+            console.say("halfv: interrupted.")
+            return session.leave(INTERRUPTED)
 
 
 def _question(prompt: str | None) -> str | None:

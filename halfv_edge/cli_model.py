@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from halfv_edge import gguf_meta, images, models, presets, profile
+from halfv_edge import gguf_meta, models, presets, profile
 from halfv_edge.console import Console
 from halfv_edge.errors import HalfvError
 
 if TYPE_CHECKING:
     from halfv_edge.engine import Model
+    from halfv_edge.images import Picture
 
 MISTAKE, FAILURE = 2, 1  # exit codes: what was given can be changed, or what was run has failed
 FAILED = re.compile(r"could not compute|cannot be encoded|could not be prepared")
@@ -169,8 +170,10 @@ def _without_effect(args: argparse.Namespace, model: Model) -> Iterator[str]:
         yield f"--gpu-layers {args.gpu_layers} has no effect: these libraries see no GPU, as `halfv info` says."
 
 
-def read_images(paths: list[str]) -> list[images.Picture]:
+def read_images(paths: list[str]) -> list[Picture]:
     """Before anything slow, so that a bad one is known at once."""
+    from halfv_edge import images  # here, so that commands without pictures start fast
+
     return [images.load(path) for path in paths]
 
 

@@ -6,11 +6,14 @@ import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from halfv_edge import gguf_edit
 from halfv_edge.errors import HalfvError
-from halfv_edge.images import Picture
-from halfv_edge.tokens import TokenMap, draw_token_map
+
+if TYPE_CHECKING:
+    from halfv_edge.images import Picture
+    from halfv_edge.tokens import TokenMap
 
 
 def check(out: Path, pictures: Sequence[Picture]) -> None:
@@ -34,6 +37,8 @@ def targets(out: Path, count: int) -> list[Path]:
 
 def write(maps: Sequence[TokenMap], pictures: Sequence[Picture], out: Path) -> list[Path]:
     """Draw and write all; what was there is replaced."""
+    from halfv_edge.tokens import draw_token_map  # here, so that commands without pictures start fast
+
     check(out, pictures)
     paths = targets(out, len(maps))
     for token_map, path in zip(maps, paths, strict=True):

@@ -28,6 +28,7 @@ from halfv_edge.kv import Context
 
 ARCHS = {"llava": "llama", "qwen2vl": "qwen2vl", "llava-next": "llama"}
 N_TOKENS = 24
+N_TRIES = 6  # llama-mtmd-cli prints in a thread that it does not wait for at its end, so the last words can be missing
 ENDLESS = "root ::= [a-z ] root"
 
 
@@ -200,14 +201,13 @@ def test_same_answer_as_llama_mtmd_cli(
     monkeypatch.chdir(place)
     answers = []
     for env in ({}, {"HALFV": "off"}):
-        theirs = ask_mtmd_cli(mtmd_cli, place, kind, **env)
         with monkeypatch.context() as patch:
             for name, value in env.items():
                 patch.setenv(name, value)
             run = ["chat", "-m", f"{kind}/m.gguf", "cat.png", "-p", QUESTION, "--temp", "0", "--threads", "1"]
             assert cli.main([*run, "--max-tokens", str(N_TOKENS)]) == 0
-        assert capsys.readouterr().out.strip("\n") == theirs
-        answers.append(theirs)
+        answers.append(capsys.readouterr().out.strip("\n"))
+        assert answers[-1] in (ask_mtmd_cli(mtmd_cli, place, kind, **env) for _ in range(N_TRIES))
     assert answers[0] != answers[1]
 
 
@@ -382,7 +382,9 @@ def test_ctrl_c_stops_the_answer(place: Path) -> None:
         terminal.expect(NEXT, "\n", "e")
         terminal.type("\x03")
         terminal.expect("(stopped)", "\n> ")
-        terminal.type("half a line\x03")
+        terminal.type("half a line")
+        terminal.expect("half a line")
+        terminal.type("\x03")
         terminal.expect("(Ctrl-C again leaves, and so does Ctrl-D)", "\n> ")
         terminal.type("\x03")
         assert terminal.code() == 130
