@@ -22,7 +22,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("convert", help=text, description=f"{text[0].upper()}{text[1:]}.")
     command.add_argument("folder", metavar="FOLDER", type=Path, help="config.json, weights and tokenizer")
     command.add_argument("-o", "--output", metavar="OUT.gguf", type=Path, help="the language model (NAME-TYPE.gguf)")
-    command.add_argument("--mmproj", metavar="OUT.gguf", type=Path, help="the vision encoder (mmproj-NAME-TYPE.gguf)")
+    command.add_argument("--mmproj", metavar="OUT.gguf", type=Path, help="the vision encoder (mmproj-OUT.gguf)")
     command.add_argument(
         "--type", default="f16", help="of the language model's weights: f32, f16, bf16, q8_0, q4_k_m, ... (%(default)s)"
     )

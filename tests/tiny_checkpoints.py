@@ -41,6 +41,7 @@ TEXT_SIZES: dict[str, Any] = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-6,
 }
 # The last layer of the vision encoder is there to be left out by LLaVA.
 CLIP_SIZES: dict[str, Any] = {
@@ -108,6 +109,7 @@ def write_llama_tokenizer(folder: Path, n_vocab: int, specials: tuple[str, ...])
         vocab_size=n_vocab,
         byte_fallback=True,
         normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
         minloglevel=2,
     )
     (folder / "tokenizer.model").write_bytes(model.getvalue())

@@ -31,8 +31,14 @@ def collect(llama_cpp: ModuleType, follow: Callable[[str], None] = lambda line: 
 
 
 def first_error(pieces: list[str]) -> str:
-    """The first line that tells of an error, without its origin."""
-    for line in "".join(pieces).splitlines():
-        if match := re.search(r"\b(?:error|unable|failed|unknown)\b.*", line):
-            return re.sub(r"^error loading model: (\w+: )?", "", match[0]).rstrip(" .")
+    """The line that tells of the error, without its origin."""
+    text = "".join(pieces)
+    for pattern in (
+        r"error loading model(?: \w+)?: (?:\w+: )?(.+)",
+        r"(unable to find tensor .+)",
+        r"failed to quantize: (.+)",
+        r"((?:error|failed)\b.*)",
+    ):
+        if match := re.search(pattern, text):
+            return match[1].rstrip(" .")
     return "it does not say why"

@@ -78,8 +78,9 @@ def convert(
     found = checkpoint.read(Path(folder))
     name = name or found.name
     stem = re.sub(r"[^\w.+-]+", "-", name)
+    beside = f"mmproj-{Path(output).name}" if output else f"mmproj-{stem}-{mmproj_type}.gguf"
     output = Path(output or f"{stem}-{type}.gguf").absolute()
-    mmproj = Path(mmproj or output.with_name(f"mmproj-{stem}-{mmproj_type}.gguf")).absolute()
+    mmproj = Path(mmproj or output.with_name(beside)).absolute()
     check_targets(output, mmproj)
     check_packages()
     size = round(found.n_weights / 8 * (DIRECT | QUANTISED)[type])

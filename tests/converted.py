@@ -1,0 +1,33 @@
+"""Tiny checkpoints with their GGUFs, each made once per session."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tiny_checkpoints
+from halfv_convert import convert
+
+
+class Pair(NamedTuple):
+    model: Any  # of transformers
+    folder: Path
+    text: Path
+    vision: Path
+
+
+@functools.cache
+def convert_tiny(family: str, root: Path) -> Pair:
+    """All in float32, and without a profile."""
+    folder = root / "checkpoints" / family
+    model = tiny_checkpoints.make(family, folder)
+    out = root / f"{family}.gguf"
+    pre = tokenizer_pre(family)
+    done = convert(folder, out, type="f32", mmproj_type="f32", with_profile=False, tokenizer_pre=pre, name="tiny")
+    return Pair(model, folder, done.model, done.mmproj)
+
+
+def tokenizer_pre(family: str) -> str | None:
+    """llama.cpp knows published tokenizers by their fingerprints, and ours are not."""
+    return None if family.startswith("llava") else "qwen2"
