@@ -78,7 +78,9 @@ def loads(path: str, names: dict[str, str]) -> None:
             got.pop(0)
         raise HalfvError(f"The tensor {names.get(match[1], match[1])} has the shape {got}: expected {expected}.")
     if match := re.search(r"tensor '([^']+)' not found|missing tensor '([^']+)'", why):
-        raise HalfvError(f"The checkpoint lacks a tensor: the language model needs what llama.cpp calls {match[1] or match[2]}.")
+        raise HalfvError(
+            f"The checkpoint lacks a tensor: the language model needs what llama.cpp calls {match[1] or match[2]}."
+        )
     raise HalfvError(f"llama.cpp cannot load what was converted: {why}.")
 
 
