@@ -127,7 +127,7 @@ void put(llama_io_write_i & io, const T & value) {
 template <typename T>
 void put(llama_io_write_i & io, const std::vector<T> & values) {
     put(io, (uint64_t) values.size());
-    io.write(values.data(), values.size()*sizeof(T));
+    if (!values.empty()) { io.write(values.data(), values.size()*sizeof(T)); }
 }
 
 template <typename T>
@@ -143,7 +143,7 @@ void take(llama_io_read_i & io, std::vector<T> & values, uint64_t max) {
         throw std::runtime_error("halfv: the saved state lists " + std::to_string(n) + " entries where at most " + std::to_string(max) + " fit");
     }
     values.resize(n);
-    io.read(values.data(), n*sizeof(T));
+    if (n > 0) { io.read(values.data(), n*sizeof(T)); }
 }
 
 template <typename T>
