@@ -465,7 +465,7 @@ class Chat:
             "n_prompt": context.n_evaluated - turn.n_evaluated,
             "n_encoded": turn.n_encoded,
             **dict.fromkeys(("n_visual", "n_kept", "n_deep"), n_visual),
-            **_pruning(turn.halfv, context.stats()),
+            **pruning_between(turn.halfv, context.stats()),
         }
 
     def _leave(self, request: _Request) -> None:
@@ -497,7 +497,7 @@ class Chat:
             self._turn = self._new_turn()
 
 
-def _pruning(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+def pruning_between(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of Stats from halfv_stats before and after."""
     if not after:
         return {"unpruned": "off"}

@@ -115,13 +115,7 @@ class Model:
         ):
             if number is not None and number < least:
                 raise HalfvError(f"{name} = {number!r} is not valid: it must be at least {least}.")
-        resolved = profiles.resolve(about, _override(profile, about))
-        if keep is not None:
-            if resolved.profile is None and resolved.source != "environment":
-                raise HalfvError(f"keep = {keep!r} needs a profile: this model has none, so give profile=... as well.")
-            if resolved.profile is not None:
-                wanted = dataclasses.replace(resolved.profile, ivr_keep=keep, calibration=None).validate(about.n_layer)
-                resolved = dataclasses.replace(resolved, profile=wanted)
+        resolved = resolve_profile(about, profile, keep)
 
         llama_cpp.llama_backend_init()
         native_log.clear()
@@ -285,6 +279,25 @@ class Model:
     def __del__(self) -> None:
         with contextlib.suppress(AttributeError):  # one whose making failed
             self.close()
+
+
+def resolve_profile(
+    about: profiles.Model,
+    given: Profile | Mapping[str, Any] | str | os.PathLike[str] | None,
+    keep: float | None,
+) -> Resolved:
+    """What `profile=` and `keep=` come to for this model, after the sidecar, the file and the presets."""
+    resolved = profiles.resolve(about, _override(given, about))
+    if keep is None:
+        return resolved
+    if resolved.profile is None:
+        if resolved.source != "environment":
+            raise HalfvError(
+                f"keep = {keep!r} needs a profile: {about.path.name} has none, so give profile=... as well."
+            )
+        return resolved
+    wanted = dataclasses.replace(resolved.profile, ivr_keep=keep, calibration=None).validate(about.n_layer)
+    return dataclasses.replace(resolved, profile=wanted)
 
 
 def _override(

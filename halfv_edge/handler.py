@@ -172,20 +172,12 @@ class HalfVChatHandler:
         return self._session
 
     def _resolve(self, about: profiles.Model, supported: bool) -> Resolved:
-        resolved = profiles.resolve(about, engine._override(self._wanted, about))
-        name = about.path.name
-        if resolved.profile is None:
-            if self._keep is not None and resolved.source != "environment":
-                raise HalfvError(f"keep = {self._keep!r} needs a profile: {name} has none, so give profile=... too.")
+        resolved = engine.resolve_profile(about, self._wanted, self._keep)
+        if resolved.profile is None or supported:
             return resolved
-        if not supported:
-            if resolved.source == "flag":
-                raise HalfvError(f"{name} cannot be pruned: its architecture has no hooks; give profile='off'.")
-            return Resolved(None, "off")
-        if self._keep is None:
-            return resolved
-        wanted = dataclasses.replace(resolved.profile, ivr_keep=self._keep, calibration=None)
-        return dataclasses.replace(resolved, profile=wanted.validate(about.n_layer))
+        if resolved.source == "flag":
+            raise HalfvError(f"{about.path.name} cannot be pruned: its architecture has no hooks; give profile='off'.")
+        return Resolved(None, "off")
 
     #
     # a request
@@ -394,7 +386,7 @@ def _pruning(context: Context, before: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of Stats from halfv_stats before and now."""
     n_visual = n_cells([item for item in context.items if isinstance(item, Chunk)])
     counts = dict.fromkeys(("n_visual", "n_kept", "n_deep"), n_visual)
-    return counts | conversation._pruning(before, context.stats())
+    return counts | conversation.pruning_between(before, context.stats())
 
 
 def _set_profile(llama: llama_cpp.Llama, wanted: Profile | None) -> None:
