@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import hf_reference
 import numpy as np
@@ -13,6 +15,7 @@ import tiny_checkpoints
 import torch
 import transformers
 from converted import Pair, convert_tiny
+from halfv_convert import convert
 from hf_reference import SIZES, like_ggml, random_picture
 from look import MARKER, look
 from PIL import Image
@@ -121,3 +124,17 @@ def test_tokens(family: str, pairs: Callable[[str], Pair]) -> None:
         expected = transformers.AutoTokenizer.from_pretrained(pair.folder)(text)["input_ids"]
     seen = look(pair.text, pair.vision, random_picture(*SIZES[family]), f"{text}{MARKER}?")
     assert seen.pieces[0][: len(expected)] == expected
+
+
+def test_llama_tokenizer_from_json_alone(pairs: Callable[[str], Pair], tmp_path: Path) -> None:
+    """Newer transformers save no tokenizer.model."""
+    pair = pairs("llava")
+    folder = Path(shutil.copytree(pair.folder, tmp_path / "tiny"))
+    tiny_checkpoints.write_llama_tokenizer_json(folder)
+    (folder / "tokenizer.model").unlink()
+    done = convert(folder, tmp_path / "out.gguf", with_profile=False)
+    picture = random_picture(*SIZES["llava"])
+    jumble = "".join(np.random.default_rng(0).choice(list("theisnowr k?"), 300))  # where the order of joining shows
+    for text in (PROMPT, f"{tiny_checkpoints.TEXT}{MARKER}{jumble} 🦙"):
+        pieces = [look(*files, picture, text).pieces for files in ((done.model, done.mmproj), pair[2:])]
+        assert [pieces[0][i] for i in (0, 2)] == [pieces[1][i] for i in (0, 2)]

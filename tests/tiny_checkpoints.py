@@ -17,7 +17,7 @@ import sentencepiece
 import tokenizers
 import torch
 import transformers
-from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
 TEXT = (
     "what is in the picture? the cat and the dog look at a red house, yes. where is the image from? "
@@ -34,6 +34,7 @@ QWEN_SPLIT = (
 )
 
 WIDTH = 64
+SPM_WORDS = 340  # without the added ones, and enough that the order of joining matters
 TEXT_SIZES: dict[str, Any] = {
     "hidden_size": WIDTH,
     "intermediate_size": 96,
@@ -126,6 +127,28 @@ def write_llama_tokenizer(folder: Path, n_vocab: int, specials: tuple[str, ...])
     write_json(folder / "tokenizer_config.json", config)
 
 
+def write_llama_tokenizer_json(folder: Path) -> None:
+    """The same tokenizer as tokenizer.json, as newer transformers save it."""
+    model = sentencepiece.SentencePieceProcessor(str(folder / "tokenizer.model"))
+    pieces = [model.id_to_piece(id_) for id_ in range(model.get_piece_size())]
+    vocabulary = {piece: id_ for id_, piece in enumerate(pieces)}
+    merges = []
+    for piece in pieces[3 + 256 :]:
+        splits = [(piece[:at], piece[at:]) for at in range(1, len(piece))]
+        pairs = [pair for pair in splits if all(half in vocabulary for half in pair)]
+        merges += sorted(pairs, key=lambda pair: [vocabulary[half] for half in pair])
+    bpe = models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    tokenizer = tokenizers.Tokenizer(bpe)
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    added = ["<unk>", "<s>", "</s>", *(token["content"] for token in config["added_tokens_decoder"].values())]
+    tokenizer.add_special_tokens([tokenizers.AddedToken(text, special=True, normalized=False) for text in added])
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
 def _added(text: str) -> dict[str, Any]:
     flags = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
     return {"content": text, "special": True} | flags
@@ -163,16 +186,16 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def _llava(text: dict[str, Any], changes: dict[str, Any], **more: Any) -> tuple[Any, dict[str, Any]]:
-    text = TEXT_SIZES | text | {"vocab_size": 304, "bos_token_id": 1, "eos_token_id": 2} | changes
+    text = TEXT_SIZES | text | {"vocab_size": SPM_WORDS + 4, "bos_token_id": 1, "eos_token_id": 2} | changes
     config = {"vision_config": {"model_type": "clip_vision_model"} | CLIP_SIZES, "text_config": text}
-    return config | {"image_token_index": 300, "image_seq_length": 36, "pad_token_id": 301} | more
+    return config | {"image_token_index": SPM_WORDS, "image_seq_length": 36, "pad_token_id": SPM_WORDS + 1} | more
 
 
 def llava(changes: dict[str, Any]) -> tuple[Any, Callable[[Path], None]]:
     config = _llava({"model_type": "llama", "num_key_value_heads": 4}, changes)
 
     def files(folder: Path) -> None:
-        write_llama_tokenizer(folder, 300, ("<image>", "<pad>"))
+        write_llama_tokenizer(folder, SPM_WORDS, ("<image>", "<pad>"))
         write_json(folder / "preprocessor_config.json", clip_processor(84))
 
     return transformers.LlavaForConditionalGeneration(transformers.LlavaConfig(**config)), files
@@ -186,7 +209,7 @@ def llava_next(kind: str) -> Callable[[dict[str, Any]], tuple[Any, Callable[[Pat
         config = _llava({"model_type": kind} | heads, changes, image_grid_pinpoints=grid)
 
         def files(folder: Path) -> None:
-            write_llama_tokenizer(folder, 300, ("<image>", "<pad>"))
+            write_llama_tokenizer(folder, SPM_WORDS, ("<image>", "<pad>"))
             processor = clip_processor(84) | {"image_processor_type": "LlavaNextImageProcessor"}
             write_json(folder / "preprocessor_config.json", processor | {"image_grid_pinpoints": grid})
 

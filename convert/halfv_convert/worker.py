@@ -64,13 +64,15 @@ def convert(job: dict[str, Any], report: Report) -> None:
     import gguf
     from conversion.base import ModelBase, TextModel
 
-    from halfv_convert import checks, models, profiles
+    from halfv_convert import checks, models, profiles, vocabulary
 
     sys.modules["tqdm"].tqdm = progress_bar(report)  # what the converter's writer imports when it writes
     if job["tokenizer_pre"]:
         TextModel.get_vocab_base_pre = lambda self, tokenizer: job["tokenizer_pre"]
     folder = Path(job["checkpoint"])
     config = ModelBase.load_hparams(folder, False)
+    vocabulary.LlamaVocabulary.n_rows = config.get("text_config", config).get("vocab_size", 0)
+    gguf.LlamaHfVocab = vocabulary.LlamaVocabulary
 
     def load(kind: type[ModelBase], target: str, type_: str) -> ModelBase:
         return kind(folder, getattr(gguf.LlamaFileType, FILE_TYPES[type_]), Path(target), model_name=job["name"])
