@@ -70,6 +70,18 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._ours, text.encode())
 
+    def interrupt(self, *texts: str) -> None:
+        """Ctrl-C until the program says so: CPython can lose one that comes in the same instant as something else."""
+        for attempt in range(3):
+            self.type("\x03")
+            try:
+                self.expect(texts[0], seconds=20)
+                break
+            except AssertionError:
+                if attempt == 2:
+                    raise
+        self.expect(*texts[1:])
+
     def code(self, seconds: float = 30) -> int:
         """The exit code, once everything is read."""
         deadline = time.monotonic() + seconds
