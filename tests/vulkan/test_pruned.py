@@ -41,7 +41,8 @@ def answer(model: Path, prepared: bool, **options: Any) -> tuple[list[int], list
 def test_same_choice_and_answer(
     arch: str, mode: str, n_gpu_layers: int, on_cpu: Callable[[], AbstractContextManager[None]], tmp_path: Path
 ) -> None:
-    model = make_tiny(tmp_path / "model.gguf", arch, profile=BOTH | PROFILES[mode])
+    seed = 1 if arch == "qwen2vl" else 0  # seed 0 has two tokens too close to call between two devices
+    model = make_tiny(tmp_path / "model.gguf", arch, seed=seed, profile=BOTH | PROFILES[mode])
     prepared = n_gpu_layers == 99 and arch == "qwen2vl"
     options = FLASH if n_gpu_layers == 99 and arch == "llama" else PLAIN
     with on_cpu():
