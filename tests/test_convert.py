@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -23,7 +24,7 @@ import tiny_checkpoints
 import torch
 from client import Client
 from converted import Pair, convert_tiny, tokenizer_pre
-from halfv_convert import checks, convert, profiles
+from halfv_convert import checks, convert, profiles, worker
 from hf_reference import SIZES, random_picture
 from look import MARKER, look
 from safetensors.torch import load_file, save_file
@@ -531,6 +532,11 @@ def no_file_above(n_bytes: int) -> Iterator[None]:
 def test_disk_becomes_full(llava: Path, capsys: pytest.CaptureFixture) -> None:
     with no_file_above(200_000):
         refused(["convert", str(llava)], r"not enough room in \S+: the disk became full", llava.parent, capsys)
+
+
+def test_numpy_tells_of_a_full_disk_in_words() -> None:
+    assert worker.is_full_disk(OSError("4352 requested and 3712 written"))
+    assert not worker.is_full_disk(OSError(errno.EACCES, "Permission denied"))
 
 
 def test_log_is_kept_when_asked_for(

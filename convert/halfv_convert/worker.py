@@ -143,7 +143,8 @@ def progress_bar(report: Report) -> type:
 
 
 def is_full_disk(error: BaseException) -> bool:
-    return isinstance(error, OSError) and error.errno in FULL_DISK
+    # numpy has no errno to tell
+    return isinstance(error, OSError) and (error.errno in FULL_DISK or "requested and" in str(error))
 
 
 def explain(error: Exception) -> str:
