@@ -385,8 +385,7 @@ def test_ctrl_c_stops_the_answer(place: Path) -> None:
         terminal.interrupt("(stopped)", "\n> ")
         terminal.type("half a line")
         terminal.expect("half a line")
-        terminal.type("\x03")
-        terminal.expect("(Ctrl-C again leaves, and so does Ctrl-D)", "\n> ")
+        terminal.interrupt("(Ctrl-C again leaves, and so does Ctrl-D)", "\n> ")
         terminal.type("\x03")
         assert terminal.code() == 130
 
