@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import pty
@@ -82,15 +81,6 @@ class Terminal:
                 if attempt == 2:
                     raise
         self.expect(*texts[1:])
-
-    def interrupted(self) -> int:
-        """The exit code after a Ctrl-C, typed again if it was lost."""
-        for _ in range(2):
-            self.type("\x03")
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                return self.code(seconds=15)
-        self.type("\x03")
-        return self.code()
 
     def code(self, seconds: float = 30) -> int:
         """The exit code, once everything is read."""
