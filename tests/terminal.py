@@ -70,12 +70,12 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._ours, text.encode())
 
-    def interrupt(self, *texts: str) -> None:
+    def interrupt(self, *texts: str, seconds: float = 20) -> None:
         """Ctrl-C until the program says so: CPython can lose one that comes in the same instant as something else."""
         for attempt in range(3):
             self.type("\x03")
             try:
-                self.expect(texts[0], seconds=20)
+                self.expect(texts[0], seconds=seconds)
                 break
             except AssertionError:
                 if attempt == 2:

@@ -409,9 +409,9 @@ def test_leaving_does_not_wait_for_the_encoder(place: Path) -> None:
         terminal.expect("> ")
         terminal.type("what is it\r")
         terminal.expect("reading large.png: ")
-        terminal.interrupt("(stopped before the answer began)", "\n> ")
+        terminal.interrupt("(stopped before the answer began)", "\n> ", seconds=5)
         terminal.type("/quit\r")
-        assert terminal.code(seconds=10) == 0
+        assert terminal.code(seconds=5) == 0
 
 
 def test_an_answer_cannot_steer_the_terminal(place: Path) -> None:
