@@ -6,9 +6,10 @@ import contextlib
 import glob
 import os
 import re
+import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -17,6 +18,7 @@ CLEAR_LINE = "\r\x1b[K"
 # An answer can hold what a picture or a prompt made the model say: on a terminal it must not move the cursor or worse.
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 HISTORY_LINES = 1000
+WAKE_SEC = 0.1
 QUOTES = '"""'
 
 
@@ -125,10 +127,26 @@ class Console:
             return input()
         self._reading = prompt
         try:
-            # readline counts columns, so it must know what takes none
-            return input(f"\x01{BOLD}\x02{prompt}\x01{PLAIN}\x02" if self.color and self._readline else prompt)
+            with _signals_noticed():
+                # readline counts columns, so it must know what takes none
+                return input(f"\x01{BOLD}\x02{prompt}\x01{PLAIN}\x02" if self.color and self._readline else prompt)
         finally:
             self._reading = None
+
+
+@contextlib.contextmanager
+def _signals_noticed() -> Iterator[None]:
+    """CPython waits for keys without looking at a signal that came while it handled one: wake it to look."""
+    if not hasattr(signal, "setitimer"):  # Windows, where input() does not wait like that
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.setitimer(signal.ITIMER_REAL, WAKE_SEC, WAKE_SEC)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def history_path() -> Path:

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import limited
@@ -22,6 +23,7 @@ from tiny_models import make_tiny
 from vlm import CHATML, NEXT, PROFILE, QUESTION, picture
 
 from halfv_edge import cli, cli_chat, cli_tokens, models, presets
+from halfv_edge.chat_session import TWICE_SEC
 from halfv_edge.engine import Model
 from halfv_edge.errors import HalfvError
 from halfv_edge.kv import Context
@@ -385,6 +387,22 @@ def test_ctrl_c_stops_the_answer(place: Path) -> None:
         terminal.interrupt("(stopped)", "\n> ")
         terminal.type("/quit\r")
         assert terminal.code() == 0
+
+
+def test_ctrl_c_at_the_prompt(place: Path) -> None:
+    """Also in the same instant as a key."""
+    with talk(place) as terminal:
+        terminal.expect("> ")
+        for _ in range(5):
+            terminal.type("half a line")
+            terminal.expect("half")  # the rest is still being handled
+            terminal.type("\x03")
+            terminal.expect("(Ctrl-C again leaves, and so does Ctrl-D)", "\n> ", seconds=5)
+            time.sleep(TWICE_SEC)
+        terminal.type("\x03")
+        terminal.expect("(Ctrl-C again leaves, and so does Ctrl-D)", "\n> ", seconds=5)
+        terminal.type("\x03")
+        assert terminal.code() == 130
 
 
 def test_a_picture_that_does_not_fit(place: Path) -> None:
