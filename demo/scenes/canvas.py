@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from PIL import Image, ImageDraw
 
@@ -19,7 +19,11 @@ SHAPE_KINDS = (*NAMED_SHAPES, "panel", "frame", "bar", "slice", "marker", "butto
 CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789.,:;-/$%&#@!?'()+*=_"
 
 
-@lru_cache(maxsize=None)
+class DoesNotFit(Exception):
+    """What was thrown has no room in the picture: throw again."""
+
+
+@cache
 def _outline(kind: str) -> list[tuple[float, float]]:
     """Corners in a square from -1 to 1."""
     if kind == "triangle":
@@ -86,6 +90,10 @@ class Canvas:
         self.shapes: list[tuple[str, str, int, int, int, int]] = []
         self.taken: list[Box] = []
         self._family = rng.choice(fonts.families(split))
+
+    def unseen(self) -> bool:
+        """Whether to arrange things in the way that is kept from training."""
+        return self.split != "train" and self.rng.random() < 0.3
 
     def face(self, size: int, bold: bool | None = None) -> fonts.Face:
         """bold: None leaves it to chance."""

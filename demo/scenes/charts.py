@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+from PIL import ImageDraw
+
 from demo.scenes import colours, words
-from demo.scenes.canvas import Canvas
+from demo.scenes.canvas import Canvas, DoesNotFit
 from demo.scenes.colours import SIZE
 from demo.scenes.phrases import NTH
 from demo.scenes.quiz import Quiz
 
-TITLE_WORDS = "Sales Visits Rain Scores Costs Orders Profit Users Votes Guests Water Energy Books Goals Steps".split()
+TITLE_WORDS = words.listed(
+    "Sales Visits Rain Scores Costs Orders Profit Users Votes Guests Water Energy Books Goals Steps Income Wind Trips"
+)
 
 
 @dataclass
@@ -145,7 +150,7 @@ def bars(canvas: Canvas, quiz: Quiz) -> None:
     room = (box[2] - box[0]) / count
     face = min((canvas.fitting(label, int(room - 4), 17, 13, False) for label in data.labels), key=lambda f: f.size)
     if max(face.width(label) for label in data.labels) > room + 4:
-        raise ValueError("labels too wide")
+        raise DoesNotFit
     numbers = canvas.face(rng.randint(14, 17))
     palette = colours.visible_on(canvas.paper)
     many = rng.random() < 0.6
@@ -212,7 +217,7 @@ def line(canvas: Canvas, quiz: Quiz) -> None:
     room = (box[2] - box[0]) / count
     face = min((canvas.fitting(label, int(room - 4), 16, 13, False) for label in data.labels), key=lambda f: f.size)
     if max(face.width(label) for label in data.labels) > room + 4:
-        raise ValueError("labels too wide")
+        raise DoesNotFit
     tint = rng.choice(colours.visible_on(canvas.paper))
     rgb = colours.shade(rng, tint)
     points = [
@@ -221,11 +226,14 @@ def line(canvas: Canvas, quiz: Quiz) -> None:
     ]
     canvas.draw.line(points, rgb, rng.randint(2, 4), joint="curve")
     numbers = canvas.face(rng.randint(14, 16))
-    for (x, y), label, value in zip(points, data.labels, data.values, strict=True):
+    for index, ((x, y), label, value) in enumerate(zip(points, data.labels, data.values, strict=True)):
         canvas.draw.ellipse((x - 4, y - 4, x + 4, y + 4), rgb)
         canvas.shapes.append(("marker", tint, x - 4, y - 4, x + 5, y + 5))
         if not data.step:
-            canvas.centred((x - 20, y - numbers.height - 6, x + 20, y - 6), str(value), numbers, ink)
+            around = data.values[max(0, index - 1) : index + 2]
+            under = value == min(around) and y + 8 + numbers.height < box[3]
+            top = y + 7 if under else y - numbers.height - 6
+            canvas.centred((x - 20, top, x + 20, top + numbers.height), str(value), numbers, ink)
         canvas.centred((x - 20, box[3] + 5, x + 20, box[3] + 5 + face.height), label, face, ink)
     ask(canvas, quiz, data, "point", bool(data.title))
     for _ in range(2):
@@ -255,8 +263,6 @@ def pie(canvas: Canvas, quiz: Quiz) -> None:
     box = (centre[0] - radius, centre[1] - radius, centre[0] + radius, centre[1] + radius)
     scale = 2
     layer = canvas.image.crop((0, box[1], SIZE, box[3] + 1)).resize((SIZE * scale, (2 * radius + 1) * scale))
-    from PIL import ImageDraw
-
     draw = ImageDraw.Draw(layer)
     shades = [colours.shade(rng, tint) for tint in tints]
     start = angle
@@ -266,10 +272,6 @@ def pie(canvas: Canvas, quiz: Quiz) -> None:
         middles.append(start + 1.8 * value)
         start += 3.6 * value
     canvas.image.paste(layer.reduce(scale), (0, box[1]))
-    import math
-
-    from demo.scenes.reading import plain_ink
-
     in_legend = rng.random() < 0.4
     y = max(top + 6, centre[1] - count * 14)
     for index, (label, value) in enumerate(zip(data.labels, data.values, strict=True)):
@@ -283,7 +285,7 @@ def pie(canvas: Canvas, quiz: Quiz) -> None:
         if in_legend:
             canvas.text(229, row + 7 + face.height / 2 - 3, f"{value}%", face, ink)
         else:
-            canvas.centred((x - 20, at - 10, x + 20, at + 10), f"{value}%", numbers, plain_ink(shades[index]))
+            canvas.centred((x - 20, at - 10, x + 20, at + 10), f"{value}%", numbers, colours.plain_ink(shades[index]))
     ask_pie(canvas, quiz, data, tints)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 from PIL import Image, ImageChops
@@ -30,8 +30,10 @@ _DARK = [(28, 28, 34), (18, 30, 56), (48, 48, 48), (24, 46, 40)]
 
 
 def shade(rng: random.Random, name: str) -> RGB:
-    """The named colour, not always quite the same."""
-    return tuple(min(255, max(0, part + rng.randint(-12, 12))) for part in COLOURS[name])  # type: ignore[return-value]
+    """The named colour, not always quite the same, but gray without a tint."""
+    both = rng.randint(-12, 12)
+    tinted = name not in ("black", "white", "gray")
+    return tuple(min(255, max(0, part + (rng.randint(-12, 12) if tinted else both))) for part in COLOURS[name])
 
 
 def distance(a: RGB, b: RGB) -> float:
@@ -46,27 +48,36 @@ def readable(rng: random.Random, paper: RGB) -> RGB:
     """An ink for that paper: mostly black or white, sometimes a strong colour."""
     light = luminance(paper) > 125
     if rng.random() < 0.6:
-        return (15, 15, 15) if light else (250, 250, 250)
+        return plain_ink(paper)
     names = ("blue", "red", "purple", "brown", "green") if light else ("yellow", "white", "pink", "orange")
     inks = [shade(rng, name) for name in names]
     inks = [ink for ink in inks if abs(luminance(ink) - luminance(paper)) > 90]
-    return rng.choice(inks) if inks else ((15, 15, 15) if light else (250, 250, 250))
+    return rng.choice(inks) if inks else plain_ink(paper)
+
+
+def plain_ink(paper: RGB) -> RGB:
+    return (15, 15, 15) if luminance(paper) > 120 else (250, 250, 250)
 
 
 def visible_on(paper: RGB, least: float = 95) -> list[str]:
     return [name for name, rgb in COLOURS.items() if distance(rgb, paper) > least]
 
 
-@lru_cache(maxsize=None)
+def legible_on(paper: RGB) -> list[str]:
+    """Colours for letters."""
+    return [name for name, rgb in COLOURS.items() if abs(luminance(rgb) - luminance(paper)) > 70]
+
+
+@cache
 def _ramp(quarter_turns: int) -> Image.Image:
     ramp = Image.linear_gradient("L").resize((SIZE, SIZE))
     return ramp.rotate(90 * quarter_turns)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _grain(index: int) -> Image.Image:
     noise = np.random.default_rng(index).normal(128, (3, 5, 8, 12)[index % 4], (SIZE + 64, SIZE + 64, 1))
-    return Image.fromarray(np.broadcast_to(noise.clip(0, 255).astype(np.uint8), noise.shape[:2] + (3,)).copy())
+    return Image.fromarray(np.broadcast_to(noise.clip(0, 255).astype(np.uint8), (*noise.shape[:2], 3)).copy())
 
 
 def with_grain(rng: random.Random, image: Image.Image) -> Image.Image:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from demo.scenes import colours, words
-from demo.scenes.canvas import Canvas
+from demo.scenes.canvas import Canvas, DoesNotFit
 from demo.scenes.colours import SIZE
 from demo.scenes.phrases import NTH
 from demo.scenes.quiz import Quiz
 
-SHOP_KINDS = "Shop Market Store Cafe Bakery Deli Kitchen Foods Mart Bistro Bar Grill".split()
+SHOP_KINDS = words.listed("Shop Market Store Cafe Bakery Deli Kitchen Foods Mart Bistro Bar Grill")
 INK = (25, 25, 25)
 
 
@@ -58,78 +58,69 @@ def receipt(canvas: Canvas, quiz: Quiz) -> None:
     rng = canvas.rng
     left, right = sheet(canvas, rng.randint(200, 300))
     shop = some_shop(canvas)
-    heading = canvas.fitting(shop, right - left, rng.randint(18, 24))
-    face = canvas.face(rng.randint(14, 17), False)
-    y = 10
-    canvas.centred((left, y, right, y + heading.height), shop, heading, INK)
-    y += heading.height + 4
-    date, time = words.date(rng), words.time(rng)
-    timed = rng.random() < 0.5 and face.width(f"{date}  {time}") < right - left
-    at_end = rng.random() < 0.25
-    lines = [shop]
-    pitch = face.height + rng.randint(1, 5)
-
-    def date_line(y: int) -> int:
-        if timed:
-            canvas.text(left, y, date, face, INK)
-            canvas.right(right, y, time, face, INK)
-        else:
-            canvas.centred((left, y, right, y + face.height), date, face, INK)
-        return y + pitch
-
-    if not at_end:
-        y = date_line(y)
-        lines.append(f"{date} {time}" if timed else date)
+    size = rng.randint(14, 19)
+    face, strong = canvas.face(size, False), canvas.face(size + rng.choice((0, 2)), True)
+    date, time = words.date(rng), words.time(rng) if rng.random() < 0.5 else ""
     number = str(rng.randint(100, 9999)) if rng.random() < 0.4 else ""
-    name = rng.choice(("Table", "Receipt", "Order", "Bill"))
-    if number:
-        canvas.text(left, y, f"{name} {number}", face, INK)
-        lines.append(f"{name} {number}")
-        y += pitch
-    rule(canvas, left, right, y + 2)
-    y += 7
-    most = min(7, (SIZE - 12 - y - 2 * pitch - 14 - (pitch if at_end else 0)) // pitch)
-    goods = words.distinct(lambda: words.pick(rng, canvas.split, words.GOODS), rng.randint(2, max(2, min(6, most))))
-    capital = rng.random() < 0.6
-    goods = [good.capitalize() if capital else good for good in goods]
+    numbered = rng.choice(("Table", "Receipt", "Order", "Bill"))
+    goods = words.distinct(lambda: words.pick(rng, canvas.split, words.GOODS), rng.randint(2, 6))
+    goods = [good.capitalize() for good in goods] if rng.random() < 0.6 else goods
     prices: list[str] = []
     while len(prices) < len(goods):
         price = words.price(rng)
         if cents(price) and price not in prices:
             prices.append(price)
     amounts = [rng.randint(1, 9) for _ in goods] if rng.random() < 0.3 else []
-    for index, (good, price) in enumerate(zip(goods, prices, strict=True)):
-        shown = f"{amounts[index]} {good}" if amounts else good
-        canvas.text(left, y, shown, face, INK)
-        canvas.right(right, y, price, face, INK)
-        lines.append(f"{shown} {price}")
-        y += pitch
-    rule(canvas, left, right, y + 2)
-    y += 7
-    total = money(sum(map(cents, prices)))
-    bold = canvas.face(face.size + rng.choice((0, 2)), True)
-    word = rng.choice(("Total", "TOTAL", "Total", "Sum", "To pay"))
-    sign = rng.choice(("", "", "$"))
-    canvas.text(left, y, word, bold, INK)
-    canvas.right(right, y, sign + total, bold, INK)
-    lines.append(f"{word} {sign}{total}")
-    y += bold.height + 5
+    total = rng.choice(("", "", "$")) + money(sum(map(cents, prices)))
+    total_name = rng.choice(("Total", "TOTAL", "Total", "Sum", "To pay"))
+
+    # (left, right, face); nothing on the right: centred; no face: a rule
+    day = [(date, time, face)]
+    shown = [f"{amounts[index]} {good}" if amounts else good for index, good in enumerate(goods)]
+    items = [(good, price, face) for good, price in zip(shown, prices, strict=True)]
+    if canvas.unseen():
+        items = [(price, good, face) for good, price in zip(shown, prices, strict=True)]
+    rows = [(shop, "", canvas.fitting(shop, right - left, rng.randint(size + 2, 26)))]
+    at_end = rng.random() < 0.25
+    rows += [] if at_end else day
+    rows += [(numbered, number, face)] if number else []
+    rows += [("", "", None), *items, ("", "", None), (total_name, total, strong)]
     if at_end:
-        date_line(y)
-    elif y + pitch < SIZE - 10 and rng.random() < 0.4:
-        canvas.centred((left, y, right, y + face.height), rng.choice(("Thank you", "Thanks", "Come again")), face, INK)
-    quiz.add("document/total", sign + total)
+        rows += day
+    elif rng.random() < 0.3:
+        rows.append((rng.choice(("Thank you", "Thanks", "Come again")), "", face))
+    gap = rng.randint(1, 6)
+    height = sum(gap + font.height if font else 9 for _, _, font in rows)
+    y = rng.randint(8, SIZE - 10 - height) if height < SIZE - 18 else 8
+    if height > SIZE - 12:
+        raise DoesNotFit
+    lines = []
+    for text, other, font in rows:
+        if font is None:
+            rule(canvas, left, right, y + 4)
+            y += 9
+            continue
+        if font.width(f"{text}  {other}") > right - left:
+            raise DoesNotFit
+        if other:
+            canvas.text(left, y, text, font, INK)
+            canvas.right(right, y, other, font, INK)
+        else:
+            canvas.centred((left, y, right, y + font.height), text, font, INK)
+        lines.append(f"{text} {other}".strip())
+        y += font.height + gap
+
+    quiz.add("document/total", total)
     quiz.add("document/date", date)
     quiz.add("document/shop", shop)
-    if timed:
+    if time:
         quiz.add("document/time", time)
     if number:
-        quiz.add("document/field", number, field=f"{name.lower()} number")
+        quiz.add("document/field", number, field=f"{numbered.lower()} number")
     for index, (good, price) in enumerate(zip(goods, prices, strict=True)):
         quiz.add("document/price", price, word=good.lower() if quiz.coin() else good)
         quiz.add("document/which price", good, value=price)
-        if index < len(NTH):
-            quiz.add("document/nth", good, nth=NTH[index])
+        quiz.add("document/nth", good, nth=NTH[index])
         if amounts:
             quiz.add("document/quantity", amounts[index], word=good)
     ordered = sorted(zip(map(cents, prices), goods, strict=True))
@@ -138,8 +129,12 @@ def receipt(canvas: Canvas, quiz: Quiz) -> None:
     quiz.add("count/things", len(goods), things="items")
     ask_list(canvas, quiz, goods, words.GOODS)
     quiz.add("caption/picture", f"a receipt from {shop}")
-    for index, line in enumerate(lines[: len(NTH)]):
-        quiz.add("transcribe/line", line, nth=NTH[index])
+    ask_lines(quiz, lines)
+
+
+def ask_lines(quiz: Quiz, lines: list[str]) -> None:
+    for nth, line in zip(NTH, lines, strict=False):
+        quiz.add("transcribe/line", line, nth=nth)
 
 
 def field_value(canvas: Canvas, field: str) -> str:
@@ -195,8 +190,9 @@ FORM_FIELDS = (
     "Guest",
 )
 TICKET_FIELDS = ("From", "To", "Date", "Time", "Seat", "Gate", "Platform", "Name", "Price", "Number")
-FORM_TITLES = (
-    "Registration Order Membership Application Invoice Delivery Booking Report Visitor Library Patient".split()
+TRAVEL = ("Airlines", "Rail", "Bus", "Travel", "Express")
+FORM_TITLES = words.listed(
+    "Registration Order Membership Application Invoice Delivery Booking Report Visitor Library Patient"
 )
 
 
@@ -210,6 +206,8 @@ def ask_fields(quiz: Quiz, title: str, fields: dict[str, str], kind: str) -> Non
             quiz.add("document/time", value)
         if field in ("Guest", "Doctor"):
             quiz.add("document/sender", value, role=field.lower())
+    if not fields:
+        raise DoesNotFit
     quiz.add("document/title", title)
     quiz.add("count/things", len(fields), things="fields")
     quiz.add("caption/picture", f"a {kind} titled {title}")
@@ -223,15 +221,16 @@ def form(canvas: Canvas, quiz: Quiz) -> None:
     if rng.random() < 0.25:
         title = words.word(rng, canvas.split)
     heading = canvas.fitting(title, right - left, rng.randint(18, 24), bold=True)
-    y = 12
+    y = rng.randint(10, 60)
     canvas.text(left, y, title, heading, colours.readable(rng, canvas.paper))
     y += heading.height + 10
     beside = rng.random() < 0.6
     names = rng.sample(FORM_FIELDS, rng.randint(3, 6 if beside else 4))
+    at_right = beside and canvas.unseen()
     face, strong = canvas.face(rng.randint(14, 17), False), canvas.face(rng.randint(14, 17), rng.random() < 0.5)
     boxed, colon = rng.random() < 0.4, rng.choice((":", ":", ""))
     column = left + max(face.width(name + colon) for name in names) + 12
-    pitch = min((SIZE - 12 - y) // len(names), (face.height + 16) if beside else (2 * face.height + 16))
+    pitch = min((SIZE - 12 - y) // len(names), (face.height + 16) if beside else (2 * face.height + 20))
     fields: dict[str, str] = {}
     lines = [title]
     for name in names:
@@ -240,16 +239,15 @@ def form(canvas: Canvas, quiz: Quiz) -> None:
         if x + strong.width(value) > right or value in fields.values():
             continue
         canvas.text(left, y, name + colon, face, (90, 90, 90) if rng.random() < 0.3 else INK)
-        top = y if beside else y + face.height + 1
+        top = y if beside else y + face.height + (5 if boxed else 1)
         if boxed:
             canvas.draw.rectangle((x - 4, top - 3, right, top + strong.height + 2), None, (130, 130, 130))
-        canvas.text(x, top, value, strong, INK)
+        canvas.text(right - 4 - strong.width(value) if at_right else x, top, value, strong, INK)
         fields[name] = value
         lines += [f"{name}{colon} {value}"] if beside else []
         y += pitch
     ask_fields(quiz, title, fields, "form")
-    for index, line in enumerate(lines[: len(NTH)] if beside else []):
-        quiz.add("transcribe/line", line, nth=NTH[index])
+    ask_lines(quiz, lines if beside else [])
     there = quiz.coin()
     field = rng.choice(list(fields) if there else [name for name in FORM_FIELDS if name not in names])
     quiz.add("existence/control", "yes" if there else "no", a_thing="a field", word=field)
@@ -262,10 +260,10 @@ def ticket(canvas: Canvas, quiz: Quiz) -> None:
     box = (8, top, SIZE - 8, SIZE - rng.randint(8, 40))
     canvas.draw.rectangle(box, (252, 252, 250), (120, 120, 120))
     tint = rng.choice(("red", "blue", "green", "purple", "orange", "brown", "black"))
-    title = f"{words.pick(rng, canvas.split, words.EVERYDAY).capitalize()} {rng.choice(('Airlines', 'Rail', 'Bus', 'Travel', 'Express'))}"
+    title = f"{words.pick(rng, canvas.split, words.EVERYDAY).capitalize()} {rng.choice(TRAVEL)}"
     band = (box[0], box[1], box[2] + 1, box[1] + 38)
     rgb = canvas.panel(band, tint)
-    canvas.centred(band, title, canvas.fitting(title, 280, rng.randint(18, 22), bold=True), _ink(rgb))
+    canvas.centred(band, title, canvas.fitting(title, 280, rng.randint(18, 22), bold=True), colours.plain_ink(rgb))
     canvas.paper = (252, 252, 250)
     rows = 3 if box[3] - box[1] > 215 else 2
     names = rng.sample(TICKET_FIELDS, 2 * rows)
@@ -288,10 +286,7 @@ def ticket(canvas: Canvas, quiz: Quiz) -> None:
     quiz.add("attribute/colour", tint, thing="heading")
 
 
-def _ink(paper: colours.RGB) -> colours.RGB:
-    return (15, 15, 15) if colours.luminance(paper) > 125 else (250, 250, 250)
-
-
+TABLE_TITLES = ("Players", "Products", "Guests", "Results", "Staff", "Rooms", "Plan", "List")
 COLUMNS = ("Age", "City", "Price", "Score", "Room", "Time", "Points", "Stock", "Year", "Color")
 
 
@@ -307,7 +302,7 @@ def cell_value(canvas: Canvas, column: str) -> str:
 def table(canvas: Canvas, quiz: Quiz) -> None:
     rng = canvas.rng
     titled = rng.random() < 0.5
-    title = f"{rng.choice(('Players', 'Products', 'Guests', 'Results', 'Staff', 'Rooms', 'Plan', 'List'))} {words.code(rng)}"
+    title = f"{rng.choice(TABLE_TITLES)} {words.code(rng)}"
     columns = rng.sample(COLUMNS, rng.choice((1, 2, 2, 3)))
     people = rng.random() < 0.6
     pool = words.NAMES if people else words.GOODS
@@ -319,29 +314,33 @@ def table(canvas: Canvas, quiz: Quiz) -> None:
             value = cell_value(canvas, column)
             if value not in cells[column]:
                 cells[column].append(value)
-    face, strong = canvas.face(rng.randint(14, 16), False), canvas.face(15, True)
+    size = rng.randint(14, 18)
+    face, strong = canvas.face(size, False), canvas.face(size, True)
     widths = [
-        max(strong.width(text) if index == 0 else face.width(text) for index, text in enumerate([top, *column])) + 16
+        max(strong.width(top), *(face.width(text) for text in column)) + 16
         for top, column in [(head, names), *cells.items()]
     ]
     if sum(widths) > SIZE - 12:
-        raise ValueError("table too wide")
+        raise DoesNotFit
     widths = [width + (SIZE - 12 - sum(widths)) // len(widths) * rng.randint(0, 1) for width in widths]
     canvas.paper = (254, 254, 254)
     canvas.draw.rectangle((4, 4, SIZE - 5, SIZE - 5), canvas.paper)
-    y = 14
+    y = rng.randint(10, 90)
     if titled:
         font = canvas.face(20, True)
         canvas.text(12, y, title, font, INK)
         y += font.height + 10
-    pitch = min(face.height + rng.randint(6, 16), (SIZE - 16 - y) // (len(names) + 1))
+    pitch = min(face.height + rng.randint(6, 20), (SIZE - 14 - y) // (len(names) + 1))
+    if pitch < face.height + 2:
+        raise DoesNotFit
+    head_rgb = rng.choice(((222, 230, 240), (235, 225, 210), (220, 238, 220), (254, 254, 254), (225, 225, 225)))
     lined, striped = rng.random() < 0.6, rng.random() < 0.4
     left, right = 8, 8 + sum(widths)
     lines = [title] if titled else []
     for row in range(len(names) + 1):
         top = y + row * pitch
         if row == 0 or (striped and row % 2):
-            canvas.draw.rectangle((left, top, right, top + pitch), (222, 230, 240) if row == 0 else (243, 243, 243))
+            canvas.draw.rectangle((left, top, right, top + pitch), head_rgb if row == 0 else (243, 243, 243))
         x = left
         texts = [head, *columns] if row == 0 else [names[row - 1], *(cells[column][row - 1] for column in columns)]
         for width, text in zip(widths, texts, strict=True):
@@ -360,8 +359,7 @@ def table(canvas: Canvas, quiz: Quiz) -> None:
             quiz.add("document/row", name, field=column.lower(), value=value)
     for index, name in enumerate(names[: len(NTH)]):
         quiz.add("document/nth", name, nth=NTH[index])
-    for index, line in enumerate(lines[: len(NTH)]):
-        quiz.add("transcribe/line", line, nth=NTH[index])
+    ask_lines(quiz, lines)
     if titled:
         quiz.add("document/title", title)
     quiz.add("count/things", len(columns) + 1, things="columns")

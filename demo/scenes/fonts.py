@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -48,7 +48,7 @@ class Face:
         return round(sum(self.glyph(char)[3] for char in text))
 
 
-@lru_cache(maxsize=None)
+@cache
 def families(split: str) -> list[tuple[Path, Path]]:
     """(regular, bold) of every family of a split."""
     found = []
@@ -61,6 +61,6 @@ def families(split: str) -> list[tuple[Path, Path]]:
     return found
 
 
-@lru_cache(maxsize=None)
+@cache
 def face(path: Path, size: int) -> Face:
     return Face(path, size)

@@ -3,38 +3,40 @@
 from __future__ import annotations
 
 from demo.scenes import colours, words
-from demo.scenes.canvas import Box, Canvas
+from demo.scenes.canvas import Box, Canvas, DoesNotFit
 from demo.scenes.colours import RGB, SIZE
 from demo.scenes.documents import field_value
 from demo.scenes.phrases import NTH
 from demo.scenes.quiz import Quiz
 
-BUTTONS = (
+BUTTONS = words.listed(
     "OK Cancel Save Open Close Yes No Apply Back Next Help Send Delete Retry Skip Login Start Stop Print Edit Copy Add "
     "Accept Reject Update Install Search Share Download Upload"
-).split()
-TITLES = (
-    "Settings|Login|Save file|Open file|Print|Update|Error|Warning|Network|Account|Sound|Display|Backup|Search|Profile|"
-    "Install|Message|Calendar|Downloads|Options|Printer|Privacy|About|Help|Camera|Contacts|Music player|New folder"
-).split("|")
-OPTIONS = (
-    "Remember me|Dark mode|Sound|Wi-Fi|Bluetooth|Auto save|Updates|Show grid|Notifications|Location|Airplane mode|Backup|"
-    "Spell check|Full screen|Autoplay|Read only|Send report|Show hidden|Mute|Night light|Cookies|Sync|Zoom|Large text|"
-    "Status bar|Word wrap|Vibration|Hotspot|Subtitles|Repeat"
-).split("|")
-MENUS = "File Edit View Insert Format Tools Window Help Go Run Image Layer Select Table Play Project".split()
-TABS = (
-    "General Display Sound Network Users Colors Advanced Fonts Keys Mail Files Logs Media Home Search Privacy".split()
 )
-ENTRIES = (
+TITLES = words.listed(
+    "Settings|Login|Save file|Open file|Print|Update|Error|Warning|Network|Account|Sound|Display|Backup|Search|Profile|"
+    "Install|Message|Calendar|Downloads|Options|Printer|Privacy|About|Help|Camera|Contacts|Music player|New folder",
+    "|",
+)
+OPTIONS = words.listed(
+    "Remember me|Dark mode|Sound|Wi-Fi|Bluetooth|Auto save|Updates|Show grid|Notifications|Location|Airplane mode|"
+    "Backup|Spell check|Full screen|Autoplay|Read only|Send report|Show hidden|Mute|Night light|Cookies|Sync|Zoom|"
+    "Large text|Status bar|Word wrap|Vibration|Hotspot|Subtitles|Repeat",
+    "|",
+)
+MENUS = words.listed("File Edit View Insert Format Tools Window Help Go Run Image Layer Select Table Play Project")
+TABS = words.listed("General Display Sound Network Users Colors Advanced Fonts Keys Mail Files Logs Media Home Search")
+ENTRIES = words.listed(
     "New|Open|Save|Save as|Print|Close|Undo|Redo|Cut|Copy|Paste|Find|Replace|Rename|Delete|Share|Export|Import|Zoom in|"
-    "Zoom out|Refresh|Quit|Duplicate|Properties|Select all|Move up|Move down"
-).split("|")
-MESSAGES = (
+    "Zoom out|Refresh|Quit|Duplicate|Properties|Select all|Move up|Move down",
+    "|",
+)
+MESSAGES = words.listed(
     "File not found|Disk is full|No connection|Wrong password|Access denied|Saved|Save changes?|Delete this file?|"
     "Printer offline|Out of paper|Update ready|Battery low|Try again later|Are you sure?|Server is busy|Upload failed|"
-    "Download complete|Invalid code|Please wait|Session expired|Name is required|Restart now?|Too many users"
-).split("|")
+    "Download complete|Invalid code|Please wait|Session expired|Name is required|Restart now?|Too many users",
+    "|",
+)
 INPUTS = ("Name", "Email", "City", "Phone", "Code", "Room", "Street", "Date", "Age", "Team", "Number")
 SETTINGS = ("Language", "Volume", "Speed", "Size", "Theme", "Quality", "Region", "Mode", "Level", "Brightness", "Timer")
 
@@ -62,7 +64,7 @@ class Window:
         tint = rng.choice(("blue", "gray", "black", "white", "green", "purple"))
         rgb = canvas.panel((x, y, x + width, y + self.bar), tint, "panel")
         face = canvas.fitting(self.title, width - 70, rng.randint(15, 18))
-        ink = (15, 15, 15) if colours.luminance(rgb) > 130 else (250, 250, 250)
+        ink = colours.plain_ink(rgb)
         if rng.random() < 0.4:
             canvas.centred((x, y, x + width, y + self.bar), self.title, face, ink)
         else:
@@ -89,9 +91,12 @@ def buttons(window: Window, count: int) -> None:
     face = canvas.face(rng.randint(14, 16))
     room = (window.right - window.left - 8 * (count - 1)) // count
     if max(face.width(name) for name in names) > room - 8:
-        raise ValueError("buttons too wide")
+        raise DoesNotFit
     room = min(room, 110)
-    start = rng.choice((window.left, window.right - count * (room + 8) + 8))
+    width = count * (room + 8) - 8
+    start = rng.choice((window.left, window.right - width))
+    if canvas.unseen():
+        start = (window.left + window.right - width) // 2
     height = face.height + 10
     window.box = (*window.box[:3], window.box[3] - height - 6)
     top = window.bottom + 4
@@ -105,7 +110,7 @@ def buttons(window: Window, count: int) -> None:
             canvas.draw.rounded_rectangle((*box[:2], box[2] - 1, box[3] - 1), 4, window.body, (125, 125, 125))
             canvas.shapes.append(("button", "gray", *box))
             rgb = window.body
-        canvas.centred(box, name, face, (15, 15, 15) if colours.luminance(rgb) > 125 else (250, 250, 250))
+        canvas.centred(box, name, face, colours.plain_ink(rgb))
         if coloured and count > 1:
             quiz.add("interface/coloured button", name, colour=tints[index])
             quiz.add("attribute/panel colour", tints[index], panel="button", word=name)
@@ -276,7 +281,7 @@ def tabs(window: Window) -> None:
                 canvas.draw.rectangle((box[0], box[3] - 4, box[2], box[3]), accent)
         elif index == chosen:
             canvas.draw.rectangle(box, accent)
-            ink = (15, 15, 15) if colours.luminance(accent) > 125 else (250, 250, 250)
+            ink = colours.plain_ink(accent)
         else:
             canvas.draw.rectangle(box, None, (130, 130, 130))
         canvas.centred(box, name, face, ink)
@@ -321,7 +326,7 @@ def entry_list(window: Window) -> None:
         ink = window.ink
         if index == chosen:
             canvas.draw.rectangle((left + 1, y, left + width - 1, y + pitch), accent)
-            ink = (15, 15, 15) if colours.luminance(accent) > 125 else (250, 250, 250)
+            ink = colours.plain_ink(accent)
         canvas.text(left + 10, y + (pitch - window.face.height) / 2, name, window.face, ink)
         quiz.add("interface/entry", name, nth=NTH[index])
     quiz.add("interface/highlighted", names[chosen])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 import re
 
+from demo.scenes.words import listed
+
 PHRASES: dict[str, list[str]] = {
     "existence/thing": [
         "Is there {a_thing}?",
@@ -452,16 +454,16 @@ PHRASES: dict[str, list[str]] = {
 
 NTH = ("first", "second", "third", "fourth", "fifth", "sixth")
 # Answers and slots that come from no template and from no word list.
-FILLERS = (
-    "yes no left right above below up down of to the top bottom middle center corner red green blue yellow orange purple "
-    "pink brown black white gray circle square triangle star diamond heart cross ring shape circles squares triangles "
-    "stars diamonds hearts crosses rings shapes biggest smallest largest highest lowest higher lower bigger smaller "
-    "larger bar bars point points slice slices line lines box boxes sign signs panel panels frame word words number "
-    "numbers item items row rows column columns button buttons checkbox checkboxes tab tabs menu menus option options "
-    "field fields entry entries checked unchecked switch not turned on off one first second third fourth fifth sixth "
-    "last a an and with from in receipt form table ticket invoice letter chart pie window dialog page screen settings "
-    "error titled called text sender recipient inside outside 0 1 2 3 4 5 6 7 8 9 10"
-).split()
+FILLERS = listed(
+    "yes no left right above below up down of to the top bottom middle center corner red green blue yellow orange "
+    "purple pink brown black white gray circle square triangle star diamond heart cross ring shape circles squares "
+    "triangles stars diamonds hearts crosses rings shapes biggest smallest largest highest lowest higher lower bigger "
+    "smaller larger bar bars point points slice slices line lines box boxes sign signs panel panels frame word words "
+    "number numbers item items row rows column columns button buttons checkbox checkboxes tab tabs menu menus option "
+    "options field fields entry entries checked unchecked switch not turned on off one first second third fourth "
+    "fifth sixth last a an and with from in receipt form table ticket invoice letter chart pie window dialog page "
+    "screen settings error titled called text sender recipient inside outside 0 1 2 3 4 5 6 7 8 9 10"
+)
 
 
 def an(words: str) -> str:
@@ -483,4 +485,5 @@ def template_words() -> list[str]:
     """Every word that questions and fixed answers are made of, without what is read off pictures."""
     texts = [re.sub(r"\{\w+\}", " ", text) for group in PHRASES.values() for text in group]
     found = {word for text in texts for word in re.findall(r"[A-Za-z]+", text)}
-    return sorted(found | {word[0].lower() + word[1:] for word in found} | set(FILLERS))
+    careless = {word[0].lower() + word[1:] for word in found}
+    return sorted(found | careless | set(FILLERS))

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from demo.scenes.phrases import phrase
 
 LONGEST_ANSWER = 60
+# Groups that every picture could have: kept only so often
+_SELDOM = {"caption/picture": 0.4, "existence/word": 0.6}
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,9 @@ class Quiz:
 
     def choose(self, most: int) -> list[Question]:
         """Questions in random order, from as many groups as there are."""
+        for name, often in _SELDOM.items():
+            if self.rng.random() > often and len(self._groups) > most // 2:
+                self._groups.pop(name, None)
         for group in self._groups.values():
             self.rng.shuffle(group)
         chosen: list[Question] = []

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from demo.scenes import colours, words
-from demo.scenes.canvas import NAMED_SHAPES, Box, Canvas
+from demo.scenes.canvas import NAMED_SHAPES, Box, Canvas, DoesNotFit
 from demo.scenes.colours import SIZE
-from demo.scenes.phrases import NTH
+from demo.scenes.phrases import NTH, an
 from demo.scenes.quiz import Quiz
+from demo.scenes.shapes import Thing, ask_attribute, ask_count, ask_existence, ask_relation, called
 
 
 def some_text(canvas: Canvas) -> str:
@@ -16,7 +19,9 @@ def some_text(canvas: Canvas) -> str:
         return words.word(rng, canvas.split)
     if draw < 0.75:
         return f"{words.word(rng, canvas.split)} {words.word(rng, canvas.split)}"
-    return words.number(rng) if draw < 0.9 else words.code(rng)
+    if draw < 0.95:
+        return words.number(rng) if draw < 0.88 else words.code(rng)
+    return words.marked(rng, canvas.split)
 
 
 def ask_words(canvas: Canvas, quiz: Quiz, texts: list[str]) -> None:
@@ -40,13 +45,13 @@ def ask_places(quiz: Quiz, placed: list[tuple[str, Box]]) -> None:
     """The outermost texts, where it is plain which one that is."""
     for place, edge, sign in (("top", 1, 1), ("bottom", 3, -1), ("left", 0, 1), ("right", 2, -1)):
         ordered = sorted(placed, key=lambda item: sign * item[1][edge])
-        if len(ordered) > 1 and abs(ordered[0][1][edge] - ordered[1][1][edge]) > 16:
+        if len(ordered) > 1 and abs(ordered[0][1][edge] - ordered[1][1][edge]) > 22:
             quiz.add("reading/place", ordered[0][0], place=place)
 
 
 def ask_numbers(quiz: Quiz, texts: list[str]) -> None:
     numbers = sorted({int(text) for text in texts if text.isdigit()})
-    if len(numbers) == 1 and sum(text.isdigit() for text in texts) == 1:
+    if len(numbers) == 1 and sum(any(char.isdigit() for char in text) for text in texts) == 1:
         quiz.add("reading/number", numbers[0])
     elif len(numbers) > 1:
         highest = quiz.coin()
@@ -60,7 +65,7 @@ def scattered(canvas: Canvas, quiz: Quiz) -> None:
     wanted = words.distinct(lambda: some_text(canvas), rng.choice((2, 3, 3, 4, 5, 6)))
     if rng.random() < 0.3:
         wanted[0] = words.number(rng)
-    tints = [c for c in colours.visible_on(canvas.paper, 150)]
+    tints = colours.legible_on(canvas.paper)
     coloured = rng.random() < 0.5 and len(tints) >= len(wanted)
     tints = rng.sample(tints, len(wanted)) if coloured else []
     placed: list[tuple[str, Box]] = []
@@ -76,17 +81,19 @@ def scattered(canvas: Canvas, quiz: Quiz) -> None:
         canvas.text(box[0], box[1], text, face, ink)
         placed.append((text, box))
         inks.append(tints[index] if coloured else "")
+    if not placed:
+        raise DoesNotFit
     texts = [text for text, _ in placed]
     ask_places(quiz, placed)
     ask_numbers(quiz, texts)
     ask_words(canvas, quiz, texts)
-    quiz.add("count/things", len(texts), things="pieces of text" if any(" " in text for text in texts) else "words")
+    quiz.add("count/things", len(texts), things="words" if all(text.isalpha() for text in texts) else "pieces of text")
     for text, tint in zip(texts, inks, strict=True):
         if tint:
             quiz.add("reading/coloured", text, colour=tint)
             quiz.add("attribute/text colour", tint, word=text)
     rows = sorted(placed, key=lambda item: item[1][1])
-    if all(low[1][1] > high[1][3] for high, low in zip(rows, rows[1:], strict=False)):
+    if all(low[1][1] > high[1][3] for high, low in pairwise(rows)):
         ask_transcript(quiz, [text for text, _ in rows])
     quiz.add("caption/picture", f"{len(texts)} pieces of text")
 
@@ -107,8 +114,10 @@ def panels(canvas: Canvas, quiz: Quiz) -> None:
         if box is None:
             continue
         rgb = canvas.panel(box, tint, "panel", rng.choice((0, 0, 8)))
-        canvas.centred(box, text, face, colours.readable(rng, rgb) if rng.random() < 0.4 else plain_ink(rgb))
+        canvas.centred(box, text, face, colours.readable(rng, rgb) if rng.random() < 0.4 else colours.plain_ink(rgb))
         shown.append((tint, text, box))
+    if not shown:
+        raise DoesNotFit
     texts = [text for _, text, _ in shown]
     for tint, text, _ in shown:
         call = name if len(shown) == 1 and quiz.coin() else f"{tint} {name}"
@@ -124,25 +133,15 @@ def panels(canvas: Canvas, quiz: Quiz) -> None:
     right = quiz.coin()
     absent = [tint for tint in palette if tint not in tints]
     quiz.add(
-        "existence/thing", "yes" if right else "no", a_thing=_an(f"{rng.choice(tints if right else absent)} {name}")
+        "existence/thing", "yes" if right else "no", a_thing=an(f"{rng.choice(tints if right else absent)} {name}")
     )
-    for (tint, _, a), (other, _, b) in zip(shown, shown[1:], strict=False):
+    for (tint, _, a), (other, _, b) in pairwise(shown):
         across = min(abs(a[2] - b[0]), abs(b[2] - a[0])) if (a[2] < b[0] or b[2] < a[0]) else 0
         if across or a[3] < b[1] or b[3] < a[1]:
             true = ("left" if a[0] < b[0] else "right") if across else ("above" if a[1] < b[1] else "below")
             group = "relation/which side" if across else "relation/which height"
             quiz.add(group, true, thing=f"{tint} {name}", other=f"{other} {name}")
     quiz.add("caption/picture", f"{len(shown)} {'sign' if len(shown) == 1 else 'signs'} with text")
-
-
-def _an(words_: str) -> str:
-    from demo.scenes.phrases import an
-
-    return an(words_)
-
-
-def plain_ink(paper: colours.RGB) -> colours.RGB:
-    return (15, 15, 15) if colours.luminance(paper) > 115 else (250, 250, 250)
 
 
 def lines(canvas: Canvas, quiz: Quiz) -> None:
@@ -165,20 +164,22 @@ def lines(canvas: Canvas, quiz: Quiz) -> None:
     pitch = face.height + rng.randint(3, 16)
     y = rng.randint(8, max(8, SIZE - 8 - pitch * count))
     middle = rng.random() < 0.3
-    x = rng.randint(8, max(8, SIZE - 10 - max(face.width(text) for text in texts)))
+    stairs = (SIZE - 10 - max(face.width(text) for text in texts)) // count if canvas.unseen() else 0
+    x = 8 if stairs else rng.randint(8, max(8, SIZE - 10 - max(face.width(text) for text in texts)))
     ink = colours.readable(rng, canvas.paper)
     for index, text in enumerate(texts):
-        if middle:
+        if middle and not stairs:
             canvas.centred((0, y + index * pitch, SIZE, y + index * pitch + face.height), text, face, ink)
         else:
-            canvas.text(x, y + index * pitch, text, face, ink)
+            canvas.text(x + index * stairs, y + index * pitch, text, face, ink)
     for index, text in enumerate(texts):
         if count > 1:
             quiz.add("reading/line", text, nth=NTH[index])
-            quiz.add("reading/letter", text[0], nth=NTH[index])
+            if text[0].isalpha():
+                quiz.add("reading/letter", text[0], nth=NTH[index])
         for at, word in enumerate(text.split()):
             quiz.add("reading/word of line", word, nth=NTH[at], nth_line=NTH[index])
-        for word, following in zip(text.split(), text.split()[1:], strict=False):
+        for word, following in pairwise(text.split()):
             quiz.add("reading/next word", following, word=word)
     if count == 1:
         quiz.add("reading/text", texts[0])
@@ -192,8 +193,6 @@ def lines(canvas: Canvas, quiz: Quiz) -> None:
 
 def labelled_shapes(canvas: Canvas, quiz: Quiz) -> None:
     """Shapes with a word below or above each."""
-    from demo.scenes.shapes import Thing, ask_attribute, ask_count, ask_existence, ask_relation, called
-
     rng, palette = canvas.rng, colours.visible_on(canvas.paper)
     below = rng.random() < 0.6
     texts = words.distinct(
@@ -205,7 +204,7 @@ def labelled_shapes(canvas: Canvas, quiz: Quiz) -> None:
         face = canvas.fitting(text, 140, rng.randint(15, 24))
         radius = rng.randint(18, 36)
         width = max(face.width(text), 2 * radius + 1)
-        box = canvas.place(width, 2 * radius + 5 + face.height, 14)
+        box = canvas.place(width, 2 * radius + 5 + face.height, 24)
         if box is None:
             continue
         x = (box[0] + box[2]) // 2

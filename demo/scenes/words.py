@@ -5,7 +5,12 @@ from __future__ import annotations
 import random
 import zlib
 
-EVERYDAY = """
+
+def listed(text: str, between: str | None = None) -> list[str]:
+    return text.split(between)
+
+
+EVERYDAY = listed("""
 about above actor after again agent alarm album alone along angle animal answer apple april arrow artist aspen atlas
 august aunt autumn award bacon badge baker ball bamboo banana band bank barn basin basket beach bean bear beauty beetle
 bell bench berry bicycle bird biscuit blanket block blossom board boat bone book bottle bowl box branch brave bread
@@ -33,42 +38,42 @@ spring stable station stone stop storm story street sugar summer sun surf swan t
 theater thunder ticket tiger timber toast tomato torch tower trade train travel tree trumpet tulip tunnel turtle uncle
 under unit valley vanilla velvet village violin voice wagon walnut water wave welcome west whale wheat wheel willow
 window winter wolf wonder wood world yard year yogurt young zebra zero
-""".split()
+""")
 
-NAMES = """
+NAMES = listed("""
 Ada Alan Alice Amir Anna Arun Bela Ben Bruno Carla Carmen Chen Clara Dana David Diego Elena Elif Emma Eric Fatima Felix
 Finn Gita Grace Hana Hugo Ida Igor Iris Ivan Jana Jonas Julia Kai Karim Lara Leo Lin Lucia Luis Maria Marta Max Mila
 Mina Nadia Nina Noah Nora Olga Omar Oscar Paul Petra Priya Rosa Ruben Ruth Sam Sara Sofia Stefan Tara Theo Tom Uma
 Vera Victor Yara Yusuf Zoe
-""".split()
+""")
 
-SURNAMES = """
+SURNAMES = listed("""
 Adams Alvarez Baker Berg Bianchi Brown Carter Costa Diaz Dubois Evans Fischer Garcia Gray Haas Hansen Hill Ito Jensen
 Jones Kaya Keller Kim Klein Kumar Lang Lee Lopez Mann Martin Meyer Moore Nguyen Novak Okoro Olsen Park Patel Perez
 Reed Rossi Sato Silva Singh Smith Stone Suzuki Tanaka Taylor Toth Vogel Walker Weber White Wilson Wong Young
-""".split()
+""")
 
-CITIES = """
+CITIES = listed("""
 Athens Bergen Berlin Bern Bogota Boston Cairo Chicago Cork Delhi Denver Dublin Geneva Genoa Ghent Hanoi Helsinki Kyoto
 Lagos Lima Lisbon London Lyon Madrid Malaga Manila Milan Nairobi Naples Oslo Ottawa Paris Porto Prague Quito Riga Rome
 Seoul Seville Sofia Tokyo Toronto Tunis Turin Utrecht Vienna Warsaw Zurich
-""".split()
+""")
 
-GOODS = """
+GOODS = listed("""
 apple bagel banana beans beer bread butter cake candy carrots cereal cheese cherries chicken chips chocolate coffee
 cookie corn cream croissant cup donut eggs fish flour fries fruit garlic grapes ham honey jam juice ketchup lemon
 lemonade lettuce milk mango muffin mushrooms mustard noodles nuts oil olives onions orange pancake pasta peach pear
 pepper pie pizza plum popcorn potatoes rice roll rolls salad salmon salt sandwich sausage soap soda soup spinach steak
 sugar sushi tacos tea toast tofu tomato tuna waffle water wine yogurt pencil paper glue tape stamps candle batteries
 socks towel sponge
-""".split()
+""")
 
-MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
-DAYS = "Mon Tue Wed Thu Fri Sat Sun".split()
+MONTHS = listed("Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec")
+DAYS = listed("Mon Tue Wed Thu Fri Sat Sun")
 
-_ONSETS = "b c d f g h j k l m n p r s t v w z br cl dr fl gr pl pr sh sk st th tr qu".split()
-_VOWELS = "a e i o u a e i o ai ea oo ou".split()
-_CODAS = ["", "", "", *"n r l s t m k d x nd rt st ng ck".split()]
+_ONSETS = listed("b c d f g h j k l m n p r s t v w z br cl dr fl gr pl pr sh sk st th tr qu")
+_VOWELS = listed("a e i o u a e i o ai ea oo ou")
+_CODAS = ["", "", "", *listed("n r l s t m k d x nd rt st ng ck")]
 LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ"
 
 
@@ -117,6 +122,26 @@ def code(rng: random.Random) -> str:
     letters = "".join(rng.choice(LETTERS) for _ in range(rng.randint(1, 3)))
     digits = "".join(rng.choice("0123456789") for _ in range(rng.randint(1, 4)))
     return rng.choice(("{0}{1}", "{0}-{1}", "{1}{0}", "{0} {1}")).format(letters, digits)
+
+
+def marked(rng: random.Random, split: str) -> str:
+    """A text with the rarer signs."""
+    form = rng.choice(
+        (
+            "{0}!",
+            "({0})",
+            "{0} & {1}",
+            "#{2}",
+            "+{2}",
+            "{0}, {1}",
+            "{0}_{1}",
+            "{0}; {1}",
+            "{0}'s {1}",
+            "{0}={2}",
+            "{2}*",
+        )
+    )
+    return form.format(word(rng, split), word(rng, split), rng.randint(1, 99))
 
 
 def number(rng: random.Random) -> str:
