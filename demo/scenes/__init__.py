@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from demo.scenes import charts, colours, documents, interfaces, reading, shapes
-from demo.scenes.canvas import CHARACTERS, NAMED_SHAPES, SHAPE_KINDS, Canvas, DoesNotFit
+from demo.scenes.canvas import CHARACTERS, NAMED_SHAPES, SHAPE_KINDS, Canvas, NoRoomError
 from demo.scenes.colours import COLOURS, SIZE
 from demo.scenes.phrases import template_words
 from demo.scenes.quiz import Question, Quiz
@@ -71,7 +71,7 @@ def make(seed: int, split: str, kind: str | None = None) -> Sample:
         quiz = Quiz(rng)
         try:
             layout(canvas, quiz)
-        except DoesNotFit:
+        except NoRoomError:
             continue
         questions = quiz.choose(rng.randint(FEWEST, MOST))
         if len(questions) >= FEWEST:

@@ -19,7 +19,7 @@ SHAPE_KINDS = (*NAMED_SHAPES, "panel", "frame", "bar", "slice", "marker", "butto
 CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789.,:;-/$%&#@!?'()+*=_"
 
 
-class DoesNotFit(Exception):
+class NoRoomError(Exception):
     """What was thrown has no room in the picture: throw again."""
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from PIL import ImageDraw
 
 from demo.scenes import colours, words
-from demo.scenes.canvas import Canvas, DoesNotFit
+from demo.scenes.canvas import Canvas, NoRoomError
 from demo.scenes.colours import SIZE
 from demo.scenes.phrases import NTH
 from demo.scenes.quiz import Quiz
@@ -150,7 +150,7 @@ def bars(canvas: Canvas, quiz: Quiz) -> None:
     room = (box[2] - box[0]) / count
     face = min((canvas.fitting(label, int(room - 4), 17, 13, False) for label in data.labels), key=lambda f: f.size)
     if max(face.width(label) for label in data.labels) > room + 4:
-        raise DoesNotFit
+        raise NoRoomError
     numbers = canvas.face(rng.randint(14, 17))
     palette = colours.visible_on(canvas.paper)
     many = rng.random() < 0.6
@@ -217,7 +217,7 @@ def line(canvas: Canvas, quiz: Quiz) -> None:
     room = (box[2] - box[0]) / count
     face = min((canvas.fitting(label, int(room - 4), 16, 13, False) for label in data.labels), key=lambda f: f.size)
     if max(face.width(label) for label in data.labels) > room + 4:
-        raise DoesNotFit
+        raise NoRoomError
     tint = rng.choice(colours.visible_on(canvas.paper))
     rgb = colours.shade(rng, tint)
     points = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from demo.scenes import colours, words
-from demo.scenes.canvas import Canvas, DoesNotFit
+from demo.scenes.canvas import Canvas, NoRoomError
 from demo.scenes.colours import SIZE
 from demo.scenes.phrases import NTH
 from demo.scenes.quiz import Quiz
@@ -93,7 +93,7 @@ def receipt(canvas: Canvas, quiz: Quiz) -> None:
     height = sum(gap + font.height if font else 9 for _, _, font in rows)
     y = rng.randint(8, SIZE - 10 - height) if height < SIZE - 18 else 8
     if height > SIZE - 12:
-        raise DoesNotFit
+        raise NoRoomError
     lines = []
     for text, other, font in rows:
         if font is None:
@@ -101,7 +101,7 @@ def receipt(canvas: Canvas, quiz: Quiz) -> None:
             y += 9
             continue
         if font.width(f"{text}  {other}") > right - left:
-            raise DoesNotFit
+            raise NoRoomError
         if other:
             canvas.text(left, y, text, font, INK)
             canvas.right(right, y, other, font, INK)
@@ -207,7 +207,7 @@ def ask_fields(quiz: Quiz, title: str, fields: dict[str, str], kind: str) -> Non
         if field in ("Guest", "Doctor"):
             quiz.add("document/sender", value, role=field.lower())
     if not fields:
-        raise DoesNotFit
+        raise NoRoomError
     quiz.add("document/title", title)
     quiz.add("count/things", len(fields), things="fields")
     quiz.add("caption/picture", f"a {kind} titled {title}")
@@ -321,7 +321,7 @@ def table(canvas: Canvas, quiz: Quiz) -> None:
         for top, column in [(head, names), *cells.items()]
     ]
     if sum(widths) > SIZE - 12:
-        raise DoesNotFit
+        raise NoRoomError
     widths = [width + (SIZE - 12 - sum(widths)) // len(widths) * rng.randint(0, 1) for width in widths]
     canvas.paper = (254, 254, 254)
     canvas.draw.rectangle((4, 4, SIZE - 5, SIZE - 5), canvas.paper)
@@ -332,7 +332,7 @@ def table(canvas: Canvas, quiz: Quiz) -> None:
         y += font.height + 10
     pitch = min(face.height + rng.randint(6, 20), (SIZE - 14 - y) // (len(names) + 1))
     if pitch < face.height + 2:
-        raise DoesNotFit
+        raise NoRoomError
     head_rgb = rng.choice(((222, 230, 240), (235, 225, 210), (220, 238, 220), (254, 254, 254), (225, 225, 225)))
     lined, striped = rng.random() < 0.6, rng.random() < 0.4
     left, right = 8, 8 + sum(widths)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from demo.scenes import colours, words
-from demo.scenes.canvas import Box, Canvas, DoesNotFit
+from demo.scenes.canvas import Box, Canvas, NoRoomError
 from demo.scenes.colours import RGB, SIZE
 from demo.scenes.documents import field_value
 from demo.scenes.phrases import NTH
@@ -91,7 +91,7 @@ def buttons(window: Window, count: int) -> None:
     face = canvas.face(rng.randint(14, 16))
     room = (window.right - window.left - 8 * (count - 1)) // count
     if max(face.width(name) for name in names) > room - 8:
-        raise DoesNotFit
+        raise NoRoomError
     room = min(room, 110)
     width = count * (room + 8) - 8
     start = rng.choice((window.left, window.right - width))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 from demo.scenes import colours, words
-from demo.scenes.canvas import NAMED_SHAPES, Box, Canvas, DoesNotFit
+from demo.scenes.canvas import NAMED_SHAPES, Box, Canvas, NoRoomError
 from demo.scenes.colours import SIZE
 from demo.scenes.phrases import NTH, an
 from demo.scenes.quiz import Quiz
@@ -82,7 +82,7 @@ def scattered(canvas: Canvas, quiz: Quiz) -> None:
         placed.append((text, box))
         inks.append(tints[index] if coloured else "")
     if not placed:
-        raise DoesNotFit
+        raise NoRoomError
     texts = [text for text, _ in placed]
     ask_places(quiz, placed)
     ask_numbers(quiz, texts)
@@ -117,7 +117,7 @@ def panels(canvas: Canvas, quiz: Quiz) -> None:
         canvas.centred(box, text, face, colours.readable(rng, rgb) if rng.random() < 0.4 else colours.plain_ink(rgb))
         shown.append((tint, text, box))
     if not shown:
-        raise DoesNotFit
+        raise NoRoomError
     texts = [text for _, text, _ in shown]
     for tint, text, _ in shown:
         call = name if len(shown) == 1 and quiz.coin() else f"{tint} {name}"
