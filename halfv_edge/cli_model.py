@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, NoReturn
 
 from halfv_edge import gguf_meta, models, presets, profile
 from halfv_edge.console import Console
-from halfv_edge.errors import HalfvError
+from halfv_edge.errors import HalfvError, RunError
 
 if TYPE_CHECKING:
     from halfv_edge.engine import Model
     from halfv_edge.images import Picture
 
 MISTAKE, FAILURE = 2, 1  # exit codes: what was given can be changed, or what was run has failed
-FAILED = re.compile(r"could not compute|cannot be encoded|could not be prepared")
 MAX_TEXT_BYTES = 1 << 20
 
 # what the Python API calls it: what the command line calls it
@@ -202,7 +201,7 @@ def mistakes() -> Iterator[None]:
         yield
     except HalfvError as error:
         told = in_flags(error)
-        told.exit_code = FAILURE if FAILED.search(str(error)) else MISTAKE
+        told.exit_code = FAILURE if isinstance(error, RunError) else MISTAKE
         raise told from error
 
 

@@ -369,7 +369,14 @@ class Chat:
             )
 
     def _take(self, picture: Picture) -> None:
-        self._pictures[self._n_given] = self.model.encoder.tokens(picture)
+        encoded = self.model.encoder.tokens(picture)
+        largest = max(chunk.n_tokens for chunk in encoded.chunks)
+        if self.model.encoder.non_causal and largest > self._context.n_batch:
+            raise HalfvError(
+                f"{picture.name} has {largest} visual tokens that see each other, but n_batch is "
+                f"{self._context.n_batch}: load the model with n_batch={largest}."
+            )
+        self._pictures[self._n_given] = encoded
         self._waiting.append(self._n_given)
         self._n_given += 1
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from halfv_edge import gguf_meta, libs, native_log, profile
-from halfv_edge.errors import HalfvError
+from halfv_edge.errors import HalfvError, RunError
 from halfv_edge.images import Picture
 from halfv_edge.tokens import Layout, Tile, TokenMap
 
@@ -151,6 +151,9 @@ class Encoder:
         """Make sure of the embeddings; the seconds that it took, None when they were there."""
         if all(chunk.embd is not None for chunk in encoded.chunks):
             return None
+        if encoded.digest in self._cache:  # the same picture twice in one question
+            encoded.items[:] = self._cache[encoded.digest]
+            return None
         start = time.perf_counter()
         items = self._tokenize(encoded.picture, pixels=True)
         for position, item in enumerate(items):
@@ -177,7 +180,7 @@ class Encoder:
                 raise HalfvError(
                     f"{name} does not fit in memory as {chunk.n_tokens} tokens: set image_max_tokens lower."
                 )
-            raise HalfvError(f"{name} cannot be encoded: {native_log.last_words()}.")
+            raise RunError(f"{name} cannot be encoded: {native_log.last_words()}.")
         out = mtmd.mtmd_get_output_embd(self.pointer)
         # without the pixels, which are as large again
         light = Chunk(mtmd.mtmd_input_chunk_get_placeholder(chunk.pointer))

@@ -12,7 +12,7 @@ import numpy as np
 
 from halfv_edge import libs, native_log
 from halfv_edge.encoder import Chunk, Encoder
-from halfv_edge.errors import HalfvError
+from halfv_edge.errors import HalfvError, RunError
 
 llama_cpp = libs.load()
 
@@ -177,8 +177,8 @@ class Context:
         if rc == 1:
             raise HalfvError(f"The context of {self.n_ctx} tokens is full: start over, or load with a larger n_ctx.")
         if native_log.out_of_memory():
-            raise HalfvError("Out of memory while computing: load with a smaller n_ctx, n_batch or n_gpu_layers.")
-        raise HalfvError(f"llama.cpp could not compute ({rc}): {native_log.last_words()}.")
+            raise HalfvError("Out of memory while computing: load with a smaller n_ctx or n_gpu_layers.")
+        raise RunError(f"llama.cpp could not compute ({rc}): {native_log.last_words()}.")
 
     #
     # HalfV
@@ -191,7 +191,7 @@ class Context:
         if rc == halfv_h.HALFV_ERR_COMPUTE and self.stopping:
             raise StoppedError
         if rc not in (halfv_h.HALFV_OK, halfv_h.HALFV_NOTHING, halfv_h.HALFV_ERR_UNSUPPORTED):
-            raise HalfvError(f"The picture could not be prepared: {halfv_h.halfv_last_error().decode()}.")
+            raise RunError(f"The picture could not be prepared: {halfv_h.halfv_last_error().decode()}.")
 
     def top_up(self) -> None:
         """What follows is a new question: pruned tokens that matter to it come back."""

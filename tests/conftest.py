@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,10 @@ import pytest
 from halfv_edge import libs
 
 libs.load()
+
+from vlm import KINDS, Vlms  # noqa: E402
+
+from halfv_edge.engine import Model  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -40,3 +45,15 @@ def cmake_cache(build_dir: Path) -> dict[str, str]:
 def llama_tree(build_dir: Path) -> Path:
     """The patched llama.cpp source; its models/ has upstream's vocabularies."""
     return build_dir / "llama.cpp"
+
+
+@pytest.fixture(scope="module")
+def vlms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vlms]:
+    with Vlms(tmp_path_factory.mktemp("vlm")) as made:
+        yield made
+
+
+@pytest.fixture(params=KINDS)
+def model(request: pytest.FixtureRequest, vlms: Vlms) -> Model:
+    """Each kind of tiny model in turn."""
+    return vlms.load(request.param)

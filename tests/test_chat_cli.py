@@ -25,7 +25,7 @@ from vlm import CHATML, NEXT, PROFILE, QUESTION, picture
 from halfv_edge import cli, cli_chat, cli_tokens, models, presets
 from halfv_edge.chat_session import TWICE_SEC
 from halfv_edge.engine import Model
-from halfv_edge.errors import HalfvError
+from halfv_edge.errors import RunError
 from halfv_edge.kv import Context
 
 ARCHS = {"llava": "llama", "qwen2vl": "qwen2vl", "llava-next": "llama"}
@@ -313,7 +313,7 @@ def test_a_failure_while_running(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
-        raise HalfvError("llama.cpp could not compute (-3): the device is gone.")
+        raise RunError("llama.cpp could not compute (-3): the device is gone.")
 
     monkeypatch.setattr(Context, "evaluate", fail)
     monkeypatch.chdir(place)

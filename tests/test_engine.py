@@ -7,7 +7,6 @@ import itertools
 import re
 import threading
 import time
-from collections.abc import Iterator
 
 import llama_cpp
 import numpy as np
@@ -37,18 +36,6 @@ from halfv_edge.errors import HalfvError
 from halfv_edge.kv import ABORT, StoppedError, n_cells
 from halfv_edge.profile import Profile
 from halfv_edge.turn_lock import TurnLock
-
-
-@pytest.fixture(scope="module")
-def vlms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vlms]:
-    with Vlms(tmp_path_factory.mktemp("vlm")) as made:
-        yield made
-
-
-@pytest.fixture(params=KINDS)
-def model(request: pytest.FixtureRequest, vlms: Vlms) -> Model:
-    return vlms.load(request.param)
-
 
 #
 # one question

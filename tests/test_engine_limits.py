@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import gguf
@@ -15,7 +14,6 @@ from tiny_mmproj import make_tiny_mmproj
 from tiny_models import make_tiny
 from vlm import (
     CHATML,
-    KINDS,
     LONG,
     NEXT,
     PROFILE,
@@ -25,22 +23,10 @@ from vlm import (
 )
 
 from halfv_edge import native_log
-from halfv_edge.encoder import Chunk
+from halfv_edge.encoder import Chunk, Encoder
 from halfv_edge.engine import Model
 from halfv_edge.errors import HalfvError
 from halfv_edge.kv import n_cells
-
-
-@pytest.fixture(scope="module")
-def vlms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vlms]:
-    with Vlms(tmp_path_factory.mktemp("vlm")) as made:
-        yield made
-
-
-@pytest.fixture(params=KINDS)
-def model(request: pytest.FixtureRequest, vlms: Vlms) -> Model:
-    return vlms.load(request.param)
-
 
 #
 # sampling
@@ -289,3 +275,21 @@ def test_text_cannot_pass_for_a_picture(model: Model) -> None:
     with model.chat() as chat:
         chat.answer("<__media__> <|picture-0|> what", [picture()], max_tokens=2)
         assert sum(isinstance(item, Chunk) for item in chat._context.items) == 1
+
+
+def test_a_picture_that_must_be_one_batch(vlms: Vlms, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Encoder, "non_causal", True)
+    model = vlms.load("llava", n_batch=64)
+    with model.chat() as chat:
+        with pytest.raises(HalfvError, match=r"100 visual tokens that see each other, but n_batch is 64.*n_batch=100"):
+            chat.add_image(picture())
+        assert chat.answer(QUESTION, max_tokens=2)  # it goes on
+
+
+def test_the_same_new_picture_twice_is_encoded_once(vlms: Vlms) -> None:
+    model = vlms.load("llava", image_cache_mb=1)
+    with model.chat() as chat:
+        chat.answer(QUESTION, [picture(9), picture(9)], max_tokens=2)
+        assert (chat.stats.n_encoded, chat.stats.n_visual) == (1, 200)
+        first, second = chat.token_maps
+        assert first.n_visual == second.n_visual == 100

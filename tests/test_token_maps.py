@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,12 +15,6 @@ from vlm import (
 from halfv_edge.engine import Model
 from halfv_edge.images import load as load_image
 from halfv_edge.tokens import draw_token_map
-
-
-@pytest.fixture(scope="module")
-def vlms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vlms]:
-    with Vlms(tmp_path_factory.mktemp("vlm")) as made:
-        yield made
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -39,18 +39,22 @@ std::vector<float> prefill::score(const sequence & s, const std::vector<row> & r
     return res;
 }
 
+const std::vector<float> & prefill::final_norm() {
+    if (output_norm.empty()) {
+        output_norm.resize(ctx.model.hparams.n_embd);
+        ggml_backend_tensor_get(ctx.model.output_norm, output_norm.data(), 0, output_norm.size()*sizeof(float));
+    }
+    return output_norm;
+}
+
 std::vector<int32_t> prefill::cover(const sequence & s, const std::vector<row> & rows, const std::vector<int32_t> & anchors, int k) {
     const int n = rows.size(), d = ctx.model.hparams.n_embd;
     if (n == 0 || k <= 0) {
         return anchors;
     }
-    if (output_norm.empty()) {
-        output_norm.resize(d);
-        ggml_backend_tensor_get(ctx.model.output_norm, output_norm.data(), 0, d*sizeof(float));
-    }
     std::vector<float> copy, features((size_t) n*d);
     const float * hidden = block(s.hidden, rows, d, [](const row & r) { return (size_t) r.hidden; }, copy);
-    final_norm_features(hidden, output_norm.data(), n, d, features.data());
+    final_norm_features(hidden, final_norm().data(), n, d, features.data());
 
     if (!device) {
         return halfv::cover(features.data(), n, d, anchors, k, ctx.cparams.n_threads_batch);
@@ -66,6 +70,13 @@ std::vector<int32_t> prefill::cover(const sequence & s, const std::vector<row> &
         }
     }
     return res;
+}
+
+// Anchors left for the question when a picture is prepared: few, as they are what the person waits for after Enter.
+static int late_anchors(int n, int n_anchors) {
+    constexpr int   least = 8;
+    constexpr float share = 0.025f;
+    return std::min(n_anchors, std::max(least, quota(n, share)));
 }
 
 void prefill::choose_stage2(sequence & s, when moment, std::vector<row> & go, std::vector<row> & wait, std::vector<row> & pruned) {
@@ -89,7 +100,10 @@ void prefill::choose_stage2(sequence & s, when moment, std::vector<row> & go, st
             std::vector<row> rows;
             for (const size_t m : members[i]) { rows.push_back(s.rows[m]); }
             const int n_kept    = std::max(1, quota(im.n, p.ivr_keep));
-            const int n_anchors = quota(n_kept, p.ivr_anchors);
+            int n_anchors = quota(n_kept, p.ivr_anchors);
+            if (moment == when::before_question || im.covered) {
+                n_anchors = late_anchors(im.n, n_anchors);
+            }
 
             std::vector<int32_t> chosen;
             if (moment == when::before_question) {
