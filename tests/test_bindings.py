@@ -16,7 +16,11 @@ from client import Client
 from halfv_cpp import halfv_h
 from tiny_models import make_tiny, tiny_image
 
-STRUCTS = {"halfv_profile": halfv_h.halfv_profile, "halfv_stats": halfv_h.halfv_stats}
+STRUCTS = {
+    "halfv_profile": halfv_h.halfv_profile,
+    "halfv_stats": halfv_h.halfv_stats,
+    "halfv_boundary": halfv_h.halfv_boundary,
+}
 C_TYPES = {
     "void": None,
     "bool": ctypes.c_bool,
@@ -27,6 +31,10 @@ C_TYPES = {
     "llama_seq_id": ctypes.c_int32,
     "enum halfv_media": ctypes.c_int,
     "const char *": ctypes.c_char_p,
+    "double *": ctypes.POINTER(ctypes.c_double),
+    "uint8_t *": ctypes.POINTER(ctypes.c_uint8),
+    "void *": ctypes.c_void_p,
+    "halfv_observer": halfv_h.halfv_observer,
     "int32_t *": ctypes.POINTER(ctypes.c_int32),
     "struct halfv_profile": halfv_h.halfv_profile,
     "struct halfv_profile *": ctypes.POINTER(halfv_h.halfv_profile),

@@ -1,4 +1,4 @@
-"""Runs native/tests/test-capi.c, a plain C99 program, on tiny models."""
+"""Runs native/tests/test-capi.c and test-observe.c, plain C99 programs, on tiny models."""
 
 from __future__ import annotations
 
@@ -18,11 +18,15 @@ BAD_PROFILE = {
 }
 
 
-@pytest.fixture(scope="module")
-def program(build_dir: Path) -> Path:
-    found = build_dir / "bin" / "test-capi"
+def built(build_dir: Path, name: str) -> Path:
+    found = build_dir / "bin" / name
     assert found.is_file(), f"{found} is not built: run `make test`"
     return found
+
+
+@pytest.fixture(scope="module")
+def program(build_dir: Path) -> Path:
+    return built(build_dir, "test-capi")
 
 
 # one rope kind each, and deep-stack layers
@@ -34,6 +38,13 @@ def test_every_function(arch: str, program: Path, llama_tree: Path, tmp_path: Pa
         make_tiny(tmp_path / "bad.gguf", arch, profile=BAD_PROFILE),
     )
     done = subprocess.run([program, *models], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen2vl", "qwen3vl"])
+def test_observing(arch: str, build_dir: Path, tmp_path: Path) -> None:
+    model = make_tiny(tmp_path / "model.gguf", arch)
+    done = subprocess.run([built(build_dir, "test-observe"), model], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from ctypes import (
     CDLL,
+    CFUNCTYPE,
     POINTER,
     Structure,
     c_bool,
@@ -18,6 +19,8 @@ from ctypes import (
     c_int64,
     c_uint32,
     c_uint64,
+    c_uint8,
+    c_void_p,
 )
 
 try:
@@ -278,6 +281,88 @@ def halfv_image_size(ctx: int | None, seq: int, image: int, /) -> int:
 )
 def halfv_image_tokens(ctx: int | None, seq: int, image: int, stage: int, out: object, cap: int, /) -> int:
     """Indices, within that picture, of the tokens that reached a stage (2 or 3); returns how many there are."""
+
+
+
+# LLAMA_API int32_t halfv_flops(const struct llama_model * model, const struct halfv_profile * profile,
+#                               uint32_t n_before, uint32_t n_visual, uint32_t n_after,
+#                               double * dense, double * spent);
+@ctypes_function(
+    "halfv_flops",
+    [
+        llama_cpp.llama_model_p_ctypes,
+        POINTER(halfv_profile),
+        c_uint32,
+        c_uint32,
+        c_uint32,
+        POINTER(c_double),
+        POINTER(c_double),
+    ],
+    c_int32,
+)
+def halfv_flops(
+    model: int | None,
+    profile: halfv_profile | None,
+    n_before: int,
+    n_visual: int,
+    n_after: int,
+    dense: object,
+    spent: object,
+    /,
+) -> int:
+    """What halfv_stats would count for a prompt of text, one picture and text, from the picture on."""
+
+
+#
+# looking inside an unpruned prompt, for calibration
+#
+
+
+# struct halfv_boundary {
+#     int32_t         layer;     // which layer's input this is; the number of layers: the output of the last
+#     int32_t         n_tokens;
+#     int32_t         n_embd;
+#     int32_t         n_vocab;
+#     float           norm_eps;
+#     const float   * norm;      // [n_embd], of the model's final RMS norm
+#     const float   * states;    // [n_tokens][n_embd], in prompt order, before any norm
+#     const uint8_t * visual;    // [n_tokens], 1 where a token is visual
+#     const float   * attention; // [n_tokens]: where the last token looks here, mean over heads; null at the end
+#     const float   * logits;    // [n_vocab], of the last token. At the end the model's; before that what they would
+#                                // be if this layer left the visual tokens as they are, null where not asked for
+# };
+class halfv_boundary(Structure):  # noqa: N801
+    _fields_ = (
+        ("layer", c_int32),
+        ("n_tokens", c_int32),
+        ("n_embd", c_int32),
+        ("n_vocab", c_int32),
+        ("norm_eps", c_float),
+        ("norm", POINTER(c_float)),
+        ("states", POINTER(c_float)),
+        ("visual", POINTER(c_uint8)),
+        ("attention", POINTER(c_float)),
+        ("logits", POINTER(c_float)),
+    )
+
+
+# typedef bool (*halfv_observer)(const struct halfv_boundary * boundary, void * user);
+halfv_observer = CFUNCTYPE(c_bool, POINTER(halfv_boundary), c_void_p)
+
+
+# LLAMA_API int32_t halfv_hold(struct llama_context * ctx, bool hold);
+@ctypes_function("halfv_hold", [llama_cpp.llama_context_p_ctypes, c_bool], c_int32)
+def halfv_hold(ctx: int | None, hold: bool, /) -> int:
+    """From here on llama_decode only keeps what it is given: one sequence, into empty memory, without outputs."""
+
+
+# LLAMA_API int32_t halfv_observe(struct llama_context * ctx, const uint8_t * freeze, halfv_observer observer,
+#                                 void * user);
+@ctypes_function(
+    "halfv_observe", [llama_cpp.llama_context_p_ctypes, POINTER(c_uint8), halfv_observer, c_void_p], c_int32
+)
+def halfv_observe(ctx: int | None, freeze: object, observer: object, user: object, /) -> int:
+    """Run what was held through the model layer by layer; the observer sees each boundary."""
 
 
 __all__ = [name for name in dir() if name.lower().startswith("halfv_")]

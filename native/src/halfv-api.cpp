@@ -120,11 +120,13 @@ int32_t halfv_model_set_profile(llama_model * model, const halfv_profile * profi
 }
 
 int32_t halfv_model_set_stage_cells(llama_model * model, uint32_t stage1, uint32_t stage2, uint32_t stage3) {
-    if (!model) {
-        return fail(HALFV_ERR_ARGUMENT, "halfv: the model is null");
-    }
-    model->halfv_profile.stage_cells = { stage1, stage2, stage3 };
-    return HALFV_OK;
+    return guarded([&]() -> int32_t {
+        if (!model) {
+            return fail(HALFV_ERR_ARGUMENT, "halfv: the model is null");
+        }
+        model->halfv_profile.stage_cells = { stage1, stage2, stage3 };
+        return HALFV_OK;
+    });
 }
 
 int32_t halfv_get_profile(const llama_context * ctx, halfv_profile * out) {
@@ -264,5 +266,42 @@ int32_t halfv_image_tokens(const llama_context * ctx, llama_seq_id seq, uint32_t
             std::copy_n(tokens.begin(), std::min<size_t>(cap, tokens.size()), out);
         }
         return tokens.size();
+    });
+}
+
+int32_t halfv_flops(const llama_model * model, const halfv_profile * profile, uint32_t n_before, uint32_t n_visual, uint32_t n_after,
+                    double * dense, double * spent) {
+    return guarded([&]() -> int32_t {
+        if (!model || !profile || !dense || !spent) {
+            return fail(HALFV_ERR_ARGUMENT, "halfv: the model, the profile or a place for FLOPs is null");
+        }
+        const std::string wrong = halfv::validate(*profile, model->hparams.n_layer());
+        if (!wrong.empty()) {
+            return fail(HALFV_ERR_ARGUMENT, wrong);
+        }
+        if (model->layers.size() < model->hparams.n_layer()) {
+            return fail(HALFV_ERR_ARGUMENT, "halfv: the model was loaded without its weights");
+        }
+        halfv::cost_model(*model).prompt(*profile, n_before, n_visual, n_after, *dense, *spent);
+        return HALFV_OK;
+    });
+}
+
+int32_t halfv_hold(llama_context * ctx, bool hold) {
+    return with_prefill(ctx, [&](halfv::prefill & prefill) -> int32_t {
+        prefill.hold(hold);
+        return HALFV_OK;
+    });
+}
+
+int32_t halfv_observe(llama_context * ctx, const uint8_t * freeze, halfv_observer observer, void * user) {
+    return with_prefill(ctx, [&](halfv::prefill & prefill) -> int32_t {
+        if (!observer) {
+            return fail(HALFV_ERR_ARGUMENT, "halfv: the observer is null");
+        }
+        const int32_t rc = prefill.observe(freeze, observer, user);
+        return rc == HALFV_ERR_ARGUMENT ? fail(rc, "halfv: a prompt to observe must end with text, and memory must be empty") :
+               rc == HALFV_ERR_MEMORY   ? fail(rc, "halfv: no room in the KV cache or in memory for the prompt") :
+               rc == HALFV_ERR_COMPUTE  ? fail(rc, "halfv: observing failed, was aborted or was stopped by the observer") : rc;
     });
 }

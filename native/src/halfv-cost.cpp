@@ -1,7 +1,11 @@
 #include "halfv-cost.h"
 
+#include "halfv-profile.h"
+#include "halfv-selection.h"
+
 #include "llama-model.h"
 
+#include <algorithm>
 #include <initializer_list>
 
 namespace halfv {
@@ -50,6 +54,28 @@ double cost_model::kv_only(int32_t first, int32_t last, uint64_t n) const {
         flops += n*layers[il].kv;
     }
     return flops;
+}
+
+void cost_model::prompt(const halfv_profile & p, uint64_t n_before, uint64_t n_visual, uint64_t n_after, double & dense, double & spent) const {
+    const int32_t ivr = p.ivr_layer, ssr = p.ssr_layer, n_layer = layers.size();
+    dense = spent = outputs(1) + span(0, n_layer, n_visual + n_after, n_before);
+    if (!prunes(p, n_layer) || n_visual < p.min_visual_tokens) {
+        return;
+    }
+    const uint64_t kept    = p.ivr_keep < 1.0f ? std::max(1, quota(n_visual, p.ivr_keep)) : n_visual;
+    const uint64_t anchors = quota(kept, p.ivr_anchors);
+    const bool     asks    = ssr < n_layer && p.ssr_update < 1.0f;
+    const uint64_t deep    = asks ? std::min<uint64_t>(kept, quota(n_visual, p.ssr_update)) : kept;
+    const uint64_t frozen  = asks && p.ssr_rest == HALFV_REST_FROZEN ? kept - deep : 0;
+
+    spent = outputs(1) + span(0, ivr, n_visual + n_after, n_before) + span(ivr, ssr, kept + n_after, n_before) +
+            kv_only(ssr, n_layer, frozen) + span(ssr, n_layer, deep + n_after, n_before + frozen);
+    if (kept < n_visual) {
+        spent += (anchors > 0 ? scores(n_visual, ivr - 1) : 0) + cover(n_visual, kept);
+    }
+    if (asks && deep > 0) {
+        spent += scores(kept, ssr - 1);
+    }
 }
 
 } // namespace halfv

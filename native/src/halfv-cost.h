@@ -1,5 +1,7 @@
 #pragma once
 
+#include "halfv.h"
+
 #include <cstdint>
 #include <vector>
 
@@ -19,6 +21,9 @@ public:
     double kv_only(int32_t first, int32_t last, uint64_t n) const;
 
     double outputs(uint64_t n) const { return n*head; }
+
+    // text, a picture and text that asks for one output, from the picture on
+    void prompt(const halfv_profile & p, uint64_t n_before, uint64_t n_visual, uint64_t n_after, double & dense, double & spent) const;
 
     // the pruner: one query against n keys; farthest-point sampling of k among n
     double scores(uint64_t n, int32_t il) const { return 2.0*n*layers[il].query_width; }

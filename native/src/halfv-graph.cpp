@@ -85,9 +85,9 @@ void tap(const llm_graph_context & graph, ggml_tensor * q, ggml_tensor * k, int 
 
 } // namespace halfv
 
-// a graph that ends before the last layer gives its hidden states
+// a graph that ends before the output head gives its hidden states
 bool llm_graph_context::ends_early(ggml_tensor * inpL) const {
-    if (!cparams.halfv_pass.ends_early(n_layer)) {
+    if (!cparams.halfv_pass.ends_early(n_layer) && cparams.halfv_pass.last != (int32_t) n_layer) {
         return false;
     }
     if (!cparams.halfv_pass.kv_only) {

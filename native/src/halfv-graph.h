@@ -21,8 +21,7 @@ public:
     template <typename F>
     void build(F && build_stage) {
         for (int s = 0; s < n_stages; ++s) {
-            const auto bounds = staged->bounds();
-            if (bounds[s] < bounds[s + 1] && bounds[s] >= cparams.halfv_pass.first && bounds[s] < cparams.halfv_pass.end(bounds[n_stages])) {
+            if (staged->reaches(cparams.halfv_pass, s)) {
                 stages[s] = build_stage(staged->stage(s));
             }
         }

@@ -42,7 +42,13 @@ staged_memory::staged_memory(const llama_model & model, const llama_memory_param
 }
 
 bool staged_memory::touches(const graph_pass & pass, int s) const {
-    return has_stage(s) && bounds[s] >= pass.first && bounds[s] < pass.end(bounds[n_stages]);
+    return has_stage(s) && bounds[s + 1] > pass.first && bounds[s] < pass.end(bounds[n_stages]);
+}
+
+void staged_memory::rewind(llama_seq_id seq_id, const graph_pass & pass) {
+    for (int s = 0; s < n_stages; ++s) {
+        if (touches(pass, s)) { stages[s]->seq_rm(seq_id, -1, -1); }
+    }
 }
 
 llama_memory_context_ptr staged_memory::init_batch(llama_batch_allocr & balloc, uint32_t n_ubatch, bool embd_all) {

@@ -74,6 +74,9 @@ public:
     bool has_stage(int s) const { return bounds[s] < bounds[s + 1]; }
     bool touches(const graph_pass & pass, int s) const;
 
+    // forget the cells that hold a sequence in these layers; they are given out again in the same order
+    void rewind(llama_seq_id seq_id, const graph_pass & pass);
+
     uint32_t n_stream() const { return stages[0]->get_n_stream(); }
     uint32_t n_cells(int s, llama_seq_id seq_id) const; // in use by a sequence
     size_t   cell_bytes(int s) const;
@@ -138,6 +141,7 @@ public:
     const llama_kv_cache_context * stage(int s) const;
 
     const std::array<int32_t, n_stages + 1> & bounds() const { return memory->bounds; }
+    bool reaches(const graph_pass & pass, int s) const { return memory->touches(pass, s); }
 
     // kept open until the last step is done
     std::unique_ptr<staged_memory::transaction> transaction;

@@ -6,6 +6,7 @@
 #include "llama-impl.h"
 #include "llama-model.h"
 
+#include <algorithm>
 #include <cstring>
 
 namespace halfv {
@@ -17,7 +18,7 @@ void prefill::reserve(uint32_t n_tokens, const llama_memory_context_i * mctx) {
     const auto & b = memory.bounds;
     const graph_pass passes[] = {
         { b[0], b[1], false, b[1] - 1, false },
-        { b[1], b[2], false, b[2] - 1, true  },
+        { b[1], memory.has_stage(2) ? b[2] : INT32_MAX, false, b[2] - 1, true },
         { b[2], b[3] },
     };
     for (const auto & pass : passes) {
@@ -29,11 +30,11 @@ void prefill::reserve(uint32_t n_tokens, const llama_memory_context_i * mctx) {
     ctx.cparams.halfv_pass = {};
 }
 
-int prefill::run(std::vector<step> steps, const std::function<void(const llama_ubatch &, const llm_graph_result &)> & collect) {
+int prefill::run(std::vector<step> steps, const std::function<void(const llama_ubatch &, const llm_graph_result &)> & collect, bool outputs) {
     if (steps.empty()) {
         return 0;
     }
-    // partial graphs have no outputs, whatever the context is set to give
+    // partial graphs have no outputs unless asked for, whatever the context is set to give
     struct quiet {
         llama_cparams & cparams; uint32_t & n_outputs; const uint32_t n_outputs_before;
         const bool embeddings, nextn; std::vector<bool> layer_inp;
@@ -57,13 +58,15 @@ int prefill::run(std::vector<step> steps, const std::function<void(const llama_u
         return 1;
     }
     do {
+        const auto & ubatch = mctx->get_ubatch();
+        ctx.n_outputs = outputs ? std::count_if(ubatch.output, ubatch.output + ubatch.n_tokens, [](int8_t o) { return o != 0; }) : 0;
         ggml_status status = GGML_STATUS_SUCCESS;
-        const auto * res = ctx.process_ubatch(mctx->get_ubatch(), LLM_GRAPH_TYPE_DEFAULT, mctx.get(), status);
+        const auto * res = ctx.process_ubatch(ubatch, LLM_GRAPH_TYPE_DEFAULT, mctx.get(), status);
         if (!res) {
             return status == GGML_STATUS_ABORTED ? 2 : status == GGML_STATUS_ALLOC_FAILED ? -2 : -3;
         }
         if (collect) {
-            collect(mctx->get_ubatch(), *res);
+            collect(ubatch, *res);
         }
         ggml_backend_sched_synchronize(ctx.sched.get());
     } while (mctx->next());
@@ -139,13 +142,12 @@ llama_ubatch prefill::ubatch_of_batch(const llama_batch & batch, const std::vect
     return res;
 }
 
-llama_ubatch prefill::ubatch_of_rows(llama_seq_id seq_id, const row * rows, uint32_t n, size_t width) const {
-    const auto * s = memory.find(seq_id);
+llama_ubatch prefill::ubatch_of_rows(llama_seq_id seq_id, const row * rows, uint32_t n, size_t width, const slab<float> & hidden) const {
     const uint32_t n_pos = ctx.model.hparams.n_pos_per_embd();
 
     llama_ubatch res = new_ubatch(n, n_pos, width, false, memory.n_stream() > 1);
     for (uint32_t i = 0; i < n; ++i) {
-        memcpy(res.embd + i*width, s->hidden.at(rows[i].hidden), width*sizeof(float));
+        memcpy(res.embd + i*width, hidden.at(rows[i].hidden), width*sizeof(float));
         for (uint32_t j = 0; j < n_pos; ++j) {
             res.pos[j*n + i] = rows[i].pos[j];
         }
@@ -156,7 +158,7 @@ llama_ubatch prefill::ubatch_of_rows(llama_seq_id seq_id, const row * rows, uint
     return res;
 }
 
-std::vector<step> prefill::steps_of(llama_seq_id seq_id, const std::vector<row> & rows, const graph_pass & pass) const {
+std::vector<step> prefill::steps_of(llama_seq_id seq_id, const std::vector<row> & rows, const slab<float> & hidden, const graph_pass & pass) const {
     const size_t width = input_width(ctx.model.hparams, pass.first);
     std::vector<step> steps;
     for (size_t i = 0; i < rows.size();) {
@@ -165,7 +167,7 @@ std::vector<step> prefill::steps_of(llama_seq_id seq_id, const std::vector<row> 
         while (end < rows.size() && rows[end].group == rows[i].group && (rows[i].group >= 0 || end - i < ctx.cparams.n_ubatch)) {
             ++end;
         }
-        steps.push_back({ ubatch_of_rows(seq_id, &rows[i], end - i, width), pass, rows[i].group < 0 });
+        steps.push_back({ ubatch_of_rows(seq_id, &rows[i], end - i, width, hidden), pass, rows[i].group < 0 });
         i = end;
     }
     return steps;

@@ -109,6 +109,9 @@ std::optional<int> prefill::decode_batch(llama_memory_context_ptr & mctx) {
     const llama_batch & batch = ctx.balloc->get_batch();
     const bool visual = batch.embd && !batch.token && media == HALFV_MEDIA_VISUAL;
 
+    if (held) {
+        return hold_batch(batch, visual);
+    }
     if (!visual) {
         memory.close_images(batch);
         if (!memory.any_lazy()) {
@@ -357,11 +360,11 @@ int prefill::settle(llama_seq_id seq_id, when moment, std::vector<step> * last) 
         if (r.image >= 0 && s.images[r.image].covered) { r.group = -1; }
     }
     if (!three && last) {
-        for (auto & step : steps_of(seq_id, fed, pass2)) { last->push_back(std::move(step)); }
+        for (auto & step : steps_of(seq_id, fed, s.hidden, pass2)) { last->push_back(std::move(step)); }
     } else {
         uint32_t i_go = 0;
         const size_t n_embd = ctx.model.hparams.n_embd;
-        const int rc = run(steps_of(seq_id, fed, pass2), [&](const llama_ubatch & ubatch, const llm_graph_result & res) {
+        const int rc = run(steps_of(seq_id, fed, s.hidden, pass2), [&](const llama_ubatch & ubatch, const llm_graph_result & res) {
             if (!three) {
                 return;
             }
@@ -420,13 +423,13 @@ int prefill::settle(llama_seq_id seq_id, when moment, std::vector<step> * last) 
             }
             if (p.ssr_rest == HALFV_REST_FROZEN) {
                 s.stats.flops_spent += cost.kv_only(bounds[2], bounds[3], frozen.size());
-                if (const int rc = run(steps_of(seq_id, frozen, { bounds[2], bounds[3], true }), nullptr)) {
+                if (const int rc = run(steps_of(seq_id, frozen, s.hidden, { bounds[2], bounds[3], true }), nullptr)) {
                     return rc;
                 }
                 lap(s.stats.us_frozen);
             }
             s.stats.flops_spent += cost.span(bounds[2], bounds[3], moving.size(), memory.n_cells(2, seq_id));
-            auto steps = steps_of(seq_id, moving, { bounds[2] });
+            auto steps = steps_of(seq_id, moving, s.hidden, { bounds[2] });
             if (last && i == deep.size()) { // outputs are asked of the end of the prompt
                 for (auto & step : steps) { last->push_back(std::move(step)); }
             } else if (const int rc = run(std::move(steps), nullptr)) {

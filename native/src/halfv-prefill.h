@@ -35,6 +35,10 @@ public:
 
     int32_t prepare(llama_seq_id seq_id); // HALFV_*
 
+    // layer by layer through a prompt that was held back, in halfv-observe.cpp
+    void    hold(bool on);
+    int32_t observe(const uint8_t * freeze, halfv_observer observer, void * user); // HALFV_*
+
     void begin_media(halfv_media m) { media = m; new_image = true; }
 
     staged_memory & memory;
@@ -70,14 +74,27 @@ private:
     std::vector<row> recall(sequence & s);
     void store(sequence & s, const std::vector<row> & pruned);
     std::vector<float> score(const sequence & s, const std::vector<row> & rows, const std::vector<float> & query) const;
+    const std::vector<float> & final_norm();
     std::vector<int32_t> cover(const sequence & s, const std::vector<row> & rows, const std::vector<int32_t> & anchors, int k);
 
     // passes, in halfv-passes.cpp
-    int run(std::vector<step> steps, const std::function<void(const llama_ubatch &, const llm_graph_result &)> & collect);
-    std::vector<step> steps_of(llama_seq_id seq_id, const std::vector<row> & rows, const graph_pass & pass) const;
-    llama_ubatch ubatch_of_rows(llama_seq_id seq_id, const row * rows, uint32_t n, size_t width) const;
+    int run(std::vector<step> steps, const std::function<void(const llama_ubatch &, const llm_graph_result &)> & collect, bool outputs = false);
+    std::vector<step> steps_of(llama_seq_id seq_id, const std::vector<row> & rows, const slab<float> & hidden, const graph_pass & pass) const;
+    llama_ubatch ubatch_of_rows(llama_seq_id seq_id, const row * rows, uint32_t n, size_t width, const slab<float> & hidden) const;
     llama_ubatch ubatch_of_batch(const llama_batch & batch, const std::vector<int32_t> & idxs) const;
     void read(ggml_tensor * tensor, float * dst) const;
+
+    // a prompt of one sequence, and the states that enter the layer it has come to
+    struct held_prompt {
+        llama_seq_id seq_id = -1;
+        std::vector<row> rows;
+        slab<float> states;
+    };
+    int hold_batch(const llama_batch & batch, bool visual);
+    int observe_layers(held_prompt & prompt, const uint8_t * freeze, halfv_observer observer, void * user);
+    int observe_layer(const held_prompt & prompt, int32_t il, float * out, float * attention);
+    int frozen_logits(const held_prompt & prompt, int32_t il, float * logits);
+    int last_logits(const held_prompt & prompt, const slab<float> & states, const std::vector<row> & rows, int32_t first, float * logits);
 
     llama_context & ctx;
     cost_model cost;
@@ -87,6 +104,7 @@ private:
     bool new_image = false;
     int32_t n_groups = 0;
     uint32_t warned = 0; // bit per halfv_reason that the log has heard of
+    std::optional<held_prompt> held;
 };
 
 } // namespace halfv

@@ -1,0 +1,219 @@
+// Layer by layer through a prompt, for calibration. One boundary of states is held at a time, whatever the depth: the
+// prompt goes through one layer whole before it enters the next, and finds its cells again in each.
+
+#include "halfv-prefill.h"
+#include "halfv-selection.h"
+
+#include "llama-context.h"
+#include "llama-impl.h"
+#include "llama-model.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace halfv {
+
+static constexpr int STOPPED = 3; // beside the codes of llama_decode
+
+void prefill::hold(bool on) {
+    held.reset();
+    if (on) {
+        held.emplace();
+        held->states.width = ctx.model.hparams.n_embd_inp();
+    }
+}
+
+static void embedding(const ggml_tensor * table, llama_token token, float * dst) {
+    const int64_t n = table->ne[0];
+    std::vector<uint8_t> raw(ggml_row_size(table->type, n));
+    ggml_backend_tensor_get(table, raw.data(), (size_t) token*table->nb[1], raw.size());
+    if (table->type == GGML_TYPE_F32) {
+        memcpy(dst, raw.data(), raw.size());
+    } else {
+        ggml_get_type_traits(table->type)->to_float(raw.data(), dst, n);
+    }
+}
+
+int prefill::hold_batch(const llama_batch & batch, bool visual) {
+    if (held->seq_id < 0) {
+        held->seq_id = batch.seq_id[0][0];
+    }
+    for (int32_t i = 0; i < batch.n_tokens; ++i) {
+        if (batch.logits[i] || batch.n_seq_id[i] > 1 || batch.seq_id[i][0] != held->seq_id) {
+            LLAMA_LOG_ERROR("%s: HalfV: a held prompt has one sequence and asks for no outputs\n", __func__);
+            return -1;
+        }
+    }
+    const uint32_t n_pos = ctx.model.hparams.n_pos_per_embd();
+    const int32_t  group = ctx.cparams.causal_attn ? -1 : n_groups++;
+    const size_t   width = held->states.width;
+    const uint32_t first = held->states.grow(batch.n_tokens);
+    for (int32_t i = 0; i < batch.n_tokens; ++i) {
+        if (batch.token) {
+            embedding(ctx.model.tok_embd, batch.token[i], held->states.at(first + i));
+        } else {
+            memcpy(held->states.at(first + i), batch.embd + i*width, width*sizeof(float));
+        }
+        row r = {};
+        for (uint32_t j = 0; j < n_pos && !(batch.token && j == 3); ++j) { // the fourth is 0 for text
+            r.pos[j] = batch.pos[(batch.token ? 0 : (size_t) j*batch.n_tokens) + i];
+        }
+        r.image  = visual ? 0 : -1;
+        r.hidden = first + i;
+        r.key    = -1;
+        r.group  = group;
+        held->rows.push_back(r);
+    }
+    return ctx.output_reserve(0) == 0 ? -2 : 0;
+}
+
+int32_t prefill::observe(const uint8_t * freeze, halfv_observer observer, void * user) {
+    if (!held || held->rows.empty()) {
+        return HALFV_NOTHING;
+    }
+    auto prompt = std::move(*held);
+    held.reset();
+    if (prompt.rows.back().image >= 0 || memory.seq_pos_max(prompt.seq_id) >= 0) {
+        return HALFV_ERR_ARGUMENT;
+    }
+    ctx.sched_reserve();
+    ctx.memory_update(false);
+
+    const int rc = observe_layers(prompt, freeze, observer, user);
+    if (rc != 0) {
+        memory.seq_rm(prompt.seq_id, -1, -1);
+    }
+    return rc == 0 ? HALFV_OK : rc == 1 || rc == -2 ? HALFV_ERR_MEMORY : HALFV_ERR_COMPUTE;
+}
+
+int prefill::observe_layers(held_prompt & prompt, const uint8_t * freeze, halfv_observer observer, void * user) {
+    const int32_t n_layer = memory.bounds[n_stages];
+    const size_t  n = prompt.rows.size(), n_embd = ctx.model.hparams.n_embd;
+
+    std::vector<float>   now(n*n_embd), next(n*n_embd), attention(n), logits(ctx.model.vocab.n_tokens());
+    std::vector<uint8_t> visual(n);
+    for (size_t i = 0; i < n; ++i) {
+        visual[i] = prompt.rows[i].image >= 0;
+        memcpy(now.data() + i*n_embd, prompt.states.at(i), n_embd*sizeof(float));
+    }
+    const auto & norm = final_norm();
+    halfv_boundary seen = {
+        /*.layer     =*/ 0,
+        /*.n_tokens  =*/ (int32_t) n,
+        /*.n_embd    =*/ (int32_t) n_embd,
+        /*.n_vocab   =*/ (int32_t) logits.size(),
+        /*.norm_eps  =*/ ctx.model.hparams.f_norm_rms_eps,
+        /*.norm      =*/ norm.data(),
+        /*.states    =*/ now.data(),
+        /*.visual    =*/ visual.data(),
+        /*.attention =*/ attention.data(),
+        /*.logits    =*/ nullptr,
+    };
+    for (; seen.layer < n_layer; ++seen.layer) {
+        const int32_t il = seen.layer;
+        seen.logits = nullptr;
+        if (freeze && freeze[il]) {
+            if (const int rc = frozen_logits(prompt, il, logits.data())) {
+                return rc;
+            }
+            seen.logits = logits.data();
+        }
+        if (const int rc = observe_layer(prompt, il, next.data(), attention.data())) {
+            return rc;
+        }
+        if (!observer(&seen, user)) {
+            return STOPPED;
+        }
+        if (il == n_layer - 1) { // over the same states, so that frozen and unfrozen logits differ by the freezing alone
+            memory.rewind(prompt.seq_id, { il });
+            if (const int rc = last_logits(prompt, prompt.states, prompt.rows, il, logits.data())) {
+                return rc;
+            }
+        }
+        now.swap(next);
+        seen.states = now.data();
+        for (size_t i = 0; i < n; ++i) {
+            memcpy(prompt.states.at(i), now.data() + i*n_embd, n_embd*sizeof(float));
+        }
+    }
+    seen.attention = nullptr;
+    seen.logits    = logits.data();
+    return observer(&seen, user) ? 0 : STOPPED;
+}
+
+// one layer over the whole prompt: the states that leave it, and where its last token looks
+int prefill::observe_layer(const held_prompt & prompt, int32_t il, float * out, float * attention) {
+    const auto & hparams = ctx.model.hparams;
+    const size_t n = prompt.rows.size(), n_embd = hparams.n_embd, n_head_embd = hparams.n_embd_head_k(il);
+    const bool   is_last = il + 1 == memory.bounds[n_stages];
+
+    auto rows = prompt.rows;
+    for (auto & r : rows) { r.output = is_last; } // or the last layer would leave them out
+    const graph_pass pass = { il, il + 1, false, il, true };
+    memory.rewind(prompt.seq_id, pass);
+
+    std::vector<float> query((size_t) hparams.n_head(il)*n_head_embd), keys(n*memory.n_key);
+    size_t i = 0;
+    const int rc = run(steps_of(prompt.seq_id, rows, prompt.states, pass), [&](const llama_ubatch & ubatch, const llm_graph_result & res) {
+        read(res.t_embd, out + i*n_embd);
+        read(res.t_halfv_k, keys.data() + i*memory.n_key);
+        read(res.t_halfv_q, query.data());
+        i += ubatch.n_tokens;
+    }, is_last);
+
+    const float scale = hparams.f_attention_scale != 0.0f ? hparams.f_attention_scale : 1.0f/std::sqrt((float) n_head_embd);
+    for (auto & q : query) { q *= scale; }
+    visual_scores(query.data(), keys.data(), memory.n_key, n, hparams.n_head(il), hparams.n_head_kv(il), n_head_embd, attention);
+    return rc;
+}
+
+// what the last token would say if layer il left the visual tokens as they are
+int prefill::frozen_logits(const held_prompt & prompt, int32_t il, float * logits) {
+    const auto & hparams = ctx.model.hparams;
+    const size_t n_embd  = hparams.n_embd;
+    std::vector<row> visual, text;
+    for (const auto & r : prompt.rows) { (r.image >= 0 ? visual : text).push_back(r); }
+
+    memory.rewind(prompt.seq_id, { il });
+    if (const int rc = run(steps_of(prompt.seq_id, visual, prompt.states, { il, il + 1, true }), nullptr)) {
+        return rc;
+    }
+    if (il + 1 == memory.bounds[n_stages]) {
+        return last_logits(prompt, prompt.states, text, il, logits);
+    }
+    slab<float> states = prompt.states;
+    size_t i = 0;
+    std::vector<float> out;
+    const int rc = run(steps_of(prompt.seq_id, text, prompt.states, { il, il + 1 }), [&](const llama_ubatch & ubatch, const llm_graph_result & res) {
+        out.resize(ubatch.n_tokens*n_embd);
+        read(res.t_embd, out.data());
+        ggml_backend_sched_synchronize(ctx.sched.get());
+        for (uint32_t j = 0; j < ubatch.n_tokens; ++j) {
+            memcpy(states.at(text[i++].hidden), out.data() + j*n_embd, n_embd*sizeof(float));
+        }
+    });
+    if (rc != 0) {
+        return rc;
+    }
+    // what a deep-stack layer adds is not the layer's own work
+    for (const auto & r : visual) {
+        for (size_t j = 0; j < n_embd && il < (int32_t) hparams.n_deepstack_layers; ++j) {
+            states.at(r.hidden)[j] += states.at(r.hidden)[(il + 1)*n_embd + j];
+        }
+    }
+    memory.rewind(prompt.seq_id, { il + 1 });
+    return last_logits(prompt, states, prompt.rows, il + 1, logits);
+}
+
+int prefill::last_logits(const held_prompt & prompt, const slab<float> & states, const std::vector<row> & rows, int32_t first, float * logits) {
+    auto asking = rows;
+    asking.back().output = true;
+    return run(steps_of(prompt.seq_id, asking, states, { first }), [&](const llama_ubatch & ubatch, const llm_graph_result & res) {
+        if (ubatch.output[ubatch.n_tokens - 1]) {
+            read(res.t_logits, logits);
+        }
+    }, true);
+}
+
+} // namespace halfv
