@@ -121,7 +121,7 @@ def axis(canvas: Canvas, data: Data, box: tuple[int, int, int, int], upright: bo
     canvas.draw.line((left, bottom, right, bottom) if upright else (left, top, left, bottom), ink, 2)
     if not data.step:
         return end
-    face = canvas.face(13, False)
+    face = canvas.face(14, False)
     pale = tuple((a + b) // 2 for a, b in zip(ink, canvas.paper, strict=True))
     pale = tuple((a + b) // 2 for a, b in zip(pale, canvas.paper, strict=True))
     for tick in range(0, end + 1, data.step):
@@ -148,10 +148,10 @@ def bars(canvas: Canvas, quiz: Quiz) -> None:
     box = (38 if data.step else 14, top, SIZE - 12, SIZE - 34)
     end = axis(canvas, data, box, True, ink)
     room = (box[2] - box[0]) / count
-    face = min((canvas.fitting(label, int(room - 4), 17, 13, False) for label in data.labels), key=lambda f: f.size)
+    face = min((canvas.fitting(label, int(room - 4), 18, 13, False) for label in data.labels), key=lambda f: f.size)
     if max(face.width(label) for label in data.labels) > room + 4:
         raise NoRoomError
-    numbers = canvas.face(rng.randint(14, 17))
+    numbers = canvas.face(rng.randint(15, 18))
     palette = colours.visible_on(canvas.paper)
     many = rng.random() < 0.6
     tints = rng.sample(palette, count) if many else [rng.choice(palette)] * count
@@ -177,7 +177,7 @@ def lying_bars(canvas: Canvas, quiz: Quiz) -> None:
     data = make_data(canvas, rng.randint(3, 6), 10)
     count = len(data.labels)
     top, ink = header(canvas, data) + 4, ink_for(canvas)
-    face = canvas.face(rng.randint(14, 17), False)
+    face = canvas.face(rng.randint(15, 18), False)
     left = max(face.width(label) for label in data.labels) + 14
     box = (left, top, SIZE - (20 if data.step else 40), SIZE - (26 if data.step else 12))
     end = axis(canvas, data, box, False, ink)
@@ -215,7 +215,7 @@ def line(canvas: Canvas, quiz: Quiz) -> None:
     box = (38 if data.step else 14, top, SIZE - 12, SIZE - 34)
     end = axis(canvas, data, box, True, ink)
     room = (box[2] - box[0]) / count
-    face = min((canvas.fitting(label, int(room - 4), 16, 13, False) for label in data.labels), key=lambda f: f.size)
+    face = min((canvas.fitting(label, int(room - 4), 18, 13, False) for label in data.labels), key=lambda f: f.size)
     if max(face.width(label) for label in data.labels) > room + 4:
         raise NoRoomError
     tint = rng.choice(colours.visible_on(canvas.paper))
@@ -225,7 +225,7 @@ def line(canvas: Canvas, quiz: Quiz) -> None:
         for index, value in enumerate(data.values)
     ]
     canvas.draw.line(points, rgb, rng.randint(2, 4), joint="curve")
-    numbers = canvas.face(rng.randint(14, 16))
+    numbers = canvas.face(rng.randint(15, 18))
     for index, ((x, y), label, value) in enumerate(zip(points, data.labels, data.values, strict=True)):
         canvas.draw.ellipse((x - 4, y - 4, x + 4, y + 4), rgb)
         canvas.shapes.append(("marker", tint, x - 4, y - 4, x + 5, y + 5))
@@ -256,7 +256,7 @@ def pie(canvas: Canvas, quiz: Quiz) -> None:
     top, ink = header(canvas, data), ink_for(canvas)
     tints = rng.sample(colours.visible_on(canvas.paper), count)
     face = canvas.fitting(max(data.labels, key=len), 88, 16, 13, False)
-    numbers = canvas.face(rng.randint(14, 17), False)
+    numbers = canvas.face(rng.randint(15, 18), False)
     radius = rng.randint(84, 92)
     centre = (radius + 10, min(SIZE - radius - 8, (top + SIZE) // 2))
     angle = rng.uniform(-120, -60)
@@ -273,17 +273,18 @@ def pie(canvas: Canvas, quiz: Quiz) -> None:
         start += 3.6 * value
     canvas.image.paste(layer.reduce(scale), (0, box[1]))
     in_legend = rng.random() < 0.4
-    y = max(top + 6, centre[1] - count * 14)
+    pitch = 44 if in_legend else 30
+    y = max(top + 6, min(centre[1] - count * pitch // 2, SIZE - count * pitch))
     for index, (label, value) in enumerate(zip(data.labels, data.values, strict=True)):
         turn = math.radians(middles[index])
         x = centre[0] + round(radius * 0.66 * math.cos(turn))
         at = centre[1] + round(radius * 0.66 * math.sin(turn))
         canvas.shapes.append(("slice", tints[index], x - 14, at - 12, x + 14, at + 12))
-        row = y + index * 30
+        row = y + index * pitch
         canvas.panel((210, row, 224, row + 14), tints[index], "slice")
         canvas.text(229, row + 7 - face.height / 2, label, face, ink)
         if in_legend:
-            canvas.text(229, row + 7 + face.height / 2 - 3, f"{value}%", face, ink)
+            canvas.text(229, row + 7 + face.height / 2 - 1, f"{value}%", face, ink)
         else:
             canvas.centred((x - 20, at - 10, x + 20, at + 10), f"{value}%", numbers, colours.plain_ink(shades[index]))
     ask_pie(canvas, quiz, data, tints)

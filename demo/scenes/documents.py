@@ -58,7 +58,7 @@ def receipt(canvas: Canvas, quiz: Quiz) -> None:
     rng = canvas.rng
     left, right = sheet(canvas, rng.randint(200, 300))
     shop = some_shop(canvas)
-    size = rng.randint(14, 19)
+    size = rng.randint(15, 20)
     face, strong = canvas.face(size, False), canvas.face(size + rng.choice((0, 2)), True)
     date, time = words.date(rng), words.time(rng) if rng.random() < 0.5 else ""
     number = str(rng.randint(100, 9999)) if rng.random() < 0.4 else ""
@@ -126,7 +126,8 @@ def receipt(canvas: Canvas, quiz: Quiz) -> None:
     ordered = sorted(zip(map(cents, prices), goods, strict=True))
     quiz.add("document/extreme", ordered[-1][1])
     quiz.add("document/cheapest", ordered[0][1])
-    quiz.add("count/things", len(goods), things="items")
+    if not amounts:
+        quiz.add("count/things", len(goods), things="items")
     ask_list(canvas, quiz, goods, words.GOODS)
     quiz.add("caption/picture", f"a receipt from {shop}")
     ask_lines(quiz, lines)
@@ -227,7 +228,7 @@ def form(canvas: Canvas, quiz: Quiz) -> None:
     beside = rng.random() < 0.6
     names = rng.sample(FORM_FIELDS, rng.randint(3, 6 if beside else 4))
     at_right = beside and canvas.unseen()
-    face, strong = canvas.face(rng.randint(14, 17), False), canvas.face(rng.randint(14, 17), rng.random() < 0.5)
+    face, strong = canvas.face(rng.randint(15, 18), False), canvas.face(rng.randint(15, 19), rng.random() < 0.5)
     boxed, colon = rng.random() < 0.4, rng.choice((":", ":", ""))
     column = left + max(face.width(name + colon) for name in names) + 12
     pitch = min((SIZE - 12 - y) // len(names), (face.height + 16) if beside else (2 * face.height + 20))
@@ -314,7 +315,7 @@ def table(canvas: Canvas, quiz: Quiz) -> None:
             value = cell_value(canvas, column)
             if value not in cells[column]:
                 cells[column].append(value)
-    size = rng.randint(14, 18)
+    size = rng.randint(15, 19)
     face, strong = canvas.face(size, False), canvas.face(size, True)
     widths = [
         max(strong.width(top), *(face.width(text) for text in column)) + 16

@@ -63,7 +63,7 @@ class Window:
         self.bar = rng.randint(24, 32)
         tint = rng.choice(("blue", "gray", "black", "white", "green", "purple"))
         rgb = canvas.panel((x, y, x + width, y + self.bar), tint, "panel")
-        face = canvas.fitting(self.title, width - 70, rng.randint(15, 18))
+        face = canvas.fitting(self.title, width - 70, rng.randint(16, 20))
         ink = colours.plain_ink(rgb)
         if rng.random() < 0.4:
             canvas.centred((x, y, x + width, y + self.bar), self.title, face, ink)
@@ -74,7 +74,7 @@ class Window:
         canvas.draw.line((cross[0], cross[1] + 10, cross[0] + 10, cross[1]), ink, 2)
         self.y = y + self.bar + 10
         self.left, self.right = x + 14, x + width - 14
-        self.face = canvas.face(rng.randint(14, 17), False)
+        self.face = canvas.face(rng.randint(15, 19), False)
         quiz.add("interface/title", self.title)
 
     @property
@@ -88,7 +88,7 @@ def buttons(window: Window, count: int) -> None:
     names = words.distinct(
         lambda: rng.choice(BUTTONS) if rng.random() < 0.8 else words.word(rng, canvas.split).capitalize(), count
     )
-    face = canvas.face(rng.randint(14, 16))
+    face = canvas.face(rng.randint(15, 18))
     room = (window.right - window.left - 8 * (count - 1)) // count
     if max(face.width(name) for name in names) > room - 8:
         raise NoRoomError

@@ -16,9 +16,9 @@ PHRASES: dict[str, list[str]] = {
         "Do you see {a_thing} here?",
     ],
     "existence/colour": [
-        "Is there anything {colour} in the picture?",
+        "Is there {a_colour} shape?",
         "Is any shape {colour}?",
-        "Is there something {colour}?",
+        "Is one of the shapes {colour}?",
         "Do you see any {colour} shape?",
     ],
     "existence/word": [
@@ -218,7 +218,6 @@ PHRASES: dict[str, list[str]] = {
     "chart/extreme value": [
         "What is the {most} value?",
         "How much is the {most} value?",
-        "What is the {most} number in the chart?",
     ],
     "chart/which": [
         "Which one has the value {value}?",
@@ -373,7 +372,7 @@ PHRASES: dict[str, list[str]] = {
     ],
     "interface/which checked": [
         "Which option is {state}?",
-        "Which box is {state}?",
+        "Which one is {state}?",
         "What is {state}?",
     ],
     "interface/selected": [

@@ -72,9 +72,11 @@ def ask_existence(canvas: Canvas, quiz: Quiz, things: list[Thing], palette: list
     used = sorted({thing.colour for thing in things})
     unused = [colour for colour in palette if colour not in used]
     if unused and not quiz.coin():
-        quiz.add("existence/colour", "no", colour=rng.choice(unused))
+        colour = rng.choice(unused)
+        quiz.add("existence/colour", "no", colour=colour, a_colour=an(colour))
     elif unused:
-        quiz.add("existence/colour", "yes", colour=rng.choice(used))
+        colour = rng.choice(used)
+        quiz.add("existence/colour", "yes", colour=colour, a_colour=an(colour))
 
 
 def ask_count(canvas: Canvas, quiz: Quiz, things: list[Thing], target: tuple[str, str] | None = None) -> None:
