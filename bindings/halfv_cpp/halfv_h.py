@@ -17,9 +17,9 @@ from ctypes import (
     c_int,
     c_int32,
     c_int64,
+    c_uint8,
     c_uint32,
     c_uint64,
-    c_uint8,
     c_void_p,
 )
 
@@ -281,7 +281,6 @@ def halfv_image_size(ctx: int | None, seq: int, image: int, /) -> int:
 )
 def halfv_image_tokens(ctx: int | None, seq: int, image: int, stage: int, out: object, cap: int, /) -> int:
     """Indices, within that picture, of the tokens that reached a stage (2 or 3); returns how many there are."""
-
 
 
 # LLAMA_API int32_t halfv_flops(const struct llama_model * model, const struct halfv_profile * profile,

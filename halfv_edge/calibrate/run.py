@@ -1,0 +1,226 @@
+"""The whole calibration: observe samples, pick boundaries, try candidates."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from halfv_edge.calibrate import picking, search
+from halfv_edge.calibrate.picking import Curves, Pick
+from halfv_edge.calibrate.samples import LEAST, Sample, too_few
+from halfv_edge.calibrate.search import Check, Found, Search
+from halfv_edge.calibrate.taps import Answer, NotANumberError, Observation, Probe, n_tokens
+from halfv_edge.calibrate.work import WorkFile
+from halfv_edge.errors import HalfvError
+from halfv_edge.profile import Calibration, Profile
+
+FROZEN_SAMPLES = 8  # on which every layer is frozen once, at the cost of half the layers per layer
+TRIED_SAMPLES = 16  # on which candidates are run
+ANSWER_TOKENS = 8
+USUAL_TOKENS = 1024  # of a picture, where the encoder takes any size: what speedups are counted for
+EXPECTED_CHECKS = 19  # candidates that a search runs, and
+CHECK_SHARE = 0.6  # what one of them costs, of an unpruned prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """Exactly one of them."""
+
+    target_speedup: float | None = 4.0
+    max_divergence: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a calibration costs."""
+
+    n_samples: int
+    n_prompt: int  # tokens of a typical prompt
+    tflops: float
+    seconds: float
+
+
+@dataclass(slots=True)
+class Result:
+    profile: Profile
+    curves: Curves
+    all_entropy: np.ndarray
+    picks: tuple[Pick, Pick]
+    found: Found
+    n_samples: int
+    n_frozen: int
+    n_tried: int
+    n_visual: int  # what speedups are counted for
+    text_speedup: float  # the same with TEXT_TOKENS of text
+    skipped: list[str]
+
+    @property
+    def best(self) -> Check:
+        return self.found.best
+
+
+TEXT_TOKENS = 60
+
+
+def spread(count: int, of: int) -> list[int]:
+    """`count` of `of` places, evenly."""
+    return sorted({round(at * (of - 1) / max(1, count - 1)) for at in range(min(count, of))})
+
+
+class Calibrator:
+    """One model and its samples. `progress` hears of work done, in prompts; `say` of what a person should know."""
+
+    def __init__(
+        self,
+        probe: Probe,
+        samples: Sequence[Sample],
+        source: str,
+        work: WorkFile,
+        *,
+        any_size: bool,
+        progress: Callable[[float], None] = lambda _: None,
+        say: Callable[[str], None] = lambda _: None,
+    ):
+        self.probe = probe
+        self.samples = list(samples)
+        self.source = source
+        self.work = work
+        self.any_size = any_size
+        self.progress = progress
+        self.say = say
+        self.skipped: list[str] = []
+        self._answers: dict[int, Answer] = {}
+        self._frozen = set(spread(FROZEN_SAMPLES, len(self.samples)))
+
+    # --- before it starts ---
+
+    def estimate(self) -> Estimate:
+        """From the first sample and the speed of this machine; what is done already is left out."""
+        start = time.perf_counter()
+        items = self._items(self.samples[0])
+        encode_sec = time.perf_counter() - start
+        before, visual, after = n_tokens(items)
+        one = self.probe.flops(None, 0, 0, before + visual + after)[0]
+        left = [at for at in range(len(self.samples)) if self._key(at) not in self.work.results]
+        prompts = self._observing(left) + self._checking()
+        seconds = prompts * one / self.probe.flops_per_sec() + encode_sec * len(left)
+        return Estimate(len(left), before + visual + after, prompts * one / 1e12, seconds)
+
+    def n_units(self) -> float:
+        """What `progress` will add up to, about."""
+        return self._observing(range(len(self.samples))) + self._checking()
+
+    def _observing(self, places: Sequence[int]) -> float:
+        return sum(self._observe_cost(at) for at in places)
+
+    def _observe_cost(self, at: int) -> float:
+        return 1 + (self.probe.n_layer + 1) / 2 * (at in self._frozen)
+
+    def _checking(self) -> float:
+        return min(TRIED_SAMPLES, len(self.samples)) * (1 + EXPECTED_CHECKS * CHECK_SHARE)
+
+    # --- the work ---
+
+    def run(self, goal: Goal) -> Result:
+        seen = self._observe_all()
+        curves, all_entropy = _mean(list(seen.values()))
+        first = picking.stage2(curves)
+        second = picking.stage3(curves, first.layer)
+        visual = float(np.median([one.n_visual for one in seen.values()]))
+        n_visual = max(round(visual), USUAL_TOKENS) if self.any_size else round(visual)
+        tried = [list(seen)[place] for place in spread(TRIED_SAMPLES, len(seen))]
+
+        def speedup(profile: Profile) -> float:
+            dense, spent = self.probe.flops(profile, 0, n_visual, 0)
+            return dense / spent
+
+        def measure(profile: Profile) -> Check:
+            for at in tried:  # all answers first, as another profile needs another context
+                self._answer(at, profile)
+            pairs = np.array([self._check(at, profile) for at in tried])
+            return Check(profile, *pairs.mean(axis=0).tolist(), speedup(profile))
+
+        found = Search(self.probe.n_layer, first.layer, second.layer, measure, speedup).run(
+            goal.target_speedup, goal.max_divergence
+        )
+        n_frozen = sum(one.layer_kl is not None for one in seen.values())
+        evidence = Calibration(
+            samples=len(seen),
+            source=self.source,
+            visual_entropy=tuple(curves.visual),
+            text_entropy=tuple(curves.text),
+            layer_kl=tuple(curves.layer_kl),
+            divergence=found.best.divergence,
+        )
+        profile = dataclasses.replace(search.finished(found.best.profile, visual), calibration=evidence)
+        dense, spent = self.probe.flops(profile, 0, n_visual, TEXT_TOKENS)
+        return Result(
+            profile.validate(self.probe.n_layer), curves, all_entropy, (first, second), found, len(seen), n_frozen,
+            len(tried), n_visual, dense / spent, self.skipped,
+        )  # fmt: skip
+
+    def _observe_all(self) -> dict[int, Observation]:
+        seen: dict[int, Observation] = {}
+        for at, sample in enumerate(self.samples):
+            key = self._key(at)
+            if key not in self.work.results:
+                try:
+                    self.work.add(key, dataclasses.asdict(self._observe(at)))
+                except NotANumberError as error:
+                    self._skip(f"sample {at + 1} ({sample.name}): {error}")
+                except HalfvError as error:
+                    self._skip(f"sample {at + 1} ({sample.name}): {str(error).rstrip('.')}")
+            if key in self.work.results:
+                seen[at] = Observation(**self.work.results[key])
+            self.progress(self._observe_cost(at))
+        if len(seen) < LEAST:
+            why = f"; the last: {self.skipped[-1]}" if self.skipped else ""
+            raise too_few(f"{len(seen)} of {len(self.samples)} samples could be used{why}")
+        if all(one.layer_kl is None for one in seen.values()):
+            raise HalfvError("None of the samples on which layers were to be frozen could be used: give others.")
+        return seen
+
+    def _skip(self, why: str) -> None:
+        self.skipped.append(why)
+        self.say(f"left out: {why}")
+
+    def _observe(self, at: int) -> Observation:
+        return self.probe.observe(self._items(self.samples[at]), freeze=at in self._frozen)
+
+    def _items(self, sample: Sample) -> list[Any]:
+        return self.probe.items(sample.load(), sample.question)
+
+    def _key(self, at: int) -> str:
+        return f"observe {at}" + " frozen" * (at in self._frozen)
+
+    def _answer(self, at: int, profile: Profile) -> None:
+        if at not in self._answers and _check_key(at, profile) not in self.work.results:
+            self._answers[at] = self.probe.answer(self._items(self.samples[at]), ANSWER_TOKENS)
+
+    def _check(self, at: int, profile: Profile) -> tuple[float, float]:
+        key = _check_key(at, profile)
+        if key not in self.work.results:
+            divergence, agree = self.probe.divergence(self._answers[at], profile)
+            if not np.isfinite(divergence):
+                raise HalfvError(f"Sample {at + 1} ({self.samples[at].name}) gives NaN with {profile.to_json()}.")
+            self.work.add(key, [divergence, agree])
+        self.progress(CHECK_SHARE)
+        return tuple(self.work.results[key])
+
+
+def _check_key(at: int, profile: Profile) -> str:
+    values = (profile.ivr_layer, profile.ivr_keep, profile.ivr_anchors, profile.ssr_layer, profile.ssr_update)
+    return f"check {at} {' '.join(map(str, values))} {profile.ssr_rest}"
+
+
+def _mean(seen: Sequence[Observation]) -> tuple[Curves, np.ndarray]:
+    visual, text, both, attention = (
+        np.mean([getattr(one, name) for one in seen], axis=0) for name in ("visual", "text", "all", "attention")
+    )
+    layer_kl = np.mean([one.layer_kl for one in seen if one.layer_kl is not None], axis=0)
+    return Curves(visual, text, attention, layer_kl), both

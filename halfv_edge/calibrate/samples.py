@@ -1,0 +1,99 @@
+"""The pictures and questions to calibrate with."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from halfv_edge import gguf_meta, images
+from halfv_edge.calibrate import pictures
+from halfv_edge.errors import HalfvError
+from halfv_edge.images import Picture
+
+LEAST = 4  # samples; fewer say nothing
+MAX_LIST_BYTES = 64 << 20
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif", ".jp2", ".tga", ".ico"}
+QUESTIONS = (
+    "Describe this picture in one sentence.",
+    "What text can be read in the picture?",
+    "What is the main object, and what color is it?",
+    "How many things are there, and where are they?",
+)
+GENERATED = "generated pictures"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    name: str
+    question: str
+    picture: Picture | None = field(default=None, compare=False)  # of generated ones; others are read when needed
+
+    def load(self) -> Picture:
+        return self.picture or images.load(self.name)
+
+
+def gather(given: Path | None, count: int, seed: int, skip: Callable[[str], None]) -> tuple[list[Sample], str]:
+    """`count` samples, or as many as there are, and what to call them; `skip` is told of each that cannot be read."""
+    if given is None:
+        made = pictures.generate(count, seed)
+        return [Sample(name, question, Picture(name, image)) for name, image, question in made], GENERATED
+    if not given.exists():
+        raise HalfvError(f"{given} does not exist: give a folder of pictures, or a JSONL file.")
+    listed = _folder(given) if given.is_dir() else list(_lines(given))
+    random.Random(seed).shuffle(listed)
+    usable: list[Sample] = []
+    n_bad = 0
+    for sample in listed:
+        if len(usable) == count:
+            break
+        try:
+            sample.load()
+            usable.append(sample)
+        except HalfvError as error:
+            n_bad += 1
+            skip(str(error))
+    if len(usable) < LEAST:
+        unread = f", and {n_bad} more cannot be read" if n_bad else ""
+        raise too_few(f"{given} has {len(usable)} usable pictures{unread}")
+    return usable, given.name
+
+
+def too_few(what: str) -> HalfvError:
+    return HalfvError(f"{what}: calibration needs at least {LEAST}, and about 100 for a result to rely on.")
+
+
+def _folder(folder: Path) -> list[Sample]:
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    return [Sample(str(path), QUESTIONS[at % len(QUESTIONS)]) for at, path in enumerate(found)]
+
+
+def _lines(path: Path) -> Iterator[Sample]:
+    if path.suffix.lower() in SUFFIXES:
+        raise HalfvError(f"{path} is one picture: give the folder it is in, or a JSONL file of pictures and questions.")
+    with gguf_meta.reading(path) as file:
+        raw = file.read(MAX_LIST_BYTES + 1)
+    if len(raw) > MAX_LIST_BYTES:
+        raise HalfvError(f"{path} is longer than {MAX_LIST_BYTES >> 20} MB: give fewer samples.")
+    for number, line in enumerate(raw.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            yield _sample(json.loads(line.decode("utf-8-sig")), path, number)
+        except (ValueError, RecursionError) as error:
+            raise HalfvError(
+                f'{path}, line {number} is not JSON: it must be like {{"image": "a.png", "question": "..."}}.'
+            ) from error
+
+
+def _sample(value: Any, path: Path, number: int) -> Sample:
+    image, question = (value.get(key) if isinstance(value, dict) else None for key in ("image", "question"))
+    if not isinstance(image, str) or not (question is None or isinstance(question, str)):
+        raise HalfvError(
+            f"{path}, line {number} is {gguf_meta.quote(value)}: it must be like "
+            '{"image": "a.png", "question": "..."}.'
+        )
+    return Sample(str(path.parent / image), question or QUESTIONS[(number - 1) % len(QUESTIONS)])

@@ -1,0 +1,199 @@
+"""From the picked boundaries to a profile: candidates are run, and what they cost decides. Pure but for `measure`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from halfv_edge.errors import HalfvError
+from halfv_edge.profile import DROPPED, FROZEN, Profile
+
+ANCHORS = 0.1
+MAP_KEEPS = (0.5, 0.25)
+MODES = ((0.0, FROZEN), (0.05, DROPPED), (0.05, FROZEN), (0.0, DROPPED))  # ssr.update, ssr.rest
+BETTER = 0.8  # a layer that was not picked must be this much better
+KEEP_STEPS = 100
+LEAST_KEEP = 0.05
+FALLBACK_DEPTH = 0.75  # of stage III to try, when the entropy does not turn
+STEP = 0.1  # of the depth: neighbours of the picked stage III
+LADDER = (1.25, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
+LADDER_START = 3.0  # where the stage III mode is decided when a divergence is the target
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A profile that was run."""
+
+    profile: Profile
+    divergence: float  # KL of the answers from the unpruned model's, nats per token
+    agreement: float  # share of answer tokens that stay the likeliest
+    speedup: float  # FLOPs of a picture, unpruned by pruned
+
+    @property
+    def marginal_utility(self) -> float:
+        """Divergence per share of compute saved; less is better."""
+        return self.divergence / max(1 - 1 / self.speedup, 1e-9)
+
+
+@dataclass(slots=True)
+class Found:
+    """What the search comes to."""
+
+    best: Check
+    ivr_layer: int
+    map: list[Check] = field(default_factory=list)  # stage II alone, over layers and shares
+    modes: list[Check] = field(default_factory=list)  # stage III, at equal compute
+    notes: list[str] = field(default_factory=list)
+
+
+Measure = Callable[[Profile], Check]
+Speedup = Callable[[Profile], float]
+
+
+class Search:
+    def __init__(self, n_layer: int, ivr: int, ssr: int, measure: Measure, speedup: Speedup):
+        """ivr, ssr: as picked from the curves; ssr = n_layer: the curves show no stage III."""
+        self.n_layer = n_layer
+        self.ivr = ivr
+        self.ssr = ssr
+        self.measure = measure
+        self.speedup = speedup
+
+    def run(self, target: float | None, max_divergence: float | None) -> Found:
+        found = Found(None, self.ivr)
+        self._stage2(found)
+        if max_divergence is None:
+            found.best = self._at(target, found)
+        else:
+            found.best = self._within(max_divergence, found)
+        return found
+
+    def map_layers(self) -> list[int]:
+        n = self.n_layer
+        near = {self.ivr - 1, self.ivr, self.ivr + 1}
+        return sorted({layer for layer in near | {n // 4, n // 2, 3 * n // 4} if 1 <= layer < n})
+
+    def _stage2(self, found: Found) -> None:
+        """The marginal utility over layers and shares; a neighbour of the pick replaces it if it is clearly better."""
+        found.map = [
+            self.measure(self._profile(layer, keep, self.n_layer, 1.0, DROPPED))
+            for layer in self.map_layers()
+            for keep in MAP_KEEPS
+        ]
+        cost = {
+            layer: sum(check.marginal_utility for check in found.map if check.profile.ivr_layer == layer)
+            for layer in self.map_layers()
+            if abs(layer - self.ivr) <= 1
+        }
+        best = min(cost, key=cost.__getitem__)
+        if best != self.ivr and cost[best] < BETTER * cost[self.ivr]:
+            found.notes.append(f"stage II from layer {best}: its marginal utility is better than that of {self.ivr}")
+            found.ivr_layer = best
+
+    def _at(self, target: float, found: Found) -> Check:
+        """The least divergence at a speedup."""
+        ssr = self._first_ssr(found)
+        wanted = [(ssr, update, rest) for update, rest in MODES] + [(self.n_layer, 1.0, DROPPED)]
+        checks = self._checks(found, wanted, target)
+        if not checks:
+            closest = max(self._fastest(found, wanted), key=self.speedup)
+            raise HalfvError(
+                f"This model cannot become {target:g} times faster without keeping less than {LEAST_KEEP:.0%} of a "
+                f"picture: the closest is {math.floor(100 * self.speedup(closest)) / 100:g}; ask for that with "
+                "--target-speedup."
+            )
+        best = min(checks, key=lambda check: check.divergence)
+        found.modes += checks
+        if best.profile.ssr_layer == self.n_layer:
+            return best
+        step = max(1, round(STEP * self.n_layer))
+        layers = [layer for layer in (ssr - step, ssr + step) if found.ivr_layer < layer < self.n_layer]
+        others = self._checks(
+            found, [(layer, best.profile.ssr_update, best.profile.ssr_rest) for layer in layers], target
+        )
+        found.modes += others
+        other = min(others, key=lambda check: check.divergence, default=best)
+        if other.divergence < BETTER * best.divergence:
+            found.notes.append(f"stage III from layer {other.profile.ssr_layer}: it diverges less than from {ssr}")
+            return other
+        return best
+
+    def _within(self, limit: float, found: Found) -> Check:
+        """The highest speedup whose divergence is within the limit."""
+        start = LADDER_START
+        while True:  # some models cannot even reach the start
+            try:
+                first = self._at(start, found)
+                break
+            except HalfvError:
+                start -= 0.5
+                if start <= 1:
+                    raise
+        mode = (first.profile.ssr_layer, first.profile.ssr_update, first.profile.ssr_rest)
+        # how the divergence grows with the speedup is close enough to monotone for a bisection
+        low, high, best, least = 0, len(LADDER), None, first
+        while low < high:
+            middle = (low + high) // 2
+            checks = self._checks(found, [mode, (self.n_layer, 1.0, DROPPED)], LADDER[middle])
+            found.modes += checks
+            fits = [check for check in checks if check.divergence <= limit]
+            least = min([least, *checks], key=lambda check: check.divergence)
+            if fits:
+                best, low = min(fits, key=lambda check: check.divergence), middle + 1
+            else:
+                high = middle
+        if best is None:
+            raise HalfvError(
+                f"No profile stays within a divergence of {limit:g}: the closest has {least.divergence:.3g} and is "
+                f"{least.speedup:.2f} times faster; ask for that with --max-divergence."
+            )
+        return best
+
+    def _first_ssr(self, found: Found) -> int:
+        if self.ssr < self.n_layer and self.ssr > found.ivr_layer:
+            return self.ssr
+        ssr = min(self.n_layer - 1, max(found.ivr_layer + 1, round(FALLBACK_DEPTH * self.n_layer)))
+        found.notes.append(
+            f"stage III is tried from layer {ssr}, {FALLBACK_DEPTH:.0%} of the depth, as no curve shows it"
+        )
+        return ssr
+
+    def _checks(self, found: Found, wanted: Iterable[tuple[int, float, str]], target: float) -> list[Check]:
+        """Each at the largest share of kept tokens that reaches the target; those that cannot are left out."""
+        checks = []
+        for ssr, update, rest in wanted:
+            if not found.ivr_layer < ssr <= self.n_layer:
+                continue
+            profile = self.fitting(found.ivr_layer, ssr, update, rest, target)
+            if profile:
+                checks.append(self.measure(profile))
+        return checks
+
+    def _fastest(self, found: Found, wanted: Iterable[tuple[int, float, str]]) -> list[Profile]:
+        return [self._profile(found.ivr_layer, LEAST_KEEP, *mode) for mode in wanted if mode[0] > found.ivr_layer]
+
+    def fitting(self, ivr: int, ssr: int, update: float, rest: str, target: float) -> Profile | None:
+        """With the largest share kept that makes it fast enough; None when LEAST_KEEP does not."""
+        low, high = round(LEAST_KEEP * KEEP_STEPS), KEEP_STEPS
+        profile = self._profile(ivr, low / KEEP_STEPS, ssr, update, rest)
+        if self.speedup(profile) < target:
+            return None
+        while low < high:
+            middle = (low + high + 1) // 2
+            tried = self._profile(ivr, middle / KEEP_STEPS, ssr, update, rest)
+            if self.speedup(tried) >= target:
+                low, profile = middle, tried
+            else:
+                high = middle - 1
+        return profile
+
+    def _profile(self, ivr: int, keep: float, ssr: int, update: float, rest: str) -> Profile:
+        # every picture counts, small ones too
+        return Profile(ivr, keep, ANCHORS, ssr, update, rest, min_visual_tokens=1)
+
+
+def finished(profile: Profile, n_visual: float) -> Profile:
+    """For everyday use: pictures far smaller than the samples are left whole."""
+    return dataclasses.replace(profile, min_visual_tokens=min(64, max(1, round(n_visual / 2))))

@@ -1,0 +1,239 @@
+"""A model under observation: boundaries, what freezing one layer does, answers, and what a profile does to them."""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from halfv_edge import libs, native_log
+from halfv_edge.calibrate import entropy
+from halfv_edge.encoder import Chunk
+from halfv_edge.engine import Model
+from halfv_edge.errors import HalfvError
+from halfv_edge.images import Picture
+from halfv_edge.kv import SEQ, Context, Item, n_cells
+from halfv_edge.profile import Profile
+
+llama_cpp = libs.load()
+
+import halfv_cpp  # noqa: E402
+from halfv_cpp import halfv_h  # noqa: E402
+
+MARK = "<|picture-of-the-calibration|>"
+RATE_TOKENS = 96  # of text, to see how fast this machine is
+
+
+class NotANumberError(HalfvError):
+    """The model gives NaN or infinity on this sample."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One sample, unpruned. Lists of n_layer + 1 or n_layer numbers."""
+
+    visual: list[float]
+    text: list[float]
+    all: list[float]
+    attention: list[float]
+    layer_kl: list[float] | None  # None when freezing was not asked for
+    n_visual: int
+    n_text: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the unpruned model says to a sample, greedily: its tokens and the logits [n, n_vocab] that chose them."""
+
+    items: list[Item]
+    tokens: list[int]
+    logits: np.ndarray
+
+
+class Probe:
+    """Runs samples through one model; a context per profile."""
+
+    def __init__(self, model: Model):
+        self.model = model
+        self.n_layer: int = model.n_layer
+        self._context: Context | None = None
+        self._profile: Profile | None = None
+
+    def close(self) -> None:
+        if self._context:
+            self._context.close()
+            self._context = None
+
+    def context(self, profile: Profile | None = None) -> Context:
+        """An empty context with this profile; None: unpruned, and observable."""
+        profile = profile or Profile.default(self.n_layer)
+        if self._context and self._profile == profile:
+            self._context.clear()
+            return self._context
+        self.close()
+        if self.model._free:  # made with the profile before
+            self.model._free.close()
+            self.model._free = None
+        halfv_cpp.set_model_profile(self.model.pointer, profile.to_c())
+        self._context, self._profile = self.model._context(), profile
+        return self._context
+
+    def items(self, picture: Picture, question: str) -> list[Item]:
+        """The prompt as the model's chat template has it."""
+        model = self.model
+        before, mark, after = model.template.render([{"role": "user", "content": MARK + question}]).partition(MARK)
+        if not mark:
+            raise HalfvError("The model's chat template drops the picture, so nothing can be calibrated.")
+        encoded = model.encoder.tokens(picture)
+        model.encoder.encode(encoded)
+        bos = [llama_cpp.llama_vocab_bos(model.vocab)] if llama_cpp.llama_vocab_get_add_bos(model.vocab) else []
+        items = [*bos, *(model.tokenize(before) if before else []), *encoded.items, *model.tokenize(after)]
+        if isinstance(items[-1], Chunk):
+            raise HalfvError("The chat template ends with the picture, so there is nothing to answer to.")
+        return items
+
+    def observe(self, items: Sequence[Item], freeze: bool) -> Observation:
+        """Layer by layer, one boundary in memory at a time."""
+        watch = _Watch(self.n_layer)
+        context = self.context()
+        halfv_cpp.check(halfv_h.halfv_hold(context.pointer, True))
+        try:
+            context.evaluate(items, output=False)
+            flags = (ctypes.c_uint8 * self.n_layer)(*[freeze] * self.n_layer)
+            observer = halfv_h.halfv_observer(watch)
+            rc = halfv_h.halfv_observe(context.pointer, flags, observer, None)
+        finally:
+            halfv_h.halfv_hold(context.pointer, False)
+        if watch.error:
+            context.clear()
+            raise watch.error
+        halfv_cpp.check(rc)
+        return watch.observation(freeze)
+
+    def answer(self, items: Sequence[Item], length: int) -> Answer:
+        """Up to `length` tokens, fewer when the model ends its answer."""
+        context = self.context()
+        context.evaluate(items, output=True)
+        rows = [self._logits(context)]
+        tokens = [int(rows[0].argmax())]
+        while len(tokens) < length and not llama_cpp.llama_vocab_is_eog(self.model.vocab, tokens[-1]):
+            context.evaluate(tokens[-1:], output=True)
+            rows.append(self._logits(context))
+            tokens.append(int(rows[-1].argmax()))
+        return Answer(list(items), tokens, np.stack(rows))
+
+    def divergence(self, answer: Answer, profile: Profile) -> tuple[float, float]:
+        """KL from the unpruned model over its own answer, and the share of its tokens that are still the likeliest."""
+        context = self.context(profile)
+        context.evaluate(answer.items, output=True)
+        logits = np.stack([self._logits(context), *self._follow(context, answer.tokens[:-1])])
+        agree = float(np.mean(logits.argmax(axis=1) == np.array(answer.tokens)))
+        return entropy.kl(answer.logits, logits), agree
+
+    def kept(self, items: Sequence[Item], profile: Profile) -> list[tuple[list[int] | None, list[int] | None]]:
+        """Tokens of each chunk that reach stage II and III."""
+        context = self.context(profile)
+        context.evaluate(items, output=True)
+        count = sum(isinstance(item, Chunk) for item in items)
+        return [tuple(context.image_tokens(at, stage) for stage in (2, 3)) for at in range(count)]
+
+    def flops(self, profile: Profile | None, n_before: int, n_visual: int, n_after: int) -> tuple[float, float]:
+        """Of the language model, from the picture on: unpruned, and with this profile."""
+        dense, spent = ctypes.c_double(), ctypes.c_double()
+        struct = (profile or Profile.default(self.n_layer)).to_c()
+        halfv_cpp.check(
+            halfv_h.halfv_flops(
+                self.model.pointer, ctypes.byref(struct), n_before, n_visual, n_after, ctypes.byref(dense),
+                ctypes.byref(spent),
+            )
+        )  # fmt: skip
+        return dense.value, spent.value
+
+    def flops_per_sec(self) -> float:
+        """Of a text, on this machine as it is now."""
+        context = self.context()
+        token = max(0, llama_cpp.llama_vocab_bos(self.model.vocab))
+        best = float("inf")
+        for _ in range(2):  # the first one touches the weights
+            context.clear()
+            start = time.perf_counter()
+            context.evaluate([token] * RATE_TOKENS, output=True)
+            best = min(best, time.perf_counter() - start)
+        context.clear()
+        return self.flops(None, 0, 0, RATE_TOKENS)[0] / best
+
+    def _follow(self, context: Context, tokens: Sequence[int]) -> list[np.ndarray]:
+        """The logits at each of these tokens, in one batch. They do not become items of the context."""
+        if not tokens:
+            return []
+        batch = llama_cpp.llama_batch_init(len(tokens), 0, 1)
+        try:
+            batch.n_tokens = len(tokens)
+            for at, token in enumerate(tokens):
+                batch.token[at], batch.pos[at], batch.logits[at] = token, context._next + at, 1
+                batch.n_seq_id[at], batch.seq_id[at][0] = 1, SEQ
+            rc = llama_cpp.llama_decode(context.pointer, batch)
+            if rc != 0:
+                raise HalfvError(f"llama.cpp could not compute ({rc}): {native_log.last_words()}.")
+            return [self._logits(context, at) for at in range(len(tokens))]
+        finally:
+            llama_cpp.llama_batch_free(batch)
+
+    def _logits(self, context: Context, row: int = -1) -> np.ndarray:
+        pointer = llama_cpp.llama_get_logits_ith(context.pointer, row)
+        return np.ctypeslib.as_array(pointer, (llama_cpp.llama_vocab_n_tokens(self.model.vocab),)).copy()
+
+
+class _Watch:
+    """The observer: reduces each boundary to a few numbers at once."""
+
+    def __init__(self, n_layer: int):
+        self.n_layer = n_layer
+        self.error: HalfvError | None = None
+        self.curves: dict[str, list[float]] = {"visual": [], "text": [], "all": [], "attention": []}
+        self.frozen: list[np.ndarray] = []  # log-probabilities, float32
+        self.layer_kl: list[float] = []
+        self.counts = (0, 0)
+
+    def __call__(self, pointer: ctypes._Pointer, _user: object) -> bool:
+        try:
+            self.look(pointer.contents)
+        except BaseException as error:  # nothing may cross the C code
+            self.error = error
+        return self.error is None
+
+    def look(self, at: halfv_h.halfv_boundary) -> None:
+        states = np.ctypeslib.as_array(at.states, (at.n_tokens, at.n_embd))
+        if not np.isfinite(states).all():
+            what = f"enter layer {at.layer}" if at.layer < self.n_layer else "leave the last layer"
+            raise NotANumberError(f"there are NaN or infinite values in the states that {what}")
+        is_visual = np.ctypeslib.as_array(at.visual, (at.n_tokens,)) != 0
+        rows = entropy.final_norm(states, np.ctypeslib.as_array(at.norm, (at.n_embd,)), at.norm_eps)
+        self.counts = int(is_visual.sum()), int((~is_visual).sum())
+        self.curves["visual"].append(entropy.matrix_entropy(rows[is_visual]))
+        self.curves["text"].append(entropy.matrix_entropy(rows[~is_visual]))
+        self.curves["all"].append(entropy.matrix_entropy(rows))
+        if at.attention:
+            self.curves["attention"].append(
+                float(np.ctypeslib.as_array(at.attention, (at.n_tokens,))[is_visual].sum(dtype=np.float64))
+            )
+        if at.logits:
+            logits = np.ctypeslib.as_array(at.logits, (at.n_vocab,))
+            if at.layer < self.n_layer:
+                self.frozen.append(logits.copy())
+            else:
+                self.layer_kl = [entropy.kl(logits, frozen) for frozen in self.frozen]
+
+    def observation(self, freeze: bool) -> Observation:
+        return Observation(**self.curves, layer_kl=self.layer_kl if freeze else None, n_visual=self.counts[0],
+                           n_text=self.counts[1])  # fmt: skip
+
+
+def n_tokens(items: Sequence[Item]) -> tuple[int, int, int]:
+    """Tokens before the first picture, visual ones, and the rest."""
+    first = next(at for at, item in enumerate(items) if isinstance(item, Chunk))
+    visual = n_cells([item for item in items if isinstance(item, Chunk)])
+    return first, visual, len(items) - first - sum(isinstance(item, Chunk) for item in items)

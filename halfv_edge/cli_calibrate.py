@@ -1,0 +1,266 @@
+"""`halfv calibrate`: finds a model's profile from the model itself."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from halfv_edge import cli_model, gguf_edit, profile
+from halfv_edge.console import Console
+from halfv_edge.errors import HalfvError
+
+if TYPE_CHECKING:
+    from halfv_edge.calibrate.run import Estimate, Goal, Result
+    from halfv_edge.engine import Model
+
+USUAL_IMAGE_TOKENS = 256  # per picture while calibrating, for encoders that take any size: layers behave alike
+DEFAULT_CTX = 4096
+REPORTS = (".html", ".png")
+
+
+def add_command(commands: argparse._SubParsersAction) -> None:
+    """Put `calibrate` among the commands."""
+    text = "find a model's profile from the model itself"
+    command = commands.add_parser(
+        "calibrate", help=text, description=f"{text[0].upper()}{text[1:]}. docs/calibration.md explains the rule."
+    )
+    cli_model.one_line_errors(command)
+    cli_model.add_flags(command)
+    what = command.add_argument_group("calibration")
+    what.add_argument(
+        "--images", metavar="DIR|FILE.jsonl", type=Path,
+        help='pictures, or lines of {"image": ..., "question": ...}; else generated ones',
+    )  # fmt: skip
+    what.add_argument("--samples", metavar="N", type=cli_model.positive, default=100, help="at most (%(default)s)")
+    goal = what.add_mutually_exclusive_group()
+    goal.add_argument(
+        "--target-speedup", metavar="X", type=cli_model.number, help="FLOPs of a picture, unpruned by pruned (4)"
+    )
+    goal.add_argument(
+        "--max-divergence", metavar="X", type=cli_model.number, help="KL from the unpruned model, nats per token"
+    )
+    what.add_argument("--seed", metavar="N", type=cli_model.integer, default=0, help="of the choice of samples (0)")
+
+    out = command.add_argument_group("output")
+    target = out.add_mutually_exclusive_group(required=True)
+    target.add_argument("-o", "--output", metavar="PROFILE.json", type=Path, help="a profile for --profile or --from")
+    target.add_argument("--write", action="store_true", help="into the model's GGUF")
+    out.add_argument("--report", metavar="FILE.html|FILE.png", type=Path, help="the curves and how they were read")
+    out.add_argument("--json", action="store_true", help="print one JSON object")
+    command.set_defaults(run=_calibrate)
+
+
+def _calibrate(args: argparse.Namespace) -> int:
+    console = Console()
+    with cli_model.mistakes():
+        _check(args)
+        from halfv_edge.calibrate import samples  # here, so that other commands start fast
+
+        gathered, source = samples.gather(
+            args.images, args.samples, args.seed, lambda why: console.say(f"halfv: skipped: {why}")
+        )
+        if args.images is None:
+            console.say(
+                f"halfv: no --images: {len(gathered)} generated pictures are used. Pictures like those that you will "
+                "ask about give a better profile."
+            )
+        with _load(args, console) as model:
+            _run(args, console, model, gathered, source)
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Before anything slow."""
+    from halfv_edge.calibrate.samples import LEAST
+
+    if args.samples < LEAST:
+        raise HalfvError(f"--samples {args.samples} is too few: it must be at least {LEAST}.")
+    if args.target_speedup is not None and not 1 < args.target_speedup < float("inf"):
+        raise HalfvError(f"--target-speedup {args.target_speedup:g} is not valid: it must be above 1.")
+    if args.max_divergence is not None and not 0 < args.max_divergence < float("inf"):
+        raise HalfvError(f"--max-divergence {args.max_divergence:g} is not valid: it must be above 0.")
+    if args.report and args.report.suffix.lower() not in REPORTS:
+        raise HalfvError(f"--report {args.report} is neither .html nor .png: name it so.")
+    for path in (args.output, args.report):
+        if path and path.is_dir():
+            raise HalfvError(f"{path} is a folder: name the file in it.")
+        if path and not path.parent.is_dir():
+            raise HalfvError(f"{path} cannot be written: the folder {path.parent} does not exist.")
+    if args.output and args.output.suffix.lower() != ".json":
+        raise HalfvError(f"{args.output} does not end with .json: name the profile {args.output.name}.json.")
+    if profile.switched_off():
+        raise HalfvError(f"HALFV={os.environ['HALFV']} is set: unset it to calibrate.")
+
+
+def _load(args: argparse.Namespace, console: Console) -> Model:
+    args.profile, args.keep = "off", None
+    args.ctx = args.ctx or DEFAULT_CTX
+    if args.image_max_tokens is None:
+        args.image_max_tokens = USUAL_IMAGE_TOKENS
+    return cli_model.load(args, console)
+
+
+def _run(args: argparse.Namespace, console: Console, model: Model, gathered: list, source: str) -> None:
+    from halfv_edge.calibrate.run import Calibrator
+    from halfv_edge.calibrate.taps import Probe
+    from halfv_edge.calibrate.work import WorkFile
+
+    work = WorkFile(_work_path(args, model), _settings(args, model, gathered))
+    if work.results:
+        console.say(f"halfv: {work.path} has {len(work.results)} results of an earlier run: going on from there.")
+    probe = Probe(model)
+    bar = tqdm(desc="calibrating", unit=" prompts", leave=False, disable=None, bar_format=BAR)
+    try:
+        calibrator = Calibrator(
+            probe, gathered, source, work, any_size=model.encoder.is_mrope, progress=bar.update,
+            say=lambda text: console.say(f"halfv: {text}"),
+        )  # fmt: skip
+        console.say(f"halfv: {_cost(calibrator.estimate())}")
+        bar.total = calibrator.n_units()
+        result = calibrator.run(_goal(args))
+        bar.close()
+        _write(args, console, model, result)
+        if args.report:
+            from halfv_edge.calibrate import report  # here, as most runs want none
+
+            report.write(args.report, result, model, probe, gathered)
+            console.say(f"halfv: wrote {args.report}.")
+        console.say(f"halfv: kept {work.path} for other targets; delete it when you have what you want.")
+    except KeyboardInterrupt:
+        bar.close()
+        console.say(f"halfv: what is done is kept in {work.path}: the same command goes on from there.")
+        raise
+    finally:
+        bar.close()
+        work.close()
+        probe.close()
+    if args.json:
+        print(json.dumps(as_json(result, model), indent=2))
+    else:
+        print(as_text(result, model))
+
+
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
+
+
+def _work_path(args: argparse.Namespace, model: Model) -> Path:
+    """Beside what will be written."""
+    target = args.output or model.path
+    return target.with_name(f"{target.stem}.calibration")
+
+
+def _settings(args: argparse.Namespace, model: Model, gathered: list) -> dict[str, Any]:
+    """What results depend on. The GGUF by its size and first tensor data, as --write changes its time and its keys."""
+    return {
+        "model": _fingerprint(model.path),
+        "mmproj": _fingerprint(model.encoder.path),
+        "image_max_tokens": args.image_max_tokens,
+        "kv_type": args.kv_type,
+        "samples": [[sample.name, sample.question] for sample in gathered],
+        "seed": args.seed if args.images is None else None,
+    }
+
+
+def _fingerprint(path: Path) -> list[Any]:
+    import hashlib
+
+    from halfv_edge import gguf_meta
+
+    metadata = gguf_meta.read(path)
+    with gguf_meta.reading(path) as file:
+        file.seek(metadata.data)
+        head = file.read(1 << 20)
+    return [metadata.text("general.name"), metadata.size - metadata.data, hashlib.blake2b(head).hexdigest()[:32]]
+
+
+def _goal(args: argparse.Namespace) -> Goal:
+    from halfv_edge.calibrate.run import Goal
+
+    if args.max_divergence is not None:
+        return Goal(None, args.max_divergence)
+    return Goal(4.0 if args.target_speedup is None else args.target_speedup)
+
+
+def _cost(estimate: Estimate) -> str:
+    return (
+        f"{estimate.n_samples} samples to observe, about {estimate.n_prompt} tokens each: "
+        f"{estimate.tflops:.3g} TFLOPs, {_duration(estimate.seconds)} on this machine."
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"about {max(1, round(seconds))} seconds"
+    minutes = round(seconds / 60)
+    return f"about {minutes} minutes" if minutes < 90 else f"about {seconds / 3600:.1f} hours"
+
+
+def _write(args: argparse.Namespace, console: Console, model: Model, result: Result) -> None:
+    if args.output:
+        text = json.dumps(result.profile.to_json(), indent=2) + "\n"
+        with gguf_edit.writing(args.output, len(text)) as out:
+            out.write(text.encode())
+        console.say(f"halfv: wrote {args.output}.")
+        return
+    about = profile.Model.read(model.path)
+    gguf_edit.replace_keys(about.metadata, profile.PREFIX, result.profile.to_gguf(), model.path)
+    console.say(f"halfv: wrote the profile into {model.path}.")
+    sidecar = profile.sidecar_path(model.path)
+    if sidecar.exists():
+        console.say(f"halfv: {sidecar} still goes before what is in the file.")
+
+
+def as_text(result: Result, model: Model) -> str:
+    """For people."""
+    from halfv_edge.cli_profile import as_text as profile_text
+
+    resolved = profile.Resolved(result.profile, "gguf")
+    told = profile_text(profile.Model.read(model.path), resolved).splitlines()
+    lines = [line for line in told if "in the file" not in line]
+    best = result.best
+    lines.append(
+        f"speed      {best.speedup:.2f}x fewer FLOPs for a picture of {result.n_visual} tokens, "
+        f"{result.text_speedup:.2f}x with a question of 60"
+    )
+    lines.append(f"answers    {best.agreement:.0%} of the unpruned model's tokens, divergence {best.divergence:.3g}")
+    for name, pick in zip(("stage II", "stage III"), result.picks, strict=True):
+        lines.append(f"why        {name} from layer {pick.layer}: {pick.reason}")
+    lines += [f"why        {note}" for note in result.found.notes]
+    if result.skipped:
+        lines.append(f"left out   {len(result.skipped)} samples")
+    return "\n".join(lines)
+
+
+def as_json(result: Result, model: Model) -> dict[str, Any]:
+    def check(one: Any) -> dict[str, Any]:
+        told = {"profile": one.profile.to_json(), "divergence": one.divergence, "agreement": one.agreement}
+        return told | {"speedup": one.speedup, "marginal_utility": one.marginal_utility}
+
+    return {
+        "model": str(model.path),
+        "profile": result.profile.to_json(),
+        "n_visual": result.n_visual,
+        "speedup": result.best.speedup,
+        "speedup_with_text": result.text_speedup,
+        "divergence": result.best.divergence,
+        "agreement": result.best.agreement,
+        "samples": {"used": result.n_samples, "frozen": result.n_frozen, "tried": result.n_tried},
+        "skipped": result.skipped,
+        "picks": {name: dataclasses.asdict(pick) for name, pick in zip(("ivr", "ssr"), result.picks, strict=True)},
+        "notes": result.found.notes,
+        "curves": {
+            "visual_entropy": result.curves.visual.tolist(),
+            "text_entropy": result.curves.text.tolist(),
+            "all_entropy": result.all_entropy.tolist(),
+            "attention": result.curves.attention.tolist(),
+            "layer_kl": result.curves.layer_kl.tolist(),
+        },
+        "stage2_candidates": [check(one) for one in result.found.map],
+        "stage3_candidates": [check(one) for one in result.found.modes],
+    }
