@@ -33,7 +33,7 @@ DRAFT_PIXELS = 40_000_000  # larger JPEGs are decoded at half, quarter or eighth
 FORMATS = ("PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "ICO", "TGA", "AVIF", "JPEG2000")
 FORMATS_TEXT = "PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF"
 
-Source = Any  # path, bytes, PIL.Image, numpy array, http(s) URL or data URI
+Source = Any  # path, bytes, PIL.Image, numpy array, http(s) or file URL, or data URI
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,8 @@ def load(source: Source) -> Picture:
         return _from_data_uri(source)
     if isinstance(source, str) and source.lower().startswith(("http://", "https://")):
         return _decode(_download(source), source)
+    if isinstance(source, str) and source.lower().startswith("file:"):
+        return _decode(_read(_local(source)), source)
     if isinstance(source, (str, os.PathLike)):
         return _decode(_read(Path(source)), str(source))
     raise HalfvError(
@@ -95,6 +97,17 @@ def _read(path: Path) -> bytes:
         raise HalfvError(f"{path} does not exist: check the name and the folder.") from error
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
         raise HalfvError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+
+
+def _local(url: str) -> Path:
+    """As file managers paste it."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+    except ValueError as error:
+        raise HalfvError(f"{url} is not a valid URL: {error}.") from error
+    if parts.netloc not in ("", "localhost"):
+        raise HalfvError(f"{url} is on another machine, {parts.netloc}: give the path where it is mounted.")
+    return Path(urllib.request.url2pathname(parts.path))
 
 
 def _download(url: str) -> bytes:

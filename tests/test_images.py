@@ -272,3 +272,21 @@ def test_urls(site: str) -> None:
     }.items():
         with pytest.raises(HalfvError, match=expected):
             images.load(f"{site}/{page}")
+
+
+def test_file_urls(tmp_path: Path) -> None:
+    """As file managers paste them."""
+    path = tmp_path / "a cat #1.png"
+    Image.new("RGB", (3, 2), "red").save(path)
+    assert (
+        images.load(path.as_uri()).image.size
+        == images.load(f"file://localhost{path.as_uri()[7:]}").image.size
+        == (3, 2)
+    )
+    for url, reason in (
+        ("file:///nope.png", "/nope.png does not exist"),
+        ("file://server/cat.png", "is on another machine, server"),
+        ("file://[cat.png", "is not a valid URL"),
+    ):
+        with pytest.raises(HalfvError, match=reason):
+            images.load(url)

@@ -1,0 +1,27 @@
+"""A device whose memory is full is one sentence. lavapipe's memory is the host's, so that it can be limited."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import limited
+import pytest
+from tiny_mmproj import make_tiny_mmproj
+from tiny_models import make_tiny
+from vlm import QUESTION, picture
+
+LIMIT_MIB = 6144  # of address space; lavapipe and its compiler take about two thirds
+
+
+@pytest.mark.usefixtures("vulkan_lib_dir")
+def test_a_context_that_does_not_fit(tmp_path: Path) -> None:
+    model = make_tiny(tmp_path / "m.gguf", "llama", **{"llama.context_length": 1 << 28})
+    make_tiny_mmproj(tmp_path / "mmproj-m.gguf", "llava", n_embd=64)
+    picture().save(tmp_path / "cat.png")
+    run = ("chat", "-m", model, tmp_path / "cat.png", "-p", QUESTION, "--threads", "1", "--ctx", "20000000")
+    done = limited.halfv(*run, memory_mib=LIMIT_MIB)
+    assert (done.returncode, done.stdout) == (2, "")
+    *before, said = done.stderr.splitlines()
+    assert said.startswith("halfv: There is not enough memory for a context of 20000000 tokens: lower --ctx, ")
+    # ggml writes these past its own log
+    assert before and all(line.startswith("ggml_vulkan: ") for line in before)
