@@ -163,13 +163,9 @@ class Model:
         return model
 
     def _set_profile(self, resolved: Resolved) -> None:
-        if resolved.profile is not None and not halfv_cpp.halfv_model_supported(self.pointer):
-            if resolved.source == "flag":
-                raise HalfvError(
-                    f"{self.path.name} cannot be pruned: its architecture has no hooks; give profile='off'."
-                )
+        wanted, resolved = resolved, if_supported(resolved, self.pointer, self.path)
+        if resolved != wanted:
             self.notes.append("This architecture cannot be pruned, so the model runs whole.")
-            resolved = Resolved(None, "off")
         self.profile, self.profile_source = resolved.profile, resolved.source
         if resolved.preset:
             self.profile_source = f"preset {resolved.preset}"
@@ -298,6 +294,15 @@ def resolve_profile(
         return resolved
     wanted = dataclasses.replace(resolved.profile, ivr_keep=keep, calibration=None).validate(about.n_layer)
     return dataclasses.replace(resolved, profile=wanted)
+
+
+def if_supported(resolved: Resolved, model: int, path: Path) -> Resolved:
+    """An architecture without hooks runs whole; to ask for more is a mistake."""
+    if resolved.profile is None or halfv_cpp.halfv_model_supported(model):
+        return resolved
+    if resolved.source == "flag":
+        raise HalfvError(f"{path.name} cannot be pruned: its architecture has no hooks; give profile='off'.")
+    return Resolved(None, "off")
 
 
 def _override(

@@ -27,7 +27,7 @@ from halfv_edge.encoder import Chunk, Encoded, Encoder
 from halfv_edge.errors import HalfvError
 from halfv_edge.handler_prompt import StandIn, formatter, mark_pictures
 from halfv_edge.kv import SEQ, Context, Item, n_cells
-from halfv_edge.profile import Profile, Resolved
+from halfv_edge.profile import Profile
 
 llama_cpp = libs.load()
 
@@ -148,7 +148,7 @@ class HalfVChatHandler:
             return self._session
         native_log.capture(llama.verbose)
         about = profiles.Model.read(llama.model_path)
-        resolved = self._resolve(about, halfv_cpp.halfv_model_supported(llama.model))
+        resolved = engine.if_supported(engine.resolve_profile(about, self._wanted, self._keep), llama.model, about.path)
         flash_attn = llama.context_params.flash_attn_type == llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
         vision = Encoder.load(
             encoder.find(self.clip_model_path, about),
@@ -170,14 +170,6 @@ class HalfVChatHandler:
         halfv_cpp.halfv_set_topup_bytes(llama.ctx, self._topup_bytes)
         self._session = _Session(llama, vision)
         return self._session
-
-    def _resolve(self, about: profiles.Model, supported: bool) -> Resolved:
-        resolved = engine.resolve_profile(about, self._wanted, self._keep)
-        if resolved.profile is None or supported:
-            return resolved
-        if resolved.source == "flag":
-            raise HalfvError(f"{about.path.name} cannot be pruned: its architecture has no hooks; give profile='off'.")
-        return Resolved(None, "off")
 
     #
     # a request
