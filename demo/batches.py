@@ -1,0 +1,195 @@
+"""Pictures and their questions as arrays, drawn by another process while the model trains."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import queue
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from demo import scenes
+from demo.model import GRID, N_BEFORE, N_PATCHES, PATCH
+from demo.pages import page
+from demo.scenes.canvas import CHARACTERS, SHAPE_KINDS
+from demo.scenes.colours import COLOURS
+from demo.vocabulary import Vocabulary
+
+N_TEXT = 192  # tokens of text per picture
+N_SLOTS = 3  # characters of a patch that are told apart
+CHAINED = 0.3  # pictures whose questions follow each other as in a conversation
+NOTHING = -100  # no label here
+
+CHAR_CLASS = {char: i + 1 for i, char in enumerate(CHARACTERS)}
+KIND_CLASS = {kind: i + 1 for i, kind in enumerate(SHAPE_KINDS)}
+COLOUR_CLASS = {colour: i + 1 for i, colour in enumerate(COLOURS)}
+# what is learnt about a patch: its characters, those before and after them, what covers it, what has its centre there
+HEADS = {
+    **{f"char{slot}": len(CHAR_CLASS) + 1 for slot in range(N_SLOTS)},
+    "previous": len(CHAR_CLASS) + 1,
+    "next": len(CHAR_CLASS) + 1,
+    "kind": len(KIND_CLASS) + 1,
+    "colour": len(COLOUR_CLASS) + 1,
+    "centre": len(KIND_CLASS) + 1,
+}
+
+
+@dataclass(slots=True)
+class Batch:
+    pixels: np.ndarray  # [B, H, W, 3] bytes
+    labels: np.ndarray  # [B, patches, heads]
+    text: np.ndarray  # [B, T]
+    positions: np.ndarray  # [B, T]
+    mask: np.ndarray  # [B, T, N_BEFORE + N_PATCHES + T]
+    targets: np.ndarray  # [B, T]: the token that follows, NOTHING outside answers
+    weights: np.ndarray  # [B, T]
+    question: np.ndarray  # [B, T]: number of the question in `tasks`, -1 for none
+    tasks: list[str]
+
+
+def patch_labels(sample: scenes.Sample) -> np.ndarray:
+    labels = np.zeros((N_PATCHES, len(HEADS)), np.int16)
+    columns = {name: i for i, name in enumerate(HEADS)}
+
+    def patch(x: float, y: float) -> int:
+        column, row = (min(max(int(v) // PATCH, 0), GRID - 1) for v in (x, y))
+        return row * GRID + column
+
+    for kind, colour, x0, y0, x1, y1 in sample.shapes:
+        rows = slice(max(-(-(y0 - PATCH // 2) // PATCH), 0), max((y1 - 1 - PATCH // 2) // PATCH + 1, 0))
+        cols = slice(max(-(-(x0 - PATCH // 2) // PATCH), 0), max((x1 - 1 - PATCH // 2) // PATCH + 1, 0))
+        grid = labels.reshape(GRID, GRID, -1)
+        centre = patch((x0 + x1) / 2, (y0 + y1) / 2)
+        for name, number in (("kind", KIND_CLASS.get(kind, 0)), ("colour", COLOUR_CLASS.get(colour, 0))):
+            grid[rows, cols, columns[name]] = number
+            labels[centre, columns[name]] = number
+        labels[centre, columns["centre"]] = KIND_CLASS.get(kind, 0)
+
+    chars = [(CHAR_CLASS.get(char, 0), *box) for char, *box in sample.chars]
+    inside: dict[int, list[int]] = {}
+    for i, (_, x0, y0, x1, y1) in enumerate(chars):
+        inside.setdefault(patch((x0 + x1) / 2, (y0 + y1) / 2), []).append(i)
+    for at, found in inside.items():
+        found.sort(key=lambda i: chars[i][1])
+        for slot, i in enumerate(found[:N_SLOTS]):
+            labels[at, slot] = chars[i][0]
+        first, last = found[0], found[-1]
+        if first > 0 and _touching(chars[first - 1], chars[first]):
+            labels[at, columns["previous"]] = chars[first - 1][0]
+        if last + 1 < len(chars) and _touching(chars[last], chars[last + 1]):
+            labels[at, columns["next"]] = chars[last + 1][0]
+    return labels
+
+
+def _touching(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+    """Whether b comes after a in one word."""
+    height = max(a[4] - a[2], b[4] - b[2])
+    return a[1] < b[1] and b[1] - a[3] < 0.35 * height + 1 and a[2] < b[4] and b[2] < a[4]
+
+
+def lay_out(
+    vocabulary: Vocabulary, questions: Iterable[scenes.Question], chained: bool
+) -> tuple[list[tuple[int, int, int, int, float]], list[str]]:
+    """Rows (token, position, group, target, weight) and the tasks of the questions that fit.
+
+    Each group sees the picture and itself; chained questions are one group.
+    """
+    rows: list[tuple[int, int, int, int, float]] = []
+    tasks: list[str] = []
+    for question in questions:
+        asked = [*vocabulary.encode(question.text), vocabulary.end, vocabulary.assistant]
+        answer = [*vocabulary.encode(question.answer), vocabulary.end]
+        if chained and tasks:
+            asked = [vocabulary.user, *asked]
+        tokens = [*asked, *answer]
+        if len(rows) + len(tokens) > N_TEXT:
+            continue
+        start = N_BEFORE + N_PATCHES + (len(rows) if chained else 0)
+        for i, token in enumerate(tokens):
+            is_answer = len(asked) - 1 <= i < len(tokens) - 1
+            target = tokens[i + 1] if is_answer else NOTHING
+            weight = len(answer) ** -0.5 if is_answer else 0.0
+            rows.append((token, start + i, 0 if chained else len(tasks), target, weight))
+        tasks.append(question.task)
+    return rows, tasks
+
+
+def collate(samples: Iterable[scenes.Sample], vocabulary: Vocabulary, rng: random.Random) -> Batch:
+    samples = list(samples)
+    n = len(samples)
+    text, positions = np.full((n, N_TEXT), vocabulary.end), np.zeros((n, N_TEXT), np.int64)
+    group, question = np.full((n, N_TEXT), -1), np.full((n, N_TEXT), -1)
+    targets, weights = np.full((n, N_TEXT), NOTHING), np.zeros((n, N_TEXT), np.float32)
+    tasks: list[str] = []
+    for b, sample in enumerate(samples):
+        chained = rng.random() < CHAINED
+        # long readings last: later answers could be copied from them
+        asked = sorted(sample.questions, key=lambda q: q.task in ("transcribe", "caption")) if chained else None
+        rows, found = lay_out(vocabulary, asked or sample.questions, chained)
+        length, number = len(rows), len(tasks) - 1
+        for i, (token, position, which, target, weight) in enumerate(rows):
+            text[b, i], positions[b, i], group[b, i] = token, position, which
+            targets[b, i], weights[b, i] = target, weight
+            if target != NOTHING:
+                if i == 0 or targets[b, i - 1] == NOTHING:
+                    number += 1
+                question[b, i] = number
+        positions[b, length:] = N_BEFORE + N_PATCHES
+        tasks += found
+    same = (group[:, :, None] == group[:, None, :]) & np.tril(np.ones((N_TEXT, N_TEXT), bool))
+    mask = np.concatenate([np.ones((n, N_TEXT, N_BEFORE + N_PATCHES), bool), same], axis=2)
+    return Batch(
+        np.stack([np.asarray(sample.image) for sample in samples]),
+        np.stack([patch_labels(sample) for sample in samples]),
+        text,
+        positions,
+        mask,
+        targets,
+        weights,
+        question,
+        tasks,
+    )
+
+
+def batches(split: str, size: int, first: int, vocabulary: Vocabulary, pages: str = "none") -> Iterator[Batch]:
+    """Pictures `first`, `first` + 1, ... of a split. pages: "none", "most" of each batch, or every "second" batch."""
+
+    def is_page(seed: int) -> bool:
+        return {"none": False, "most": seed % 4 > 0, "second": seed // size % 2 > 0}[pages]
+
+    for start in itertools.count(first, size):
+        samples = [page(seed) if is_page(seed) else scenes.make(seed, split) for seed in range(start, start + size)]
+        yield collate(samples, vocabulary, random.Random(start))
+
+
+class Drawer:
+    """`batches` of the training split out of a process of its own, a few ahead."""
+
+    def __init__(self, size: int, first: int, words: list[str], core: int | None, pages: str):
+        context = multiprocessing.get_context("spawn")
+        self._queue = context.Queue(maxsize=8)
+        self._process = context.Process(target=_draw, args=(self._queue, size, first, words, core, pages), daemon=True)
+        self._process.start()
+
+    def __next__(self) -> Batch:
+        while True:
+            try:
+                return self._queue.get(timeout=10)
+            except queue.Empty:
+                if not self._process.is_alive():
+                    raise RuntimeError("the process that draws pictures has ended; its error is above") from None
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.join()
+
+
+def _draw(filled: multiprocessing.Queue, size: int, first: int, words: list[str], core: int | None, pages: str) -> None:
+    if core is not None:
+        os.sched_setaffinity(0, {core})
+    for batch in batches("train", size, first, Vocabulary(words), pages):
+        filled.put(batch)

@@ -1,0 +1,178 @@
+"""`python -m demo.export`: a training's checkpoint as model.gguf and mmproj.gguf."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import gguf
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType
+from torch import Tensor
+
+from demo.model import EPS, HEAD_DIM, IMAGE_SIZE, MEAN, PATCH, ROPE_BASE, STD, DemoModel, Shape
+from demo.vocabulary import CHAT_TEMPLATE, PRINTABLE, SPECIALS, Vocabulary
+
+NAME = "HalfV Demo"
+CONTEXT = 4096
+TYPES = {"f32": GGMLQuantizationType.F32, "f16": GGMLQuantizationType.F16, "q8_0": GGMLQuantizationType.Q8_0}
+LICENSE_ID = "apache-2.0"
+
+
+def load(checkpoint: Path) -> tuple[DemoModel, Vocabulary]:
+    """The trained model in float32."""
+    saved = torch.load(checkpoint, weights_only=True)
+    model = DemoModel(Shape(**saved["shape"]))
+    prefix = "model."
+    weights = {
+        name.removeprefix(prefix): state["master"]
+        for name, state in saved["optimizer"]["state"].items()
+        if name.startswith(prefix)
+    }
+    model.load_state_dict(weights)
+    return model.eval(), Vocabulary(saved["words"])
+
+
+def write_model(path: Path, model: DemoModel, vocabulary: Vocabulary, kind: str) -> None:
+    shape = model.shape
+    writer = gguf.GGUFWriter(_partial(path), "llama")
+    writer.add_name(NAME)
+    writer.add_license(LICENSE_ID)
+    writer.add_description("Answers questions about drawings, text, charts, documents and interfaces; not the world.")
+    writer.add_block_count(shape.n_layer)
+    writer.add_context_length(CONTEXT)
+    writer.add_embedding_length(shape.n_embd)
+    writer.add_feed_forward_length(shape.n_ff)
+    writer.add_head_count(shape.n_embd // HEAD_DIM)
+    writer.add_head_count_kv(shape.n_embd // HEAD_DIM)
+    writer.add_layer_norm_rms_eps(EPS)
+    writer.add_rope_dimension_count(HEAD_DIM)
+    writer.add_rope_freq_base(ROPE_BASE)
+    writer.add_vocab_size(shape.n_vocab)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("llama-bpe")
+    writer.add_token_list(vocabulary.tokens)
+    normal = len(vocabulary) - len(SPECIALS)
+    writer.add_token_types([gguf.TokenType.CONTROL] * len(SPECIALS) + [gguf.TokenType.NORMAL] * normal)
+    # the loader wants merges: one of two bytes that no text has
+    writer.add_token_merges([f"{PRINTABLE[0xFE]} {PRINTABLE[0xFF]}"])
+    writer.add_bos_token_id(vocabulary.bos)
+    writer.add_eos_token_id(vocabulary.end)
+    writer.add_add_bos_token(True)
+    writer.add_chat_template(CHAT_TEMPLATE)
+    _finish(writer, language_tensors(model), path, kind)
+
+
+def language_tensors(model: DemoModel) -> Iterator[tuple[str, Tensor]]:
+    language = model.language
+    yield "token_embd.weight", language.embed.weight
+    yield "output_norm.weight", language.norm.weight
+    yield "output.weight", language.head.weight
+    for i, block in enumerate(language.blocks):
+        q, k, v = block.qkv.weight.chunk(3)
+        gate, up = block.gate_up.weight.chunk(2)
+        yield f"blk.{i}.attn_norm.weight", block.attn_norm.weight
+        yield f"blk.{i}.attn_q.weight", interleaved(q)
+        yield f"blk.{i}.attn_k.weight", interleaved(k)
+        yield f"blk.{i}.attn_v.weight", v
+        yield f"blk.{i}.attn_output.weight", block.out.weight
+        yield f"blk.{i}.ffn_norm.weight", block.ffn_norm.weight
+        yield f"blk.{i}.ffn_gate.weight", gate
+        yield f"blk.{i}.ffn_up.weight", up
+        yield f"blk.{i}.ffn_down.weight", block.down.weight
+
+
+def interleaved(weight: Tensor) -> Tensor:
+    """This architecture rotates neighbours where torch rotates the halves of a head."""
+    return weight.view(-1, 2, HEAD_DIM // 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
+
+
+def write_mmproj(path: Path, model: DemoModel, kind: str) -> None:
+    shape = model.shape
+    writer = gguf.GGUFWriter(_partial(path), "clip")
+    writer.add_name(NAME)
+    writer.add_type("mmproj")
+    writer.add_license(LICENSE_ID)
+    writer.add_bool("clip.has_vision_encoder", True)
+    writer.add_string("clip.projector_type", "mlp")
+    writer.add_bool("clip.use_gelu", True)
+    for key, value in {
+        "embedding_length": shape.n_vision,
+        "feed_forward_length": shape.n_vision_ff,
+        "block_count": shape.n_vision_layer,
+        "projection_dim": shape.n_embd,
+        "attention.head_count": shape.n_vision // HEAD_DIM,
+        "image_size": IMAGE_SIZE,
+        "patch_size": PATCH,
+    }.items():
+        writer.add_uint32(f"clip.vision.{key}", value)
+    writer.add_float32("clip.vision.attention.layer_norm_epsilon", EPS)
+    writer.add_array("clip.vision.image_mean", [MEAN] * 3)
+    writer.add_array("clip.vision.image_std", [STD] * 3)
+    # the output of the last layer: LLaVA's default is the one before
+    writer.add_array("clip.vision.feature_layer", [shape.n_vision_layer])
+    _finish(writer, vision_tensors(model), path, kind)
+
+
+def vision_tensors(model: DemoModel) -> Iterator[tuple[str, Tensor]]:
+    vision, projector = model.vision, model.projector
+    yield "v.patch_embd.weight", vision.patch.weight.view(-1, 3, PATCH, PATCH)
+    yield "v.position_embd.weight", vision.position
+    yield "v.post_ln.weight", vision.post_ln.weight
+    for i, block in enumerate(vision.blocks):
+        yield f"v.blk.{i}.ln1.weight", block.ln1.weight
+        for name, weight in zip("qkv", block.qkv.weight.chunk(3), strict=True):
+            yield f"v.blk.{i}.attn_{name}.weight", weight
+        yield f"v.blk.{i}.attn_out.weight", block.out.weight
+        yield f"v.blk.{i}.ln2.weight", block.ln2.weight
+        yield f"v.blk.{i}.ffn_up.weight", block.up.weight
+        yield f"v.blk.{i}.ffn_down.weight", block.down.weight
+    for number, layer in ((0, projector.up), (2, projector.down)):
+        yield f"mm.{number}.weight", layer.weight
+        yield f"mm.{number}.bias", layer.bias
+
+
+def _finish(writer: gguf.GGUFWriter, tensors: Iterator[tuple[str, Tensor]], path: Path, kind: str) -> None:
+    for name, tensor in tensors:
+        values = tensor.detach().float().contiguous().numpy()
+        if values.ndim == 1 or "position" in name:
+            type_ = TYPES["f32"]
+        elif values.ndim == 4 and kind == "q8_0":  # a convolution's kernel has no quantised form
+            type_ = TYPES["f16"]
+        else:
+            type_ = TYPES[kind]
+        if type_ in (TYPES["f32"], TYPES["f16"]):
+            writer.add_tensor(name, values.astype(np.float16 if type_ == TYPES["f16"] else np.float32))
+        else:
+            writer.add_tensor(name, gguf.quants.quantize(values, type_), raw_dtype=type_)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    os.replace(_partial(path), path)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")
+
+
+def export(model: DemoModel, vocabulary: Vocabulary, folder: Path, kind: str = "f16") -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_model(folder / "model.gguf", model, vocabulary, kind)
+    write_mmproj(folder / "mmproj.gguf", model, kind)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m demo.export", description="Write a checkpoint as two GGUFs.")
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("folder", type=Path, help="of model.gguf and mmproj.gguf")
+    parser.add_argument("--type", choices=TYPES, default="f16", help="of the matrices (%(default)s)")
+    args = parser.parse_args()
+    export(*load(args.checkpoint), args.folder, args.type)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Muon for the matrices inside blocks, AdamW for the rest. Weights are bfloat16 with a float32 master here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+MOMENTUM = 0.95
+BETAS = (0.9, 0.98)
+EPS = 1e-8
+DECAY = 0.01
+FUSED = {"qkv": 3, "gate_up": 2}  # matrices stored as one
+
+
+def orthogonal(batch: Tensor) -> Tensor:
+    """[n, rows, columns] to nearly orthogonal ones, by five steps of Newton and Schulz."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = batch.bfloat16()
+    is_tall = x.shape[1] > x.shape[2]
+    if is_tall:
+        x = x.mT
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if is_tall else x
+
+
+class Optimizer:
+    def __init__(self, named: Iterable[tuple[str, nn.Parameter]]):
+        self.named = {name: p for name, p in named if p.requires_grad}
+        self.state: dict[str, dict[str, Tensor]] = {
+            name: {"master": p.detach().float().clone()} for name, p in self.named.items()
+        }
+        self.steps: dict[str, int] = dict.fromkeys(self.named, 0)
+
+    @staticmethod
+    def _is_inner(name: str, p: Tensor) -> bool:
+        return p.dim() == 2 and ("blocks." in name or "projector." in name)
+
+    @torch.no_grad()
+    def step(self, muon_rate: float, adam_rate: float) -> None:
+        groups: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
+        for name, p in self.named.items():
+            if p.grad is None:
+                continue
+            state = self.state[name]
+            self.steps[name] += 1
+            grad = p.grad.float()
+            if not self._is_inner(name, p):
+                self._adam(name, state, grad, adam_rate)
+                continue
+            momentum = state.setdefault("momentum", torch.zeros_like(grad))
+            momentum.lerp_(grad, 1 - MOMENTUM)
+            direction = grad.lerp(momentum, MOMENTUM)
+            parts = FUSED.get(name.split(".")[-2], 1)
+            for master, update in zip(state["master"].chunk(parts), direction.chunk(parts), strict=True):
+                groups.setdefault(tuple(master.shape), []).append((master, update))
+        for (rows, columns), pairs in groups.items():
+            updates = orthogonal(torch.stack([update for _, update in pairs]))
+            scale = muon_rate * max(1, rows / columns) ** 0.5
+            for (master, _), update in zip(pairs, updates, strict=True):
+                master.mul_(1 - muon_rate * DECAY).add_(update.float(), alpha=-scale)
+        for name, p in self.named.items():
+            if p.grad is not None:
+                p.copy_(self.state[name]["master"])
+                p.grad = None
+
+    def _adam(self, name: str, state: dict[str, Tensor], grad: Tensor, rate: float) -> None:
+        first = state.setdefault("first", torch.zeros_like(grad))
+        second = state.setdefault("second", torch.zeros_like(grad))
+        first.lerp_(grad, 1 - BETAS[0])
+        second.lerp_(grad.square(), 1 - BETAS[1])
+        n = self.steps[name]
+        scale = (second / (1 - BETAS[1] ** n)).sqrt_().add_(EPS)
+        state["master"].addcdiv_(first, scale, value=-rate / (1 - BETAS[0] ** n))
+
+    def state_dict(self) -> dict:
+        return {"state": self.state, "steps": self.steps}
+
+    def load_state_dict(self, saved: dict) -> None:
+        """What the saved run did not train keeps its fresh start."""
+        with torch.no_grad():
+            for name in self.named:
+                if name in saved["state"]:
+                    self.state[name], self.steps[name] = saved["state"][name], saved["steps"][name]
+                    self.named[name].copy_(self.state[name]["master"])

@@ -1,0 +1,174 @@
+"""The demo model's two halves, torch and GGUF, are the same model; its vocabulary is llama.cpp's."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from look import MARKER, look
+
+from demo import export
+from demo.batches import CHAR_CLASS, COLOUR_CLASS, HEADS, KIND_CLASS, NOTHING, collate, lay_out, patch_labels
+from demo.model import GRID, N_BEFORE, N_PATCHES, DemoModel, Shape, grid_embedding, patches_of, shifted
+from demo.scenes import Question, Sample, make
+from demo.vocabulary import ASSISTANT, END, USER, Vocabulary, words_of_questions
+from halfv_edge.engine import Model
+
+TEXTS = (
+    "What is the total?",
+    'Is the word "Kettle" in the picture?',
+    "how much is croissant",
+    "Which entry has the value 1,204.50 (or 3%)?\nTell me.",
+    "It's  two  spaces, you'd say; naïve café 你好 — ½ of 12345\r\n\n ok_then",
+    " leading, 'quoted' and trailing ",
+    "#!$ ... ;-) a1b2",
+)
+
+
+@pytest.fixture(scope="module")
+def vocabulary() -> Vocabulary:
+    return Vocabulary.read()
+
+
+@pytest.fixture(scope="module")
+def random_model(vocabulary: Vocabulary) -> DemoModel:
+    """Small, and far from the start of a training, where many matrices are zero."""
+    torch.manual_seed(1)
+    model = DemoModel(Shape(len(vocabulary), n_vision_layer=2, n_layer=3))
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 2 and "position" not in name:
+            torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def files(random_model: DemoModel, vocabulary: Vocabulary, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo")
+    export.export(random_model, vocabulary, folder, "f32")
+    return folder
+
+
+def torch_logits(model: DemoModel, vocabulary: Vocabulary, pixels: np.ndarray, question: str) -> tuple:
+    """The projector's output, and the logits after the whole prompt."""
+    text = torch.tensor([[*vocabulary.encode(question), vocabulary.end, vocabulary.assistant]])
+    n = text.shape[1]
+    positions = torch.arange(n)[None] + N_BEFORE + N_PATCHES
+    mask = torch.ones(1, n, N_BEFORE + N_PATCHES + n, dtype=torch.bool).tril(N_BEFORE + N_PATCHES)
+    with torch.no_grad():
+        visual = model.projector(model.vision(patches_of(torch.from_numpy(pixels)[None])))
+        before = torch.tensor([vocabulary.bos, vocabulary.user])
+        states = model.language(before, visual, text, positions, mask)
+        return visual[0].numpy(), model.language.head(states[0, -1]).numpy()
+
+
+def test_same_logits(files: Path, random_model: DemoModel, vocabulary: Vocabulary) -> None:
+    """From pixels: the patches, position and class embeddings, which layer's output, activations, rotation, order."""
+    pixels = np.array(make(3, "validation").image)
+    question = "What is the total?"
+    seen = look(files / "model.gguf", files / "mmproj.gguf", pixels, f"{USER}{MARKER}{question}{END}{ASSISTANT}")
+    visual, logits = torch_logits(random_model, vocabulary, pixels, question)
+    assert seen.n_pos == N_BEFORE + N_PATCHES + len(vocabulary.encode(question)) + 2
+    scale = visual.std()
+    assert np.abs(seen.pictures[0] - visual).max() < 0.03 * scale  # ggml's gelu is a table of half floats
+    assert np.abs(seen.logits - logits).max() < 0.03 * logits.std()
+    assert np.abs(logits - torch_logits(random_model, vocabulary, 255 - pixels, question)[1]).max() > logits.std()
+
+
+def test_same_tokens(files: Path, vocabulary: Vocabulary) -> None:
+    with Model.load(files / "model.gguf", files / "mmproj.gguf") as model:
+        for text in TEXTS:
+            assert model.tokenize(text) == vocabulary.encode(text), text
+            assert vocabulary.decode(vocabulary.encode(text)) == text
+
+
+def test_words(vocabulary: Vocabulary) -> None:
+    """Template words are one token; what is read off pictures is spelled."""
+    assert len(vocabulary.encode("What is the total?")) == 5
+    assert len(vocabulary.encode("yes")) == len(vocabulary.encode("diamond")) == 1
+    assert len(vocabulary.encode(" Zimtstern")) == 10
+    assert set(words_of_questions()) <= set(vocabulary.words)
+
+
+def test_conversation(files: Path, vocabulary: Vocabulary) -> None:
+    """The chat template says what training saw, over several turns."""
+    with Model.load(files / "model.gguf", files / "mmproj.gguf") as model:
+        told = model.template.render(
+            [
+                {"role": "user", "content": "What is the date?"},
+                {"role": "assistant", "content": "12:30"},
+                {"role": "user", "content": "count the stars"},
+            ]
+        )
+    questions = [Question("document", "What is the date?", "12:30", ""), Question("count", "count the stars", "3", "")]
+    rows, _ = lay_out(vocabulary, questions, chained=True)
+    trained = [vocabulary.user, *(row[0] for row in rows)]
+    prompt = trained[: len(trained) - len(vocabulary.encode("3")) - 1]
+    for special, text in ((USER, "<|user|>"), (ASSISTANT, "<|assistant|>"), (END, "<|end|>")):
+        assert special == text
+    pieces = [piece for part in told.split("<|") if part for piece in [part.split("|>")]]
+    spoken = [token for name, text in pieces for token in (getattr(vocabulary, name), *vocabulary.encode(text))]
+    assert spoken == prompt
+
+
+def test_answers_see_only_their_own_question(vocabulary: Vocabulary) -> None:
+    sample = make(5, "train")
+    batch = collate([sample], vocabulary, type("Never", (), {"random": staticmethod(lambda: 1.0)})())
+    starts = np.flatnonzero(batch.positions[0] == N_BEFORE + N_PATCHES)
+    assert len(starts) > 2
+    text_mask = batch.mask[0, :, N_BEFORE + N_PATCHES :]
+    second = starts[1]
+    assert not text_mask[second:, :second][: starts[2] - second].any()
+    assert batch.mask[0, :, : N_BEFORE + N_PATCHES].all()
+    answers = [vocabulary.decode(batch.targets[0][batch.question[0] == i]) for i in range(len(batch.tasks))]
+    asked = {question.answer for question in sample.questions}
+    assert answers and set(answers) <= asked
+    assert ((batch.targets != NOTHING) == (batch.weights > 0)).all()
+
+
+def test_patch_labels() -> None:
+    image = make(1, "train").image
+    chars = [("H", 34, 50, 40, 60), ("i", 42, 50, 44, 60), ("x", 200, 50, 208, 60)]
+    labels = patch_labels(Sample(image, [], chars, [("star", "red", 100, 100, 140, 140)], "", "")).reshape(
+        GRID, GRID, -1
+    )
+    at = {name: i for i, name in enumerate(HEADS)}
+    here = labels[3, 2]
+    assert list(here[:3]) == [CHAR_CLASS["H"], CHAR_CLASS["i"], 0]
+    assert here[at["next"]] == here[at["previous"]] == 0
+    assert labels[7, 7, at["centre"]] == labels[7, 7, at["kind"]] == KIND_CLASS["star"]
+    assert labels[7, 7, at["colour"]] == COLOUR_CLASS["red"]
+    assert (labels[..., at["centre"]] > 0).sum() == 1
+
+
+def test_first_heads_look_at_neighbours() -> None:
+    weight, grid = torch.randn(7, 64), grid_embedding(64)
+    here = 5 * GRID + 7
+    assert torch.allclose(shifted(weight, 0, 1) @ grid[here], weight @ grid[here + 1], atol=1e-4)
+    assert torch.allclose(shifted(weight, -1, 0) @ grid[here], weight @ grid[here - GRID], atol=1e-4)
+
+
+def test_a_killed_training_goes_on(tmp_path: Path, root: Path) -> None:
+    """Killed at any moment after its first checkpoint, it continues there, and its export loads."""
+    command = [sys.executable, "-m", "demo.train", str(tmp_path), "--patch-minutes", "0.05", "--batch", "1", "--tiny"]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), *sys.path])}
+    first = subprocess.Popen([*command, "--minutes", "60"], cwd=root, env=env, stderr=subprocess.PIPE, text=True)
+    try:
+        for line in first.stderr:
+            if "saved" in line:
+                break
+    finally:
+        first.kill()
+        first.wait()
+    again = subprocess.run(
+        [*command, "--minutes", "0.15"], cwd=root, env=env, stderr=subprocess.PIPE, text=True, timeout=120, check=True
+    )
+    assert "going on from" in again.stderr
+    model, vocabulary = export.load(tmp_path / "checkpoint.pt")
+    export.export(model, vocabulary, tmp_path, "q8_0")
+    with Model.load(tmp_path / "model.gguf", tmp_path / "mmproj.gguf") as loaded, loaded.chat() as chat:
+        chat.answer("What is this?", make(1, "test").image, max_tokens=2)
