@@ -8,7 +8,17 @@ import os
 import sys
 from collections.abc import Sequence
 
-from halfv_edge import __version__, cli_calibrate, cli_chat, cli_convert, cli_model, cli_profile, cli_tokens, info
+from halfv_edge import (
+    __version__,
+    cli_bench,
+    cli_calibrate,
+    cli_chat,
+    cli_convert,
+    cli_model,
+    cli_profile,
+    cli_tokens,
+    info,
+)
 from halfv_edge.errors import HalfvError
 
 
@@ -45,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_tokens.add_command(commands)
     cli_profile.add_command(commands)
     cli_convert.add_command(commands)
+    cli_bench.add_command(commands)
     cli_calibrate.add_command(commands)
     return parser
 

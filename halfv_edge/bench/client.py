@@ -1,0 +1,211 @@
+"""Drives llama_decode as a plain client does: text as tokens, images as raw embedding batches, logits at the end."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import ctypes
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import llama_cpp
+import numpy as np
+
+KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30, "q4_1": 3, "q5_0": 6, "q5_1": 7}
+
+LOG: collections.deque[str] = collections.deque(maxlen=1000)
+
+
+@llama_cpp.llama_log_callback
+def collect_log(_level: int, text: bytes, _user: ctypes.c_void_p) -> None:
+    LOG.append(text.decode("utf-8", "replace"))
+
+
+def log_text() -> str:
+    """What llama.cpp has logged since the last LOG.clear()."""
+    return "".join(LOG)
+
+
+def _last_words() -> str:
+    return "; ".join(log_text().strip().splitlines()[-3:])
+
+
+class DecodeError(RuntimeError):
+    def __init__(self, code: int):
+        super().__init__(f"llama_decode returned {code}: {_last_words()}")
+        self.code = code
+
+
+class Client(contextlib.AbstractContextManager):
+    """A model and a context. Pieces longer than n_batch are split, as mtmd does.
+
+    One thread by default: on a busy machine the threads of a tiny model wait for each other, at ten times the cost.
+    `on_model` is called with the loaded model before the context is made; `next_pos` holds where each sequence goes on.
+    `beside`: another client, whose model this one uses and which must be closed after it.
+    """
+
+    def __init__(
+        self,
+        model_path: str | Path,
+        *,
+        n_ctx: int = 2048,
+        n_batch: int = 512,
+        n_ubatch: int = 512,
+        n_seq_max: int = 1,
+        type_k: str = "f32",
+        type_v: str = "f32",
+        flash_attn: bool | None = False,
+        n_gpu_layers: int = 0,
+        n_threads: int = 1,
+        embeddings: bool = False,
+        offload_kqv: bool = True,
+        kv_unified: bool = False,
+        lora: str | Path | None = None,
+        lora_scale: float = 1.0,
+        on_model: Callable[[int], None] | None = None,
+        beside: Client | None = None,
+    ):
+        self.model = self.ctx = None
+        self.owns_model = beside is None
+        llama_cpp.llama_backend_init()
+        llama_cpp.llama_log_set(collect_log, ctypes.c_void_p(0))
+
+        model_params = llama_cpp.llama_model_default_params()
+        model_params.n_gpu_layers = n_gpu_layers
+        self.model = (
+            beside.model if beside else llama_cpp.llama_model_load_from_file(str(model_path).encode(), model_params)
+        )
+        if not self.model:
+            raise RuntimeError(f"cannot load '{model_path}': {_last_words()}")
+        if on_model:
+            on_model(self.model)
+
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = n_ctx
+        params.n_batch = n_batch
+        params.n_ubatch = n_ubatch
+        params.n_seq_max = n_seq_max
+        params.n_threads = params.n_threads_batch = n_threads
+        params.type_k = KV_TYPES[type_k]
+        params.type_v = KV_TYPES[type_v]
+        params.flash_attn_type = {
+            None: llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO,
+            False: llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED,
+            True: llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED,
+        }[flash_attn]
+        params.embeddings = embeddings
+        params.offload_kqv = offload_kqv
+        params.kv_unified = kv_unified
+        self.ctx = llama_cpp.llama_init_from_model(self.model, params)
+        if not self.ctx:
+            self.close()
+            raise RuntimeError(f"cannot make a context for '{model_path}': {_last_words()}")
+        if lora:
+            self._apply_lora(lora, lora_scale)
+
+        self.n_batch = llama_cpp.llama_n_batch(self.ctx)
+        self.n_vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
+        self.n_embd = llama_cpp.llama_model_n_embd(self.model)
+        self.n_embd_inp = llama_cpp.llama_model_n_embd_inp(self.model)
+        rope_type = llama_cpp.llama_model_rope_type(self.model)
+        self.is_mrope = rope_type in (llama_cpp.LLAMA_ROPE_TYPE_MROPE, llama_cpp.LLAMA_ROPE_TYPE_IMROPE)
+        self.next_pos = [0] * n_seq_max
+
+    def _apply_lora(self, path: str | Path, scale: float) -> None:
+        # freed with the model
+        adapter = llama_cpp.llama_adapter_lora_init(self.model, str(path).encode())
+        if not adapter:
+            raise RuntimeError(f"cannot load the LoRA adapter '{path}': {_last_words()}")
+        adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(adapter)
+        llama_cpp.llama_set_adapters_lora(self.ctx, adapters, 1, (ctypes.c_float * 1)(scale))
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self.ctx:
+            llama_cpp.llama_free(self.ctx)
+        if self.model and self.owns_model:
+            llama_cpp.llama_model_free(self.model)
+        self.ctx = self.model = None
+
+    @property
+    def memory(self) -> int:
+        return llama_cpp.llama_get_memory(self.ctx)
+
+    def text(self, ids: Sequence[int], logits_last: bool = True, seq: int = 0, pos: int | None = None) -> None:
+        start = self.next_pos[seq] if pos is None else pos
+        for first in range(0, len(ids), self.n_batch):
+            piece = ids[first : first + self.n_batch]
+            outputs = [False] * len(piece)
+            outputs[-1] = logits_last and first + len(piece) == len(ids)
+            self.batch(piece, np.arange(start + first, start + first + len(piece)), [seq] * len(piece), outputs)
+        self.next_pos[seq] = start + len(ids)
+
+    def image(self, embd: np.ndarray, pos: np.ndarray | None = None, seq: int = 0) -> None:
+        """Feed [n, n_embd_inp] embeddings. `pos` is [4, n] for M-RoPE, [n] otherwise; consecutive when not given."""
+        n_tokens = len(embd)
+        if pos is None:
+            pos = np.arange(self.next_pos[seq], self.next_pos[seq] + n_tokens)
+            pos = np.tile(pos, (4, 1)) if self.is_mrope else pos
+        for first in range(0, n_tokens, self.n_batch):
+            piece = slice(first, min(first + self.n_batch, n_tokens))
+            length = piece.stop - piece.start
+            self.batch(embd[piece], pos[..., piece], [seq] * length, [False] * length)
+        self.next_pos[seq] = int(pos[:3].max() if self.is_mrope else pos.max()) + 1
+
+    def decode(self, token: int, seq: int = 0) -> np.ndarray:
+        self.text([token], seq=seq)
+        return self.logits()
+
+    def batch(
+        self,
+        rows: Sequence[int] | np.ndarray,
+        pos: np.ndarray,
+        seqs: Sequence[int | tuple[int, ...]],
+        outputs: Sequence[bool],
+    ) -> None:
+        """One llama_decode. `rows` are token ids or a float array [n, n_embd_inp]; `seqs` one id or a tuple per row."""
+        is_embd = isinstance(rows, np.ndarray) and rows.ndim == 2
+        if is_embd and rows.shape[1] != self.n_embd_inp:
+            raise ValueError(f"embedding rows have {rows.shape[1]} columns, the model takes {self.n_embd_inp}")
+        if is_embd and self.is_mrope and np.shape(pos) != (4, len(rows)):
+            raise ValueError(f"M-RoPE embeddings need positions [4, {len(rows)}], got {np.shape(pos)}")
+
+        # named so that they outlive the call: the batch only points at them
+        values = np.ascontiguousarray(rows, np.float32 if is_embd else np.int32)
+        positions = np.ascontiguousarray(pos, np.int32)
+        ids = [seq if isinstance(seq, tuple) else (seq,) for seq in seqs]
+        id_arrays = [(ctypes.c_int32 * len(row))(*row) for row in ids]
+        id_counts = np.array([len(row) for row in ids], np.int32)
+        id_pointers = (ctypes.POINTER(ctypes.c_int32) * len(ids))(
+            *(ctypes.cast(row, ctypes.POINTER(ctypes.c_int32)) for row in id_arrays)
+        )
+        flags = np.array(outputs, np.int8)
+
+        batch = llama_cpp.llama_batch()
+        batch.n_tokens = len(values)
+        if is_embd:
+            batch.embd = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        else:
+            batch.token = values.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
+        batch.pos = positions.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
+        batch.n_seq_id = id_counts.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
+        batch.seq_id = id_pointers
+        batch.logits = flags.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
+        code = llama_cpp.llama_decode(self.ctx, batch)
+        if code != 0:
+            raise DecodeError(code)
+
+    def logits(self, index: int = -1) -> np.ndarray:
+        """A copy of the logits of one output: -1 is the last, otherwise the row's index in its batch."""
+        return self._copy(llama_cpp.llama_get_logits_ith(self.ctx, index), self.n_vocab, "logits", index)
+
+    def embedding(self, index: int = -1) -> np.ndarray:
+        return self._copy(llama_cpp.llama_get_embeddings_ith(self.ctx, index), self.n_embd, "embeddings", index)
+
+    @staticmethod
+    def _copy(pointer: ctypes.Array, length: int, what: str, index: int) -> np.ndarray:
+        if not pointer:
+            raise RuntimeError(f"no {what} for output {index}: the batch did not ask for them")
+        return np.ctypeslib.as_array(pointer, shape=(length,)).copy()

@@ -1,0 +1,264 @@
+"""One set of libraries under measurement: reads a JSON request per line, answers with a JSON line.
+
+Started by workers.py, which lets one worker compute at a time. It uses llama_cpp alone, so that a stock llama.cpp is
+measured by the same code.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from llama_cpp import llama_cpp
+from llama_cpp import mtmd_cpp as mtmd
+from PIL import Image
+
+from halfv_edge.bench import pictures, shapes
+from halfv_edge.bench.client import Client, collect_log, log_text
+
+DEVICE = re.compile(r"using device (\w+ \([^)]*\))")
+STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+RESET_PEAK = "5"
+ALL = 2**40  # bytes: every pruned token can come back
+
+
+class Look:
+    """A picture as an encoder gave it: tokens, and chunks with their embeddings."""
+
+    def __init__(self, eyes: int):
+        self.eyes = eyes
+        self.chunks = mtmd.mtmd_input_chunks_init()
+        self.parts: list[list[int] | tuple[int, np.ndarray]] = []
+
+    @property
+    def n_visual(self) -> int:
+        return sum(len(part[1]) for part in self.parts if isinstance(part, tuple))
+
+    @property
+    def n_text(self) -> int:
+        return sum(len(part) for part in self.parts if isinstance(part, list))
+
+    @property
+    def n_first(self) -> int:
+        """Text tokens before the first visual one."""
+        return len(self.parts[0]) if isinstance(self.parts[0], list) else 0
+
+    def close(self) -> None:
+        mtmd.mtmd_input_chunks_free(self.chunks)
+
+
+class Bench:
+    def __init__(self, options: dict[str, Any]):
+        self.options = options
+        names = ("n_batch", "n_ubatch", "n_threads", "n_gpu_layers")
+        self.settings = {name: options[name] for name in names}
+        self.settings |= {"type_k": options["kv_type"], "type_v": options["kv_type"], "flash_attn": None}
+        self.n_prefix, self.n_question = options["n_prefix"], options["n_question"]
+        self.first = Client(options["model"], n_ctx=256, **self.settings)  # holds the model
+        mtmd.mtmd_helper_log_set(collect_log, ctypes.c_void_p(0))
+        self.clients: dict[str, Client] = {}
+        self.contenders: dict[str, dict[str, Any]] = {}
+        self.eyes: dict[int | None, int] = {}
+        self.looks: dict[int | None, Look] = {}
+        self.embeddings: np.ndarray | None = None  # of a picture without an encoder
+        self.halfv = None
+        if hasattr(llama_cpp._lib, "halfv_version"):
+            import halfv_cpp
+
+            self.halfv = halfv_cpp
+
+    def about(self) -> dict[str, Any]:
+        devices = DEVICE.findall(log_text())
+        system = llama_cpp.llama_print_system_info().decode()
+        return {"library": llama_cpp._lib._name, "system": system, "devices": ", ".join(devices) or "CPU"}
+
+    def flops(self, n_tokens: int) -> float:
+        """What the whole model costs for n_tokens and one output."""
+        dense, spent = ctypes.c_double(), ctypes.c_double()
+        profile = self.halfv.halfv_profile_default(llama_cpp.llama_model_n_layer(self.first.model))
+        self.halfv.check(
+            self.halfv.halfv_flops(
+                self.first.model, ctypes.byref(profile), 0, 0, n_tokens, ctypes.byref(dense), ctypes.byref(spent)
+            )
+        )
+        return dense.value
+
+    def add(self, name: str, **contender: Any) -> dict[str, Any]:
+        """A context to measure. profile: None is unpruned; switched_off: it has one and does not use it."""
+        self.contenders[name] = contender
+        self.clients[name] = self._client(contender)
+        return {}
+
+    def look(self, max_tokens: int | None, n_visual: int, picture: str | None, size: list[int]) -> dict[str, Any]:
+        """Give a picture to an encoder, or imagine its embeddings where there is none."""
+        if not self.options["mmproj"]:
+            self.embeddings = pictures.random_image(n_visual, self.first.n_embd_inp)
+            return {"encode_s": 0.0, "n_visual": n_visual, "n_text": 0, "n_first": 0}
+        image = Image.open(picture).convert("RGB") if picture else pictures.random_picture(*size)
+        if max_tokens in self.looks:
+            self.looks.pop(max_tokens).close()
+        eyes = self._encoder(max_tokens)
+        started = time.perf_counter()
+        look = self.looks[max_tokens] = self._encode(eyes, image)
+        seconds = time.perf_counter() - started
+        return {"encode_s": seconds, "n_visual": look.n_visual, "n_text": look.n_text, "n_first": look.n_first}
+
+    def request(self, name: str, n_decode: int) -> dict[str, Any]:
+        """A prompt with the picture, then n_decode tokens."""
+        client = self._cleared(name)
+        started = time.perf_counter()
+        self._picture(name)
+        self._question(client)
+        prefill = time.perf_counter() - started
+        stats = self._stats(client)
+        started = time.perf_counter()
+        self._answer(client, n_decode)
+        return {"prefill_s": prefill, "decode_s": time.perf_counter() - started, "stats": stats}
+
+    def conversation(self, name: str, n_decode: int, prepare: bool, topup: bool) -> dict[str, Any]:
+        """A picture, then a question when it is in, an answer, and a second question."""
+        client = self._cleared(name)
+        if self.halfv and self._stats(client):
+            self.halfv.check(self.halfv.halfv_set_topup_bytes(client.ctx, ALL if topup else 0))
+        started = time.perf_counter()
+        self._picture(name)
+        if prepare:
+            self.halfv.check(self.halfv.halfv_prepare(client.ctx, 0))
+        llama_cpp.llama_synchronize(client.ctx)
+        enter = time.perf_counter()
+        self._question(client)
+        first = time.perf_counter()
+        self._answer(client, n_decode)
+        second = time.perf_counter()
+        if topup:
+            self.halfv.check(self.halfv.halfv_topup(client.ctx, 0))
+        self._question(client)
+        ended = time.perf_counter()
+        times = {"picture_s": enter - started, "first_s": first - enter, "second_s": ended - second}
+        return times | {"stats": self._stats(client)}
+
+    def peak(self, name: str) -> dict[str, Any]:
+        """Peak resident bytes of a request in a context of its own; None where the system does not tell."""
+        while self.clients:
+            self.clients.popitem()[1].close()
+        self.clients[name] = self._client(self.contenders[name])
+        try:
+            CLEAR_REFS.write_text(RESET_PEAK)
+        except OSError:
+            return {"bytes": None}
+        self.request(name, 0)
+        found = re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text())
+        return {"bytes": int(found[1]) << 10 if found else None}
+
+    def _client(self, contender: dict[str, Any]) -> Client:
+        if self.halfv:
+            values = contender["profile"]
+            self.halfv.set_model_profile(self.first.model, self.halfv.halfv_profile(**values) if values else None)
+        client = Client(self.options["model"], beside=self.first, n_ctx=contender["n_ctx"], **self.settings)
+        if contender["switched_off"]:
+            self.halfv.check(self.halfv.halfv_set_enabled(client.ctx, False))
+        return client
+
+    def _cleared(self, name: str) -> Client:
+        client = self.clients[name]
+        llama_cpp.llama_memory_clear(client.memory, True)
+        client.next_pos[0] = 0
+        return client
+
+    def _encoder(self, max_tokens: int | None) -> int:
+        if max_tokens not in self.eyes:
+            params = mtmd.mtmd_context_params_default()
+            params.use_gpu = self.settings["n_gpu_layers"] != 0
+            params.print_timings = params.warmup = False
+            params.n_threads = self.settings["n_threads"]
+            if max_tokens is not None:
+                params.image_max_tokens = max_tokens
+            self.eyes[max_tokens] = mtmd.mtmd_init_from_file(self.options["mmproj"].encode(), self.first.model, params)
+            if not self.eyes[max_tokens]:
+                raise RuntimeError(f"cannot load the encoder {self.options['mmproj']}")
+        return self.eyes[max_tokens]
+
+    def _encode(self, eyes: int, image: Image.Image) -> Look:
+        look = Look(eyes)
+        pixels = (ctypes.c_uint8 * (3 * image.width * image.height)).from_buffer_copy(image.tobytes())
+        bitmap = mtmd.mtmd_bitmap_init(image.width, image.height, pixels)
+        marker = mtmd.mtmd_get_marker(eyes)
+        text = mtmd.mtmd_input_text(marker, len(marker), False, True)
+        rc = mtmd.mtmd_tokenize(eyes, look.chunks, ctypes.byref(text), (mtmd.mtmd_bitmap_p_ctypes * 1)(bitmap), 1)
+        mtmd.mtmd_bitmap_free(bitmap)
+        if rc != 0:
+            raise RuntimeError(f"the encoder takes no picture of {image.width} x {image.height}")
+        for index in range(mtmd.mtmd_input_chunks_size(look.chunks)):
+            chunk = mtmd.mtmd_input_chunks_get(look.chunks, index)
+            if mtmd.mtmd_input_chunk_get_type(chunk) == mtmd.MTMD_INPUT_CHUNK_TYPE_TEXT:
+                count = ctypes.c_size_t()
+                tokens = mtmd.mtmd_input_chunk_get_tokens_text(chunk, ctypes.byref(count))
+                look.parts.append(tokens[: count.value])
+                continue
+            if mtmd.mtmd_encode_chunk(eyes, chunk) != 0:
+                raise RuntimeError("the encoder failed")
+            shape = (mtmd.mtmd_input_chunk_get_n_tokens(chunk), self.first.n_embd_inp)
+            look.parts.append((chunk, np.ctypeslib.as_array(mtmd.mtmd_get_output_embd(eyes), shape).copy()))
+        return look
+
+    def _picture(self, name: str) -> None:
+        client = self.clients[name]
+        client.text(range(40, 40 + self.n_prefix), logits_last=False)
+        if self.embeddings is not None:
+            rows, columns = shapes.grid(len(self.embeddings))
+            pos = pictures.grid_positions(client.next_pos[0], rows, columns) if client.is_mrope else None
+            client.image(self.embeddings, pos)
+            return
+        look = self.looks[self.contenders[name]["max_tokens"]]
+        for part in look.parts:
+            if isinstance(part, list):
+                client.text(part, logits_last=False)
+                continue
+            after = llama_cpp.llama_pos(0)
+            values = part[1].ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+            rc = mtmd.mtmd_helper_decode_image_chunk(
+                look.eyes, client.ctx, part[0], values, client.next_pos[0], 0, client.n_batch, ctypes.byref(after),
+                mtmd.mtmd_helper_post_decode_callback(0), None,
+            )  # fmt: skip
+            if rc != 0:
+                raise RuntimeError(f"llama_decode of the picture returned {rc}")
+            client.next_pos[0] = after.value
+
+    def _question(self, client: Client) -> None:
+        client.text(range(60, 60 + self.n_question))
+        client.logits()
+
+    def _answer(self, client: Client, n_decode: int) -> None:
+        for token in range(80, 80 + n_decode):
+            client.decode(token)
+
+    def _stats(self, client: Client) -> dict[str, Any] | None:
+        """None when this library or context does not prune."""
+        if self.halfv:
+            try:
+                return self.halfv.stats(client.ctx)
+            except self.halfv.HalfvError as error:
+                if error.code != self.halfv.HALFV_ERR_UNSUPPORTED:
+                    raise
+        return None
+
+
+def main() -> None:
+    bench = Bench(json.loads(sys.argv[1]))
+    for line in sys.stdin:
+        call, arguments = json.loads(line)
+        try:
+            answer = getattr(bench, call)(**arguments)
+        except Exception as error:
+            answer = {"error": str(error)}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()

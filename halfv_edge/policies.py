@@ -1,0 +1,148 @@
+"""What bench and eval set side by side: ways to spend less on a picture, as text like `keep:0.25`."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from halfv_edge.errors import HalfvError
+from halfv_edge.profile import DROPPED, FROZEN, Profile
+
+UNPRUNED = "unpruned"
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """One way. Without a profile the model runs whole."""
+
+    name: str
+    profile: Profile | None = None
+    max_tokens: int | None = None  # of a picture, by a smaller picture
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What a policy may refer to."""
+
+    n_layer: int
+    profile: Profile | None  # the model's own
+
+    def own(self, name: str) -> Profile:
+        if self.profile is None:
+            raise HalfvError(f"The policy {name} needs a profile, and this model has none: give one with --profile.")
+        return self.profile
+
+
+Maker = Callable[[Given, str, str], Policy]  # from what is given, the policy's text, and what follows its colon
+
+
+def _unpruned(_given: Given, name: str, _value: str) -> Policy:
+    return Policy(name)
+
+
+def _profile(given: Given, name: str, _value: str) -> Policy:
+    return Policy(name, given.own(name))
+
+
+def _keep(given: Given, name: str, value: str) -> Policy:
+    return Policy(name, dataclasses.replace(given.own(name), ivr_keep=share(name, value)))
+
+
+def _downscale(_given: Given, name: str, value: str) -> Policy:
+    return Policy(name, max_tokens=whole(name, value))
+
+
+def _ivr(given: Given, name: str, _value: str) -> Policy:
+    """Only what the start of stage II prunes."""
+    return Policy(name, dataclasses.replace(given.own(name), ssr_layer=given.n_layer, ssr_update=1.0))
+
+
+def _ssr(given: Given, name: str, _value: str) -> Policy:
+    """Only what stage III saves."""
+    return Policy(name, dataclasses.replace(given.own(name), ivr_keep=1.0))
+
+
+def _wrong_mode(given: Given, name: str, _value: str) -> Policy:
+    """Stage III as it is for the other kind of backbone: all frozen, or 5% updated and the rest dropped."""
+    own = given.own(name)
+    update, rest = (0.05, DROPPED) if own.ssr_rest == FROZEN else (0.0, FROZEN)
+    return Policy(name, dataclasses.replace(own, ssr_update=update, ssr_rest=rest))
+
+
+def _vtw(given: Given, name: str, value: str) -> Policy:
+    """Visual tokens leave after a layer; half of the depth, as published for LLaVA-1.5."""
+    return Policy(name, _from(given, whole(name, value) if value else given.n_layer // 2, 0.0, DROPPED))
+
+
+def _shortv(given: Given, name: str, value: str) -> Policy:
+    """Visual tokens frozen in a share of the layers, the last ones; 19 of 32, as published for LLaVA-1.5-7B."""
+    frozen = share(name, value) if value else 19 / 32
+    return Policy(name, _from(given, given.n_layer - round(frozen * given.n_layer), 0.0, FROZEN))
+
+
+def _from(given: Given, layer: int, update: float, rest: str) -> Profile:
+    """Everything up to a layer, and from there stage III."""
+    layer = min(max(layer, 2), given.n_layer)
+    return dataclasses.replace(
+        Profile.default(given.n_layer), ssr_layer=layer, ssr_update=update, ssr_rest=rest, min_visual_tokens=1
+    )
+
+
+# name: (what makes it, whether a value follows: "" never, "?" may, "!" must, what it is)
+POLICIES: dict[str, tuple[Maker, str, str]] = {
+    UNPRUNED: (_unpruned, "", "all tokens, all layers"),
+    "profile": (_profile, "", "the model's profile"),
+    "keep": (_keep, "!", "the profile with another share in stage II, keep:0.1"),
+    "ivr": (_ivr, "", "the profile's stage II alone"),
+    "ssr": (_ssr, "", "the profile's stage III alone"),
+    "wrong-ssr": (_wrong_mode, "", "the profile with the stage III of the other kind of backbone"),
+    "downscale": (_downscale, "!", "a smaller picture of at most so many tokens, downscale:256"),
+    "vtw": (_vtw, "?", "no visual tokens from a layer on, vtw:16; the middle"),
+    "shortv": (_shortv, "?", "visual tokens frozen in the last share of the layers, shortv:0.6; 19/32"),
+}
+
+
+def parse(text: str, given: Given) -> list[Policy]:
+    """Policies between commas, each once."""
+    found: dict[str, Policy] = {}
+    for name in filter(None, (part.strip() for part in text.split(","))):
+        found[name] = one(name, given)
+    if not found:
+        raise HalfvError(f"{text!r} names no policy: give some of {', '.join(POLICIES)}.")
+    return list(found.values())
+
+
+def one(name: str, given: Given) -> Policy:
+    kind, colon, value = name.partition(":")
+    if kind not in POLICIES:
+        raise HalfvError(f"There is no policy {kind!r}: it must be one of {', '.join(POLICIES)}.")
+    maker, takes, what = POLICIES[kind]
+    if bool(value) != bool(colon) or (value and not takes) or (takes == "!" and not value):
+        raise HalfvError(f"The policy {name!r} is not valid: {kind} is {what}.")
+    policy = maker(given, name, value)
+    if policy.profile:
+        policy.profile.validate(given.n_layer)
+    return policy
+
+
+def share(name: str, value: str) -> float:
+    if not re.fullmatch(r"0?\.\d+|1(\.0*)?", value) or not float(value):
+        raise HalfvError(f"The policy {name!r} is not valid: {value} must be a share above 0 and at most 1.")
+    return float(value)
+
+
+def whole(name: str, value: str) -> int:
+    if not re.fullmatch(r"[1-9]\d{0,8}", value):
+        raise HalfvError(f"The policy {name!r} is not valid: {value} must be a whole number of at least 1.")
+    return int(value)
+
+
+def describe() -> str:
+    """For --help."""
+    return "; ".join(f"{name}: {what}" for name, (_, _, what) in POLICIES.items())
+
+
+def names(policies: Sequence[Policy]) -> list[str]:
+    return [policy.name for policy in policies]
