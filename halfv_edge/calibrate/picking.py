@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 EARLY = 0.25  # share of the depth in which stage II may start
-SETTLED = 0.1  # of a fall may be left where it counts as over
 ABRUPT = 0.25  # of a fall in one layer makes it a cliff and not a slope
+STEEPER = 1.3  # times an even slope's step, the same
+STAYS = 0.5  # of a cliff may come back, or it was a notch
 NOTICEABLE = 0.1  # a fall smaller than this share of the curve's size says nothing
 MARGIN = 0.05  # of the depth that stage III starts after the entropy's minimum
 TURNED = 0.1  # of the fall must come back, or the curve has not turned
@@ -53,7 +54,7 @@ def stage2(curves: Curves) -> Pick:
         return Pick(_clip(2 if n >= DEEP else round(2 * n / 28), 1, n - 1), "no cliff in the first layers: by depth")
     layer = sorted(cast.values())[len(cast) // 2]
     told = ", ".join(f"{name} {vote}" for name, vote in cast.items())
-    return Pick(_clip(layer, 1, n - 1), f"the cliffs end at: {told}")
+    return Pick(_clip(layer, 1, max(1, min(n - 1, math.ceil(EARLY * n)))), f"the cliffs end at: {told}")
 
 
 def stage3(curves: Curves, ivr_layer: int) -> Pick:
@@ -76,12 +77,11 @@ def cliff_end(values: np.ndarray, size: float | None = None) -> int | None:
     low = values[start:].min()
     fall = values[start] - low
     steps = values[start:-1] - values[start + 1 :]
-    if fall < NOTICEABLE * (size or np.abs(values).max()) or fall <= 0 or steps.max() < ABRUPT * fall:
+    least = max(ABRUPT, STEEPER / len(steps)) * fall
+    if fall < NOTICEABLE * (size or np.abs(values).max()) or fall <= 0 or steps.max() < least:
         return None
-    # behind the last steep step a slope may go on
-    steep = np.flatnonzero(steps >= ABRUPT * fall)
-    settled = np.flatnonzero(values[start:] - low <= SETTLED * fall)
-    return start + int(min(settled[0], steep[-1] + 2) if settled[0] > steep[-1] else steep[-1] + 1)
+    end = start + int(np.flatnonzero(steps >= least)[-1]) + 1
+    return end if values[end:].max() - low <= STAYS * fall else None
 
 
 def valley(visual: np.ndarray, first: int) -> float | None:

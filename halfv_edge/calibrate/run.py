@@ -69,7 +69,8 @@ TEXT_TOKENS = 60
 
 def spread(count: int, of: int) -> list[int]:
     """`count` of `of` places, evenly."""
-    return sorted({round(at * (of - 1) / max(1, count - 1)) for at in range(min(count, of))})
+    count = min(count, of)
+    return [at * (of - 1) // max(1, count - 1) for at in range(count)]
 
 
 class Calibrator:

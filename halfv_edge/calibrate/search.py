@@ -104,21 +104,23 @@ class Search:
                 f"picture: the closest is {math.floor(100 * self.speedup(closest)) / 100:g}; ask for that with "
                 "--target-speedup."
             )
-        best = min(checks, key=lambda check: check.divergence)
         found.modes += checks
-        if best.profile.ssr_layer == self.n_layer:
-            return best
-        step = max(1, round(STEP * self.n_layer))
-        layers = [layer for layer in (ssr - step, ssr + step) if found.ivr_layer < layer < self.n_layer]
-        others = self._checks(
-            found, [(layer, best.profile.ssr_update, best.profile.ssr_rest) for layer in layers], target
-        )
+        deep = [check for check in checks if check.profile.ssr_layer < self.n_layer]
+        if deep:
+            checks.append(self._best_layer(min(deep, key=_divergence), found, target))
+        return min(checks, key=_divergence)
+
+    def _best_layer(self, first: Check, found: Found, target: float) -> Check:
+        """A neighbour of the picked stage III takes its place if it is clearly better."""
+        p, step = first.profile, max(1, round(STEP * self.n_layer))
+        layers = [layer for layer in (p.ssr_layer - step, p.ssr_layer + step) if 0 < layer < self.n_layer]
+        others = self._checks(found, [(layer, p.ssr_update, p.ssr_rest) for layer in layers], target)
         found.modes += others
-        other = min(others, key=lambda check: check.divergence, default=best)
-        if other.divergence < BETTER * best.divergence:
-            found.notes.append(f"stage III from layer {other.profile.ssr_layer}: it diverges less than from {ssr}")
-            return other
-        return best
+        other = min(others, key=_divergence, default=first)
+        if other.divergence >= BETTER * first.divergence:
+            return first
+        found.notes.append(f"stage III from layer {other.profile.ssr_layer}: it diverges less than from {p.ssr_layer}")
+        return other
 
     def _within(self, limit: float, found: Found) -> Check:
         """The highest speedup whose divergence is within the limit."""
@@ -139,15 +141,15 @@ class Search:
             checks = self._checks(found, [mode, (self.n_layer, 1.0, DROPPED)], LADDER[middle])
             found.modes += checks
             fits = [check for check in checks if check.divergence <= limit]
-            least = min([least, *checks], key=lambda check: check.divergence)
+            least = min([least, *checks], key=_divergence)
             if fits:
-                best, low = min(fits, key=lambda check: check.divergence), middle + 1
+                best, low = min(fits, key=_divergence), middle + 1
             else:
                 high = middle
         if best is None:
             raise HalfvError(
-                f"No profile stays within a divergence of {limit:g}: the closest has {least.divergence:.3g} and is "
-                f"{least.speedup:.2f} times faster; ask for that with --max-divergence."
+                f"No profile stays within a divergence of {limit:g}: the closest has {_rounded_up(least.divergence)} "
+                f"and is {least.speedup:.2f} times faster; ask for that with --max-divergence."
             )
         return best
 
@@ -155,9 +157,9 @@ class Search:
         if self.ssr < self.n_layer and self.ssr > found.ivr_layer:
             return self.ssr
         ssr = min(self.n_layer - 1, max(found.ivr_layer + 1, round(FALLBACK_DEPTH * self.n_layer)))
-        found.notes.append(
-            f"stage III is tried from layer {ssr}, {FALLBACK_DEPTH:.0%} of the depth, as no curve shows it"
-        )
+        note = f"stage III is tried from layer {ssr}, {FALLBACK_DEPTH:.0%} of the depth, as no curve shows it"
+        if note not in found.notes:
+            found.notes.append(note)
         return ssr
 
     def _checks(self, found: Found, wanted: Iterable[tuple[int, float, str]], target: float) -> list[Check]:
@@ -192,6 +194,16 @@ class Search:
     def _profile(self, ivr: int, keep: float, ssr: int, update: float, rest: str) -> Profile:
         # every picture counts, small ones too
         return Profile(ivr, keep, ANCHORS, ssr, update, rest, min_visual_tokens=1)
+
+
+def _divergence(check: Check) -> float:
+    return check.divergence
+
+
+def _rounded_up(value: float) -> str:
+    """Three digits, not less than the value."""
+    step = 10 ** (math.floor(math.log10(max(value, 1e-12))) - 2)
+    return f"{math.ceil(value / step) * step:.3g}"
 
 
 def finished(profile: Profile, n_visual: float) -> Profile:

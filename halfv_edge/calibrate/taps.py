@@ -63,6 +63,13 @@ class Probe:
         self._profile: Profile | None = None
 
     def close(self) -> None:
+        """The model is again as it was loaded."""
+        self._drop()
+        if self.model.pointer:
+            own = self.model.profile
+            halfv_cpp.set_model_profile(self.model.pointer, own.to_c() if own else None)
+
+    def _drop(self) -> None:
         if self._context:
             self._context.close()
             self._context = None
@@ -73,7 +80,7 @@ class Probe:
         if self._context and self._profile == profile:
             self._context.clear()
             return self._context
-        self.close()
+        self._drop()
         if self.model._free:  # made with the profile before
             self.model._free.close()
             self.model._free = None

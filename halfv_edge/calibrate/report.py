@@ -1,0 +1,253 @@
+"""The calibration on one page: curves with the boundaries drawn in, what was tried, and pictures with kept tokens."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from halfv_edge import gguf_edit
+from halfv_edge.calibrate.canvas import Canvas
+from halfv_edge.calibrate.run import Result, spread
+from halfv_edge.calibrate.samples import Sample
+from halfv_edge.calibrate.search import Check
+from halfv_edge.calibrate.taps import Probe
+from halfv_edge.engine import Model
+from halfv_edge.profile import Profile
+from halfv_edge.tokens import TokenMap, draw_token_map
+
+PAPER, INK, DIM, GRID = "#ffffff", "#1f2328", "#6b7280", "#e5e7eb"
+VISUAL, TEXT, ALL = "#d97706", "#2563eb", "#9ca3af"
+STAGES = ("#f3f6fb", "#fdf3e3", "#eef7ee")
+BEST = "#b91c1c"
+WIDTH, GAP, SIDE = 1040, 32, 460
+PLOT_HEIGHT = 230
+N_PICTURES = 3
+ROW = 24
+
+
+def write(path: Path, result: Result, model: Model, probe: Probe, samples: Sequence[Sample]) -> None:
+    """An .html or a .png."""
+    picked = [samples[at] for at in spread(N_PICTURES, len(samples))]
+    drawn = [(sample, _kept(sample, result.profile, model, probe)) for sample in picked]
+    page = draw(result, model.path.name, drawn)
+    if path.suffix.lower() == ".png":
+        raw = page.png()
+    else:
+        title = html.escape(f"Calibration of {model.path.name}")
+        body = f'<body style="margin:24px;background:{PAPER}">\n{page.svg()}\n</body>'
+        head = f'<head><meta charset="utf-8"><title>{title}</title></head>'
+        raw = f'<!DOCTYPE html>\n<html lang="en">{head}\n{body}</html>\n'.encode()
+    with gguf_edit.writing(path, len(raw)) as out:
+        out.write(raw)
+
+
+def _kept(sample: Sample, profile: Profile, model: Model, probe: Probe) -> TokenMap:
+    picture = sample.load()
+    chosen = probe.kept(probe.items(picture, sample.question), profile)
+    return model.encoder.token_map(model.encoder.tokens(picture), chosen)
+
+
+def draw(result: Result, name: str, pictures: Sequence[tuple[Sample, TokenMap]]) -> Canvas:
+    drawn = [(sample, draw_token_map(token_map)) for sample, token_map in pictures]
+    tables = max(_map_height(result), 70 + ROW * len(_shown(result.found.modes)))
+    below = _picture_height(drawn)
+    top = 150
+    page = Canvas(WIDTH, top + 2 * (PLOT_HEIGHT + 90) + tables + below + 40, PAPER)
+    _heading(page, result, name)
+    profile, curves = result.profile, result.curves
+    left, right = GAP, GAP + SIDE + 2 * GAP - 8
+    stages = (profile.ivr_layer, profile.ssr_layer, curves.n_layer)
+
+    entropies = [("visual", VISUAL, curves.visual), ("text", TEXT, curves.text), ("all", ALL, result.all_entropy)]
+    _plot(page, left, top, "Matrix entropy at each layer boundary, nats", entropies, stages)
+    scaled = [_zscore(one) for one in (curves.visual, curves.text, result.all_entropy)]
+    zscores = [(word, color, curve) for (word, color, _), curve in zip(entropies, scaled, strict=True)]
+    _plot(page, right, top, "The same, as z-scores over layers", zscores, stages)
+    top += PLOT_HEIGHT + 90
+    kl = np.log10(np.maximum(curves.layer_kl, 1e-9))[: curves.n_layer - 1]  # the last layer's is 0 by construction
+    _plot(page, left, top, "Divergence when one layer is frozen for visual tokens", [("", VISUAL, kl)], stages, _power)
+    share = [("", VISUAL, curves.attention)]
+    _plot(page, right, top, "Attention of the last token to the picture", share, stages, lambda y: f"{y:.0%}")
+    top += PLOT_HEIGHT + 90
+    _map(page, left, top, result)
+    _modes(page, right, top, result)
+    _pictures(page, top + tables, drawn)
+    return page
+
+
+def _heading(page: Canvas, result: Result, name: str) -> None:
+    p, best = result.profile, result.best
+    n_layer = result.curves.n_layer
+    page.text(GAP, 44, f"Calibration of {name}", INK, 24, bold=True)
+    third = "no stage III"
+    if p.ssr_layer < n_layer:
+        third = (
+            f"stage III from layer {p.ssr_layer}: updates {p.ssr_update:.3g} of the tokens, the rest is {p.ssr_rest}"
+        )
+    page.text(
+        GAP,
+        74,
+        f"Stage II from layer {p.ivr_layer} of {n_layer}: keeps {p.ivr_keep:.0%} of a picture; {third}.",
+        INK,
+        15,
+    )
+    page.text(
+        GAP,
+        98,
+        f"{best.speedup:.2f} times fewer FLOPs for a picture of {result.n_visual} tokens, {result.text_speedup:.2f} "
+        f"with 60 of text. Divergence {best.divergence:.3g} nats per token, {best.agreement:.0%} of answers kept.",
+        INK,
+        13,
+    )
+    samples = p.calibration.samples if p.calibration else result.n_samples
+    source = p.calibration.source if p.calibration else ""
+    page.text(
+        GAP,
+        120,
+        f"{samples} samples ({source}): layers frozen on {result.n_frozen}, profiles tried on {result.n_tried}.",
+        DIM,
+        13,
+    )
+
+
+Series = tuple[str, str, np.ndarray]
+
+
+def _plot(
+    page: Canvas,
+    x: float,
+    y: float,
+    title: str,
+    series: Sequence[Series],
+    stages: tuple[int, int, int],
+    label: Callable[[float], str] = lambda y: f"{y:.3g}",
+) -> None:
+    """Lines over layers, with the stages as bands."""
+    ivr, ssr, n_layer = stages
+    left, top, wide, high = x + 44, y + 30, SIDE - 44, PLOT_HEIGHT
+    across = lambda layer: left + wide * layer / n_layer  # noqa: E731
+    values = np.concatenate([curve for _, _, curve in series])
+    low, top_value = float(values.min()), float(values.max())
+    span = max(top_value - low, 1e-6)
+    low, span = low - 0.05 * span, 1.1 * span
+    down = lambda value: top + high * (1 - (value - low) / span)  # noqa: E731
+
+    page.text(x, y + 12, title, INK, 14, bold=True)
+    for color, (first, last), word in zip(
+        STAGES, ((0, ivr), (ivr, ssr), (ssr, n_layer)), ("I", "II", "III"), strict=True
+    ):
+        if first < last:
+            page.rect(across(first), top, across(last) - across(first), high, color)
+            page.text((across(first) + across(last)) / 2, top + 16, word, DIM, 12, "middle")
+    for step in range(5):
+        value = low + span * step / 4
+        page.line([(left, down(value)), (left + wide, down(value))], GRID)
+        page.text(left - 6, down(value) + 4, label(value), DIM, 11, "end")
+    for layer in range(0, n_layer + 1, max(1, math.ceil(n_layer / 10))):
+        page.text(across(layer), top + high + 18, str(layer), DIM, 11, "middle")
+    for boundary in {ivr, ssr} - {n_layer}:
+        page.line([(across(boundary), top), (across(boundary), top + high)], INK, 1.5)
+    place = left + wide
+    for _, color, curve in series:
+        page.line([(across(layer), down(value)) for layer, value in enumerate(curve)], color, 2)
+    for word, color, _ in reversed(series):
+        if word:
+            page.text(place, y + 12, word, color, 13, "end", bold=True)
+            place -= 9 * len(word) + 12
+
+
+def _zscore(curve: np.ndarray) -> np.ndarray:
+    return (curve - curve.mean()) / max(float(curve.std()), 1e-12)
+
+
+def _power(exponent: float) -> str:
+    value = 10**exponent
+    return f"{value:.2g}" if value >= 0.01 else f"{value:.0e}".replace("e-0", "e-")
+
+
+def _map_height(result: Result) -> int:
+    return 110 + 34 * len({check.profile.ivr_keep for check in result.found.map})
+
+
+def _map(page: Canvas, x: float, y: float, result: Result) -> None:
+    """Marginal utility over layers and shares: darker is dearer."""
+    page.text(x, y + 12, "Marginal utility of stage II alone", INK, 14, bold=True)
+    page.text(
+        x, y + 32, "divergence per share of compute saved, by first layer and share kept; less is better", DIM, 12
+    )
+    layers = sorted({check.profile.ivr_layer for check in result.found.map})
+    keeps = sorted({check.profile.ivr_keep for check in result.found.map}, reverse=True)
+    cost = {(check.profile.ivr_layer, check.profile.ivr_keep): check.marginal_utility for check in result.found.map}
+    logs = np.log10(np.maximum(list(cost.values()), 1e-9))
+    low, span = logs.min(), max(float(np.ptp(logs)), 1e-9)
+    wide = (SIDE - 60) / max(1, len(layers))
+    for row, keep in enumerate(keeps):
+        top = y + 46 + 34 * row
+        page.text(x + 50, top + 21, f"{keep:.0%}", DIM, 12, "end")
+        for column, layer in enumerate(layers):
+            heat = (np.log10(max(cost[layer, keep], 1e-9)) - low) / span
+            fill = _mix((255, 247, 230), (217, 119, 6), float(heat))
+            chosen = BEST if layer == result.profile.ivr_layer else None
+            page.rect(x + 60 + wide * column + 2, top + 2, wide - 4, 30, fill, chosen)
+            page.text(x + 60 + wide * (column + 0.5), top + 21, f"{cost[layer, keep]:.2g}", INK, 12, "middle")
+    for column, layer in enumerate(layers):
+        page.text(x + 60 + wide * (column + 0.5), y + 64 + 34 * len(keeps), f"layer {layer}", DIM, 12, "middle")
+
+
+def _mix(one: tuple[int, int, int], other: tuple[int, int, int], share: float) -> str:
+    return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in zip(one, other, strict=True))
+
+
+def _shown(modes: Sequence[Check]) -> list[Check]:
+    """Each profile once, the best first."""
+    unique = {check.profile: check for check in modes}
+    return sorted(unique.values(), key=lambda check: (-check.speedup // 0.1, check.divergence))[:12]
+
+
+def _modes(page: Canvas, x: float, y: float, result: Result) -> None:
+    page.text(x, y + 12, "Stage III: what was tried", INK, 14, bold=True)
+    columns = (
+        (0, "layer"),
+        (52, "updated"),
+        (118, "rest"),
+        (190, "keep"),
+        (246, "speedup"),
+        (314, "divergence"),
+        (398, "same"),
+    )
+    for offset, word in columns:
+        page.text(x + offset, y + 36, word, DIM, 12)
+    n_layer = result.curves.n_layer
+    for row, check in enumerate(_shown(result.found.modes)):
+        p = check.profile
+        none = p.ssr_layer == n_layer
+        cells = ("none", "", "") if none else (str(p.ssr_layer), f"{p.ssr_update:.0%}", p.ssr_rest)
+        cells += (f"{p.ivr_keep:.0%}", f"{check.speedup:.2f}x", f"{check.divergence:.3g}", f"{check.agreement:.0%}")
+        is_best = p == result.best.profile
+        for (offset, _), cell in zip(columns, cells, strict=True):
+            page.text(x + offset, y + 36 + ROW * (row + 1), cell, BEST if is_best else INK, 13, bold=is_best)
+
+
+def _fitted(drawn: Sequence[tuple[Sample, Image.Image]]) -> list[tuple[float, float]]:
+    wide = (WIDTH - GAP * (N_PICTURES + 1)) / N_PICTURES
+    return [(wide, wide * image.height / image.width) for _, image in drawn]
+
+
+def _picture_height(drawn: Sequence[tuple[Sample, Image.Image]]) -> int:
+    return 70 + math.ceil(max((high for _, high in _fitted(drawn)), default=0))
+
+
+def _pictures(page: Canvas, y: float, drawn: Sequence[tuple[Sample, Image.Image]]) -> None:
+    if not drawn:
+        return
+    page.text(GAP, y + 16, "Kept tokens", INK, 14, bold=True)
+    x: float = GAP
+    for (sample, image), (wide, high) in zip(drawn, _fitted(drawn), strict=True):
+        page.image(x, y + 32, wide, high, image)
+        page.text(x, y + high + 52, sample.question[:52], DIM, 12)
+        x += wide + GAP

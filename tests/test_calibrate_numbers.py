@@ -1,0 +1,305 @@
+"""Calibration's numbers on known matrices, and its rule on curves of known shape."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from halfv_edge.calibrate import entropy, picking, search
+from halfv_edge.calibrate.picking import Curves
+from halfv_edge.calibrate.run import spread
+from halfv_edge.calibrate.search import Check, Search
+from halfv_edge.errors import HalfvError
+from halfv_edge.profile import DROPPED, FROZEN, Profile
+
+# --- entropy ---
+
+
+def torch_entropy(rows: np.ndarray) -> float:
+    """The definition by another way: squared singular values of the centred tokens."""
+    centred = torch.from_numpy(rows).double()
+    values = torch.linalg.svdvals(centred - centred.mean(0))[:50] ** 2
+    p = values / values.sum()
+    return float(-(p[p > 0] * p[p > 0].log()).sum())
+
+
+@pytest.mark.parametrize("shape", [(40, 90), (90, 40), (60, 60), (2, 7), (200, 120), (120, 200)])
+def test_entropy_is_that_of_the_singular_values(shape: tuple[int, int]) -> None:
+    rows = np.random.default_rng(0).standard_normal(shape) * np.linspace(0.2, 3, shape[1]) + 5
+    assert entropy.matrix_entropy(rows) == pytest.approx(torch_entropy(rows), abs=1e-10)
+
+
+def test_entropy_of_equal_directions_is_the_log_of_their_number() -> None:
+    rows = np.concatenate([np.eye(30), -np.eye(30)])  # centred, 30 equal eigenvalues
+    assert entropy.matrix_entropy(rows) == pytest.approx(math.log(30), abs=1e-12)
+
+
+def test_entropy_counts_the_fifty_largest() -> None:
+    rows = np.concatenate([np.eye(80), -np.eye(80)])
+    assert entropy.matrix_entropy(rows) == pytest.approx(math.log(50), abs=1e-12)
+    rows[:, 50:] *= 1e-3
+    assert entropy.matrix_entropy(rows) == pytest.approx(math.log(50), abs=1e-12)
+    rows[:, :50] *= 1e-6  # now the others are the largest, and only 30
+    assert entropy.matrix_entropy(rows) == pytest.approx(math.log(30), abs=1e-3)
+
+
+def test_entropy_is_centred() -> None:
+    rows = np.random.default_rng(1).standard_normal((50, 20))
+    assert entropy.matrix_entropy(rows + 1000) == pytest.approx(entropy.matrix_entropy(rows), abs=1e-7)
+
+
+@pytest.mark.parametrize("rows", [np.ones((5, 3)), np.zeros((1, 4)), np.full((3, 9), 7.0)])
+def test_entropy_of_tokens_that_are_alike(rows: np.ndarray) -> None:
+    assert entropy.matrix_entropy(rows) == 0.0
+
+
+def test_final_norm() -> None:
+    rng = np.random.default_rng(2)
+    states, weight = rng.standard_normal((6, 16)).astype(np.float32), rng.uniform(0.5, 2, 16).astype(np.float32)
+    expected = torch.nn.functional.rms_norm(
+        torch.from_numpy(states).double(), (16,), torch.from_numpy(weight).double(), 1e-5
+    )
+    np.testing.assert_allclose(entropy.final_norm(states, weight, 1e-5), expected.numpy(), rtol=1e-12)
+    assert not entropy.final_norm(np.zeros((1, 16), np.float32), weight, 0.0).any()
+
+
+def test_kl() -> None:
+    rng = np.random.default_rng(3)
+    full, other = 3 * rng.standard_normal((2, 4, 100)).astype(np.float32)
+    p, q = (torch.from_numpy(x).double().log_softmax(-1) for x in (full, other))
+    expected = torch.nn.functional.kl_div(q, p, reduction="none", log_target=True).sum(-1).mean()
+    assert entropy.kl(full, other) == pytest.approx(float(expected), rel=1e-12)
+    assert entropy.kl(full, full + 8) == pytest.approx(0, abs=1e-10)
+
+
+# --- picking: curves as the paper describes them ---
+
+
+def valley_curve(n: int, ivr: int, low: float, rise: float = 0.6, sharp: bool = False) -> np.ndarray:
+    """High and flat up to ivr, falling to a minimum at `low` of the depth, rising by a share of the fall."""
+    layer, bottom = np.arange(n + 1.0), low * n
+    ease = (lambda t: t) if sharp else (lambda t: (1 - np.cos(np.pi * t)) / 2)
+    fall = ease(np.clip((layer - ivr) / (bottom - ivr), 0, 1))
+    back = ease(np.clip((layer - bottom) / (n - bottom), 0, 1))
+    return 3.6 - 1.6 * fall + 1.6 * rise * back
+
+
+def collapse(n: int, end: int) -> np.ndarray:
+    """Text entropy: gone within the first `end` layers."""
+    layer = np.arange(n + 1)
+    return 0.6 + 2.4 * np.clip(1 - layer / end, 0, 1) + 0.1 * np.sin(layer)
+
+
+def slope(n: int) -> np.ndarray:
+    """LLaVA's redundancy: from 1e-2 to 1e-6, without a cliff."""
+    return 10 ** np.linspace(-2, -6, n)
+
+
+def cliff(n: int) -> np.ndarray:
+    """Qwen2.5-VL's: about 10 in the first two layers, 0.1 after, never under 1e-3, rising at the end."""
+    layer = np.arange(n)
+    tail = 10 ** (-1 - 2 * np.sin(np.pi * np.clip((layer - 2) / (n - 3), 0, 1)))
+    return np.where(layer < 2, 10.0, np.maximum(tail, 1e-3))
+
+
+def looks(n: int, end: int) -> np.ndarray:
+    """Attention to the picture: strong in the first layers, weak after."""
+    return np.where(np.arange(n) < end, 0.6, 0.08) + 0.02 * np.cos(np.arange(n))
+
+
+PUBLISHED = {
+    "LLaVA-1.5-7B": (Curves(valley_curve(32, 3, 0.42), collapse(32, 3), looks(32, 2), slope(32)), 3, 15),
+    "LLaVA-NeXT-Mistral-7B": (Curves(valley_curve(32, 2, 0.45), collapse(32, 2), looks(32, 2), slope(32)), 2, 16),
+    "Qwen2.5-VL-7B": (Curves(valley_curve(28, 2, 0.70), collapse(28, 2), looks(28, 2), cliff(28)), 2, 21),
+    "Qwen2.5-VL-3B": (Curves(valley_curve(36, 2, 0.70), collapse(36, 2), looks(36, 2), cliff(36)), 2, 27),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_layers(name: str) -> None:
+    curves, ivr, ssr = PUBLISHED[name]
+    assert picking.stage2(curves).layer == ivr
+    assert picking.stage3(curves, ivr).layer == ssr
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_layers_through_noise(name: str) -> None:
+    """Means of 100 samples wobble by about this much: stage II stays, stage III moves by one layer at most."""
+    curves, ivr, ssr = PUBLISHED[name]
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        noisy = Curves(
+            curves.visual + rng.normal(0, 0.02, curves.visual.shape),
+            curves.text + rng.normal(0, 0.02, curves.text.shape),
+            curves.attention + rng.normal(0, 0.01, curves.attention.shape),
+            curves.layer_kl * np.exp(rng.normal(0, 0.1, curves.layer_kl.shape)),
+        )
+        assert picking.stage2(noisy).layer == ivr
+        assert abs(picking.stage3(noisy, ivr).layer - ssr) <= 1
+
+
+@pytest.mark.parametrize("sharp", [False, True])
+@pytest.mark.parametrize("n", [16, 24, 28, 32, 40, 64, 80])
+@pytest.mark.parametrize("low", [0.4, 0.5, 0.6, 0.7, 0.8])
+def test_stage3_follows_the_minimum(n: int, low: float, sharp: bool) -> None:
+    visual = valley_curve(n, 2, low, sharp=sharp)
+    curves = Curves(visual, collapse(n, 2), looks(n, 2), cliff(n))
+    assert abs(picking.stage3(curves, 2).layer - (low + picking.MARGIN) * n) <= 1 + 0.02 * n
+
+
+FLAT, FALLING, RISING = np.full(29, 3.0), np.linspace(4, 2, 29), np.linspace(2, 4, 29)
+
+
+@pytest.mark.parametrize("visual", [FLAT, FALLING, RISING, FLAT + 0.01 * np.sin(np.arange(29))])
+def test_no_stage3_without_a_turn(visual: np.ndarray) -> None:
+    pick = picking.stage3(Curves(visual, FLAT, FLAT[1:], slope(28)), 2)
+    assert pick.layer == 28
+    assert "does not turn" in pick.reason
+
+
+@pytest.mark.parametrize(("n", "layer"), [(28, 2), (80, 2), (12, 1), (6, 1), (2, 1)])
+def test_stage2_by_depth_without_a_cliff(n: int, layer: int) -> None:
+    flat = np.full(n + 1, 3.0)
+    assert picking.stage2(Curves(flat, flat, flat[1:], slope(n))).layer == layer
+
+
+@pytest.mark.parametrize(("n", "layer"), [(6, 2), (8, 2), (12, 3), (28, 3)])
+def test_stage2_starts_in_the_first_quarter(n: int, layer: int) -> None:
+    assert picking.stage2(Curves(np.full(n + 1, 3.0), collapse(n, 3), looks(n, 3), slope(n))).layer == layer
+
+
+def test_one_odd_signal_is_outvoted() -> None:
+    odd = looks(28, 6)
+    pick = picking.stage2(Curves(FLAT, collapse(28, 2), odd, cliff(28)))
+    assert pick.layer == 2
+    assert "attention to the picture 6" in pick.reason
+
+
+def test_slopes_steps_and_notches() -> None:
+    assert picking.cliff_end(np.linspace(1, 0, 9)) is None
+    assert picking.cliff_end(np.linspace(0, 1, 9)) is None
+    assert picking.cliff_end(np.zeros(9)) is None
+    assert picking.cliff_end(np.array([3, 3, 3, 1, 1, 1, 1, 1.0])) == 3
+    assert picking.cliff_end(np.array([1, 3, 1, 1, 1, 1, 1, 1.0])) == 2
+    assert picking.cliff_end(np.array([3, 1, 3, 1, 3, 3, 3, 3.0])) is None
+
+
+# --- searching ---
+
+
+def speedup(n_layer: int):
+    """Linear costs: of n_layer layers what each stage leaves."""
+
+    def of(p: Profile) -> float:
+        third = p.ssr_update + (0.15 * (p.ivr_keep - p.ssr_update) if p.ssr_rest == FROZEN else 0)
+        third = p.ivr_keep if p.ssr_layer == n_layer else min(third, p.ivr_keep)
+        return n_layer / (p.ivr_layer + (p.ssr_layer - p.ivr_layer) * p.ivr_keep + (n_layer - p.ssr_layer) * third)
+
+    return of
+
+
+class Model:
+    """Diverges as told; remembers what was measured."""
+
+    def __init__(self, n_layer: int, divergence):
+        self.n_layer = n_layer
+        self.divergence = divergence
+        self.measured: list[Profile] = []
+
+    def search(self, ivr: int, ssr: int) -> Search:
+        def measure(profile: Profile) -> Check:
+            self.measured.append(profile)
+            return Check(profile, self.divergence(profile), 0.9, speedup(self.n_layer)(profile))
+
+        return Search(self.n_layer, ivr, ssr, measure, speedup(self.n_layer))
+
+
+def qwen_like(p: Profile) -> float:
+    """Dropping all or freezing is a disaster, a few updated tokens are nearly free from layer 21 on."""
+    loss = 0.01 * (1 / p.ivr_keep - 1) + 2.0 * (p.ivr_layer < 2)
+    if p.ssr_layer < 28:
+        loss += 0.8 if p.ssr_update == 0 else 0.002 + 0.05 * max(0, 21 - p.ssr_layer)
+    return loss
+
+
+def vicuna_like(p: Profile) -> float:
+    """Freezing is free from layer 15 on, dropping is not."""
+    loss = 0.05 * (1 - p.ivr_keep) + 1.0 * (p.ivr_layer < 3)
+    if p.ssr_layer < 32:
+        loss += (0.0 if p.ssr_rest == FROZEN else 0.1) + 0.05 * max(0, 15 - p.ssr_layer)
+    return loss
+
+
+def test_qwen_keeps_a_few() -> None:
+    model = Model(28, qwen_like)
+    best = model.search(2, 21).run(3.5, None).best
+    assert (best.profile.ivr_layer, best.profile.ssr_layer) == (2, 21)
+    assert (best.profile.ssr_update, best.profile.ssr_rest) == (pytest.approx(0.05), DROPPED)
+    assert 3.5 <= best.speedup < 3.7
+    assert len(model.measured) < 20
+
+
+def test_vicuna_freezes() -> None:
+    best = Model(32, vicuna_like).search(3, 15).run(3.0, None).best
+    assert (best.profile.ivr_layer, best.profile.ssr_layer) == (3, 15)
+    assert (best.profile.ssr_update, best.profile.ssr_rest) == (0.0, FROZEN)
+
+
+def test_a_wrong_pick_is_corrected() -> None:
+    """Stage II from layer 1 costs much: the neighbour wins. Stage III from 12 does too."""
+    found = Model(28, qwen_like).search(1, 18).run(3.0, None)
+    assert found.ivr_layer == found.best.profile.ivr_layer == 2
+    assert found.best.profile.ssr_layer == 21
+    assert len(found.notes) == 2
+
+
+def test_no_stage3_when_each_kind_costs_more() -> None:
+    best = Model(28, lambda p: 0.1 * (1 - p.ivr_keep) + (p.ssr_layer < 28)).search(2, 21).run(2.0, None).best
+    assert best.profile.ssr_layer == 28
+
+
+def test_keep_is_the_largest_that_reaches_the_target() -> None:
+    search_ = Model(28, qwen_like).search(2, 21)
+    profile = search_.fitting(2, 21, 0.05, DROPPED, 3.0)
+    more = Profile(2, profile.ivr_keep + 0.01, 0.1, 21, 0.05, DROPPED)
+    assert speedup(28)(profile) >= 3.0 > speedup(28)(more)
+    assert search_.fitting(2, 21, 0.05, DROPPED, 50.0) is None
+
+
+def test_a_target_out_of_reach_names_the_closest() -> None:
+    search_ = Model(28, qwen_like).search(2, 21)
+    with pytest.raises(HalfvError, match=r"cannot become 30 times faster.*closest is ([\d.]+); ") as caught:
+        search_.run(30.0, None)
+    closest = float(str(caught.value).partition("closest is ")[2].partition(";")[0])
+    assert search_.run(closest, None).best.speedup >= closest
+
+
+@pytest.mark.parametrize("limit", [0.008, 0.016, 0.03, 0.5])
+def test_max_divergence(limit: float) -> None:
+    best = Model(28, qwen_like).search(2, 21).run(None, limit).best
+    assert best.divergence <= limit
+    # the next step of the ladder would not be within it, or there is none
+    higher = [step for step in search.LADDER if step > best.speedup]
+    if higher:
+        profile = Model(28, qwen_like).search(2, 21).fitting(2, 21, 0.05, DROPPED, higher[0])
+        assert profile is None or qwen_like(profile) > limit
+
+
+def test_max_divergence_out_of_reach_names_the_closest() -> None:
+    with pytest.raises(HalfvError, match=r"divergence of 1e-06: the closest has 0\.\d+ and is \d\.\d+ times faster"):
+        Model(28, qwen_like).search(2, 21).run(None, 1e-6)
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5, 6, 8])
+def test_any_depth(n: int) -> None:
+    best = Model(n, lambda p: 1 - p.ivr_keep).search(1, n).run(1.1, None).best
+    best.profile.validate(n)
+
+
+def test_spread() -> None:
+    assert spread(8, 100) == [0, 14, 28, 42, 56, 70, 84, 99]
+    assert spread(16, 5) == [0, 1, 2, 3, 4]
+    assert spread(1, 5) == [0]
