@@ -98,7 +98,7 @@ enum halfv_media {
 LLAMA_API void halfv_begin_media(struct llama_context * ctx, enum halfv_media media);
 
 // Run what needs no question now, while the person still types: coverage is chosen and carried through stage II.
-// The next question adds its anchors only. The kept set differs from the exact mode, where anchors come first.
+// The next question adds its anchors only, at most 2.5% of the picture or 8 tokens. The kept set differs from the exact mode, where anchors come first.
 // HALFV_OK; HALFV_NOTHING: no picture is waiting; HALFV_ERR_UNSUPPORTED, _MEMORY, _COMPUTE
 LLAMA_API int32_t halfv_prepare(struct llama_context * ctx, llama_seq_id seq);
 
@@ -107,7 +107,7 @@ LLAMA_API int32_t halfv_prepare(struct llama_context * ctx, llama_seq_id seq);
 LLAMA_API int32_t halfv_set_topup_bytes(struct llama_context * ctx, uint64_t bytes);
 
 // The next text of this sequence is a new question: when it asks for output, the pruned tokens that matter most to it
-// (the anchors' share) join the deeper stages at their own positions.
+// (as many as anchors of a prepared picture) join the deeper stages at their own positions.
 // HALFV_OK; HALFV_NOTHING: no pruned tokens are stored; HALFV_ERR_UNSUPPORTED
 LLAMA_API int32_t halfv_topup(struct llama_context * ctx, llama_seq_id seq);
 

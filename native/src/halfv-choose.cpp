@@ -72,7 +72,7 @@ std::vector<int32_t> prefill::cover(const sequence & s, const std::vector<row> &
     return res;
 }
 
-// Anchors left for the question when a picture is prepared: few, as they are what the person waits for after Enter.
+// Anchors of a picture that is in already, prepared or asked about: few, as they are what the person waits for after Enter.
 static int late_anchors(int n, int n_anchors) {
     constexpr int   least = 8;
     constexpr float share = 0.025f;
@@ -193,7 +193,7 @@ std::vector<row> prefill::recall(sequence & s) {
             members.push_back(j);
         }
         const auto & p = memory.profile;
-        const int n_anchors = quota(std::max(1, quota(im.n, p.ivr_keep)), p.ivr_anchors);
+        const int n_anchors = late_anchors(im.n, quota(std::max(1, quota(im.n, p.ivr_keep)), p.ivr_anchors));
         for (const int32_t c : top_k(score(s, rows, s.query).data(), rows.size(), n_anchors)) {
             const uint32_t hidden = s.hidden.grow(1);
             ggml_fp16_to_fp32_row(s.stored_hidden.at(rows[c].hidden), s.hidden.at(hidden), memory.n_hidden);

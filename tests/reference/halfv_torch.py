@@ -269,7 +269,7 @@ class Reference(Transformer):
         for rows in prunable:
             n_kept = max(1, share(profile.ivr_keep, len(rows)))
             n_anchors = share(profile.ivr_anchors, n_kept)
-            n_late = min(n_anchors, max(8, share(0.025, len(rows))))  # when the picture was prepared
+            n_late = min(n_anchors, max(8, share(0.025, len(rows))))  # when the picture is in already
             features = self.norm(hidden[rows], "output_norm.weight").double().numpy()
             keys = k[:, rows]
             first = int(table.due[rows[0]])
@@ -283,7 +283,7 @@ class Reference(Transformer):
                         chosen = cover(features, [], n_kept - n_late)
                     covered = True
                 elif not asked or step.topup:
-                    count = n_late if covered and not asked else n_anchors
+                    count = n_late if covered else n_anchors
                     chosen = rest[top(visual_scores(q[:, step.last], keys[:, rest]), count)]
                     if asked:
                         table.mutual[rows[chosen]] = -1
