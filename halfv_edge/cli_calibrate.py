@@ -71,7 +71,10 @@ def _calibrate(args: argparse.Namespace) -> int:
                 "ask about give a better profile."
             )
         with _load(args, console) as model:
-            _run(args, console, model, gathered, source)
+            path = model.path
+            result = _run(args, console, model, gathered, source)
+        _write(args, console, path, result)  # with the model closed, as its file may be replaced
+        print(json.dumps(as_json(result, path), indent=2) if args.json else as_text(result, path))
     return 0
 
 
@@ -87,6 +90,9 @@ def _check(args: argparse.Namespace) -> None:
         raise HalfvError(f"--max-divergence {args.max_divergence:g} is not valid: it must be above 0.")
     if args.report and args.report.suffix.lower() not in REPORTS:
         raise HalfvError(f"--report {args.report} is neither .html nor .png: name it so.")
+    for flag in ("profile", "keep", "exact", "prepare"):
+        if getattr(args, flag):
+            raise HalfvError(f"--{flag} says how a model is pruned, which is what calibrate has to find: leave it out.")
     for path in (args.output, args.report):
         if path and path.is_dir():
             raise HalfvError(f"{path} is a folder: name the file in it.")
@@ -99,19 +105,29 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _load(args: argparse.Namespace, console: Console) -> Model:
-    args.profile, args.keep = "off", None
+    args.profile = "off"
     args.ctx = args.ctx or DEFAULT_CTX
-    if args.image_max_tokens is None:
-        args.image_max_tokens = USUAL_IMAGE_TOKENS
-    return cli_model.load(args, console)
+    given = args.image_max_tokens
+    try:
+        args.image_max_tokens = given or USUAL_IMAGE_TOKENS
+        model = cli_model.load(args, console)
+    except HalfvError as error:
+        if given or "--image-max-tokens" not in str(error):
+            raise
+        args.image_max_tokens = None  # this encoder's least is more
+        model = cli_model.load(args, console)
+    if args.write and model.path.is_symlink():
+        model.close()
+        raise HalfvError(f"{model.path} is a link: name the file {model.path.resolve()}, or give -o PROFILE.json.")
+    return model
 
 
-def _run(args: argparse.Namespace, console: Console, model: Model, gathered: list, source: str) -> None:
+def _run(args: argparse.Namespace, console: Console, model: Model, gathered: list, source: str) -> Result:
     from halfv_edge.calibrate.run import Calibrator
     from halfv_edge.calibrate.taps import Probe
     from halfv_edge.calibrate.work import WorkFile
 
-    work = WorkFile(_work_path(args, model), _settings(args, model, gathered))
+    work = WorkFile(_work_path(args, model), _settings(args, model))
     if work.results:
         console.say(f"halfv: {work.path} has {len(work.results)} results of an earlier run: going on from there.")
     probe = Probe(model)
@@ -125,7 +141,6 @@ def _run(args: argparse.Namespace, console: Console, model: Model, gathered: lis
         bar.total = calibrator.n_units()
         result = calibrator.run(_goal(args))
         bar.close()
-        _write(args, console, model, result)
         if args.report:
             from halfv_edge.calibrate import report  # here, as most runs want none
 
@@ -140,10 +155,7 @@ def _run(args: argparse.Namespace, console: Console, model: Model, gathered: lis
         bar.close()
         work.close()
         probe.close()
-    if args.json:
-        print(json.dumps(as_json(result, model), indent=2))
-    else:
-        print(as_text(result, model))
+    return result
 
 
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
@@ -155,15 +167,13 @@ def _work_path(args: argparse.Namespace, model: Model) -> Path:
     return target.with_name(f"{target.stem}.calibration")
 
 
-def _settings(args: argparse.Namespace, model: Model, gathered: list) -> dict[str, Any]:
-    """What results depend on. The GGUF by its size and first tensor data, as --write changes its time and its keys."""
+def _settings(args: argparse.Namespace, model: Model) -> dict[str, Any]:
+    """What results depend on beside their sample. The GGUF by its tensors, as --write changes its keys."""
     return {
         "model": _fingerprint(model.path),
         "mmproj": _fingerprint(model.encoder.path),
         "image_max_tokens": args.image_max_tokens,
         "kv_type": args.kv_type,
-        "samples": [[sample.name, sample.question] for sample in gathered],
-        "seed": args.seed if args.images is None else None,
     }
 
 
@@ -201,27 +211,26 @@ def _duration(seconds: float) -> str:
     return f"about {minutes} minutes" if minutes < 90 else f"about {seconds / 3600:.1f} hours"
 
 
-def _write(args: argparse.Namespace, console: Console, model: Model, result: Result) -> None:
+def _write(args: argparse.Namespace, console: Console, path: Path, result: Result) -> None:
     if args.output:
         text = json.dumps(result.profile.to_json(), indent=2) + "\n"
         with gguf_edit.writing(args.output, len(text)) as out:
             out.write(text.encode())
         console.say(f"halfv: wrote {args.output}.")
         return
-    about = profile.Model.read(model.path)
-    gguf_edit.replace_keys(about.metadata, profile.PREFIX, result.profile.to_gguf(), model.path)
-    console.say(f"halfv: wrote the profile into {model.path}.")
-    sidecar = profile.sidecar_path(model.path)
+    gguf_edit.replace_keys(profile.Model.read(path).metadata, profile.PREFIX, result.profile.to_gguf(), path)
+    console.say(f"halfv: wrote the profile into {path}.")
+    sidecar = profile.sidecar_path(path)
     if sidecar.exists():
         console.say(f"halfv: {sidecar} still goes before what is in the file.")
 
 
-def as_text(result: Result, model: Model) -> str:
+def as_text(result: Result, path: Path) -> str:
     """For people."""
     from halfv_edge.cli_profile import as_text as profile_text
 
     resolved = profile.Resolved(result.profile, "gguf")
-    told = profile_text(profile.Model.read(model.path), resolved).splitlines()
+    told = profile_text(profile.Model.read(path), resolved).splitlines()
     lines = [line for line in told if "in the file" not in line]
     best = result.best
     lines.append(
@@ -237,13 +246,13 @@ def as_text(result: Result, model: Model) -> str:
     return "\n".join(lines)
 
 
-def as_json(result: Result, model: Model) -> dict[str, Any]:
+def as_json(result: Result, path: Path) -> dict[str, Any]:
     def check(one: Any) -> dict[str, Any]:
         told = {"profile": one.profile.to_json(), "divergence": one.divergence, "agreement": one.agreement}
         return told | {"speedup": one.speedup, "marginal_utility": one.marginal_utility}
 
     return {
-        "model": str(model.path),
+        "model": str(path),
         "profile": result.profile.to_json(),
         "n_visual": result.n_visual,
         "speedup": result.best.speedup,

@@ -95,6 +95,17 @@ def test_the_same_again_and_another_target(place: Path, capsys: pytest.CaptureFi
     assert float(re.search(r"speed +([\d.]+)x fewer", out)[1]) >= 1.3
 
 
+def test_more_samples_of_the_same(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Only those that are new are observed, and the outcome is that of all at once."""
+    run("--target-speedup", "1.5", "-o", "p.json", "--samples", "4")
+    n_before = sum(key.startswith("observe") for key in results())
+    run("--target-speedup", "1.5", "-o", "p.json")
+    assert (n_before, sum(key.startswith("observe") for key in results())) == (4, 6)
+    assert "halfv: 2 samples to observe" in capsys.readouterr().err
+    run("--target-speedup", "1.5", "-o", "q.json")
+    assert Path("p.json").read_bytes() == Path("q.json").read_bytes()
+
+
 def test_write(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = profile.Model.read("model.gguf").metadata
     run("--max-divergence", "5", "--write", "--samples", "4")
@@ -104,6 +115,9 @@ def test_write(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     after = profile.Model.read("model.gguf").metadata
     assert after.entries.keys() - before.entries.keys() == set(found.to_gguf())
     assert "wrote the profile into" in capsys.readouterr().err
+    Path("link.gguf").symlink_to("model.gguf")
+    assert cli.main(["calibrate", "-m", "link.gguf", "--images", "pictures", "--write"]) == 2
+    assert "link.gguf is a link: name the file" in capsys.readouterr().err
     # the results still belong to the file
     run("--max-divergence", "5", "-o", "model.json", "--samples", "4")
     assert "results of an earlier run" in capsys.readouterr().err
@@ -208,6 +222,7 @@ def test_a_target_out_of_reach(place: Path, capsys: pytest.CaptureFixture[str]) 
         (("-o", "pictures"), "pictures is a folder"),
         (("-o", "none/p.json"), "the folder none does not exist"),
         (("-o", "p.json", "--report", "r.pdf"), "r.pdf is neither .html nor .png"),
+        (("-o", "p.json", "--keep", "0.5"), "--keep says how a model is pruned"),
     ],
 )
 def test_wrong_flags(flags: tuple[str, ...], words: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from halfv_edge.calibrate import picking, search
+from halfv_edge.calibrate import entropy, picking, search
 from halfv_edge.calibrate.picking import Curves, Pick
 from halfv_edge.calibrate.samples import LEAST, Sample, too_few
 from halfv_edge.calibrate.search import Check, Found, Search
@@ -109,7 +109,11 @@ class Calibrator:
         one = self.probe.flops(None, 0, 0, before + visual + after)[0]
         left = [at for at in range(len(self.samples)) if self._key(at) not in self.work.results]
         prompts = self._observing(left) + self._checking()
-        seconds = prompts * one / self.probe.flops_per_sec() + encode_sec * len(left)
+        start = time.perf_counter()
+        n_embd = self.probe.n_embd
+        entropy.matrix_entropy(np.random.default_rng(0).standard_normal((visual, n_embd)))
+        reduce_sec = 2.5 * (time.perf_counter() - start) * (self.probe.n_layer + 1)  # visual, all, and text
+        seconds = prompts * one / self.probe.flops_per_sec() + (encode_sec + reduce_sec) * len(left)
         return Estimate(len(left), before + visual + after, prompts * one / 1e12, seconds)
 
     def n_units(self) -> float:
@@ -197,14 +201,18 @@ class Calibrator:
         return self.probe.items(sample.load(), sample.question)
 
     def _key(self, at: int) -> str:
-        return f"observe {at}" + " frozen" * (at in self._frozen)
+        return f"observe {self.samples[at].key}" + " frozen" * (at in self._frozen)
+
+    def _check_key(self, at: int, profile: Profile) -> str:
+        values = (profile.ivr_layer, profile.ivr_keep, profile.ivr_anchors, profile.ssr_layer, profile.ssr_update)
+        return f"check {self.samples[at].key} {' '.join(map(str, values))} {profile.ssr_rest}"
 
     def _answer(self, at: int, profile: Profile) -> None:
-        if at not in self._answers and _check_key(at, profile) not in self.work.results:
+        if at not in self._answers and self._check_key(at, profile) not in self.work.results:
             self._answers[at] = self.probe.answer(self._items(self.samples[at]), ANSWER_TOKENS)
 
     def _check(self, at: int, profile: Profile) -> tuple[float, float]:
-        key = _check_key(at, profile)
+        key = self._check_key(at, profile)
         if key not in self.work.results:
             divergence, agree = self.probe.divergence(self._answers[at], profile)
             if not np.isfinite(divergence):
@@ -212,11 +220,6 @@ class Calibrator:
             self.work.add(key, [divergence, agree])
         self.progress(CHECK_SHARE)
         return tuple(self.work.results[key])
-
-
-def _check_key(at: int, profile: Profile) -> str:
-    values = (profile.ivr_layer, profile.ivr_keep, profile.ivr_anchors, profile.ssr_layer, profile.ssr_update)
-    return f"check {at} {' '.join(map(str, values))} {profile.ssr_rest}"
 
 
 def _mean(seen: Sequence[Observation]) -> tuple[Curves, np.ndarray]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import random
 from collections.abc import Callable, Iterator
@@ -24,6 +26,7 @@ QUESTIONS = (
     "How many things are there, and where are they?",
 )
 GENERATED = "generated pictures"
+MOST_GENERATED = 40  # more of the kind say nothing new
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +34,22 @@ class Sample:
     name: str
     question: str
     picture: Picture | None = field(default=None, compare=False)  # of generated ones; others are read when needed
+    key: str = ""  # the same for the same pixels and question
 
     def load(self) -> Picture:
         return self.picture or images.load(self.name)
+
+    def keyed(self) -> Sample:
+        """With its key; what cannot be read shows here."""
+        text = f"{self.load().digest()} {self.question}"
+        return dataclasses.replace(self, key=hashlib.blake2b(text.encode(), digest_size=12).hexdigest())
 
 
 def gather(given: Path | None, count: int, seed: int, skip: Callable[[str], None]) -> tuple[list[Sample], str]:
     """`count` samples, or as many as there are, and what to call them; `skip` is told of each that cannot be read."""
     if given is None:
-        made = pictures.generate(count, seed)
-        return [Sample(name, question, Picture(name, image)) for name, image, question in made], GENERATED
+        made = pictures.generate(min(count, MOST_GENERATED), seed)
+        return [Sample(name, question, Picture(name, image)).keyed() for name, image, question in made], GENERATED
     if not given.exists():
         raise HalfvError(f"{given} does not exist: give a folder of pictures, or a JSONL file.")
     listed = _folder(given) if given.is_dir() else list(_lines(given))
@@ -51,8 +60,7 @@ def gather(given: Path | None, count: int, seed: int, skip: Callable[[str], None
         if len(usable) == count:
             break
         try:
-            sample.load()
-            usable.append(sample)
+            usable.append(sample.keyed())
         except HalfvError as error:
             n_bad += 1
             skip(str(error))

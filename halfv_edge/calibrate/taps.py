@@ -59,6 +59,7 @@ class Probe:
     def __init__(self, model: Model):
         self.model = model
         self.n_layer: int = model.n_layer
+        self.n_embd: int = llama_cpp.llama_model_n_embd(model.pointer)
         self._context: Context | None = None
         self._profile: Profile | None = None
 
