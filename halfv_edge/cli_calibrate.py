@@ -116,6 +116,11 @@ def _load(args: argparse.Namespace, console: Console) -> Model:
             raise
         args.image_max_tokens = None  # this encoder's least is more
         model = cli_model.load(args, console)
+    import halfv_cpp  # after the libraries
+
+    if not halfv_cpp.halfv_model_supported(model.pointer):
+        model.close()
+        raise HalfvError(f"{model.path} cannot be calibrated: its architecture has no hooks, so it cannot be pruned.")
     if args.write and model.path.is_symlink():
         model.close()
         raise HalfvError(f"{model.path} is a link: name the file {model.path.resolve()}, or give -o PROFILE.json.")

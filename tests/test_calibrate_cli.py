@@ -9,6 +9,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
+import halfv_cpp
 import pytest
 from PIL import Image
 from test_calibrate_taps import poisoned
@@ -199,6 +200,21 @@ def test_not_a_number(place: Path, vlms: Vlms, capsys: pytest.CaptureFixture[str
     assert last.startswith("halfv: 0 of 6 samples could be used")
     assert "enter layer 4" in last
     assert not Path("p.json").exists()
+
+
+def test_prompts_too_long_for_the_context(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("-o", "p.json", "--ctx", "256", "--samples", "4", code=2, images=None)
+    err = capsys.readouterr().err
+    assert err.count("tokens, too many for a context of 256") == 4 + 1
+    assert "give more --ctx" in err.splitlines()[-1]
+
+
+def test_an_architecture_without_hooks(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(halfv_cpp, "halfv_model_supported", lambda _: False)
+    run("-o", "p.json", code=2)
+    assert "cannot be calibrated: its architecture has no hooks" in capsys.readouterr().err
 
 
 def test_a_target_out_of_reach(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

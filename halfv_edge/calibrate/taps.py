@@ -13,7 +13,7 @@ from halfv_edge import libs, native_log
 from halfv_edge.calibrate import entropy
 from halfv_edge.encoder import Chunk
 from halfv_edge.engine import Model
-from halfv_edge.errors import HalfvError
+from halfv_edge.errors import HalfvError, RunError
 from halfv_edge.images import Picture
 from halfv_edge.kv import SEQ, Context, Item, n_cells
 from halfv_edge.profile import Profile
@@ -24,6 +24,7 @@ import halfv_cpp  # noqa: E402
 from halfv_cpp import halfv_h  # noqa: E402
 
 MARK = "<|picture-of-the-calibration|>"
+ROOM = 64  # tokens of an answer, and more than enough
 RATE_TOKENS = 96  # of text, to see how fast this machine is
 
 
@@ -107,6 +108,10 @@ class Probe:
         """Layer by layer, one boundary in memory at a time."""
         watch = _Watch(self.n_layer)
         context = self.context()
+        if n_cells(items) + ROOM > context.n_ctx:
+            raise HalfvError(
+                f"it has {n_cells(items)} tokens, too many for a context of {context.n_ctx}: give more --ctx"
+            )
         halfv_cpp.check(halfv_h.halfv_hold(context.pointer, True))
         try:
             context.evaluate(items, output=False)
@@ -118,7 +123,9 @@ class Probe:
         if watch.error:
             context.clear()
             raise watch.error
-        halfv_cpp.check(rc)
+        if rc != halfv_h.HALFV_OK:
+            context.clear()
+            raise RunError(f"it could not be observed: {halfv_h.halfv_last_error().decode()}")
         return watch.observation(freeze)
 
     def answer(self, items: Sequence[Item], length: int) -> Answer:
@@ -185,7 +192,7 @@ class Probe:
                 batch.n_seq_id[at], batch.seq_id[at][0] = 1, SEQ
             rc = llama_cpp.llama_decode(context.pointer, batch)
             if rc != 0:
-                raise HalfvError(f"llama.cpp could not compute ({rc}): {native_log.last_words()}.")
+                raise RunError(f"llama.cpp could not compute ({rc}): {native_log.last_words()}.")
             return [self._logits(context, at) for at in range(len(tokens))]
         finally:
             llama_cpp.llama_batch_free(batch)
