@@ -22,16 +22,23 @@ if TYPE_CHECKING:
 USUAL_IMAGE_TOKENS = 256  # per picture while calibrating, for encoders that take any size: layers behave alike
 DEFAULT_CTX = 4096
 REPORTS = (".html", ".png")
+PRUNING_FLAGS = ("profile", "keep", "exact", "prepare")
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
     """Put `calibrate` among the commands."""
     text = "find a model's profile from the model itself"
     command = commands.add_parser(
-        "calibrate", help=text, description=f"{text[0].upper()}{text[1:]}. docs/calibration.md explains the rule."
+        "calibrate",
+        help=text,
+        usage="halfv calibrate -m MODEL.gguf [--images DIR|FILE.jsonl] [options] (-o PROFILE.json | --write)",
+        description=f"{text[0].upper()}{text[1:]}. docs/calibration.md explains the rule.",
     )
     cli_model.one_line_errors(command)
     cli_model.add_flags(command)
+    for action in command._actions:  # refused in _check, so that a mistake is told and not ignored
+        if action.dest in PRUNING_FLAGS:
+            action.help = argparse.SUPPRESS
     what = command.add_argument_group("calibration")
     what.add_argument(
         "--images", metavar="DIR|FILE.jsonl", type=Path,
@@ -90,7 +97,7 @@ def _check(args: argparse.Namespace) -> None:
         raise HalfvError(f"--max-divergence {args.max_divergence:g} is not valid: it must be above 0.")
     if args.report and args.report.suffix.lower() not in REPORTS:
         raise HalfvError(f"--report {args.report} is neither .html nor .png: name it so.")
-    for flag in ("profile", "keep", "exact", "prepare"):
+    for flag in PRUNING_FLAGS:
         if getattr(args, flag):
             raise HalfvError(f"--{flag} says how a model is pruned, which is what calibrate has to find: leave it out.")
     for path in (args.output, args.report):

@@ -28,7 +28,7 @@ def sanitized(root: Path, build_dir: Path, cmake_cache: dict[str, str]) -> Path:
     cmake = cmake_cache["CMAKE_COMMAND"]
     for command in (
         [cmake, "-S", root, "-B", folder, "-G", cmake_cache["CMAKE_GENERATOR"], *OPTIONS],
-        [cmake, "--build", folder, "--parallel", "--target", "halfv", "test-selection", "test-capi"],
+        [cmake, "--build", folder, "--parallel", "--target", "halfv", "test-selection", "test-capi", "test-observe"],
     ):
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         assert done.returncode == 0, done.stdout[-4000:]
