@@ -14,6 +14,7 @@ from halfv_edge import (
     cli_calibrate,
     cli_chat,
     cli_convert,
+    cli_eval,
     cli_model,
     cli_profile,
     cli_tokens,
@@ -56,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_profile.add_command(commands)
     cli_convert.add_command(commands)
     cli_bench.add_command(commands)
+    cli_eval.add_command(commands)
     cli_calibrate.add_command(commands)
     return parser
 

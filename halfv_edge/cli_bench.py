@@ -204,4 +204,6 @@ def _contenders(args: argparse.Namespace, bench: Bench, given: policies.Given) -
     wanted = ["profile", *(f"keep:{part.strip()}" for part in args.keep.split(",") if part.strip())]
     wanted += [part for part in args.policy.split(",") if part.strip() not in ("", policies.UNPRUNED)]
     listed = policies.parse(",".join(wanted), given)
+    if any(policy.prepared for policy in listed):
+        raise HalfvError("The policy prepared is measured by --follow-up: leave it out of --policy.")
     return [*base, *(run.Contender(policy.name, bench.halfv, policy) for policy in listed)]

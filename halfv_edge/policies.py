@@ -20,6 +20,7 @@ class Policy:
     name: str
     profile: Profile | None = None
     max_tokens: int | None = None  # of a picture, by a smaller picture
+    prepared: bool = False  # most tokens are chosen before the question
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,10 @@ def _unpruned(_given: Given, name: str, _value: str) -> Policy:
 
 def _profile(given: Given, name: str, _value: str) -> Policy:
     return Policy(name, given.own(name))
+
+
+def _prepared(given: Given, name: str, _value: str) -> Policy:
+    return Policy(name, given.own(name), prepared=True)
 
 
 def _keep(given: Given, name: str, value: str) -> Policy:
@@ -94,6 +99,7 @@ def _from(given: Given, layer: int, update: float, rest: str) -> Profile:
 POLICIES: dict[str, tuple[Maker, str, str]] = {
     UNPRUNED: (_unpruned, "", "all tokens, all layers"),
     "profile": (_profile, "", "the model's profile"),
+    "prepared": (_prepared, "", "the profile, most tokens chosen before the question (eval only)"),
     "keep": (_keep, "!", "the profile with another share in stage II, keep:0.1"),
     "ivr": (_ivr, "", "the profile's stage II alone"),
     "ssr": (_ssr, "", "the profile's stage III alone"),

@@ -1,0 +1,86 @@
+"""The frontier: what is retained over time and over FLOPs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from halfv_edge.calibrate.canvas import Canvas
+
+PAPER, INK, FAINT, GRID = "#ffffff", "#1a1a1a", "#8a8a8a", "#e6e6e6"
+OWN = "#d1603d"  # the profile and what is made of it
+COLORS = ("#2f6fb2", "#4d9078", "#8e6bb0", "#b08d2f", "#5b6770", "#b5528f", "#3aa0a8", "#7a5230")
+OWN_KINDS = ("profile", "keep", "prepared")
+WIDTH, HEIGHT, TOP, BOTTOM, LEFT, GAP = 1120, 470, 84, 60, 64, 70
+DOT, LETTER, LINE = 8, 6.2, 12
+MOST = 1.5  # retention that is drawn
+
+
+def as_png(report: dict[str, Any]) -> bytes:
+    page = Canvas(WIDTH, HEIGHT, PAPER)
+    page.text(16, 32, "What is retained of the unpruned model's score", INK, 18, bold=True)
+    page.text(16, 54, f"{report['model']}, {report['n_questions']} questions; bars are 95% intervals", FAINT, 12)
+    rows = [row for row in report["rows"] if row["retention"] is not None]
+    if rows:
+        width = (WIDTH - 2 * LEFT - GAP) / 2
+        _panel(page, rows, LEFT, width, lambda row: 1 / row["ttft_ratio"], "time to first token, of the unpruned")
+        _panel(page, rows, LEFT + width + GAP, width, lambda row: 1 / row["flops_ratio"], "FLOPs, of the unpruned")
+    return page.png()
+
+
+def kind(policy: str) -> str:
+    return policy.partition(":")[0]
+
+
+def _panel(
+    page: Canvas, rows: list[dict[str, Any]], x0: float, width: float, across: Callable[[dict], float], title: str
+) -> None:
+    low = min(row["retention_interval"][0] for row in rows)
+    high = max(row["retention_interval"][1] for row in rows)
+    low, high = max(0.0, min(low, 0.9) - 0.02), min(max(high, 1.0), MOST) + 0.02
+    right = max(1.05, *(across(row) for row in rows)) + 0.02
+
+    def x(value: float) -> float:
+        return x0 + width * value / right
+
+    def y(value: float) -> float:
+        return TOP + (HEIGHT - TOP - BOTTOM) * (high - value) / (high - low)
+
+    step = next(step for step in (0.02, 0.05, 0.1, 0.2) if (high - low) / step <= 8 or step == 0.2)
+    for tick in range(int(low / step), int(high / step) + 1):
+        if low <= tick * step <= high:
+            page.line([(x0, y(tick * step)), (x0 + width, y(tick * step))], GRID)
+            page.text(x0 - 8, y(tick * step) + 4, f"{100 * tick * step:.0f}%", FAINT, 11, anchor="end")
+    for tick in range(0, int(right / 0.25) + 1):
+        page.text(x(tick * 0.25), HEIGHT - BOTTOM + 18, f"{25 * tick}%", FAINT, 11, anchor="middle")
+    page.line([(x0, HEIGHT - BOTTOM), (x0 + width, HEIGHT - BOTTOM)], INK)
+    page.text(x0 + width / 2, HEIGHT - 18, title, INK, 13, anchor="middle")
+
+    labels: list[tuple[float, float, str, str]] = []
+    families: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        name = kind(row["policy"])
+        families.setdefault("own" if name in OWN_KINDS[:2] else name, []).append(row)
+    others = [name for name in families if name != "own"]
+    for name, family in families.items():
+        color = OWN if name == "own" else COLORS[others.index(name) % len(COLORS)]
+        points = sorted((x(across(row)), y(row["retention"])) for row in family)
+        if len(points) > 1:
+            page.line(points, color, 1.5)
+        for row in family:
+            at, (bottom, top) = x(across(row)), row["retention_interval"]
+            page.line([(at, y(bottom)), (at, y(min(top, high)))], color, 1)
+            page.rect(at - DOT / 2, y(min(row["retention"], high)) - DOT / 2, DOT, DOT, color)
+            labels.append((at + DOT, y(min(row["retention"], high)) - 5, row["policy"], color))
+    _write(page, labels)
+
+
+def _write(page: Canvas, labels: list[tuple[float, float, str, str]]) -> None:
+    """Each beside its dot, lower where another one is already."""
+    taken: list[tuple[float, float, float]] = []
+    for left, line, words, color in sorted(labels, key=lambda label: label[:2]):
+        right = left + LETTER * len(words)
+        while any(abs(line - other) < LINE and left < end and start < right for start, end, other in taken):
+            line += LINE
+        taken.append((left, right, line))
+        page.text(left, line, words, color, 11)

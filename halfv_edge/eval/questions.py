@@ -1,0 +1,97 @@
+"""Questions with their answers: lines of JSON beside pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from halfv_edge import gguf_meta
+from halfv_edge.errors import HalfvError
+from halfv_edge.eval.metrics import METRICS
+
+MAX_BYTES = 512 << 20
+Item = TypeVar("Item")
+EXAMPLE = '{"image": "a.png", "question": "...", "answers": ["..."], "task": "...", "metric": "exact"}'
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    key: str  # of its results
+    image: Path
+    question: str
+    answers: tuple[str, ...]
+    task: str
+    metric: str
+
+    def score(self, answer: str) -> float:
+        return METRICS[self.metric](answer, self.answers)
+
+
+def gather(paths: Sequence[Path], metric: str | None, suffix: str, limit: int | None) -> list[Question]:
+    """The questions of the files; `metric` in place of theirs, `suffix` behind each, `limit` of them."""
+    found = [question for path in paths for question in _read(path, metric, suffix)]
+    if not found:
+        raise HalfvError(f"{paths[0]} has no questions: its lines must be like {EXAMPLE}.")
+    found = some(found, limit)
+    missing = next((question for question in found if not question.image.is_file()), None)
+    if missing:
+        raise HalfvError(f"{missing.image} does not exist: it is named for {missing.question[:60]!r}.")
+    return found
+
+
+def some(items: Sequence[Item], limit: int | None) -> list[Item]:
+    """At most so many, spread evenly."""
+    if limit is None or limit >= len(items):
+        return list(items)
+    return [items[at * len(items) // limit] for at in range(limit)]
+
+
+def dialogues(questions: Sequence[Question]) -> list[list[Question]]:
+    """Questions that follow each other on the same picture; a picture with only one has no second question."""
+    groups: dict[Path, list[Question]] = {}
+    for question in questions:
+        groups.setdefault(question.image, []).append(question)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _read(path: Path, metric: str | None, suffix: str) -> Iterator[Question]:
+    with gguf_meta.reading(path) as file:
+        raw = file.read(MAX_BYTES + 1)
+    if len(raw) > MAX_BYTES:
+        raise HalfvError(f"{path} is longer than {MAX_BYTES >> 20} MB: split it.")
+    for number, line in enumerate(raw.splitlines(), 1):
+        if line.strip():
+            try:
+                value = json.loads(line.decode("utf-8-sig"))
+            except (ValueError, RecursionError) as error:
+                raise HalfvError(f"{path}, line {number} is not JSON: it must be like {EXAMPLE}.") from error
+            yield _question(value, path, number, metric, suffix)
+
+
+def _question(value: Any, path: Path, number: int, metric: str | None, suffix: str) -> Question:
+    def wrong(what: str) -> HalfvError:
+        return HalfvError(f"{path}, line {number} {what}: it must be like {EXAMPLE}.")
+
+    if not isinstance(value, dict):
+        raise wrong(f"is {gguf_meta.quote(value)}")
+    for key in ("image", "question"):
+        if not isinstance(value.get(key), str):
+            raise wrong(f"has no {key}")
+    answers = value.get("answers", value.get("answer"))
+    answers = [answers] if isinstance(answers, (str, int, float)) else answers
+    if not isinstance(answers, list) or not answers or not all(isinstance(a, (str, int, float)) for a in answers):
+        raise wrong("has no answers")
+    task, named = value.get("task", path.stem), metric or value.get("metric", "exact")
+    if not isinstance(task, str):
+        raise wrong(f"has the task {gguf_meta.quote(task)}")
+    if named not in METRICS:
+        raise HalfvError(
+            f"{path}, line {number} has the metric {gguf_meta.quote(named)}: it must be one of {', '.join(METRICS)}."
+        )
+    return Question(
+        f"{path.name}:{number}", path.parent / value["image"], value["question"] + suffix,
+        tuple(str(answer) for answer in answers), task, named,
+    )  # fmt: skip
