@@ -7,7 +7,7 @@ import re
 import shutil
 import xml.etree.ElementTree as ET
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import halfv_cpp
 import pytest
@@ -15,7 +15,7 @@ from PIL import Image
 from test_calibrate_taps import poisoned
 from vlm import Vlms, picture
 
-from halfv_edge import cli, gguf_edit, profile
+from halfv_edge import cli, cli_calibrate, gguf_edit, profile
 from halfv_edge.calibrate.taps import Probe
 from halfv_edge.engine import Model
 
@@ -144,6 +144,29 @@ def test_interrupted_and_resumed(
     run("--target-speedup", "1.5", "-o", "p.json")
     assert len(calls) == 3 + 4
     assert Path("p.json").exists()
+
+
+def test_progress_comes_to_its_total(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Bar:
+        """What the command shows: its total, and what was done of it."""
+
+        made: ClassVar[list[Bar]] = []
+
+        def __init__(self, **options: Any):
+            assert options["bar_format"].count("{remaining}") == 1
+            self.total, self.done, self.made[len(self.made) :] = 0.0, 0.0, [self]
+
+        def update(self, amount: float) -> None:
+            assert self.total > 0
+            self.done += amount
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(cli_calibrate, "tqdm", Bar)
+    run("--target-speedup", "1.5", "-o", "p.json")
+    (bar,) = Bar.made
+    assert 0.6 * bar.total < bar.done < 1.2 * bar.total
 
 
 def test_generated_pictures_with_a_report(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def draw(result: Result, name: str, pictures: Sequence[tuple[Sample, TokenMap]])
     stages = (profile.ivr_layer, profile.ssr_layer, curves.n_layer)
 
     entropies = [("visual", VISUAL, curves.visual), ("text", TEXT, curves.text), ("all", ALL, result.all_entropy)]
-    _plot(page, left, top, "Matrix entropy at each layer boundary, nats", entropies, stages)
+    _plot(page, left, top, "Matrix entropy at each boundary", entropies, stages)
     scaled = [_zscore(one) for one in (curves.visual, curves.text, result.all_entropy)]
     zscores = [(word, color, curve) for (word, color, _), curve in zip(entropies, scaled, strict=True)]
     _plot(page, right, top, "The same, as z-scores over layers", zscores, stages)
@@ -87,7 +88,7 @@ def _heading(page: Canvas, result: Result, name: str) -> None:
     third = "no stage III"
     if p.ssr_layer < n_layer:
         third = (
-            f"stage III from layer {p.ssr_layer}: updates {p.ssr_update:.3g} of the tokens, the rest is {p.ssr_rest}"
+            f"stage III from layer {p.ssr_layer}: updates {p.ssr_update:.0%} of the tokens, the rest is {p.ssr_rest}"
         )
     page.text(
         GAP,
@@ -249,5 +250,5 @@ def _pictures(page: Canvas, y: float, drawn: Sequence[tuple[Sample, Image.Image]
     x: float = GAP
     for (sample, image), (wide, high) in zip(drawn, _fitted(drawn), strict=True):
         page.image(x, y + 32, wide, high, image)
-        page.text(x, y + high + 52, sample.question[:52], DIM, 12)
+        page.text(x, y + high + 52, textwrap.shorten(sample.question, 48, placeholder=" ..."), DIM, 12)
         x += wide + GAP
