@@ -20,7 +20,7 @@ def one_line(stats: Stats, wait_sec: float, why_whole: str) -> str:
     if stats.n_visual and why_whole:
         parts.append(f"{stats.n_visual} visual tokens, not pruned: {why_whole}")
     elif stats.n_visual:
-        parts.append(f"{_funnel(stats)} visual tokens")
+        parts.append(f"{funnel(stats)} visual tokens")
     if stats.tokens_per_sec:
         parts.append(f"{stats.tokens_per_sec:.1f} tokens/s")
     if stats.flops_spent and not why_whole:
@@ -36,7 +36,7 @@ def in_full(stats: Stats, wait_sec: float, pictures: Sequence[Picture], maps: Se
     rate = f", {stats.tokens_per_sec:.1f} tokens/s" if stats.tokens_per_sec else ""
     rows.append(("answer", f"{stats.n_generated} tokens{rate}, {ENDS[stats.stopped]}"))
     for picture, token_map in zip(pictures, maps, strict=False):
-        rows.append(("picture", f"{_funnel(token_map)} visual tokens, {picture.name}"))
+        rows.append(("picture", f"{funnel(token_map)} visual tokens, {picture.name}"))
     if stats.flops_spent:
         ratio = stats.flops_dense / stats.flops_spent
         rows.append(("unpruned", f"prefill ~{_seconds(stats.dense_prefill_sec)}, {ratio:.2f}x the FLOPs"))
@@ -70,7 +70,7 @@ def model_json(chat: Chat) -> dict[str, Any]:
 
 def picture_json(picture: Picture, token_map: TokenMap) -> dict[str, Any]:
     width, height = picture.image.size
-    counts = {name: getattr(token_map, name) for name in ("n_visual", "n_kept", "n_deep")}
+    counts = {name: getattr(token_map, name) for name in ("n_patches", "n_visual", "n_kept", "n_deep")}
     return {"name": picture.name, "width": width, "height": height} | counts
 
 
@@ -128,8 +128,9 @@ def _spent(stats: Stats, wait_sec: float) -> str:
     return ", ".join(parts)
 
 
-def _funnel(counts: Stats | TokenMap) -> str:
-    return f"{counts.n_visual} -> {counts.n_kept} -> {counts.n_deep}"
+def funnel(counts: Stats | TokenMap) -> str:
+    whole = f"{counts.n_patches} -> " if counts.n_patches > counts.n_visual else ""
+    return f"{whole}{counts.n_visual} -> {counts.n_kept} -> {counts.n_deep}"
 
 
 def _seconds(seconds: float) -> str:
@@ -143,4 +144,5 @@ def _profile(model: Model) -> str:
     if p is None:
         return "none"
     deep = "" if p.ssr_layer == model.n_layer else f", {100 * p.ssr_update:g}% updated from {p.ssr_layer}"
-    return f"{model.profile_source}: keeps {100 * p.ivr_keep:g}% from layer {p.ivr_layer}{deep} ({p.ssr_rest})"
+    encoder = "" if model.encoder.pixel_tau is None else f", pixel tau {model.encoder.pixel_tau:g}"
+    return f"{model.profile_source}: keeps {100 * p.ivr_keep:g}% from layer {p.ivr_layer}{deep} ({p.ssr_rest}){encoder}"

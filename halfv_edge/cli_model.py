@@ -34,6 +34,7 @@ FLAGS = {
     "top_p": "--top-p",
     "min_p": "--min-p",
     "keep": "--keep",
+    "pixel_tau": "--pixel-tau",
     "profile": "--profile",
     "seed": "--seed",
 }
@@ -65,6 +66,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--profile", metavar="FILE|PRESET|off", help="in place of what comes with the model; off runs it whole"
     )
     pruning.add_argument("--keep", metavar="SHARE", type=number, help="of the visual tokens in stage II, up to 1")
+    pruning.add_argument(
+        "--pixel-tau",
+        metavar="LEVELS|off",
+        type=levels,
+        help="spare Qwen-VL's encoder patches within so many of 255 levels of what their neighbours predict (0: equal)",
+    )
     mode = pruning.add_mutually_exclusive_group()
     mode.add_argument(
         "--exact", action="store_true", help="choose tokens when the question is there, as published (default with -p)"
@@ -104,6 +111,15 @@ def number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"{text!r} is not valid: it must be a number") from None
 
 
+def levels(text: str) -> float | str:
+    if text == "off":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not valid: it must be a number, or off") from None
+
+
 def integer(text: str) -> int:
     if not re.fullmatch(r"-?\d{1,10}", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not valid: it must be a whole number")
@@ -116,6 +132,8 @@ def load(args: argparse.Namespace, console: Console) -> Model:
         raise HalfvError(f"--keep {args.keep:g} is not valid: it must be above 0 and at most 1.")
     if args.keep is not None and args.profile == "off":
         raise HalfvError(f"--keep {args.keep:g} needs a profile, and --profile off says none: leave one of them out.")
+    if args.pixel_tau not in (None, "off") and not 0 <= args.pixel_tau <= 255:
+        raise HalfvError(f"--pixel-tau {args.pixel_tau:g} is not valid: it must be between 0 and 255.")
     files = models.find(args.model, args.hf, args.mmproj)
     from halfv_edge.engine import Model  # here, as it loads the libraries
 
@@ -126,6 +144,7 @@ def load(args: argparse.Namespace, console: Console) -> Model:
             files.mmproj,
             profile=_profile(args.profile),
             keep=args.keep,
+            pixel_tau=args.pixel_tau,
             n_ctx=args.ctx,
             n_gpu_layers=-1 if args.gpu_layers is None else args.gpu_layers,
             n_threads=args.threads,
@@ -163,8 +182,11 @@ def _too_few_tokens(error: HalfvError, limit: int | None) -> HalfvError | None:
 def _without_effect(args: argparse.Namespace, model: Model) -> Iterator[str]:
     from halfv_edge import libs
 
-    if profile.switched_off() and (args.keep is not None or args.profile not in (None, "off")):
-        yield "HALFV=off is set in the environment, so the model runs whole whatever --keep and --profile say."
+    given = (args.keep, args.profile, args.pixel_tau)
+    if profile.switched_off() and any(value not in (None, "off") for value in given):
+        yield "HALFV=off is set in the environment, so the model runs whole whatever the flags say."
+    elif args.pixel_tau not in (None, "off") and model.encoder.pixel_tau is None:
+        yield f"--pixel-tau {args.pixel_tau:g} has no effect: this encoder takes pictures whole."
     if args.gpu_layers and not libs.load().llama_supports_gpu_offload():
         yield f"--gpu-layers {args.gpu_layers} has no effect: these libraries see no GPU, as `halfv info` says."
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from halfv_edge import gguf_edit, presets, profile
+from halfv_edge.cli_model import levels
 from halfv_edge.errors import HalfvError
 from halfv_edge.profile import Calibration, Model, Profile, Resolved
 
@@ -27,6 +28,11 @@ FIELDS = {
     "ssr_update": (float, "SHARE", "share of the visual tokens still updated in stage III, 0 to 1"),
     "ssr_rest": (str, "frozen|dropped", "what happens to the others in stage III"),
     "min_visual_tokens": (int, "N", "leave pictures of fewer tokens whole"),
+    "pixel_tau": (
+        levels,
+        "LEVELS|off",
+        "spare the encoder patches within so many of 255 levels of what their neighbours predict; 0: equal ones",
+    ),
 }
 
 
@@ -124,6 +130,8 @@ def _strip(args: argparse.Namespace) -> None:
 def _wanted(args: argparse.Namespace, model: Model) -> Profile:
     """The base, with the flags over it."""
     flags = {name: getattr(args, name) for name in FIELDS if getattr(args, name) is not None}
+    if flags.get("pixel_tau") == "off":
+        flags["pixel_tau"] = None
     if args.preset:
         preset = presets.get(args.preset)
         if preset.architecture != model.architecture:
@@ -226,6 +234,9 @@ def _rows(model: Model, found: Resolved) -> list[tuple[str, str]]:
             ("stage III", f"from layer {p.ssr_layer}: updates {_share(p.ssr_update)}, the rest is {p.ssr_rest}")
         )
     rows.append(("pictures", f"of fewer than {p.min_visual_tokens} visual tokens are left whole"))
+    if p.pixel_tau is not None:
+        alike = f"within {p.pixel_tau:g} levels of" if p.pixel_tau else "equal to"
+        rows.append(("encoder", f"is spared patches {alike} what their neighbours predict (Qwen-VL)"))
     if p.calibration:
         rows.append(("calibrated", _evidence(p.calibration)))
     return rows

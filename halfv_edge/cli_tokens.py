@@ -45,7 +45,7 @@ def _tokens(args: argparse.Namespace) -> int:
             maps = chat.token_maps
             paths = token_png.write(maps, pictures, args.output)
             for path, token_map in zip(paths, maps, strict=True):
-                console.say(f"halfv: wrote {path}: {token_map.n_visual} -> {token_map.n_kept} -> {token_map.n_deep}.")
+                console.say(f"halfv: wrote {path}: {chat_report.funnel(token_map)}.")
             if why := chat_report.why_whole(model, maps):
                 console.say(f"halfv: nothing was pruned: {why}.")
             if args.json:
@@ -53,6 +53,8 @@ def _tokens(args: argparse.Namespace) -> int:
                     chat_report.picture_json(picture, token_map)
                     | {
                         "file": str(path),
+                        "grid": [[t.columns, t.rows] for t in token_map.tiles],
+                        "entered": [t.entered for t in token_map.tiles],
                         "kept": [t.kept for t in token_map.tiles],
                         "deep": [t.deep for t in token_map.tiles],
                     }

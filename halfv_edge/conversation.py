@@ -35,7 +35,8 @@ class Stats:
     prefill_sec: float = 0.0  # language model up to the first token: ahead of the question too, and selection
     select_sec: float = 0.0  # of it the choice of tokens
     ahead_sec: float = 0.0  # of encoder and prefill what ran before ask(), while the person typed
-    n_visual: int = 0  # visual tokens of the conversation's pictures,
+    n_patches: int = 0  # visual tokens that the conversation's pictures could be,
+    n_visual: int = 0  # those that they are: without the patches that stayed out of the encoder,
     n_kept: int = 0  # of them in stage II,
     n_deep: int = 0  # and updated in stage III
     n_prompt: int = 0  # tokens evaluated before the first token of the answer
@@ -463,7 +464,6 @@ class Chat:
 
     def _counts(self, request: _Request) -> dict[str, Any]:
         context, turn = self._context, self._turn
-        n_visual = n_cells([item for item in context.items if isinstance(item, Chunk)])
         return {
             "ttft_sec": request.first - request.start,
             "encode_sec": turn.encode_sec,
@@ -471,7 +471,7 @@ class Chat:
             "ahead_sec": turn.ahead_sec,
             "n_prompt": context.n_evaluated - turn.n_evaluated,
             "n_encoded": turn.n_encoded,
-            **dict.fromkeys(("n_visual", "n_kept", "n_deep"), n_visual),
+            **visual_counts(context.items),
             **pruning_between(turn.halfv, context.stats()),
         }
 
@@ -502,6 +502,13 @@ class Chat:
                 stopped=request.stopped,
             )
             self._turn = self._new_turn()
+
+
+def visual_counts(items: Iterable[Item]) -> dict[str, int]:
+    """Fields of Stats before any pruning in the language model."""
+    chunks = [item for item in items if isinstance(item, Chunk)]
+    counts = dict.fromkeys(("n_visual", "n_kept", "n_deep"), n_cells(chunks))
+    return counts | {"n_patches": sum(chunk.n_patches for chunk in chunks)}
 
 
 def pruning_between(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import ctypes
+import hashlib
 import math
 import os
 import re
@@ -22,6 +23,8 @@ llama_cpp = libs.load()
 
 from llama_cpp import mtmd_cpp as mtmd  # noqa: E402
 
+# Encoders of pictures of any size, from which libmtmd keeps patches that their neighbours predict.
+PATCHWISE = ("qwen2vl_merger", "qwen2.5vl_merger", "qwen2.5o", "qwen3vl_merger")
 OVERVIEW_FIRST = ("resampler", "minicpmv4_6")  # llama.cpp puts the overview behind the tiles for all others
 
 
@@ -32,17 +35,24 @@ class Chunk:
         self.pointer = pointer  # owned
         self.n_tokens = mtmd.mtmd_input_chunk_get_n_tokens(pointer)
         self.n_pos = mtmd.mtmd_input_chunk_get_n_pos(pointer)
+        image = mtmd.mtmd_input_chunk_get_tokens_image(pointer)
+        self._size = mtmd.mtmd_image_tokens_get_nx(image), mtmd.mtmd_image_tokens_get_ny(image)
+        self.n_patches = max(math.prod(self._size), self.n_tokens)  # visual tokens of the picture, were it whole
         self.embd: np.ndarray | None = None
 
     def grid(self, is_mrope: bool) -> tuple[int, int]:
-        """Columns and rows: from the positions of M-RoPE, else a square; (0, 0) when there is no grid."""
+        """Columns and rows of the whole picture: those of M-RoPE, else a square; (0, 0) when there is no grid."""
         side = math.isqrt(self.n_tokens)
-        columns, rows = side, side
-        if is_mrope:
-            places = (mtmd.mtmd_decoder_pos * self.n_tokens)()
-            mtmd.mtmd_helper_image_get_decoder_pos(mtmd.mtmd_input_chunk_get_tokens_image(self.pointer), 0, places)
-            columns, rows = 1 + max(place.x for place in places), 1 + max(place.y for place in places)
-        return (columns, rows) if columns * rows == self.n_tokens else (0, 0)
+        columns, rows = self._size if is_mrope else (side, side)
+        return (columns, rows) if columns * rows == self.n_patches else (0, 0)
+
+    def places(self) -> list[int]:
+        """Where in the grid each token is, row by row."""
+        if self.n_patches == self.n_tokens:
+            return list(range(self.n_tokens))
+        found = (mtmd.mtmd_decoder_pos * self.n_tokens)()
+        mtmd.mtmd_helper_image_get_decoder_pos(mtmd.mtmd_input_chunk_get_tokens_image(self.pointer), 0, found)
+        return [place.y * self._size[0] + place.x for place in found]
 
     def __del__(self) -> None:
         if self.pointer:
@@ -80,6 +90,7 @@ class Encoder:
     cache_bytes: int
     n_embd: int
     layout: Layout
+    pixel_tau: float | None  # None: pictures are taken whole
     n_encoded: int = 0  # pictures that went through the encoder, the remembered ones not counted
     _cache: collections.OrderedDict[str, list[int | Chunk]] = field(default_factory=collections.OrderedDict)
 
@@ -94,8 +105,10 @@ class Encoder:
         n_threads: int,
         flash_attn: int,
         image_max_tokens: int | None,
+        pixel_tau: float | None,
         cache_bytes: int,
     ) -> Encoder:
+        """pixel_tau: of the model's profile in force, where libmtmd takes it from."""
         params = mtmd.mtmd_context_params_default()
         params.use_gpu = use_gpu
         params.print_timings = False
@@ -111,7 +124,9 @@ class Encoder:
         if not mtmd.mtmd_support_vision(pointer):
             mtmd.mtmd_free(pointer)
             raise HalfvError(f"{path} hears but does not see: give an mmproj with a vision encoder.")
-        return cls(path, pointer, cache_bytes, llama_cpp.llama_model_n_embd_inp(model), _layout(gguf_meta.read(path)))
+        metadata = gguf_meta.read(path)
+        tau = pixel_tau if _projector(metadata) in PATCHWISE else None
+        return cls(path, pointer, cache_bytes, llama_cpp.llama_model_n_embd_inp(model), _layout(metadata), tau)
 
     def close(self) -> None:
         self._cache.clear()
@@ -134,18 +149,21 @@ class Encoder:
         boxes = self.layout.boxes(len(chunks), encoded.picture.image.size, columns, rows)
         tiles = []
         for chunk, (kept, deep), (box, overview) in zip(chunks, chosen, boxes, strict=True):
-            every = list(range(chunk.n_tokens))
-            kept, deep = (every if some is None else some for some in (kept, deep))
-            tiles.append(Tile(*chunk.grid(self.is_mrope), chunk.n_tokens, kept, deep, box, overview))
+            places = chunk.places()
+            kept, deep = (places if some is None else [places[token] for token in some] for some in (kept, deep))
+            tiles.append(Tile(*chunk.grid(self.is_mrope), chunk.n_patches, places, kept, deep, box, overview))
         return TokenMap(encoded.picture.image, tiles)
 
     def tokens(self, picture: Picture) -> Encoded:
         """What the picture will be, with embeddings only if it is remembered."""
         digest = picture.digest()
+        if self.pixel_tau is not None:
+            digest = hashlib.blake2b(f"{digest} {self.pixel_tau}".encode(), digest_size=32).hexdigest()
         if digest in self._cache:
             self._cache.move_to_end(digest)
             return Encoded(self._cache[digest], picture, digest)
-        return Encoded(self._tokenize(picture, pixels=False), picture, digest)
+        # which patches there will be is written in the pixels
+        return Encoded(self._tokenize(picture, pixels=self.pixel_tau is not None, keep_pixels=False), picture, digest)
 
     def encode(self, encoded: Encoded) -> float | None:
         """Make sure of the embeddings; the seconds that it took, None when they were there."""
@@ -187,7 +205,7 @@ class Encoder:
         light.embd = np.ctypeslib.as_array(out, shape=(chunk.n_tokens, self.n_embd)).copy()
         return light
 
-    def _tokenize(self, picture: Picture, pixels: bool) -> list[int | Chunk]:
+    def _tokenize(self, picture: Picture, pixels: bool, keep_pixels: bool = True) -> list[int | Chunk]:
         width, height = picture.image.size
         data = picture.image.tobytes() if pixels else None
         buffer = ctypes.cast(data, ctypes.POINTER(ctypes.c_uint8)) if data else None
@@ -202,13 +220,14 @@ class Encoder:
             )
             if rc != 0:
                 raise HalfvError(f"{picture.name} ({width} x {height}) cannot be used: {native_log.last_words()}.")
-            return list(self._items(chunks))
+            return list(self._items(chunks, keep_pixels))
         finally:
             mtmd.mtmd_input_chunks_free(chunks)
             mtmd.mtmd_bitmap_free(bitmap)
 
     @staticmethod
-    def _items(chunks: int):
+    def _items(chunks: int, keep_pixels: bool = True):
+        copy = mtmd.mtmd_input_chunk_copy if keep_pixels else mtmd.mtmd_input_chunk_get_placeholder
         for index in range(mtmd.mtmd_input_chunks_size(chunks)):
             chunk = mtmd.mtmd_input_chunks_get(chunks, index)
             if mtmd.mtmd_input_chunk_get_type(chunk) == mtmd.MTMD_INPUT_CHUNK_TYPE_TEXT:
@@ -216,7 +235,11 @@ class Encoder:
                 tokens = mtmd.mtmd_input_chunk_get_tokens_text(chunk, ctypes.byref(count))
                 yield from tokens[: count.value]
             else:
-                yield Chunk(mtmd.mtmd_input_chunk_copy(chunk))
+                yield Chunk(copy(chunk))
+
+
+def _projector(metadata: gguf_meta.Metadata) -> str:
+    return metadata.text("clip.projector_type") or metadata.text("clip.vision.projector_type")
 
 
 def _layout(metadata: gguf_meta.Metadata) -> Layout:
@@ -224,7 +247,7 @@ def _layout(metadata: gguf_meta.Metadata) -> Layout:
     side = metadata.value("clip.vision.image_size") or 1
     pinpoints = metadata.value("clip.vision.image_grid_pinpoints") or []
     grids = zip(pinpoints[::2], pinpoints[1::2], strict=False)
-    first = metadata.text("clip.projector_type") in OVERVIEW_FIRST
+    first = _projector(metadata) in OVERVIEW_FIRST
     return Layout(tuple((width // side, height // side) for width, height in grids), first)
 
 

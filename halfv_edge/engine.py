@@ -75,6 +75,7 @@ class Model:
         *,
         profile: Profile | Mapping[str, Any] | str | os.PathLike[str] | None = None,
         keep: float | None = None,
+        pixel_tau: float | Literal["off"] | None = None,
         n_ctx: int | None = None,
         n_gpu_layers: int = -1,
         n_threads: int | None = None,
@@ -93,6 +94,8 @@ class Model:
         mmproj: the encoder's GGUF; looked for beside the model when not given.
         profile: a Profile, its JSON as a dict or a file, a preset's name or "off"; else what comes with the model.
         keep: the share of visual tokens in stage II, in place of the profile's.
+        pixel_tau: in place of the profile's, for Qwen-VL: patches within so many of 255 levels of what their neighbours
+        predict stay out of the encoder; 0 are equal ones, "off" is none.
         n_ctx: tokens of a conversation, pictures included; 8192, or what the model was trained for if that is less.
         n_gpu_layers: -1 is all. kv_type: f16, q8_0, ... of the KV cache. seed: of every answer that names none.
         image_max_tokens: per picture, for encoders that take any size.
@@ -115,7 +118,7 @@ class Model:
         ):
             if number is not None and number < least:
                 raise HalfvError(f"{name} = {number!r} is not valid: it must be at least {least}.")
-        resolved = resolve_profile(about, profile, keep)
+        resolved = resolve_profile(about, profile, keep, pixel_tau)
 
         llama_cpp.llama_backend_init()
         native_log.clear()
@@ -153,6 +156,7 @@ class Model:
                 n_threads=options["n_threads"],
                 flash_attn=FLASH[flash_attn],
                 image_max_tokens=image_max_tokens,
+                pixel_tau=model.profile and model.profile.pixel_tau,
                 cache_bytes=image_cache_mb << 20,
             )
             model._set_template(about.architecture)
@@ -281,9 +285,15 @@ def resolve_profile(
     about: profiles.Model,
     given: Profile | Mapping[str, Any] | str | os.PathLike[str] | None,
     keep: float | None,
+    pixel_tau: float | Literal["off"] | None = None,
 ) -> Resolved:
-    """What `profile=` and `keep=` come to for this model, after the sidecar, the file and the presets."""
+    """What these come to for this model, after the sidecar, the file and the presets."""
     resolved = profiles.resolve(about, _override(given, about))
+    if pixel_tau is not None and resolved.source != "environment":
+        base = resolved.profile or Profile.default(about.n_layer)
+        tau = None if pixel_tau == "off" else pixel_tau
+        if tau != base.pixel_tau:
+            resolved = dataclasses.replace(resolved, profile=_changed(base, about, pixel_tau=tau))
     if keep is None:
         return resolved
     if resolved.profile is None:
@@ -292,8 +302,12 @@ def resolve_profile(
                 f"keep = {keep!r} needs a profile: {about.path.name} has none, so give profile=... as well."
             )
         return resolved
-    wanted = dataclasses.replace(resolved.profile, ivr_keep=keep, calibration=None).validate(about.n_layer)
-    return dataclasses.replace(resolved, profile=wanted)
+    return dataclasses.replace(resolved, profile=_changed(resolved.profile, about, ivr_keep=keep))
+
+
+def _changed(base: Profile, about: profiles.Model, **fields: float | None) -> Profile:
+    """Without the evidence, which was for another profile."""
+    return dataclasses.replace(base, **fields, calibration=None).validate(about.n_layer)
 
 
 def if_supported(resolved: Resolved, model: int, path: Path) -> Resolved:

@@ -16,7 +16,7 @@ import urllib.request
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -58,6 +58,7 @@ class HalfVChatHandler:
         like: type = MTMDChatHandler,
         profile: Profile | Mapping[str, Any] | str | Path | None = None,
         keep: float | None = None,
+        pixel_tau: float | Literal["off"] | None = None,
         exact: bool = False,
         image_max_tokens: int | None = None,
         image_cache_mb: int = 512,
@@ -66,7 +67,7 @@ class HalfVChatHandler:
         """Take the place of a handler of llama_cpp.
 
         like: the handler whose prompt format is used; by default that is the chat template in the GGUF.
-        profile, keep, image_max_tokens, image_cache_mb, topup_mb: as in halfv_edge.engine.Model.load.
+        profile, keep, pixel_tau, image_max_tokens, image_cache_mb, topup_mb: as in halfv_edge.engine.Model.load.
         exact: an edited question chooses its visual tokens anew, as if the conversation came for the first time.
         Without it those of the former question stay and the ones that matter to the new one join them: that is faster.
         """
@@ -78,6 +79,7 @@ class HalfVChatHandler:
         self._use_gpu = use_gpu
         self._wanted = profile
         self._keep = keep
+        self._pixel_tau = pixel_tau
         self._exact = exact
         self._image_max_tokens = image_max_tokens
         self._cache_bytes = image_cache_mb << 20
@@ -148,7 +150,9 @@ class HalfVChatHandler:
             return self._session
         native_log.capture(llama.verbose)
         about = profiles.Model.read(llama.model_path)
-        resolved = engine.if_supported(engine.resolve_profile(about, self._wanted, self._keep), llama.model, about.path)
+        wanted = engine.resolve_profile(about, self._wanted, self._keep, self._pixel_tau)
+        resolved = engine.if_supported(wanted, llama.model, about.path)
+        _set_profile(llama, resolved.profile)  # before the encoder, which takes pixel_tau from the model
         flash_attn = llama.context_params.flash_attn_type == llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
         vision = Encoder.load(
             encoder.find(self.clip_model_path, about),
@@ -158,13 +162,9 @@ class HalfVChatHandler:
             n_threads=llama.n_threads,
             flash_attn=int(flash_attn),
             image_max_tokens=self._image_max_tokens,
+            pixel_tau=resolved.profile and resolved.profile.pixel_tau,
             cache_bytes=self._cache_bytes,
         )
-        try:
-            _set_profile(llama, resolved.profile)
-        except BaseException:
-            vision.close()
-            raise
         self.profile = resolved.profile
         self.profile_source = f"preset {resolved.preset}" if resolved.preset else resolved.source
         halfv_cpp.halfv_set_topup_bytes(llama.ctx, self._topup_bytes)
@@ -376,8 +376,7 @@ def _check_room(session: _Session, llama: llama_cpp.Llama, parts: list[list[Item
 
 def _pruning(context: Context, before: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of Stats from halfv_stats before and now."""
-    n_visual = n_cells([item for item in context.items if isinstance(item, Chunk)])
-    counts = dict.fromkeys(("n_visual", "n_kept", "n_deep"), n_visual)
+    counts = conversation.visual_counts(context.items)
     return counts | conversation.pruning_between(before, context.stats())
 
 

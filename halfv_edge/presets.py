@@ -20,7 +20,7 @@ DEEP = 24  # layers from which ivr.layer does not scale
 
 VICUNA = Profile(3, 0.5, 0.2, 15, 0.0, FROZEN)
 MISTRAL = Profile(2, 0.5, 0.1, 16, 0.0, FROZEN)
-QWEN = Profile(2, 0.25, 0.1, 21, 0.05, DROPPED)
+QWEN = Profile(2, 0.25, 0.1, 21, 0.05, DROPPED, pixel_tau=0)
 
 
 @dataclass(frozen=True, slots=True)

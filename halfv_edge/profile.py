@@ -11,7 +11,7 @@ import math
 import os
 import re
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -39,7 +39,9 @@ KEYS = {
     "ssr_update": ("ssr.update", FLOAT32),
     "ssr_rest": ("ssr.rest", STRING),
     "min_visual_tokens": ("min_visual_tokens", UINT32),
+    "pixel_tau": ("pixel.tau", FLOAT32),
 }
+OPTIONAL = ("min_visual_tokens", "pixel.tau")
 CALIBRATION_KEYS = {
     "samples": UINT32,
     "source": STRING,
@@ -107,11 +109,12 @@ class Profile:
     ssr_update: float  # share of the original tokens that stage III updates
     ssr_rest: Literal["frozen", "dropped"]  # what happens to the others
     min_visual_tokens: int = 64  # smaller pictures are left whole
+    pixel_tau: float | None = None  # 8-bit levels by which a patch dropped before the encoder may differ; None: none is
     calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
         for name, (_, type_) in KEYS.items():
-            if type_ == FLOAT32:
+            if type_ == FLOAT32 and getattr(self, name) is not None:
                 object.__setattr__(self, name, to_f32(getattr(self, name)))
 
     @classmethod
@@ -121,7 +124,7 @@ class Profile:
 
     def validate(self, n_layer: int) -> Profile:
         """Itself, when it fits a model of n_layer layers; else one sentence that names the key and the value."""
-        _check_types("", {key: (getattr(self, name), type_) for name, (key, type_) in KEYS.items()})
+        _check_types("", {key: (value, type_) for key, type_, value in self._given()})
         if not 1 <= self.ivr_layer < n_layer:
             raise _complaint(
                 "ivr.layer", self.ivr_layer, f"it must be at least 1 and below the model's {n_layer} layers"
@@ -136,9 +139,17 @@ class Profile:
         if not 0 <= self.ssr_update <= 1:
             raise _complaint("ssr.update", self.ssr_update, "it must be between 0 and 1")
         _check_rest(self.ssr_rest)
+        if self.pixel_tau is not None and not 0 <= self.pixel_tau <= 255:
+            raise _complaint("pixel.tau", self.pixel_tau, "it must be between 0 and 255")
         if self.calibration:
             self.calibration.validate(n_layer)
         return self
+
+    def _given(self) -> Iterator[tuple[str, int, Any]]:
+        """Key, GGUF type and value of each, without those that are left out."""
+        for name, (key, type_) in KEYS.items():
+            if (value := getattr(self, name)) is not None:
+                yield key, type_, value
 
     def prunes(self, n_layer: int) -> bool:
         return self.ivr_keep < 1 or (self.ssr_layer < n_layer and self.ssr_update < 1)
@@ -146,8 +157,8 @@ class Profile:
     def to_gguf(self) -> dict[str, tuple[int, Any]]:
         """key: (GGUF type, value), as `gguf_edit.replace_keys` takes them."""
         entries: dict[str, tuple[int, Any]] = {PREFIX + "version": (UINT32, VERSION)}
-        for name, (key, type_) in KEYS.items():
-            entries[PREFIX + key] = (type_, getattr(self, name))
+        for key, type_, value in self._given():
+            entries[PREFIX + key] = (type_, value)
         for name, value in (self.calibration.to_json() if self.calibration else {}).items():
             entries[f"{PREFIX}calibration.{name}"] = (CALIBRATION_KEYS[name], value)
         return entries
@@ -161,7 +172,7 @@ class Profile:
         evidence = {key.removeprefix("calibration."): flat.pop(key) for key in measured}
         values = _read_json(flat, dict(KEYS.values()), "")
         for key, _ in KEYS.values():
-            if key not in values and key != "min_visual_tokens":
+            if key not in values and key not in OPTIONAL:
                 raise _missing(key)
         _check_rest(values["ssr.rest"])
         calibration = Calibration(**_read_json(evidence, CALIBRATION_KEYS, "calibration.")) if evidence else None
@@ -171,9 +182,9 @@ class Profile:
     def to_json(self) -> dict[str, Any]:
         """As in the sidecar: nested, one level per dot of the GGUF keys."""
         out: dict[str, Any] = {"version": VERSION}
-        for name, (key, _) in KEYS.items():
+        for key, _, value in self._given():
             group, _, leaf = key.rpartition(".")
-            (out.setdefault(group, {}) if group else out)[leaf] = getattr(self, name)
+            (out.setdefault(group, {}) if group else out)[leaf] = value
         if self.calibration:
             out["calibration"] = self.calibration.to_json()
         return out
@@ -183,12 +194,14 @@ class Profile:
         import halfv_cpp
 
         values = {name: getattr(self, name) for name in KEYS}
-        return halfv_cpp.halfv_profile(**values | {"ssr_rest": REST.index(self.ssr_rest)})
+        values |= {"ssr_rest": REST.index(self.ssr_rest), "pixel_prune": self.pixel_tau is not None}
+        return halfv_cpp.halfv_profile(**values | {"pixel_tau": self.pixel_tau or 0.0})
 
     @classmethod
     def from_c(cls, struct_: halfv_cpp.halfv_profile) -> Profile:
         values = {name: getattr(struct_, name) for name in KEYS}
-        return cls(**values | {"ssr_rest": REST[struct_.ssr_rest]})
+        tau = struct_.pixel_tau if struct_.pixel_prune else None
+        return cls(**values | {"ssr_rest": REST[struct_.ssr_rest], "pixel_tau": tau})
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,8 +287,7 @@ def read_gguf(model: Model) -> Profile | None:
         _check_version(_typed(metadata, "version", UINT32))
         values = {name: _typed(metadata, key, type_) for name, (key, type_) in KEYS.items()}
         _check_rest(values["ssr_rest"])
-        if values["min_visual_tokens"] is None:
-            del values["min_visual_tokens"]
+        values = {name: value for name, value in values.items() if value is not None}
         return Profile(**values, calibration=_evidence(model)[0]).validate(model.n_layer)
     except _InvalidError as error:
         raise HalfvError(f"{model.path}: {error}") from error
@@ -391,10 +403,10 @@ def _integer(metadata: Metadata, key: str) -> int:
 
 
 def _typed(metadata: Metadata, key: str, type_: int) -> Any:
-    """A value of the type that the specification gives it; only min_visual_tokens and the evidence may be missing."""
+    """A value of the type that the specification gives it; some may be missing, and the evidence."""
     entry = metadata.entries.get(PREFIX + key)
     if entry is None:
-        if key != "min_visual_tokens" and not key.startswith("calibration."):
+        if key not in OPTIONAL and not key.startswith("calibration."):
             raise _missing(key)
         return None
     if entry.type != type_ or (type_ == ARRAY and entry.item_type != FLOAT32):
@@ -430,7 +442,7 @@ def _flatten(value: Any) -> dict[str, Any]:
         raise _InvalidError(f"a profile is a JSON object, not {quote(value)}")
     out: dict[str, Any] = {}
     for key, item in value.items():
-        if key in ("ivr", "ssr", "calibration"):
+        if key in ("ivr", "ssr", "pixel", "calibration"):
             if not isinstance(item, Mapping):
                 raise _complaint(key, quote(item), "it must be an object")
             out |= {f"{key}.{leaf}": leaf_value for leaf, leaf_value in item.items()}

@@ -12,6 +12,7 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom; the picture
 
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 PAPER, PADDING, INK, DEEP = (24, 24, 27), (70, 68, 64), (235, 235, 235), (255, 176, 0)
+REPEATED = (20, 36, 64)
 DIM = 0.22  # brightness of dropped tokens
 MIN_SIDE, MAX_SIDE = 640, 1600  # of the drawn picture's longer side
 GAP = 16
@@ -23,11 +24,16 @@ class Tile:
 
     columns: int  # 0 when the encoder does not lay its tokens out as a grid
     rows: int
-    n_tokens: int
-    kept: list[int]  # in stage II, row by row
+    n_patches: int  # tokens that the grid could be
+    entered: list[int]  # places in the grid that went through the encoder, row by row; the others repeat a neighbour
+    kept: list[int]  # of them in stage II
     deep: list[int]  # of them updated in stage III
     box: Box
     overview: bool = False  # the whole picture beside its tiles
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.entered)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +42,10 @@ class TokenMap:
 
     image: Image.Image
     tiles: list[Tile]
+
+    @property
+    def n_patches(self) -> int:
+        return sum(tile.n_patches for tile in self.tiles)
 
     @property
     def n_visual(self) -> int:
@@ -81,7 +91,8 @@ class Layout:
 
 
 def draw_token_map(token_map: TokenMap, legend: bool = True) -> Image.Image:
-    """The picture with kept tokens bright, dropped ones dimmed, and those that stage III updates outlined.
+    """The picture with kept tokens bright, dropped ones dimmed, and those that stage III updates outlined. Patches that
+    stayed out of the encoder are blue.
 
     A tiled picture is drawn twice: its tiles put together, and beside them the overview.
     """
@@ -120,20 +131,26 @@ def _panel(image: Image.Image, tiles: Sequence[Tile], outlined: bool) -> Image.I
         return bright
     mask = Image.new("L", bright.size, 0)
     fill = ImageDraw.Draw(mask)
-    cells = [
-        (token, tile, [(x - left) * width if at % 2 == 0 else (x - top) * height for at, x in enumerate(tile.box)])
+    boxes = [
+        (tile, [(x - left) * width if at % 2 == 0 else (x - top) * height for at, x in enumerate(tile.box)])
         for tile in tiles
-        for token in tile.kept
+    ]
+    cells = [(token, tile, box) for tile, box in boxes for token in tile.kept]
+    repeated = [
+        (place, tile, box)
+        for tile, box in boxes
+        for place in sorted(set(range(tile.n_patches)).difference(tile.entered))
     ]
     for token, tile, box in cells:
         fill.rectangle(_cell(token, tile, box), 255)
     dim = ImageEnhance.Brightness(ImageEnhance.Color(bright).enhance(0.4)).enhance(DIM)
     panel = Image.composite(bright, dim, mask)
-    if outlined:
-        draw = ImageDraw.Draw(panel)
-        for token, tile, box in cells:
-            if token in tile.deep:
-                draw.rectangle(_cell(token, tile, box), outline=DEEP, width=2)
+    draw = ImageDraw.Draw(panel)
+    for token, tile, box in repeated:
+        draw.rectangle(_cell(token, tile, box), REPEATED)
+    for token, tile, box in cells if outlined else ():
+        if token in tile.deep:
+            draw.rectangle(_cell(token, tile, box), outline=DEEP, width=2)
     return panel
 
 
@@ -148,12 +165,14 @@ def _cell(token: int, tile: Tile, box: Sequence[float]) -> tuple[int, int, int, 
 
 def _legend(token_map: TokenMap, outlined: bool, has_grid: bool) -> list[tuple[str, str]]:
     """A swatch's kind and its words."""
-    total = token_map.n_visual
+    total = token_map.n_patches
     if not has_grid:
         return [("none", f"{token_map.n_kept} of {total} tokens kept; this encoder does not lay them out as a grid")]
-    dropped = total - token_map.n_kept
+    dropped, repeated = token_map.n_visual - token_map.n_kept, total - token_map.n_visual
     notes = [("kept", f"kept {token_map.n_kept} of {total} ({token_map.n_kept / total:.0%})")]
     notes += [("dropped", f"dropped {dropped} ({dropped / total:.0%})")]
+    if repeated:
+        notes.append(("repeated", f"like a neighbour, not encoded {repeated} ({repeated / total:.0%})"))
     if outlined:
         notes.append(("deep", f"deep {token_map.n_deep} ({token_map.n_deep / total:.0%})"))
     if any(tile.overview for tile in token_map.tiles):
@@ -187,9 +206,9 @@ def _page(panels: Sequence[Image.Image], notes: Sequence[tuple[str, str]]) -> Im
     for kind, words, x, y in places:
         x, y = x + GAP, y + height + 2 * GAP
         if kind != "none":
-            light = {"kept": 200, "dropped": 50, "deep": 200}[kind]
+            fill = {"dropped": (50, 50, 50), "repeated": REPEATED}.get(kind, (200, 200, 200))
             outline = DEEP if kind == "deep" else None
-            draw.rectangle((x, y, x + swatch, y + swatch), (light, light, light), outline, 3)
+            draw.rectangle((x, y, x + swatch, y + swatch), fill, outline, 3)
             x += swatch + GAP // 2
         draw.text((x, y), words, INK, font)
     return page

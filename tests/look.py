@@ -15,6 +15,7 @@ from client import Client
 from llama_cpp import mtmd_cpp as mtmd
 
 MARKER = "<__media__>"
+FLASH_ATTN = False  # of the vision encoder
 
 
 @llama_cpp.llama_log_callback
@@ -40,14 +41,14 @@ class Seen:
         return [id_ for text in texts for id_ in text]
 
 
-def look(model: Path, mmproj: Path, picture: np.ndarray, prompt: str) -> Seen:
-    """`picture` is [height, width, 3] of bytes; the prompt has MARKER once."""
+def look(model: Path, mmproj: Path, picture: np.ndarray, prompt: str, **options: Any) -> Seen:
+    """`picture` is [height, width, 3] of bytes; the prompt has MARKER once; options are those of Client."""
     with (
-        Client(model, n_ctx=1024) as client,
+        Client(model, n_ctx=1024, **options) as client,
         open_mmproj(client, mmproj) as encoder,
         chunks_of(encoder, picture, prompt) as chunks,
     ):
-        pieces = [_piece(encoder, chunk, client.n_embd_inp) for chunk in _each(chunks)]
+        pieces = [_piece(encoder, chunk, client.n_embd_inp) for chunk in each(chunks)]
         n_pos = llama_cpp.llama_pos(0)
         code = mtmd.mtmd_helper_eval_chunks(encoder, client.ctx, chunks, 0, 0, 512, True, ctypes.byref(n_pos))
         assert code == 0
@@ -61,7 +62,7 @@ def open_mmproj(client: Client, mmproj: Path) -> Iterator[int]:
     params = mtmd.mtmd_context_params_default()
     params.use_gpu = params.warmup = params.print_timings = False
     params.n_threads = 1
-    params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    params.flash_attn_type = int(FLASH_ATTN)
     encoder = mtmd.mtmd_init_from_file(str(mmproj).encode(), client.model, params)
     assert encoder, f"cannot load {mmproj}"
     try:
@@ -89,7 +90,7 @@ def chunks_of(encoder: int, picture: np.ndarray, prompt: str) -> Iterator[int]:
         mtmd.mtmd_bitmap_free(bitmap)
 
 
-def _each(chunks: int) -> list[Any]:
+def each(chunks: int) -> list[Any]:
     return [mtmd.mtmd_input_chunks_get(chunks, i) for i in range(mtmd.mtmd_input_chunks_size(chunks))]
 
 

@@ -130,7 +130,8 @@ def complaints(given_: Profile, n_layer: int) -> tuple[str, str]:
 
 u32 = st.one_of(st.integers(0, 40), st.integers(0, 2**32 - 1))
 f32 = st.one_of(st.floats(0, 1, width=32), st.floats(width=32))
-anything = st.builds(Profile, u32, f32, f32, u32, f32, st.sampled_from(profile.REST), u32)
+tau = st.none() | st.floats(0, 255, width=32)
+anything = st.builds(Profile, u32, f32, f32, u32, f32, st.sampled_from(profile.REST), u32, tau | f32)
 
 
 @settings(deadline=None)
@@ -152,7 +153,7 @@ def test_defaults_agree() -> None:
     Profile.default(28).validate(28)
     assert not Profile.default(28).prunes(28)
     assert halfv_cpp.HALFV_PROFILE_VERSION == profile.VERSION
-    assert list(KEYS) == [name for name, _ in halfv_cpp.halfv_profile._fields_]
+    assert list(KEYS) == [name for name, _ in halfv_cpp.halfv_profile._fields_ if name != "pixel_prune"]
 
 
 # through JSON, GGUF and C and back
@@ -176,7 +177,7 @@ def fitting(draw: st.DrawFn) -> tuple[Profile, int]:
     )  # fmt: skip
     found = Profile(
         ivr, draw(st.floats(0, 1, width=32, exclude_min=True)), draw(share), draw(st.integers(ivr + 1, n_layer)),
-        draw(share), draw(st.sampled_from(profile.REST)), draw(u32),
+        draw(share), draw(st.sampled_from(profile.REST)), draw(u32), draw(tau),
         draw(st.none() | calibration.filter(lambda c: c != Calibration())),
     )  # fmt: skip
     return found, n_layer
@@ -202,7 +203,7 @@ def test_gguf_and_back(tmp_path_factory: pytest.TempPathFactory, pair_: tuple[Pr
 
 
 @settings(deadline=None)
-@given(anything.filter(lambda p: not math.isnan(p.ivr_keep + p.ivr_anchors + p.ssr_update)))
+@given(anything.filter(lambda p: not math.isnan(p.ivr_keep + p.ivr_anchors + p.ssr_update + (p.pixel_tau or 0))))
 def test_c_and_back(given_: Profile) -> None:
     assert Profile.from_c(given_.to_c()) == given_
 
@@ -537,6 +538,7 @@ def test_specified_presets(specification: str) -> None:
         for preset in presets.PRESETS.values()
         for p in [preset.profile]
     }
+    assert {p.name for p in presets.PRESETS.values() if p.profile.pixel_tau == 0} == {n for n in found if "qwen" in n}
 
 
 def test_specified_limits(specification: str) -> None:

@@ -85,6 +85,8 @@ HALFV_REST_DROPPED = 1
 #     float    ssr_update;        // share of the original tokens that stage III updates, [0, 1]
 #     int32_t  ssr_rest;          // enum halfv_rest
 #     uint32_t min_visual_tokens; // smaller pictures are left whole
+#     bool     pixel_prune;       // whether patches that their neighbours predict stay out of the encoder; for libmtmd,
+#     float    pixel_tau;         // how far each of their 8-bit pixels may be from the prediction, [0, 255]
 # };
 class halfv_profile(Structure):  # noqa: N801
     _fields_ = (
@@ -95,6 +97,8 @@ class halfv_profile(Structure):  # noqa: N801
         ("ssr_update", c_float),
         ("ssr_rest", c_int32),
         ("min_visual_tokens", c_uint32),
+        ("pixel_prune", c_bool),
+        ("pixel_tau", c_float),
     )
 
 

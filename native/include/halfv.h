@@ -50,6 +50,8 @@ struct halfv_profile {
     float    ssr_update;        // share of the original tokens that stage III updates, [0, 1]
     int32_t  ssr_rest;          // enum halfv_rest
     uint32_t min_visual_tokens; // smaller pictures are left whole
+    bool     pixel_prune;       // whether patches that their neighbours predict stay out of the encoder; for libmtmd,
+    float    pixel_tau;         // how far each of their 8-bit pixels may be from the prediction, [0, 255]
 };
 
 // keep = 1 and no stage III, for a model of n_layer layers: prunes nothing until it is changed

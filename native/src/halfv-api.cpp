@@ -69,6 +69,8 @@ halfv_profile halfv_profile_default(uint32_t n_layer) {
         /*.ssr_update        =*/ 1.0f,
         /*.ssr_rest          =*/ HALFV_REST_DROPPED,
         /*.min_visual_tokens =*/ 64,
+        /*.pixel_prune       =*/ false,
+        /*.pixel_tau         =*/ 0.0f,
     };
 }
 

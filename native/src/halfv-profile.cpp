@@ -43,6 +43,9 @@ std::string validate(const halfv_profile & p, uint32_t n_layer) {
     if (p.ssr_rest != HALFV_REST_FROZEN && p.ssr_rest != HALFV_REST_DROPPED) {
         return complaint("halfv.ssr.rest", p.ssr_rest, "it must be frozen (0) or dropped (1)");
     }
+    if (p.pixel_prune && !in_range(p.pixel_tau, 0.0f, 255.0f)) {
+        return complaint("halfv.pixel.tau", p.pixel_tau, "it must be between 0 and 255");
+    }
     return "";
 }
 
@@ -77,9 +80,10 @@ struct key_reader {
         const int64_t id = find(key, GGUF_TYPE_UINT32, "u32", required);
         if (id >= 0) { out = gguf_get_val_u32(metadata, id); }
     }
-    void get(const char * key, float & out) {
-        const int64_t id = find(key, GGUF_TYPE_FLOAT32, "f32", true);
+    bool get(const char * key, float & out, bool required = true) {
+        const int64_t id = find(key, GGUF_TYPE_FLOAT32, "f32", required);
         if (id >= 0) { out = gguf_get_val_f32(metadata, id); }
+        return id >= 0;
     }
     void get(const char * key, std::string & out) {
         const int64_t id = find(key, GGUF_TYPE_STRING, "string", true);
@@ -111,6 +115,7 @@ void model_profile::read(const gguf_context * metadata) {
     keys.get("halfv.ssr.update",  p.ssr_update);
     keys.get("halfv.ssr.rest",    rest);
     keys.get("halfv.min_visual_tokens", p.min_visual_tokens, false);
+    p.pixel_prune = keys.get("halfv.pixel.tau", p.pixel_tau, false);
 
     if (keys.error.empty()) {
         if (rest == "frozen") {
