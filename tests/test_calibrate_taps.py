@@ -285,3 +285,17 @@ def test_torch_and_numpy_agree_on_log_softmax() -> None:
     np.testing.assert_allclose(
         entropy.log_softmax(logits), torch.from_numpy(logits).log_softmax(-1).numpy(), atol=1e-12
     )
+
+
+@pytest.mark.parametrize("ftype", ["f16", "q8_0", "q4_0"])
+def test_embeddings_of_quantised_models(ftype: str, tmp_path: Path) -> None:
+    """What enters the first layer is read from the table and not computed."""
+    path = make_tiny(tmp_path / "model.gguf", "llama", n_layer=N_LAYER, ftype=ftype)
+    with Client(path, on_model=lambda model: pruned.set_profile(model, WHOLE)) as client:
+        embd = tiny_image(90, client.n_embd_inp)
+        hold(client, embd, None)
+        seen = observe(client, [0] * N_LAYER)
+    expected = Reference(path).run([Text(BEFORE), Image(embd), Text(AFTER)], states=True)
+    np.testing.assert_allclose(seen.states[0], expected.states[0].numpy(), atol=1e-6)
+    distance = np.abs(seen.logits[-1] - expected.logits).max() / expected.logits.std()
+    assert distance < (0.2 if ftype != "f16" else 0.02)  # ggml also quantises what it multiplies with

@@ -14,7 +14,7 @@ from halfv_edge.calibrate import entropy, picking, search
 from halfv_edge.calibrate.picking import Curves, Pick
 from halfv_edge.calibrate.samples import LEAST, Sample, too_few
 from halfv_edge.calibrate.search import Check, Found, Search
-from halfv_edge.calibrate.taps import Answer, NotANumberError, Observation, Probe, n_tokens
+from halfv_edge.calibrate.taps import Answer, Observation, Probe, n_tokens
 from halfv_edge.calibrate.work import WorkFile
 from halfv_edge.errors import HalfvError
 from halfv_edge.profile import Calibration, Profile
@@ -23,6 +23,7 @@ FROZEN_SAMPLES = 8  # on which every layer is frozen once, at the cost of half t
 TRIED_SAMPLES = 16  # on which candidates are run
 ANSWER_TOKENS = 8
 USUAL_TOKENS = 1024  # of a picture, where the encoder takes any size: what speedups are counted for
+TEXT_TOKENS = 60  # beside it, for the second figure
 EXPECTED_CHECKS = 19  # candidates that a search runs, and
 CHECK_SHARE = 0.6  # what one of them costs, of an unpruned prompt
 
@@ -64,9 +65,6 @@ class Result:
         return self.found.best
 
 
-TEXT_TOKENS = 60
-
-
 def spread(count: int, of: int) -> list[int]:
     """`count` of `of` places, evenly."""
     count = min(count, of)
@@ -101,10 +99,8 @@ class Calibrator:
     # --- before it starts ---
 
     def estimate(self) -> Estimate:
-        """From the first sample and the speed of this machine; what is done already is left out."""
-        start = time.perf_counter()
-        items = self._items(self.samples[0])
-        encode_sec = time.perf_counter() - start
+        """From a sample and the speed of this machine; what was observed already is left out."""
+        items, encode_sec = self._first_items()
         before, visual, after = n_tokens(items)
         one = self.probe.flops(None, 0, 0, before + visual + after)[0]
         left = [at for at in range(len(self.samples)) if self._key(at) not in self.work.results]
@@ -115,6 +111,17 @@ class Calibrator:
         reduce_sec = 2.5 * (time.perf_counter() - start) * (self.probe.n_layer + 1)  # visual, all, and text
         seconds = prompts * one / self.probe.flops_per_sec() + (encode_sec + reduce_sec) * len(left)
         return Estimate(len(left), before + visual + after, prompts * one / 1e12, seconds)
+
+    def _first_items(self) -> tuple[list[Any], float]:
+        """Of the first sample that can be encoded, and the seconds that took."""
+        failed: HalfvError | None = None
+        for sample in self.samples:
+            start = time.perf_counter()
+            try:
+                return self._items(sample), time.perf_counter() - start
+            except HalfvError as error:
+                failed = error
+        raise failed or too_few("There are no samples")
 
     def n_units(self) -> float:
         """What `progress` will add up to, about."""
@@ -175,11 +182,11 @@ class Calibrator:
             key = self._key(at)
             if key not in self.work.results:
                 try:
-                    self.work.add(key, dataclasses.asdict(self._observe(at)))
-                except NotANumberError as error:
-                    self._skip(f"sample {at + 1} ({sample.name}): {error}")
+                    observation = self._observe(at)
                 except HalfvError as error:
                     self._skip(f"sample {at + 1} ({sample.name}): {str(error).rstrip('.')}")
+                else:
+                    self.work.add(key, dataclasses.asdict(observation))
             if key in self.work.results:
                 seen[at] = Observation(**self.work.results[key])
             self.progress(self._observe_cost(at))
