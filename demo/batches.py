@@ -13,21 +13,25 @@ from dataclasses import dataclass
 import numpy as np
 
 from demo import scenes
-from demo.model import GRID, N_BEFORE, N_PATCHES, PATCH
+from demo.model import GRID, N_PATCHES, N_PREFIX, sized
 from demo.pages import page
+from demo.pointing import Places, nearest, targets
 from demo.scenes.canvas import CHARACTERS, SHAPE_KINDS
 from demo.scenes.colours import COLOURS
 from demo.vocabulary import Vocabulary
 
-N_TEXT = 192  # tokens of text per picture
-N_SLOTS = 3  # characters of a patch that are told apart
+N_TEXT = 224  # tokens of text per picture
+MOST_QUESTIONS = 30  # asked of a picture in training, as far as they fit: its visual tokens are paid once
+N_SLOTS = 4  # characters of a patch that are told apart
 CHAINED = 0.3  # pictures whose questions follow each other as in a conversation
 NOTHING = -100  # no label here
+HALF = scenes.SIZE / GRID / 2  # a patch, in pixels of the drawn picture
 
 CHAR_CLASS = {char: i + 1 for i, char in enumerate(CHARACTERS)}
 KIND_CLASS = {kind: i + 1 for i, kind in enumerate(SHAPE_KINDS)}
 COLOUR_CLASS = {colour: i + 1 for i, colour in enumerate(COLOURS)}
-# what is learnt about a patch: its characters, those before and after them, what covers it, what has its centre there
+# what is learnt about a patch: its characters, those before and after them, what covers it, what has its
+# centre there, and where it is
 HEADS = {
     **{f"char{slot}": len(CHAR_CLASS) + 1 for slot in range(N_SLOTS)},
     "previous": len(CHAR_CLASS) + 1,
@@ -35,6 +39,8 @@ HEADS = {
     "kind": len(KIND_CLASS) + 1,
     "colour": len(COLOUR_CLASS) + 1,
     "centre": len(KIND_CLASS) + 1,
+    "row": GRID,
+    "column": GRID,
 }
 
 
@@ -44,26 +50,30 @@ class Batch:
     labels: np.ndarray  # [B, patches, heads]
     text: np.ndarray  # [B, T]
     positions: np.ndarray  # [B, T]
-    mask: np.ndarray  # [B, T, N_BEFORE + N_PATCHES + T]
+    mask: np.ndarray  # [B, T, N_PREFIX + T]
     targets: np.ndarray  # [B, T]: the token that follows, NOTHING outside answers
     weights: np.ndarray  # [B, T]
     question: np.ndarray  # [B, T]: number of the question in `tasks`, -1 for none
     tasks: list[str]
+    about: np.ndarray  # [B, T, patches]: what each token is about
+    ahead: np.ndarray  # [B, T, patches]: what the next token of the answer is about
+    patches_only: bool  # nothing to answer here
 
 
 def patch_labels(sample: scenes.Sample) -> np.ndarray:
     labels = np.zeros((N_PATCHES, len(HEADS)), np.int16)
     columns = {name: i for i, name in enumerate(HEADS)}
+    labels[:, columns["row"]], labels[:, columns["column"]] = np.divmod(np.arange(N_PATCHES), GRID)
 
     def patch(x: float, y: float) -> int:
-        column, row = (min(max(int(v) // PATCH, 0), GRID - 1) for v in (x, y))
-        return row * GRID + column
+        return nearest(y) * GRID + nearest(x)
 
     for kind, colour, x0, y0, x1, y1 in sample.shapes:
-        rows = slice(max(-(-(y0 - PATCH // 2) // PATCH), 0), max((y1 - 1 - PATCH // 2) // PATCH + 1, 0))
-        cols = slice(max(-(-(x0 - PATCH // 2) // PATCH), 0), max((x1 - 1 - PATCH // 2) // PATCH + 1, 0))
-        grid = labels.reshape(GRID, GRID, -1)
-        centre = patch((x0 + x1) / 2, (y0 + y1) / 2)
+        grid, centre = labels.reshape(GRID, GRID, -1), patch((x0 + x1) / 2, (y0 + y1) / 2)
+        rows, cols = (
+            slice(nearest(y0 + HALF), nearest(y1 - HALF) + 1),
+            slice(nearest(x0 + HALF), nearest(x1 - HALF) + 1),
+        )
         for name, number in (("kind", KIND_CLASS.get(kind, 0)), ("colour", COLOUR_CLASS.get(colour, 0))):
             grid[rows, cols, columns[name]] = number
             labels[centre, columns[name]] = number
@@ -91,15 +101,27 @@ def _touching(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
     return a[1] < b[1] and b[1] - a[3] < 0.35 * height + 1 and a[2] < b[4] and b[2] < a[4]
 
 
-def lay_out(
-    vocabulary: Vocabulary, questions: Iterable[scenes.Question], chained: bool
-) -> tuple[list[tuple[int, int, int, int, float]], list[str]]:
-    """Rows (token, position, group, target, weight) and the tasks of the questions that fit.
+@dataclass(slots=True)
+class Row:
+    """A token of text as it is learnt from."""
 
-    Each group sees the picture and itself; chained questions are one group.
-    """
-    rows: list[tuple[int, int, int, int, float]] = []
+    token: int
+    position: int
+    group: int  # sees the picture and itself
+    target: int
+    weight: float
+    about: np.ndarray | None
+    ahead: np.ndarray | None
+
+
+def lay_out(vocabulary: Vocabulary, sample: scenes.Sample, chained: bool) -> tuple[list[Row], list[str]]:
+    """Questions and answers, and the tasks of those that fit. Chained ones are one group, as in a conversation."""
+    rows: list[Row] = []
     tasks: list[str] = []
+    places = Places(sample)
+    questions = sample.questions
+    if chained:  # long readings last: later answers could be copied from them
+        questions = sorted(questions, key=lambda q: q.task in scenes.EXTRA_TASKS)
     for question in questions:
         asked = [*vocabulary.encode(question.text), vocabulary.end, vocabulary.assistant]
         answer = [*vocabulary.encode(question.answer), vocabulary.end]
@@ -108,71 +130,82 @@ def lay_out(
         tokens = [*asked, *answer]
         if len(rows) + len(tokens) > N_TEXT:
             continue
-        start = N_BEFORE + N_PATCHES + (len(rows) if chained else 0)
+        start = N_PREFIX + (len(rows) if chained else 0)
+        about, ahead = targets(places, asked, answer, vocabulary)
         for i, token in enumerate(tokens):
             is_answer = len(asked) - 1 <= i < len(tokens) - 1
-            target = tokens[i + 1] if is_answer else NOTHING
-            weight = len(answer) ** -0.5 if is_answer else 0.0
-            rows.append((token, start + i, 0 if chained else len(tasks), target, weight))
+            target, weight = (tokens[i + 1], len(answer) ** -0.5) if is_answer else (NOTHING, 0.0)
+            rows.append(Row(token, start + i, 0 if chained else len(tasks), target, weight, about[i], ahead[i]))
         tasks.append(question.task)
     return rows, tasks
 
 
-def collate(samples: Iterable[scenes.Sample], vocabulary: Vocabulary, rng: random.Random) -> Batch:
+def collate(
+    samples: Iterable[scenes.Sample], vocabulary: Vocabulary, rng: random.Random, patches_only: bool = False
+) -> Batch:
     samples = list(samples)
     n = len(samples)
     text, positions = np.full((n, N_TEXT), vocabulary.end), np.zeros((n, N_TEXT), np.int64)
     group, question = np.full((n, N_TEXT), -1), np.full((n, N_TEXT), -1)
-    targets, weights = np.full((n, N_TEXT), NOTHING), np.zeros((n, N_TEXT), np.float32)
+    wanted, weights = np.full((n, N_TEXT), NOTHING), np.zeros((n, N_TEXT), np.float32)
     tasks: list[str] = []
+    about, ahead = np.zeros((n, N_TEXT, N_PATCHES), bool), np.zeros((n, N_TEXT, N_PATCHES), bool)
     for b, sample in enumerate(samples):
-        chained = rng.random() < CHAINED
-        # long readings last: later answers could be copied from them
-        asked = sorted(sample.questions, key=lambda q: q.task in ("transcribe", "caption")) if chained else None
-        rows, found = lay_out(vocabulary, asked or sample.questions, chained)
+        rows, found = lay_out(vocabulary, sample, rng.random() < CHAINED)
         length, number = len(rows), len(tasks) - 1
-        for i, (token, position, which, target, weight) in enumerate(rows):
-            text[b, i], positions[b, i], group[b, i] = token, position, which
-            targets[b, i], weights[b, i] = target, weight
-            if target != NOTHING:
-                if i == 0 or targets[b, i - 1] == NOTHING:
+        for i, row in enumerate(rows):
+            text[b, i], positions[b, i], group[b, i] = row.token, row.position, row.group
+            wanted[b, i], weights[b, i] = row.target, row.weight
+            if row.about is not None:
+                about[b, i] = row.about
+            if row.ahead is not None:
+                ahead[b, i] = row.ahead
+            if row.target != NOTHING:
+                if i == 0 or wanted[b, i - 1] == NOTHING:
                     number += 1
                 question[b, i] = number
-        positions[b, length:] = N_BEFORE + N_PATCHES
+        positions[b, length:] = N_PREFIX
         tasks += found
     same = (group[:, :, None] == group[:, None, :]) & np.tril(np.ones((N_TEXT, N_TEXT), bool))
-    mask = np.concatenate([np.ones((n, N_TEXT, N_BEFORE + N_PATCHES), bool), same], axis=2)
+    mask = np.concatenate([np.ones((n, N_TEXT, N_PREFIX), bool), same], axis=2)
     return Batch(
-        np.stack([np.asarray(sample.image) for sample in samples]),
+        np.stack([sized(sample.image) for sample in samples]),
         np.stack([patch_labels(sample) for sample in samples]),
         text,
         positions,
         mask,
-        targets,
+        wanted,
         weights,
         question,
         tasks,
+        about,
+        ahead,
+        patches_only,
     )
 
 
-def batches(split: str, size: int, first: int, vocabulary: Vocabulary, pages: str = "none") -> Iterator[Batch]:
-    """Pictures `first`, `first` + 1, ... of a split. pages: "none", "most" of each batch, or every "second" batch."""
-
-    def is_page(seed: int) -> bool:
-        return {"none": False, "most": seed % 4 > 0, "second": seed // size % 2 > 0}[pages]
-
+def batches(
+    split: str, size: int, first: int, vocabulary: Vocabulary, patches: int = 0, most: int = MOST_QUESTIONS
+) -> Iterator[Batch]:
+    """Pictures `first`, `first` + 1, ... of a split; one batch in `patches` has pages, for the encoder alone."""
     for start in itertools.count(first, size):
-        samples = [page(seed) if is_page(seed) else scenes.make(seed, split) for seed in range(start, start + size)]
-        yield collate(samples, vocabulary, random.Random(start))
+        patches_only = patches > 0 and start // size % patches == 0
+        samples = [
+            page(seed) if patches_only and seed % 2 else scenes.make(seed, split, most=most)
+            for seed in range(start, start + size)
+        ]
+        yield collate(samples, vocabulary, random.Random(start), patches_only)
 
 
 class Drawer:
     """`batches` of the training split out of a process of its own, a few ahead."""
 
-    def __init__(self, size: int, first: int, words: list[str], core: int | None, pages: str):
+    def __init__(self, size: int, first: int, words: list[str], core: int | None, patches: int):
         context = multiprocessing.get_context("spawn")
         self._queue = context.Queue(maxsize=8)
-        self._process = context.Process(target=_draw, args=(self._queue, size, first, words, core, pages), daemon=True)
+        self._process = context.Process(
+            target=_draw, args=(self._queue, size, first, words, core, patches), daemon=True
+        )
         self._process.start()
 
     def __next__(self) -> Batch:
@@ -188,8 +221,10 @@ class Drawer:
         self._process.join()
 
 
-def _draw(filled: multiprocessing.Queue, size: int, first: int, words: list[str], core: int | None, pages: str) -> None:
+def _draw(
+    filled: multiprocessing.Queue, size: int, first: int, words: list[str], core: int | None, patches: int
+) -> None:
     if core is not None:
         os.sched_setaffinity(0, {core})
-    for batch in batches("train", size, first, Vocabulary(words), pages):
+    for batch in batches("train", size, first, Vocabulary(words), patches):
         filled.put(batch)

@@ -11,15 +11,28 @@ import gguf
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType
-from torch import Tensor
+from torch import Tensor, nn
 
-from demo.model import EPS, HEAD_DIM, IMAGE_SIZE, MEAN, PATCH, ROPE_BASE, STD, DemoModel, Shape
+from demo.model import (
+    EPS,
+    HEAD_DIM,
+    IMAGE_SIZE,
+    MEAN,
+    N_PATCHES,
+    ROPE_BASE,
+    STD,
+    VISION_EPS,
+    DemoModel,
+    Mix,
+    Narrow,
+    Shape,
+)
 from demo.vocabulary import CHAT_TEMPLATE, PRINTABLE, SPECIALS, Vocabulary
 
 NAME = "HalfV Demo"
 CONTEXT = 4096
 TYPES = {"f32": GGMLQuantizationType.F32, "f16": GGMLQuantizationType.F16, "q8_0": GGMLQuantizationType.Q8_0}
-LICENSE_ID = "apache-2.0"
+LICENSE_ID = "mit"
 
 
 def load(checkpoint: Path) -> tuple[DemoModel, Vocabulary]:
@@ -97,50 +110,61 @@ def write_mmproj(path: Path, model: DemoModel, kind: str) -> None:
     writer.add_type("mmproj")
     writer.add_license(LICENSE_ID)
     writer.add_bool("clip.has_vision_encoder", True)
-    writer.add_string("clip.projector_type", "mlp")
+    writer.add_string("clip.projector_type", "gemma3nv")
     writer.add_bool("clip.use_gelu", True)
     for key, value in {
-        "embedding_length": shape.n_vision,
-        "feed_forward_length": shape.n_vision_ff,
-        "block_count": shape.n_vision_layer,
+        "embedding_length": shape.n_embd,
         "projection_dim": shape.n_embd,
-        "attention.head_count": shape.n_vision // HEAD_DIM,
         "image_size": IMAGE_SIZE,
-        "patch_size": PATCH,
+        "patch_size": IMAGE_SIZE // N_PATCHES,  # of this kind of encoder: so that their quotient is the tokens
+        # required by the loader, without a meaning here
+        "block_count": sum(map(len, model.vision.stages)),
+        "feed_forward_length": 4 * shape.n_embd,
+        "attention.head_count": shape.n_embd // HEAD_DIM,
     }.items():
         writer.add_uint32(f"clip.vision.{key}", value)
-    writer.add_float32("clip.vision.attention.layer_norm_epsilon", EPS)
+    writer.add_float32("clip.vision.attention.layer_norm_epsilon", VISION_EPS)
     writer.add_array("clip.vision.image_mean", [MEAN] * 3)
     writer.add_array("clip.vision.image_std", [STD] * 3)
-    # the output of the last layer: LLaVA's default is the one before
-    writer.add_array("clip.vision.feature_layer", [shape.n_vision_layer])
     _finish(writer, vision_tensors(model), path, kind)
 
 
 def vision_tensors(model: DemoModel) -> Iterator[tuple[str, Tensor]]:
-    vision, projector = model.vision, model.projector
-    yield "v.patch_embd.weight", vision.patch.weight.view(-1, 3, PATCH, PATCH)
-    yield "v.position_embd.weight", vision.position
-    yield "v.post_ln.weight", vision.post_ln.weight
-    for i, block in enumerate(vision.blocks):
-        yield f"v.blk.{i}.ln1.weight", block.ln1.weight
-        for name, weight in zip("qkv", block.qkv.weight.chunk(3), strict=True):
-            yield f"v.blk.{i}.attn_{name}.weight", weight
-        yield f"v.blk.{i}.attn_out.weight", block.out.weight
-        yield f"v.blk.{i}.ln2.weight", block.ln2.weight
-        yield f"v.blk.{i}.ffn_up.weight", block.up.weight
-        yield f"v.blk.{i}.ffn_down.weight", block.down.weight
-    for number, layer in ((0, projector.up), (2, projector.down)):
-        yield f"mm.{number}.weight", layer.weight
-        yield f"mm.{number}.bias", layer.bias
+    vision = model.vision
+    yield "v.conv_stem.conv.weight", vision.stem
+    yield "v.conv_stem.conv.bias", vision.stem_bias.view(-1, 1, 1)
+    yield "v.conv_stem.bn.weight", vision.stem_norm.weight
+    for s, blocks in enumerate(vision.stages):
+        for b, block in enumerate(blocks):
+            for name, tensor in _block_tensors(block):
+                # outside the projector this encoder has convolutions only
+                yield f"v.blk.{s}.{b}.{name}.weight", tensor[..., None, None] if tensor.dim() == 2 else tensor
+    yield "mm.soft_emb_norm.weight", vision.norm.weight
+    yield "mm.input_projection.weight", model.projector.linear.weight
+
+
+def _block_tensors(block: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(block, Narrow):
+        yield "conv_exp", block.conv
+        yield "bn1", block.norm.weight
+        yield "conv_pwl", block.down.weight
+    elif isinstance(block, Mix):
+        yield "dw_start.conv", block.around
+        yield "dw_start.bn", block.norm.weight
+        yield "pw_exp.conv", block.up.weight
+        yield "pw_proj.conv", block.down.weight
+    else:
+        yield "norm", block.norm.weight
+        for name, layer in (("query", block.query), ("key", block.key), ("value", block.value), ("output", block.out)):
+            yield f"attn.{name}.proj", layer.weight
 
 
 def _finish(writer: gguf.GGUFWriter, tensors: Iterator[tuple[str, Tensor]], path: Path, kind: str) -> None:
     for name, tensor in tensors:
         values = tensor.detach().float().contiguous().numpy()
-        if values.ndim == 1 or "position" in name:
+        if values.ndim in (1, 3):
             type_ = TYPES["f32"]
-        elif values.ndim == 4 and kind == "q8_0":  # a convolution's kernel has no quantised form
+        elif "dw_start" in name or (values.ndim == 4 and kind == "q8_0"):  # what llama.cpp can convolve
             type_ = TYPES["f16"]
         else:
             type_ = TYPES[kind]

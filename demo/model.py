@@ -1,32 +1,39 @@
-"""The demo model in torch: a vision transformer, a two-layer projector and a Llama, all in forms llama.cpp runs."""
+"""The demo model in torch: a convolutional vision encoder with attention, and a Llama, in forms that llama.cpp runs.
+
+The encoder is what llama.cpp builds for MobileNetV5: convolutions read small text from far fewer pictures than a vision
+transformer of the same cost, which has to learn each letter anew for each place in a patch.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as functional
+from PIL import Image
 from torch import Tensor, nn
 
-IMAGE_SIZE, PATCH = 320, 16
+IMAGE_SIZE, PATCH = 256, 16
 GRID = IMAGE_SIZE // PATCH
 N_PATCHES = GRID * GRID
 MEAN, STD = 0.8, 0.3  # of pixels in 0..1; most paper is light
-EPS = 1e-5
+EPS, VISION_EPS = 1e-5, 1e-6
 HEAD_DIM = 64
 ROPE_BASE = 10000.0
-LOCAL = 1.3  # how sharply the first vision blocks begin with their neighbours
-N_BEFORE = 2  # tokens before the picture: beginning of text, and whose turn it is
+N_BEFORE, N_AFTER = 3, 1  # tokens around the picture: beginning of text, whose turn it is, the picture's marks
+N_PREFIX = N_BEFORE + N_PATCHES + N_AFTER
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
     n_vocab: int
-    n_vision: int = 256
-    n_vision_ff: int = 768
-    n_vision_layer: int = 6
-    n_embd: int = 192
+    n_stem: int = 32
+    n_first: int = 64
+    n_second: int = 128
+    n_embd: int = 256  # of encoder and language model: for this encoder llama.cpp wants them the same
+    n_vision_layer: int = 3
     n_ff: int = 512
     n_layer: int = 12
 
@@ -34,39 +41,24 @@ class Shape:
         return dataclasses.asdict(self)
 
 
-def patches_of(pixels: Tensor) -> Tensor:
-    """[B, H, W, 3] bytes to [B, patches, 3 * PATCH * PATCH], each as a convolution's kernel sees it."""
-    n = len(pixels)
-    x = pixels.view(n, GRID, PATCH, GRID, PATCH, 3).permute(0, 1, 3, 5, 2, 4).reshape(n, N_PATCHES, -1)
-    return (x.float() / 255 - MEAN) / STD
+def sized(picture: Image.Image) -> np.ndarray:
+    """[IMAGE_SIZE, IMAGE_SIZE, 3] bytes of a square picture, as the runtime resizes it."""
+    return np.array(picture.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR))
 
 
-def frequencies(n_embd: int) -> Tensor:
-    return torch.logspace(0.3, -1, n_embd // 4)
+def normalised(pixels: Tensor) -> Tensor:
+    """[B, H, W, 3] bytes to numbers around zero."""
+    return (pixels.float() / 255 - MEAN) / STD
 
 
-def grid_embedding(n_embd: int) -> Tensor:
-    """Sines and cosines of row and column: a start from which neighbours can be found."""
-    angle = torch.arange(GRID)[:, None] * frequencies(n_embd)
-    axis = torch.cat([angle.sin(), angle.cos()], dim=1)
-    rows = axis[:, None].expand(GRID, GRID, -1)
-    return 2 * torch.cat([rows, rows.transpose(0, 1)], dim=2).reshape(N_PATCHES, n_embd)
-
-
-def shifted(weight: Tensor, rows: int, columns: int) -> Tensor:
-    """A matrix for grid embeddings that gives for a place what `weight` gives for the one so far away."""
-    parts = []
-    for part, distance in zip(weight.chunk(2, dim=1), (rows, columns), strict=True):
-        angle = distance * frequencies(weight.shape[1])
-        sin, cos = part.chunk(2, dim=1)
-        parts += [sin * angle.cos() - cos * angle.sin(), sin * angle.sin() + cos * angle.cos()]
-    return torch.cat(parts, dim=1)
+def weighed(q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Attention's weights, spelled out: on a CPU in bfloat16 this is twice as fast as torch's fused kernel."""
+    scores = (q * HEAD_DIM**-0.5) @ k.transpose(-1, -2)
+    return (scores if bias is None else scores + bias).softmax(-1)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Spelled out: on a CPU in bfloat16 the two products are twice as fast as torch's fused kernel."""
-    scores = (q * HEAD_DIM**-0.5) @ k.transpose(-1, -2)
-    return (scores if bias is None else scores + bias).softmax(-1) @ v
+    return weighed(q, k, bias) @ v
 
 
 def hidden(mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -83,48 +75,103 @@ def joined(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
-class VisionBlock(nn.Module):
-    def __init__(self, n: int, n_ff: int):
+def convolved(x: Tensor, kernel: Tensor, stride: int = 1, groups: int = 1) -> Tensor:
+    """[B, H, W, C] to the same; with a stride of 2 the padding is behind, as TensorFlow has it."""
+    planes, side = x.permute(0, 3, 1, 2), kernel.shape[-1]
+    if stride == 2:
+        planes = functional.pad(planes, (0, 1, 0, 1))
+    planes = functional.conv2d(planes, kernel, stride=stride, padding=side // 2 if stride == 1 else 0, groups=groups)
+    return planes.permute(0, 2, 3, 1)
+
+
+def gelu(x: Tensor) -> Tensor:
+    return functional.gelu(x, approximate="tanh")
+
+
+def kernel(n_out: int, n_in: int, side: int) -> nn.Parameter:
+    return nn.Parameter(torch.randn(n_out, n_in, side, side) * (n_in * side * side) ** -0.5)
+
+
+class Narrow(nn.Module):
+    """Half the rows and columns, more channels."""
+
+    def __init__(self, n_in: int, n_out: int):
         super().__init__()
-        self.ln1 = nn.LayerNorm(n, EPS, bias=False)
-        self.qkv = nn.Linear(n, 3 * n, bias=False)
-        self.out = nn.Linear(n, n, bias=False)
-        self.ln2 = nn.LayerNorm(n, EPS, bias=False)
-        self.up = nn.Linear(n, n_ff, bias=False)
-        self.down = nn.Linear(n_ff, n, bias=False)
+        n_inner = 2 * n_out
+        self.conv = kernel(n_inner, n_in, 3)
+        self.norm = nn.RMSNorm(n_inner, VISION_EPS)
+        self.down = nn.Linear(n_inner, n_out, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = map(heads, self.qkv(self.ln1(x)).chunk(3, dim=-1))
-        x = x + self.out(joined(attend(q, k, v)))
-        return x + self.down(functional.gelu(self.up(self.ln2(x)), approximate="tanh"))
+        return self.down(gelu(self.norm(convolved(x, self.conv, stride=2))))
+
+
+class Mix(nn.Module):
+    """What lies around a place, channel by channel, then the channels with each other."""
+
+    def __init__(self, n: int, n_inner: int):
+        super().__init__()
+        self.around = kernel(n, 1, 5)
+        self.norm = nn.RMSNorm(n, VISION_EPS)
+        self.up = nn.Linear(n, n_inner, bias=False)
+        self.down = nn.Linear(n_inner, n, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        around = self.norm(convolved(x, self.around, groups=x.shape[-1]))
+        return x + self.down(gelu(self.up(around)))
+
+
+class Look(nn.Module):
+    """Attention over the whole picture; all heads share keys and values."""
+
+    def __init__(self, n: int):
+        super().__init__()
+        self.norm = nn.RMSNorm(n, VISION_EPS)
+        self.query = nn.Linear(n, n, bias=False)
+        self.key = nn.Linear(n, HEAD_DIM, bias=False)
+        self.value = nn.Linear(n, HEAD_DIM, bias=False)
+        self.out = nn.Linear(n, n, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x).flatten(1, 2)
+        q, k, v = heads(self.query(y)), heads(self.key(y)), heads(self.value(y))
+        return x + self.out(joined(attend(q, k, v))).view(x.shape)
 
 
 class Vision(nn.Module):
-    """From patches to one feature per patch; the projector is separate, as the training's extra heads sit between."""
+    """From pixels to one feature per patch. It is told no places: it learns them from where the padding is."""
 
     def __init__(self, shape: Shape):
         super().__init__()
-        n = shape.n_vision
-        self.patch = nn.Linear(3 * PATCH * PATCH, n, bias=False)
-        self.position = nn.Parameter(grid_embedding(n))
-        self.blocks = nn.ModuleList(VisionBlock(n, shape.n_vision_ff) for _ in range(shape.n_vision_layer))
-        self.post_ln = nn.LayerNorm(n, EPS, bias=False)
+        n = shape.n_embd
+        self.stem = kernel(shape.n_stem, 3, 3)
+        self.stem_bias = nn.Parameter(torch.zeros(shape.n_stem))
+        self.stem_norm = nn.RMSNorm(shape.n_stem, VISION_EPS)
+        first = [Narrow(shape.n_stem, shape.n_first)]
+        second = [Narrow(shape.n_first, shape.n_second), Mix(shape.n_second, 3 * shape.n_second)]
+        third = [Narrow(shape.n_second, n)]
+        for _ in range(shape.n_vision_layer):
+            third += [Mix(n, 4 * n), Look(n)]
+        third.append(Mix(n, 4 * n))
+        self.stages = nn.ModuleList(nn.ModuleList(blocks) for blocks in (first, second, third))
+        self.norm = nn.RMSNorm(n, VISION_EPS)
 
-    def forward(self, patches: Tensor) -> Tensor:
-        x = self.patch(patches) + self.position
-        for block in self.blocks:
-            x = block(x)
-        return self.post_ln(x)
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = gelu(self.stem_norm(convolved(pixels, self.stem, stride=2) + self.stem_bias))
+        for blocks in self.stages:
+            for block in blocks:
+                x = block(x)
+        return self.norm(x.flatten(1, 2))
 
 
 class Projector(nn.Module):
     def __init__(self, shape: Shape):
         super().__init__()
-        self.up = nn.Linear(shape.n_vision, 2 * shape.n_embd)
-        self.down = nn.Linear(2 * shape.n_embd, shape.n_embd)
+        self.linear = nn.Linear(shape.n_embd, shape.n_embd, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(functional.gelu(self.up(x), approximate="tanh"))
+        x = self.linear(x)
+        return functional.rms_norm(x, x.shape[-1:], eps=VISION_EPS)
 
 
 def rotation(positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -148,12 +195,18 @@ class Block(nn.Module):
         self.gate_up = nn.Linear(n, 2 * n_ff, bias=False)
         self.down = nn.Linear(n_ff, n, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, causal: Tensor, bias: Tensor, is_last: bool) -> Tensor:
-        """causal: for the rows of the prefix among themselves; bias: for those of the text."""
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, causal: Tensor, bias: Tensor, is_last: bool
+    ) -> tuple[Tensor, Tensor]:
+        """causal: for the rows of the prefix among themselves; bias: for those of the text.
+
+        Also how the first head of the text looks at the picture [B, T, patches].
+        """
         n_prefix = len(causal)
         q, k, v = map(heads, self.qkv(self.attn_norm(x)).chunk(3, dim=-1))
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        rest = attend(q[:, :, n_prefix:], k, v, bias)
+        weights = weighed(q[:, :, n_prefix:], k, bias)
+        rest = weights @ v
         if is_last:  # nobody reads the prefix any more
             x, a = x[:, n_prefix:], rest
         else:
@@ -161,7 +214,7 @@ class Block(nn.Module):
             a = torch.cat([first, rest], dim=2)
         x = x + self.out(joined(a))
         gate, up = self.gate_up(self.ffn_norm(x)).chunk(2, dim=-1)
-        return x + self.down(functional.silu(gate) * up)
+        return x + self.down(functional.silu(gate) * up), weights[:, 0, :, N_BEFORE : N_BEFORE + N_PATCHES]
 
 
 class Language(nn.Module):
@@ -172,22 +225,27 @@ class Language(nn.Module):
         self.norm = nn.RMSNorm(shape.n_embd, EPS)
         self.head = nn.Linear(shape.n_embd, shape.n_vocab, bias=False)
 
-    def forward(self, before: Tensor, visual: Tensor, text: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
-        """Hidden states of the text [B, T, n]: `before` [N_BEFORE] and the picture stand before it.
+    def forward(
+        self, around: Tensor, visual: Tensor, text: Tensor, positions: Tensor, mask: Tensor
+    ) -> tuple[Tensor, list]:
+        """Hidden states of the text [B, T, n], and where the first head of each block looks.
 
-        positions [B, T]: of the text; mask [B, T, N_BEFORE + N_PATCHES + T]: what each token of it sees.
+        around [N_BEFORE + N_AFTER]: tokens before and after the picture, which all stand before the text;
+        positions [B, T]: of the text; mask [B, T, N_PREFIX + T]: what each token of it sees.
         """
         n = len(visual)
-        first = self.embed(before).expand(n, -1, -1)
-        x = torch.cat([first, visual, self.embed(text)], dim=1)
+        before, after = self.embed(around).expand(n, -1, -1).split([N_BEFORE, N_AFTER], dim=1)
+        x = torch.cat([before, visual, after, self.embed(text)], dim=1)
         n_prefix = x.shape[1] - text.shape[1]
         everywhere = torch.cat([torch.arange(n_prefix).expand(n, -1), positions], dim=1)
         cos, sin = rotation(everywhere, x.dtype)
         causal = hidden(torch.ones(n_prefix, n_prefix, dtype=torch.bool).tril(), x.dtype)
         bias = hidden(mask, x.dtype)[:, None]
+        looked = []
         for i, block in enumerate(self.blocks):
-            x = block(x, cos, sin, causal, bias, i == len(self.blocks) - 1)
-        return self.norm(x)
+            x, looks = block(x, cos, sin, causal, bias, i == len(self.blocks) - 1)
+            looked.append(looks)
+        return self.norm(x), looked
 
 
 class DemoModel(nn.Module):
@@ -200,22 +258,13 @@ class DemoModel(nn.Module):
         self._start()
 
     def _start(self) -> None:
+        """What adds to a residual stream begins with nothing to add."""
         for name, parameter in self.named_parameters():
-            if parameter.dim() == 2 and "position" not in name:
-                nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5 if "embed" not in name else 1.0)
-            if "blocks" in name and name.endswith((".out.weight", ".down.weight")):
-                nn.init.zeros_(parameter)
-            if name.endswith("bias"):
-                nn.init.zeros_(parameter)
+            if parameter.dim() == 2:
+                nn.init.normal_(parameter, std=1.0 if "embed" in name else parameter.shape[1] ** -0.5)
+        for module in self.modules():
+            if isinstance(module, (Block, Mix)):
+                nn.init.zeros_(module.down.weight)
+            if isinstance(module, (Block, Look)):
+                nn.init.zeros_(module.out.weight)
         nn.init.normal_(self.language.head.weight, std=0.02)
-        self._look_around()
-
-    @torch.no_grad()
-    def _look_around(self) -> None:
-        """Heads of the vision blocks begin by looking at a neighbour each, as a convolution would."""
-        sides = ((0, -1), (0, 1), (-1, 0), (1, 0))
-        for block in self.vision.blocks[: self.shape.n_vision_layer // 2]:
-            for head in range(self.shape.n_vision // HEAD_DIM):
-                query, key, _ = (part[head * HEAD_DIM : (head + 1) * HEAD_DIM] for part in block.qkv.weight.chunk(3))
-                key.mul_(LOCAL)
-                query.copy_(shifted(key, *sides[head % len(sides)]))

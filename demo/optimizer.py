@@ -11,6 +11,7 @@ MOMENTUM = 0.95
 BETAS = (0.9, 0.98)
 EPS = 1e-8
 DECAY = 0.01
+LANGUAGE = 0.5  # of the rate for the language model, whose gradients are noisier than the encoder's
 FUSED = {"qkv": 3, "gate_up": 2}  # matrices stored as one
 
 
@@ -38,11 +39,12 @@ class Optimizer:
 
     @staticmethod
     def _is_inner(name: str, p: Tensor) -> bool:
-        return p.dim() == 2 and ("blocks." in name or "projector." in name)
+        is_matrix = p.dim() == 2 or (p.dim() == 4 and p.shape[1] > 1)
+        return is_matrix and any(part in name for part in ("blocks.", "stages.", "projector."))
 
     @torch.no_grad()
     def step(self, muon_rate: float, adam_rate: float) -> None:
-        groups: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
+        groups: dict[tuple[int, int], list[tuple[Tensor, Tensor, float]]] = {}
         for name, p in self.named.items():
             if p.grad is None:
                 continue
@@ -56,13 +58,15 @@ class Optimizer:
             momentum.lerp_(grad, 1 - MOMENTUM)
             direction = grad.lerp(momentum, MOMENTUM)
             parts = FUSED.get(name.split(".")[-2], 1)
-            for master, update in zip(state["master"].chunk(parts), direction.chunk(parts), strict=True):
-                groups.setdefault(tuple(master.shape), []).append((master, update))
-        for (rows, columns), pairs in groups.items():
-            updates = orthogonal(torch.stack([update for _, update in pairs]))
+            pairs = zip(state["master"].flatten(1).chunk(parts), direction.flatten(1).chunk(parts), strict=True)
+            for master, update in pairs:
+                factor = LANGUAGE if "language." in name else 1.0
+                groups.setdefault(tuple(master.shape), []).append((master, update, factor))
+        for (rows, columns), members in groups.items():
+            updates = orthogonal(torch.stack([update for _, update, _ in members]))
             scale = muon_rate * max(1, rows / columns) ** 0.5
-            for (master, _), update in zip(pairs, updates, strict=True):
-                master.mul_(1 - muon_rate * DECAY).add_(update.float(), alpha=-scale)
+            for (master, _, factor), update in zip(members, updates, strict=True):
+                master.mul_(1 - muon_rate * factor * DECAY).add_(update.float(), alpha=-scale * factor)
         for name, p in self.named.items():
             if p.grad is not None:
                 p.copy_(self.state[name]["master"])

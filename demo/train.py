@@ -20,14 +20,18 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from demo.batches import HEADS, NOTHING, Batch, Drawer, batches
-from demo.model import DemoModel, Shape, patches_of
+from demo.model import DemoModel, Shape, normalised
 from demo.optimizer import Optimizer
 from demo.vocabulary import Vocabulary
 
 MUON_RATE, ADAM_RATE = 0.02, 2e-3
 WARM_UP, DECAY, LEAST = 0.01, 0.25, 0.03  # shares of the time; of the rate in the end
 CHECKPOINT_SEC, VALIDATE_SEC = 150, 300
+PATCH_BATCHES = 3  # one batch in so many is for the encoder alone, once answers are learnt
 N_VALIDATE = 64  # pictures
+# layers whose first head is taught to look at what a token is about, and the next token of an answer
+ABOUT_LAYERS, AHEAD_LAYERS = (3,), (5, 8)
+POINTING_WEIGHT = 0.5
 PATCH_WEIGHT = 0.3  # of what is learnt per patch, once answers are learnt too
 RARE = 4.0  # a patch where something is weighs more than an empty one
 FIRST_VALIDATION = 0
@@ -60,16 +64,24 @@ class Progress:
 
 
 class Run:
-    def __init__(self, folder: Path, shape: Shape, vocabulary: Vocabulary, minutes: float, patch_minutes: float):
+    def __init__(
+        self,
+        folder: Path,
+        shape: Shape,
+        vocabulary: Vocabulary,
+        minutes: float,
+        patch_minutes: float,
+        together_minutes: float,
+    ):
         torch.manual_seed(0)
         self.folder, self.vocabulary = folder, vocabulary
         self.model = DemoModel(shape)
-        self.heads = PatchHeads(shape.n_vision)
+        self.heads = PatchHeads(shape.n_embd)
         both = nn.ModuleDict({"model": self.model, "heads": self.heads})
         self.optimizer = Optimizer(both.named_parameters())
         both.bfloat16()
         self.progress, self.n_validate = Progress(), N_VALIDATE
-        self.end_sec, self.patch_sec = minutes * 60, patch_minutes * 60
+        self.end_sec, self.patch_sec, self.together_sec = (60 * m for m in (minutes, patch_minutes, together_minutes))
         self.checkpoint, self.checkpoint_sec = folder / "checkpoint.pt", CHECKPOINT_SEC
         if self.checkpoint.exists():
             saved = torch.load(self.checkpoint, weights_only=True)
@@ -99,6 +111,11 @@ class Run:
     def answers(self) -> bool:
         return self.progress.sec >= self.patch_sec
 
+    @property
+    def together(self) -> bool:
+        """Encoder and language model learn from answers both."""
+        return self.progress.sec >= self.together_sec
+
     def rate(self) -> float:
         """Each of the two parts warms up; the rate falls at the end of the whole."""
         since = self.progress.sec - (self.patch_sec if self.answers else 0)
@@ -114,42 +131,50 @@ class Run:
         return told
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        features = self.model.vision(patches_of(torch.from_numpy(batch.pixels)).bfloat16())
-        labels = torch.from_numpy(batch.labels)
-        loss, found = self.heads(features, labels)
-        told = {"patch_loss": loss.item()} | char_accuracy(found, labels)
-        if not self.answers or not batch.tasks:
-            return loss, told
-        logits, targets, _ = self.read(batch, features)
+        pixels, told = normalised(torch.from_numpy(batch.pixels)).bfloat16(), {}
+        if batch.patches_only or self.together:
+            features = self.model.vision(pixels)
+            labels = torch.from_numpy(batch.labels)
+            patch_loss, found = self.heads(features, labels)
+            told = {"patch_loss": patch_loss.item()} | char_accuracy(found, labels)
+            if batch.patches_only:
+                return patch_loss, told
+        else:
+            with torch.no_grad():
+                features = self.model.vision(pixels)
+        logits, targets, _, looked = self.read(batch, features)
         weights = torch.from_numpy(batch.weights)[torch.from_numpy(batch.targets) != NOTHING]
         each = functional.cross_entropy(logits.float(), targets, reduction="none")
         answer_loss = (each * weights).sum() / weights.sum()
         told |= {"loss": answer_loss.item(), "tokens": (logits.argmax(-1) == targets).float().mean().item()}
-        return answer_loss + PATCH_WEIGHT * loss, told
+        pointing = pointing_loss(looked, batch)
+        told["pointing"] = pointing.item()
+        loss = answer_loss + POINTING_WEIGHT * pointing
+        return (loss + PATCH_WEIGHT * patch_loss if self.together else loss), told
 
-    def read(self, batch: Batch, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits and targets where answers are, and the question of each."""
+    def read(self, batch: Batch, features: Tensor) -> tuple[Tensor, Tensor, Tensor, list]:
+        """Logits and targets where answers are, the question of each, and where the first heads look."""
         language = self.model.language
         tensors = (torch.from_numpy(array) for array in (batch.text, batch.positions, batch.mask))
-        before = torch.tensor([self.vocabulary.bos, self.vocabulary.user])
-        states = language(before, self.model.projector(features), *tensors)
+        around = torch.tensor(self.vocabulary.around)
+        states, looked = language(around, self.model.projector(features), *tensors)
         targets = torch.from_numpy(batch.targets)
         wanted = targets != NOTHING
-        return language.head(states[wanted]), targets[wanted], torch.from_numpy(batch.question)[wanted]
+        return language.head(states[wanted]), targets[wanted], torch.from_numpy(batch.question)[wanted], looked
 
     @torch.no_grad()
     def validate(self) -> dict[str, object]:
         """Answers that would be right token for token, by task; those of chained questions too."""
         right, asked, chars = Counter(), Counter(), []
-        drawn = batches("validation", 16, FIRST_VALIDATION, self.vocabulary)
+        drawn = batches("validation", 16, FIRST_VALIDATION, self.vocabulary, most=10)
         for _ in range(self.n_validate // 16):
             batch = next(drawn)
-            features = self.model.vision(patches_of(torch.from_numpy(batch.pixels)).bfloat16())
+            features = self.model.vision(normalised(torch.from_numpy(batch.pixels)).bfloat16())
             labels = torch.from_numpy(batch.labels)
             chars.append(char_accuracy(self.heads(features, labels)[1], labels)["chars"])
             if not self.answers:
                 continue
-            logits, targets, question = self.read(batch, features)
+            logits, targets, question, _ = self.read(batch, features)
             is_wrong = logits.argmax(-1) != targets
             wrong = set(question[is_wrong].tolist())
             for number, task in enumerate(batch.tasks):
@@ -168,9 +193,8 @@ class Run:
         patches_only = not self.answers
 
         def drawing() -> Drawer:
-            return Drawer(
-                size, self.progress.pictures, self.vocabulary.words, core, "second" if self.answers else "most"
-            )
+            patches = PATCH_BATCHES if self.answers else 1
+            return Drawer(size, self.progress.pictures, self.vocabulary.words, core, patches)
 
         drawer = drawing()
         sums: Counter[str] = Counter()
@@ -207,6 +231,18 @@ class Run:
             drawer.close()
 
 
+def pointing_loss(looked: list[Tensor], batch: Batch) -> Tensor:
+    """How little the taught heads look at the patches that the text is about."""
+    loss = torch.zeros(())
+    for layers, patches in ((ABOUT_LAYERS, batch.about), (AHEAD_LAYERS, batch.ahead)):
+        there = torch.from_numpy(patches)
+        taught = there.any(-1)
+        for layer in layers:
+            share = (looked[layer] * there).sum(-1)[taught].float()
+            loss = loss - (share + 1e-4).log().mean() / len(layers)
+    return loss
+
+
 def char_accuracy(found: Tensor, labels: Tensor) -> dict[str, float]:
     n_chars = [i for i, name in enumerate(HEADS) if name.startswith("char")]
     there = labels[..., n_chars] > 0
@@ -227,6 +263,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="of checkpoint.pt and log.jsonl; a run in it goes on")
     parser.add_argument("--minutes", type=float, default=90, help="in all (%(default)g)")
     parser.add_argument("--patch-minutes", type=float, default=15, help="of them for the encoder alone (%(default)g)")
+    parser.add_argument(
+        "--together-minutes", type=float, default=50, help="when the encoder begins to learn from answers (%(default)g)"
+    )
     parser.add_argument("--batch", type=int, default=16, help="pictures per step (%(default)d)")
     parser.add_argument("--threads", type=int, default=1, help="(%(default)d)")
     parser.add_argument("--draw-core", type=int, metavar="N", help="core of the process that draws")
@@ -235,8 +274,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     args.folder.mkdir(parents=True, exist_ok=True)
     vocabulary = Vocabulary.read()
-    shape = Shape(len(vocabulary), n_vision_layer=2, n_layer=2) if args.tiny else Shape(len(vocabulary))
-    run = Run(args.folder, shape, vocabulary, args.minutes, args.patch_minutes)
+    shape = Shape(len(vocabulary), n_vision_layer=1, n_first=32, n_second=64) if args.tiny else Shape(len(vocabulary))
+    run = Run(args.folder, shape, vocabulary, args.minutes, args.patch_minutes, args.together_minutes)
     if args.tiny:
         run.checkpoint_sec, run.n_validate = 1, 16
     run.train(args.batch, args.draw_core)

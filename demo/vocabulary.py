@@ -10,7 +10,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 BOS, USER, ASSISTANT, END = "<|bos|>", "<|user|>", "<|assistant|>", "<|end|>"
-SPECIALS = (BOS, USER, ASSISTANT, END)
+# around pictures, as the runtime names them for this kind of encoder
+IMAGE, IMAGE_END = "<start_of_image>", "<end_of_image>"
+SPECIALS = (BOS, USER, ASSISTANT, END, IMAGE, IMAGE_END)
 WORDS_FILE = Path(__file__).with_name("words.txt")
 
 # as llama.cpp splits text, with Python's classes for its letters and digits
@@ -47,7 +49,8 @@ class Vocabulary:
         self._number = {token: i for i, token in enumerate(self.tokens)}
         if len(self._number) != len(self.tokens):
             raise ValueError("a word is in the vocabulary twice, or is a single byte")
-        self.bos, self.user, self.assistant, self.end = range(len(SPECIALS))
+        self.bos, self.user, self.assistant, self.end, image, image_end = range(len(SPECIALS))
+        self.around = [self.bos, self.user, image, image_end]  # the picture of a first turn
         self._byte = {char: byte for byte, char in enumerate(PRINTABLE)}
 
     @classmethod

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from halfv_edge import gguf_meta, models, presets, profile
+from halfv_edge import default_model, gguf_meta, models, presets, profile
 from halfv_edge.console import Console
 from halfv_edge.errors import HalfvError, RunError
 
@@ -55,7 +55,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Which model, how it is pruned, how it runs."""
     model = parser.add_argument_group("model")
     which = model.add_mutually_exclusive_group()
-    which.add_argument("-m", "--model", metavar="MODEL", help="a GGUF, or a name from `halfv chat --list-models`")
+    which.add_argument(
+        "-m",
+        "--model",
+        metavar="MODEL",
+        help="a GGUF, or a name from `halfv chat --list-models` (the small model that is built in)",
+    )
     which.add_argument(
         "--hf", metavar="OWNER/REPO[:QUANT]", help="a Hugging Face repository, downloaded once into its usual cache"
     )
@@ -156,7 +161,8 @@ def load(args: argparse.Namespace, console: Console) -> Model:
         raise _too_few_tokens(error, args.image_max_tokens) or error from error
     finally:
         console.clear_status()
-    for note in [*model.notes, *_without_effect(args, model)]:
+    built_in = [default_model.NOTE] if files.model.parent == default_model.FOLDER else []
+    for note in [*built_in, *model.notes, *_without_effect(args, model)]:
         console.say(note)
     return model
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from halfv_edge import gguf_meta
+from halfv_edge import default_model, gguf_meta
 from halfv_edge.errors import HalfvError
 
 # Vision-language GGUFs that their publishers or llama.cpp's own documentation and tests name, by the name of their
@@ -44,7 +44,7 @@ class Files:
 
 
 def find(model: str | None, hub: str | None, mmproj: str | None) -> Files:
-    """The files that -m, --hf and --mmproj mean, downloaded if need be."""
+    """The files that -m, --hf and --mmproj mean, downloaded if need be; the built-in model's when none is given."""
     if model is not None and not os.path.lexists(model) and model.lower() in KNOWN:
         hub = KNOWN[model.lower()]
     given = Path(mmproj) if mmproj is not None else None
@@ -52,6 +52,8 @@ def find(model: str | None, hub: str | None, mmproj: str | None) -> Files:
         raise HalfvError(f"{given} does not exist: check the name and the folder, or get the mmproj of this model.")
     if hub is not None:
         return _from_hub(hub, given)
+    if model is None and given is None and (default := default_model.paths()):
+        return Files(*default)
     if model is None:
         raise HalfvError(
             "No model was given: name one with -m MODEL.gguf (its mmproj beside it), --hf OWNER/REPO, or -m NAME with "

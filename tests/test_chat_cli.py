@@ -22,7 +22,7 @@ from tiny_mmproj import make_tiny_mmproj
 from tiny_models import make_tiny
 from vlm import CHATML, NEXT, PROFILE, QUESTION, picture
 
-from halfv_edge import cli, cli_chat, cli_tokens, models, presets
+from halfv_edge import cli, cli_chat, cli_tokens, default_model, models, presets
 from halfv_edge.chat_session import TWICE_SEC
 from halfv_edge.engine import Model
 from halfv_edge.errors import RunError
@@ -290,6 +290,7 @@ def test_mistakes(
 
 def test_no_model(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
+    monkeypatch.setattr(default_model, "FOLDER", place)
     assert cli.main(["chat", "cat.jpg"]) == 2
     assert capsys.readouterr().err.startswith("halfv: No model was given: name one with -m MODEL.gguf")
     assert cli.main(["chat", "--list-models"]) == 0

@@ -14,7 +14,8 @@ from look import MARKER, look
 
 from demo import export
 from demo.batches import CHAR_CLASS, COLOUR_CLASS, HEADS, KIND_CLASS, NOTHING, collate, lay_out, patch_labels
-from demo.model import GRID, N_BEFORE, N_PATCHES, DemoModel, Shape, grid_embedding, patches_of, shifted
+from demo.model import GRID, N_PREFIX, DemoModel, Shape, normalised, sized
+from demo.pointing import Places, targets
 from demo.scenes import Question, Sample, make
 from demo.vocabulary import ASSISTANT, END, USER, Vocabulary, words_of_questions
 from halfv_edge.engine import Model
@@ -40,8 +41,8 @@ def random_model(vocabulary: Vocabulary) -> DemoModel:
     """Small, and far from the start of a training, where many matrices are zero."""
     torch.manual_seed(1)
     model = DemoModel(Shape(len(vocabulary), n_vision_layer=2, n_layer=3))
-    for name, parameter in model.named_parameters():
-        if parameter.dim() == 2 and "position" not in name:
+    for parameter in model.parameters():
+        if parameter.dim() == 2:
             torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
     return model.eval()
 
@@ -57,26 +58,28 @@ def torch_logits(model: DemoModel, vocabulary: Vocabulary, pixels: np.ndarray, q
     """The projector's output, and the logits after the whole prompt."""
     text = torch.tensor([[*vocabulary.encode(question), vocabulary.end, vocabulary.assistant]])
     n = text.shape[1]
-    positions = torch.arange(n)[None] + N_BEFORE + N_PATCHES
-    mask = torch.ones(1, n, N_BEFORE + N_PATCHES + n, dtype=torch.bool).tril(N_BEFORE + N_PATCHES)
+    positions = torch.arange(n)[None] + N_PREFIX
+    mask = torch.ones(1, n, N_PREFIX + n, dtype=torch.bool).tril(N_PREFIX)
     with torch.no_grad():
-        visual = model.projector(model.vision(patches_of(torch.from_numpy(pixels)[None])))
-        before = torch.tensor([vocabulary.bos, vocabulary.user])
-        states = model.language(before, visual, text, positions, mask)
+        visual = model.projector(model.vision(normalised(torch.from_numpy(pixels)[None])))
+        around = torch.tensor(vocabulary.around)
+        states, _ = model.language(around, visual, text, positions, mask)
         return visual[0].numpy(), model.language.head(states[0, -1]).numpy()
 
 
 def test_same_logits(files: Path, random_model: DemoModel, vocabulary: Vocabulary) -> None:
     """From pixels: the patches, position and class embeddings, which layer's output, activations, rotation, order."""
-    pixels = np.array(make(3, "validation").image)
+    image = make(3, "validation").image
     question = "What is the total?"
-    seen = look(files / "model.gguf", files / "mmproj.gguf", pixels, f"{USER}{MARKER}{question}{END}{ASSISTANT}")
-    visual, logits = torch_logits(random_model, vocabulary, pixels, question)
-    assert seen.n_pos == N_BEFORE + N_PATCHES + len(vocabulary.encode(question)) + 2
+    seen = look(
+        files / "model.gguf", files / "mmproj.gguf", np.array(image), f"{USER}{MARKER}{question}{END}{ASSISTANT}"
+    )
+    visual, logits = torch_logits(random_model, vocabulary, sized(image), question)
+    assert seen.n_pos == N_PREFIX + len(vocabulary.encode(question)) + 2
     scale = visual.std()
     assert np.abs(seen.pictures[0] - visual).max() < 0.03 * scale  # ggml's gelu is a table of half floats
     assert np.abs(seen.logits - logits).max() < 0.03 * logits.std()
-    assert np.abs(logits - torch_logits(random_model, vocabulary, 255 - pixels, question)[1]).max() > logits.std()
+    assert np.abs(logits - torch_logits(random_model, vocabulary, 255 - sized(image), question)[1]).max() > logits.std()
 
 
 def test_same_tokens(files: Path, vocabulary: Vocabulary) -> None:
@@ -104,9 +107,9 @@ def test_conversation(files: Path, vocabulary: Vocabulary) -> None:
                 {"role": "user", "content": "count the stars"},
             ]
         )
-    questions = [Question("document", "What is the date?", "12:30", ""), Question("count", "count the stars", "3", "")]
-    rows, _ = lay_out(vocabulary, questions, chained=True)
-    trained = [vocabulary.user, *(row[0] for row in rows)]
+    asked = [Question("document", "What is the date?", "12:30", ""), Question("count", "count the stars", "3", "")]
+    rows, _ = lay_out(vocabulary, Sample(make(1, "train").image, asked, [], [], "", ""), chained=True)
+    trained = [vocabulary.user, *(row.token for row in rows)]
     prompt = trained[: len(trained) - len(vocabulary.encode("3")) - 1]
     for special, text in ((USER, "<|user|>"), (ASSISTANT, "<|assistant|>"), (END, "<|end|>")):
         assert special == text
@@ -118,12 +121,12 @@ def test_conversation(files: Path, vocabulary: Vocabulary) -> None:
 def test_answers_see_only_their_own_question(vocabulary: Vocabulary) -> None:
     sample = make(5, "train")
     batch = collate([sample], vocabulary, type("Never", (), {"random": staticmethod(lambda: 1.0)})())
-    starts = np.flatnonzero(batch.positions[0] == N_BEFORE + N_PATCHES)
+    starts = np.flatnonzero(batch.positions[0] == N_PREFIX)
     assert len(starts) > 2
-    text_mask = batch.mask[0, :, N_BEFORE + N_PATCHES :]
+    text_mask = batch.mask[0, :, N_PREFIX:]
     second = starts[1]
     assert not text_mask[second:, :second][: starts[2] - second].any()
-    assert batch.mask[0, :, : N_BEFORE + N_PATCHES].all()
+    assert batch.mask[0, :, :N_PREFIX].all()
     answers = [vocabulary.decode(batch.targets[0][batch.question[0] == i]) for i in range(len(batch.tasks))]
     asked = {question.answer for question in sample.questions}
     assert answers and set(answers) <= asked
@@ -132,24 +135,38 @@ def test_answers_see_only_their_own_question(vocabulary: Vocabulary) -> None:
 
 def test_patch_labels() -> None:
     image = make(1, "train").image
-    chars = [("H", 34, 50, 40, 60), ("i", 42, 50, 44, 60), ("x", 200, 50, 208, 60)]
+    chars = [("H", 42, 50, 48, 60), ("i", 50, 50, 52, 60), ("x", 200, 50, 208, 60)]
     labels = patch_labels(Sample(image, [], chars, [("star", "red", 100, 100, 140, 140)], "", "")).reshape(
         GRID, GRID, -1
     )
     at = {name: i for i, name in enumerate(HEADS)}
-    here = labels[3, 2]
+    here = labels[2, 2]
     assert list(here[:3]) == [CHAR_CLASS["H"], CHAR_CLASS["i"], 0]
     assert here[at["next"]] == here[at["previous"]] == 0
-    assert labels[7, 7, at["centre"]] == labels[7, 7, at["kind"]] == KIND_CLASS["star"]
-    assert labels[7, 7, at["colour"]] == COLOUR_CLASS["red"]
+    assert labels[6, 6, at["centre"]] == labels[6, 6, at["kind"]] == KIND_CLASS["star"]
+    assert labels[6, 6, at["colour"]] == COLOUR_CLASS["red"]
     assert (labels[..., at["centre"]] > 0).sum() == 1
+    assert (labels[5, 9, at["row"]], labels[5, 9, at["column"]]) == (5, 9)
 
 
-def test_first_heads_look_at_neighbours() -> None:
-    weight, grid = torch.randn(7, 64), grid_embedding(64)
-    here = 5 * GRID + 7
-    assert torch.allclose(shifted(weight, 0, 1) @ grid[here], weight @ grid[here + 1], atol=1e-4)
-    assert torch.allclose(shifted(weight, -1, 0) @ grid[here], weight @ grid[here - GRID], atol=1e-4)
+def test_pointing(vocabulary: Vocabulary) -> None:
+    """What is spelled points at its characters, a named shape at its patches, and each answer's token one ahead."""
+    chars = [(char, 10 + 20 * i, 200, 20 + 20 * i, 214) for i, char in enumerate("Kettle12")]
+    shapes = [("star", "red", 0, 0, 40, 40), ("star", "blue", 200, 0, 240, 40)]
+    places = Places(Sample(make(1, "train").image, [], chars, shapes, "", ""))
+    word = vocabulary.encode(' "Kettle"?')
+    about = places.of(word, vocabulary)
+    assert [patches if patches is None else patches.nonzero()[0].tolist() for patches in about] == [
+        None, *([160 + column] for column in range(6)), None
+    ]  # fmt: skip
+    assert places.of(vocabulary.encode(" Kettel"), vocabulary) == [None] * 7
+    assert places.spelled("t") == []  # twice
+
+    asked, answer = vocabulary.encode("what color is the blue star"), [*vocabulary.encode("star"), vocabulary.end]
+    about, ahead = targets(places, asked, answer, vocabulary)
+    assert about[5].sum() > about[4].sum() == 4
+    assert (ahead[len(asked) - 1] == about[4]).all()
+    assert ahead[-1] is None
 
 
 def test_a_killed_training_goes_on(tmp_path: Path, root: Path) -> None:

@@ -56,8 +56,8 @@ class Sample:
     layout: str
 
 
-def make(seed: int, split: str, kind: str | None = None) -> Sample:
-    """The picture of a seed. kind: one of KINDS; None draws one."""
+def make(seed: int, split: str, kind: str | None = None, most: int = MOST) -> Sample:
+    """The picture of a seed. kind: one of KINDS, None draws one; most: questions, if there are so many."""
     if split not in SPLITS:
         raise ValueError(f"No split is named '{split}': one of {', '.join(SPLITS)}")
     if kind is not None and kind not in KINDS:
@@ -73,7 +73,7 @@ def make(seed: int, split: str, kind: str | None = None) -> Sample:
             layout(canvas, quiz)
         except NoRoomError:
             continue
-        questions = quiz.choose(rng.randint(FEWEST, MOST))
+        questions = quiz.choose(rng.randint(FEWEST, most))
         if len(questions) >= FEWEST:
             break
     image = colours.with_grain(rng, canvas.image) if rng.random() < 0.3 else canvas.image

@@ -1,0 +1,99 @@
+"""Which patches the words of a question and an answer are about, for heads that are taught to look there.
+
+Without this, attention begins evenly over all patches, and tells a question's patch from the others only after far
+more questions than there is time for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from demo import scenes
+from demo.model import GRID, N_PATCHES
+from demo.vocabulary import PRINTABLE, SPECIALS, Vocabulary
+
+MOST_PLACES = 3  # of the same text; more say nothing
+LEAST_CHARS = 2  # of a text that is looked for, unless it is there once
+PUNCTUATION = ",.?!;:\"'"  # around what is read, of the question
+
+
+def nearest(place: float) -> int:
+    """The row or column of patches in which a pixel of the drawn picture is."""
+    return min(max(int(place * GRID / scenes.SIZE), 0), GRID - 1)
+
+
+class Places:
+    """Where what is in a picture can be seen."""
+
+    def __init__(self, sample: scenes.Sample):
+        self._text = "".join(char for char, *_ in sample.chars)
+        self._patches = [nearest((y0 + y1) / 2) * GRID + nearest((x0 + x1) / 2) for _, x0, y0, x1, y1 in sample.chars]
+        self._named: dict[str, np.ndarray] = {}
+        for kind, colour, x0, y0, x1, y1 in sample.shapes:
+            rows = slice(nearest(y0 + 4), nearest(y1 - 4) + 1)
+            columns = slice(nearest(x0 + 4), nearest(x1 - 4) + 1)
+            for name in (kind, colour):
+                grid = self._named.setdefault(name, np.zeros((GRID, GRID), bool))
+                grid[rows, columns] = True
+
+    def named(self, word: str) -> np.ndarray | None:
+        """Patches of the shapes that a word names by kind or colour."""
+        word = word.strip().lower()
+        for name in (word, word.removesuffix("s"), word.removesuffix("es")):
+            if name in self._named:
+                return self._named[name].ravel()
+        return None
+
+    def spelled(self, text: str) -> list[np.ndarray]:
+        """Patches of each character of a text that is written in the picture; [] when it is not, or all over."""
+        starts, at = [], self._text.find(text)
+        while at >= 0:
+            starts.append(at)
+            at = self._text.find(text, at + 1)
+        if not starts or len(starts) > (1 if len(text) < LEAST_CHARS else MOST_PLACES):
+            return []
+        found = [np.zeros(N_PATCHES, bool) for _ in text]
+        for start in starts:
+            for i in range(len(text)):
+                found[i][self._patches[start + i]] = True
+        return found
+
+    def of(self, tokens: Sequence[int], vocabulary: Vocabulary) -> list[np.ndarray | None]:
+        """Patches that each token is about, None where there are none."""
+        found: list[np.ndarray | None] = [None] * len(tokens)
+        run: list[int] = []  # of tokens that spell
+        for i, token in enumerate([*tokens, 0]):
+            byte = token - len(SPECIALS)
+            if 0 <= byte < len(PRINTABLE):
+                if byte != ord(" "):
+                    run.append(i)
+                continue
+            while run and chr(tokens[run[0]] - len(SPECIALS)) in PUNCTUATION:
+                del run[0]
+            while run and chr(tokens[run[-1]] - len(SPECIALS)) in PUNCTUATION:
+                del run[-1]
+            chars = "".join(chr(tokens[j] - len(SPECIALS)) for j in run)
+            for j, patches in zip(run, self.spelled(chars) if chars else [], strict=False):
+                found[j] = patches
+            run = []
+            if token >= len(SPECIALS):
+                found[i] = self.named(vocabulary.decode([token]))
+        return found
+
+
+def targets(
+    places: Places, asked: Sequence[int], answer: Sequence[int], vocabulary: Vocabulary
+) -> tuple[list[np.ndarray | None], list[np.ndarray | None]]:
+    """For each token of question and answer: the patches that it is about, and those of the answer's next token."""
+    about = places.of(asked, vocabulary)
+    told = places.of(answer, vocabulary)
+    clues = [patches for patches in about if patches is not None]
+    for i, patches in enumerate(told):
+        if patches is not None and answer[i] >= len(SPECIALS) + len(PRINTABLE):
+            for clue in clues:  # the red of the square that was asked for
+                both = patches & clue
+                patches = both if both.any() else patches
+            told[i] = patches
+    return [*about, *told], [*[None] * (len(asked) - 1), *told, None]
