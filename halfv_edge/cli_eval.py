@@ -95,7 +95,6 @@ def _run(args: argparse.Namespace, console: Console, model: Model, asked: list[Q
     from halfv_edge.eval import questions, report, run
     from halfv_edge.eval.asking import Asker
 
-    given = policies.Given(model.n_layer, model.profile)
     dialogues = questions.some(questions.dialogues(asked), args.limit) if args.follow_up else []
     if args.follow_up and not dialogues:
         raise HalfvError(f"{args.questions[0]} has no picture with two questions, as --follow-up needs.")
@@ -105,6 +104,7 @@ def _run(args: argparse.Namespace, console: Console, model: Model, asked: list[Q
         console.say(f"halfv: {place} has {len(work.results)} results of an earlier run: going on from there.")
     asker = Asker(model, args.max_tokens, args.kl_tokens, args.ctx)
     try:
+        given = _given(model, asker, asked[0])
         if args.follow_up:
             ways = _ways(given)
             found = _with_bar(len(dialogues) * len(ways), run.Conversations, asker, dialogues, ways, work)
@@ -139,6 +139,20 @@ def _run(args: argparse.Namespace, console: Console, model: Model, asked: list[Q
         "machine": machine.describe(),
         "rows": rows,
     }
+
+
+def _given(model: Model, asker: Asker, first: Question) -> policies.Given:
+    """FLOPs are matched for the first question."""
+    from halfv_edge import images
+    from halfv_edge.kv import n_cells
+
+    unpruned = policies.one(policies.UNPRUNED, policies.Given(model.n_layer, model.profile))
+    head, tail, _ = asker.items(unpruned, images.load(first.image), first.question)
+    n_before = next(at for at, item in enumerate(head) if not isinstance(item, int))
+    n_visual = n_cells([item for item in head if not isinstance(item, int)])
+    return policies.Given(
+        model.n_layer, model.profile, lambda own, n: asker.picture_flops(own, n, len(tail), n_before), n_visual
+    )
 
 
 def _policies(text: str, given: policies.Given) -> list[policies.Policy]:

@@ -11,6 +11,10 @@ from halfv_edge.errors import HalfvError
 from halfv_edge.profile import DROPPED, FROZEN, Profile
 
 UNPRUNED = "unpruned"
+CHOICES = ("halfv", "random", "uniform", "attention", "dart")  # in the order of enum halfv_choice
+FLOPS = "flops"  # in place of a number: as many as the profile spends
+STEPS = 400  # shares that are tried for it
+FASTV_LAYER = 2  # where FastV and DART prune
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +25,18 @@ class Policy:
     profile: Profile | None = None
     max_tokens: int | None = None  # of a picture, by a smaller picture
     prepared: bool = False  # most tokens are chosen before the question
+    choice: str = CHOICES[0]  # how the profile's shares are chosen
+    seed: int = 0
+
+    @property
+    def holds_text(self) -> bool:
+        """Text before a picture waits as well, so that the library's statistics start with the prompt."""
+        return self.choice in ("attention", "dart")
+
+    @property
+    def tau(self) -> float | None:
+        """Of patches that never enter the encoder."""
+        return self.profile.pixel_tau if self.profile else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +45,8 @@ class Given:
 
     n_layer: int
     profile: Profile | None  # the model's own
+    flops: Callable[[Profile | None, int], float] | None = None  # of a picture of so many tokens
+    n_visual: int = 0  # for which FLOPs are matched
 
     def own(self, name: str) -> Profile:
         if self.profile is None:
@@ -55,7 +73,10 @@ def _keep(given: Given, name: str, value: str) -> Policy:
     return Policy(name, dataclasses.replace(given.own(name), ivr_keep=share(name, value)))
 
 
-def _downscale(_given: Given, name: str, value: str) -> Policy:
+def _downscale(given: Given, name: str, value: str) -> Policy:
+    if value == FLOPS:
+        limit = _limit(given, name)
+        return Policy(name, max_tokens=max(n for n in range(1, given.n_visual + 1) if given.flops(None, n) <= limit))
     return Policy(name, max_tokens=whole(name, value))
 
 
@@ -76,15 +97,82 @@ def _wrong_mode(given: Given, name: str, _value: str) -> Policy:
     return Policy(name, dataclasses.replace(own, ssr_update=update, ssr_rest=rest))
 
 
+def _pixel(given: Given, name: str, value: str) -> Policy:
+    if not re.fullmatch(r"\d{1,3}(\.\d+)?", value) or float(value) > 255:
+        raise HalfvError(f"The policy {name!r} is not valid: {value} must be a number from 0 to 255.")
+    return Policy(name, dataclasses.replace(Profile.default(given.n_layer), pixel_tau=float(value)))
+
+
+def _otherwise(given: Given, name: str, value: str) -> Policy:
+    """The profile's layers, tokens chosen without looking."""
+    own = given.own(name)
+
+    def make(keep: float) -> Profile:
+        return dataclasses.replace(own, ivr_keep=keep)
+
+    kind = name.partition(":")[0]
+    return Policy(name, _of_share(given, name, value, own.ivr_keep, make), choice=kind)
+
+
+def _once(given: Given, name: str, value: str) -> Policy:
+    """FastV and DART: one cut after two layers; half of the tokens, as FastV has it, if nothing else is said."""
+
+    def make(keep: float) -> Profile:
+        return Profile(FASTV_LAYER, keep, 0.0, given.n_layer, 1.0, DROPPED, 1)
+
+    choice = "dart" if name.startswith("dart") else "attention"
+    return Policy(name, _of_share(given, name, value, 0.5, make), choice=choice)
+
+
+def _pyramid(given: Given, name: str, value: str) -> Policy:
+    """PyramidDrop cuts to a half, a quarter, an eighth at 1/4, 1/2, 3/4 of the depth. The two later cuts are one here,
+    at half of the depth, with their mean share."""
+
+    def make(keep: float) -> Profile:
+        first, second = max(1, given.n_layer // 4), max(2, given.n_layer // 2)
+        return Profile(first, keep, 0.0, second, keep * (keep + keep * keep) / 2, DROPPED, 1)
+
+    return Policy(name, _of_share(given, name, value, 0.5, make), choice="attention")
+
+
 def _vtw(given: Given, name: str, value: str) -> Policy:
     """Visual tokens leave after a layer; half of the depth, as published for LLaVA-1.5."""
+    if value == FLOPS:
+        return Policy(name, _matched(given, name, lambda kept: _from(given, round(kept * given.n_layer), 0.0, DROPPED)))
     return Policy(name, _from(given, whole(name, value) if value else given.n_layer // 2, 0.0, DROPPED))
 
 
 def _shortv(given: Given, name: str, value: str) -> Policy:
     """Visual tokens frozen in a share of the layers, the last ones; 19 of 32, as published for LLaVA-1.5-7B."""
-    frozen = share(name, value) if value else 19 / 32
-    return Policy(name, _from(given, given.n_layer - round(frozen * given.n_layer), 0.0, FROZEN))
+
+    def make(updated: float) -> Profile:
+        return _from(given, round(updated * given.n_layer), 0.0, FROZEN)
+
+    if value == FLOPS:
+        return Policy(name, _matched(given, name, make))
+    return Policy(name, make(1 - (share(name, value) if value else 19 / 32)))
+
+
+def _of_share(given: Given, name: str, value: str, usual: float, make: Callable[[float], Profile]) -> Profile:
+    if value == FLOPS:
+        return _matched(given, name, make)
+    return make(share(name, value) if value else usual)
+
+
+def _limit(given: Given, name: str) -> float:
+    if given.flops is None:
+        raise HalfvError(f"The policy {name!r} is not valid: eval alone can match it to the profile; give a number.")
+    return given.flops(given.own(name), given.n_visual)
+
+
+def _matched(given: Given, name: str, make: Callable[[float], Profile]) -> Profile:
+    """The largest share that costs no more than the model's profile."""
+    limit = _limit(given, name)
+    made = (make(step / STEPS) for step in range(STEPS, 0, -1))
+    fitting = next((profile for profile in made if given.flops(profile, given.n_visual) <= limit), None)
+    if fitting is None:
+        raise HalfvError(f"The policy {name!r} cannot be as cheap as the profile: leave it out.")
+    return fitting
 
 
 def _from(given: Given, layer: int, update: float, rest: str) -> Profile:
@@ -104,10 +192,17 @@ POLICIES: dict[str, tuple[Maker, str, str]] = {
     "ivr": (_ivr, "", "the profile's stage II alone"),
     "ssr": (_ssr, "", "the profile's stage III alone"),
     "wrong-ssr": (_wrong_mode, "", "the profile with the stage III of the other kind of backbone"),
+    "pixel": (_pixel, "!", "patches that their neighbours predict stay out of the encoder, pixel:0, nothing else"),
     "downscale": (_downscale, "!", "a smaller picture of at most so many tokens, downscale:256"),
+    "random": (_otherwise, "?", "the profile's layers and shares, tokens drawn by lot"),
+    "uniform": (_otherwise, "?", "the profile's layers and shares, tokens evenly spread"),
+    "fastv": (_once, "?", "FastV: one cut after two layers by attention, fastv:0.25; half"),
+    "dart": (_once, "?", "DART: the same by unlikeness to pivots"),
+    "pyramiddrop": (_pyramid, "?", "PyramidDrop with two cuts, each to this share; half"),
     "vtw": (_vtw, "?", "no visual tokens from a layer on, vtw:16; the middle"),
     "shortv": (_shortv, "?", "visual tokens frozen in the last share of the layers, shortv:0.6; 19/32"),
 }
+MATCHED = "flops in place of a number, as in fastv:flops, matches the FLOPs of the profile (eval only)"
 
 
 def parse(text: str, given: Given) -> list[Policy]:
@@ -147,7 +242,7 @@ def whole(name: str, value: str) -> int:
 
 def describe() -> str:
     """For --help."""
-    return "; ".join(f"{name}: {what}" for name, (_, _, what) in POLICIES.items())
+    return "; ".join([*(f"{name}: {what}" for name, (_, _, what) in POLICIES.items()), MATCHED])
 
 
 def names(policies: Sequence[Policy]) -> list[str]:

@@ -44,6 +44,10 @@ def begin_media(client: Client, media: str = "visual") -> None:
     halfv_cpp.halfv_begin_media(client.ctx, MEDIA[media])
 
 
+def llama_clear(client: Client) -> None:
+    llama_cpp.llama_memory_clear(client.memory, True)
+
+
 def prepare(client: Client, seq: int = 0) -> int:
     """OK or NOTHING."""
     return check(halfv_cpp.halfv_prepare(client.ctx, seq))

@@ -75,9 +75,20 @@ def test_prompt(bench) -> None:
 
 def test_several_policies_with_the_encoder(bench, tmp_path: Path) -> None:
     plot = tmp_path / "speed.png"
-    report = measured(bench, "--keep", "0.5,0.1", "--policy", "vtw:3,shortv:0.5,downscale:100", "--plot", str(plot))
+    report = measured(
+        bench, "--keep", "0.5,0.1", "--policy", "vtw:3,shortv:0.5,downscale:100,dart:0.25", "--plot", str(plot)
+    )
     rows = {row["run"]: row for row in report["rows"]}
-    assert list(rows) == ["unpruned", "profile", "keep:0.5", "keep:0.1", "vtw:3", "shortv:0.5", "downscale:100"]
+    assert list(rows) == [
+        "unpruned",
+        "profile",
+        "keep:0.5",
+        "keep:0.1",
+        "vtw:3",
+        "shortv:0.5",
+        "downscale:100",
+        "dart:0.25",
+    ]
     for row in rows.values():
         assert row["encode_s"]["min"] > 0
         assert row["ttft_s"]["max"] >= row["encode_s"]["max"]
@@ -85,6 +96,7 @@ def test_several_policies_with_the_encoder(bench, tmp_path: Path) -> None:
     assert [rows[name]["n_kept"] for name in ("profile", "keep:0.5", "keep:0.1")] == [64, 128, 25]
     assert rows["vtw:3"]["n_kept"] == N_VISUAL
     assert rows["vtw:3"]["n_deep"] == 0
+    assert rows["dart:0.25"]["n_kept"] == rows["dart:0.25"]["n_deep"] == 4 + 8 * (64 // 8)
     assert rows["vtw:3"]["kv_bytes"] < rows["shortv:0.5"]["kv_bytes"] == rows["unpruned"]["kv_bytes"]
     assert rows["downscale:100"]["flops_ratio"] > 1.5
     image = Image.open(plot)
@@ -147,6 +159,7 @@ def test_a_run_that_prunes_nothing_is_an_error(bench, tmp_path: Path) -> None:
     ("flags", "said"),
     [
         (["--off"], "--off compares with an unpatched llama.cpp: name the folder of its libraries, --stock-lib."),
+        (["--policy", "fastv:flops"], "The policy 'fastv:flops' is not valid: eval alone can match it to the profile"),
         (["--policy", "fastest"], "There is no policy 'fastest': it must be one of unpruned, profile, "),
         (["--keep", "2"], "The policy 'keep:2' is not valid: 2 must be a share above 0 and at most 1."),
         (["--policy", "downscale"], "The policy 'downscale' is not valid: downscale is a smaller picture"),

@@ -128,18 +128,22 @@ def test_prepared_and_smaller_pictures(asker: Asker, given: Given) -> None:
 
 def test_report(evaluate, folder: Path) -> None:
     plot = folder / "frontier.png"
-    out, _ = evaluate("--json", "--policy", "profile,keep:0.3,downscale:40", "--plot", str(plot))
+    out, _ = evaluate("--json", "--policy", "profile,keep:0.3,downscale:40,random,fastv:flops", "--plot", str(plot))
     found = json.loads(out)
     assert found["n_questions"] == 6
     assert found["n_pictures"] == 3
     rows = {row["policy"]: row for row in found["rows"]}
-    assert list(rows) == ["unpruned", "profile", "keep:0.3", "downscale:40"]
+    assert list(rows) == ["unpruned", "profile", "keep:0.3", "downscale:40", "random", "fastv:flops"]
     whole = rows["unpruned"]
     assert (whole["agreement"], whole["kl"], whole["flops_ratio"], whole["ttft_ratio"]) == (1, 0, 1, 1)
     assert rows["profile"]["flops_ratio"] > 1.2
     assert rows["profile"]["kl"] > 0
     assert rows["profile"]["n_kept"] == 60
     assert rows["keep:0.3"]["n_kept"] == 36
+    assert (rows["random"]["n_kept"], rows["random"]["n_deep"]) == (60, 12)
+    assert rows["random"]["kl"] != rows["profile"]["kl"]
+    assert rows["fastv:flops"]["n_deep"] == rows["fastv:flops"]["n_kept"] < 60
+    assert rows["fastv:flops"]["flops_ratio"] == pytest.approx(rows["profile"]["flops_ratio"], rel=0.04)
     assert set(whole["tasks"]) == {"what", "where"}
     assert whole["tasks"]["what"]["n"] == 3
     assert Image.open(plot).width > 1000

@@ -1,5 +1,5 @@
 // A plain C program against halfv.h: it compiles, links and runs.
-#include "halfv.h"
+#include "halfv-compare.h"
 
 #include <stdio.h>
 

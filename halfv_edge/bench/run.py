@@ -12,8 +12,7 @@ from typing import Any
 
 from halfv_edge.bench.workers import Answer, Worker
 from halfv_edge.errors import HalfvError, RunError
-from halfv_edge.policies import Policy
-from halfv_edge.profile import KEYS, REST
+from halfv_edge.policies import CHOICES, Policy
 
 N_PREFIX, N_QUESTION = 8, 40  # text tokens before and after the picture
 STOCK, OFF, SWITCHED_OFF = "stock", "HALFV=off", "switched off"
@@ -41,9 +40,9 @@ class Contender:
     switched_off: bool = False
 
     @property
-    def look(self) -> tuple[Worker, int | None]:
+    def eyes(self) -> dict[str, Any]:
         """Which encoder it uses."""
-        return self.worker, self.policy.max_tokens
+        return {"max_tokens": self.policy.max_tokens, "tau": self.policy.tau}
 
 
 class Bench(contextlib.ExitStack):
@@ -82,19 +81,17 @@ class Bench(contextlib.ExitStack):
     def enter(self, contenders: Iterable[Contender]) -> None:
         """Make their contexts, large enough for the pictures."""
         self.contenders = list(contenders)
-        found = [self.halfv.ask("look", max_tokens=None, **self._picture(at)) for at in range(self.n_pictures)]
+        found = [
+            self.halfv.ask("look", max_tokens=None, tau=None, **self._picture(at)) for at in range(self.n_pictures)
+        ]
         self.n_visual = [look["n_visual"] for look in found]
         room = max(look["n_visual"] + look["n_text"] for look in found) + N_PREFIX + 2 * N_QUESTION + 2 * self.n_decode
         for one in self.contenders:
-            profile = one.policy.profile
-            values = (
-                {name: getattr(profile, name) for name in KEYS} | {"ssr_rest": REST.index(profile.ssr_rest)}
-                if profile
-                else None
-            )
+            struct = one.policy.profile.to_c() if one.policy.profile else None
+            values = {name: getattr(struct, name) for name, _ in struct._fields_} if struct else None
             one.worker.ask(
-                "add", name=one.name, profile=values, switched_off=one.switched_off,
-                max_tokens=one.policy.max_tokens, n_ctx=-(-room // 256) * 256,
+                "add", name=one.name, profile=values, switched_off=one.switched_off, n_ctx=-(-room // 256) * 256,
+                choice=CHOICES.index(one.policy.choice), seed=one.policy.seed, **one.eyes,
             )  # fmt: skip
 
     @property
@@ -113,12 +110,13 @@ class Bench(contextlib.ExitStack):
         """Each in turn, in changing order, after a warm-up; the encoder once per round and size of picture."""
         answers: dict[str, list[Answer]] = {one.name: [] for one in self.contenders}
         for repeat in range(self.repeats + 1):
-            looks: dict[tuple[Worker, int | None], Answer] = {}
+            looks: dict[Any, Answer] = {}
             for one in self.contenders[:: 1 if repeat % 2 else -1]:
                 self.tick(f"{self.n_visual[at]} visual tokens, {one.name}")
-                if one.look not in looks:
-                    looks[one.look] = one.worker.ask("look", max_tokens=one.policy.max_tokens, **self._picture(at))
-                answer = call(one) | looks[one.look]
+                key = one.worker, *one.eyes.values()
+                if key not in looks:
+                    looks[key] = one.worker.ask("look", **one.eyes, **self._picture(at))
+                answer = call(one) | looks[key]
                 if repeat:
                     answers[one.name].append(answer)
         return answers
@@ -170,6 +168,8 @@ class Bench(contextlib.ExitStack):
         count = lambda n: self.halfv.ask("flops", n_tokens=n)  # noqa: E731
         if not one.policy.profile:
             return count(self._n_prompt(answer))
+        if one.policy.holds_text:
+            return answer["stats"]["flops_spent"]
         return answer["stats"]["flops_spent"] + count(N_PREFIX + answer["n_first"]) - count(0)
 
     def add_memory(self, rows: list[dict[str, Any]]) -> None:
@@ -223,11 +223,12 @@ def pruned(one: Contender, answers: list[Answer]) -> Answer | None:
     """The last statistics of a contender that prunes; it is an error when it did not."""
     if not one.policy.profile or one.switched_off:
         return None
-    stats = answers[-1]["stats"]
+    last = answers[-1]
+    stats = last["stats"]
     if not stats:
         raise RunError(f"The run {one.name} was to be pruned, but these libraries or this kind of context cannot.")
-    if stats["outcome"] != "pruned" or stats["n_deep"] >= stats["n_visual"]:
-        why = stats["reason"] if stats["outcome"] != "pruned" else "every token was kept"
+    if stats["n_deep"] >= last["n_patches"]:
+        why = "every token was kept" if stats["outcome"] == "pruned" else stats["reason"]
         raise HalfvError(f"The run {one.name} was to be pruned and was not: {why}, of {stats['n_visual']} tokens.")
     return stats
 

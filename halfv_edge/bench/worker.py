@@ -27,6 +27,8 @@ STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_PEAK = "5"
 ALL = 2**40  # bytes: every pruned token can come back
 
+Eyes = tuple[int | None, float | None]  # what an encoder is told: tokens at most, tau of patches left out
+
 
 class Look:
     """A picture as an encoder gave it: tokens, and chunks with their embeddings."""
@@ -35,6 +37,7 @@ class Look:
         self.eyes = eyes
         self.chunks = mtmd.mtmd_input_chunks_init()
         self.parts: list[list[int] | tuple[int, np.ndarray]] = []
+        self.n_patches = 0  # visual tokens of the picture, were it whole
 
     @property
     def n_visual(self) -> int:
@@ -64,8 +67,8 @@ class Bench:
         mtmd.mtmd_helper_log_set(collect_log, ctypes.c_void_p(0))
         self.clients: dict[str, Client] = {}
         self.contenders: dict[str, dict[str, Any]] = {}
-        self.eyes: dict[int | None, int] = {}
-        self.looks: dict[int | None, Look] = {}
+        self.eyes: dict[Eyes, int] = {}
+        self.looks: dict[Eyes, Look] = {}
         self.embeddings: np.ndarray | None = None  # of a picture without an encoder
         self.halfv = None
         if hasattr(llama_cpp._lib, "halfv_version"):
@@ -95,19 +98,23 @@ class Bench:
         self.clients[name] = self._client(contender)
         return {}
 
-    def look(self, max_tokens: int | None, n_visual: int, picture: str | None, size: list[int]) -> dict[str, Any]:
+    def look(
+        self, max_tokens: int | None, tau: float | None, n_visual: int, picture: str | None, size: list[int]
+    ) -> dict[str, Any]:
         """Give a picture to an encoder, or imagine its embeddings where there is none."""
         if not self.options["mmproj"]:
             self.embeddings = pictures.random_image(n_visual, self.first.n_embd_inp)
-            return {"encode_s": 0.0, "n_visual": n_visual, "n_text": 0, "n_first": 0}
+            return {"encode_s": 0.0, "n_visual": n_visual, "n_patches": n_visual, "n_text": 0, "n_first": 0}
         image = Image.open(picture).convert("RGB") if picture else pictures.random_picture(*size)
-        if max_tokens in self.looks:
-            self.looks.pop(max_tokens).close()
-        eyes = self._encoder(max_tokens)
+        key = max_tokens, tau
+        if key in self.looks:
+            self.looks.pop(key).close()
+        eyes = self._encoder(key)
         started = time.perf_counter()
-        look = self.looks[max_tokens] = self._encode(eyes, image)
+        look = self.looks[key] = self._encode(eyes, image)
         seconds = time.perf_counter() - started
-        return {"encode_s": seconds, "n_visual": look.n_visual, "n_text": look.n_text, "n_first": look.n_first}
+        names = ("n_visual", "n_patches", "n_text", "n_first")
+        return {"encode_s": seconds} | {name: getattr(look, name) for name in names}
 
     def request(self, name: str, n_decode: int) -> dict[str, Any]:
         """A prompt with the picture, then n_decode tokens."""
@@ -161,6 +168,10 @@ class Bench:
             values = contender["profile"]
             self.halfv.set_model_profile(self.first.model, self.halfv.halfv_profile(**values) if values else None)
         client = Client(self.options["model"], beside=self.first, n_ctx=contender["n_ctx"], **self.settings)
+        if contender["choice"]:
+            from halfv_cpp import halfv_compare
+
+            self.halfv.check(halfv_compare.halfv_set_choice(client.ctx, contender["choice"], contender["seed"]))
         if contender["switched_off"]:
             self.halfv.check(self.halfv.halfv_set_enabled(client.ctx, False))
         return client
@@ -171,18 +182,23 @@ class Bench:
         client.next_pos[0] = 0
         return client
 
-    def _encoder(self, max_tokens: int | None) -> int:
-        if max_tokens not in self.eyes:
+    def _encoder(self, key: Eyes) -> int:
+        if key not in self.eyes:
+            max_tokens, tau = key
             params = mtmd.mtmd_context_params_default()
             params.use_gpu = self.settings["n_gpu_layers"] != 0
             params.print_timings = params.warmup = False
             params.n_threads = self.settings["n_threads"]
             if max_tokens is not None:
                 params.image_max_tokens = max_tokens
-            self.eyes[max_tokens] = mtmd.mtmd_init_from_file(self.options["mmproj"].encode(), self.first.model, params)
-            if not self.eyes[max_tokens]:
+            if self.halfv:  # libmtmd asks the model for it
+                profile = self.halfv.halfv_profile_default(llama_cpp.llama_model_n_layer(self.first.model))
+                profile.pixel_prune, profile.pixel_tau = tau is not None, tau or 0.0
+                self.halfv.set_model_profile(self.first.model, profile)
+            self.eyes[key] = mtmd.mtmd_init_from_file(self.options["mmproj"].encode(), self.first.model, params)
+            if not self.eyes[key]:
                 raise RuntimeError(f"cannot load the encoder {self.options['mmproj']}")
-        return self.eyes[max_tokens]
+        return self.eyes[key]
 
     def _encode(self, eyes: int, image: Image.Image) -> Look:
         look = Look(eyes)
@@ -204,6 +220,10 @@ class Bench:
             if mtmd.mtmd_encode_chunk(eyes, chunk) != 0:
                 raise RuntimeError("the encoder failed")
             shape = (mtmd.mtmd_input_chunk_get_n_tokens(chunk), self.first.n_embd_inp)
+            tokens = mtmd.mtmd_input_chunk_get_tokens_image(chunk)
+            look.n_patches += max(
+                shape[0], mtmd.mtmd_image_tokens_get_nx(tokens) * mtmd.mtmd_image_tokens_get_ny(tokens)
+            )
             look.parts.append((chunk, np.ctypeslib.as_array(mtmd.mtmd_get_output_embd(eyes), shape).copy()))
         return look
 
@@ -215,7 +235,8 @@ class Bench:
             pos = pictures.grid_positions(client.next_pos[0], rows, columns) if client.is_mrope else None
             client.image(self.embeddings, pos)
             return
-        look = self.looks[self.contenders[name]["max_tokens"]]
+        contender = self.contenders[name]
+        look = self.looks[contender["max_tokens"], contender["tau"]]
         for part in look.parts:
             if isinstance(part, list):
                 client.text(part, logits_last=False)

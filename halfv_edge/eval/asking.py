@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import codecs
 import ctypes
+import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 
 from halfv_edge import libs
 from halfv_edge.calibrate import entropy
@@ -18,7 +20,7 @@ from halfv_edge.engine import Model
 from halfv_edge.errors import HalfvError, RunError
 from halfv_edge.images import Picture
 from halfv_edge.kv import Context, Item, n_cells
-from halfv_edge.policies import Policy
+from halfv_edge.policies import CHOICES, Policy
 from halfv_edge.profile import Profile
 
 llama_cpp = libs.load()
@@ -43,6 +45,7 @@ class Given:
     ahead_s: float  # text before the picture, the picture, and preparing
     enter_s: float  # from the question to the first token
     flops: float
+    n_patches: int  # visual tokens of the picture, were it whole
     n_visual: int
     n_kept: int
     n_deep: int
@@ -58,36 +61,44 @@ class Asker:
         self.kl_tokens = kl_tokens
         self.n_ctx = n_ctx
         self._contexts: dict[Policy, Context] = {}
-        self._encoders: dict[int | None, Encoder] = {None: model.encoder}
+        self._own_encoder = model.encoder
+        self._encoders: dict[tuple[int | None, float | None], Encoder] = {}
         self._encode_s: dict[tuple[str, int | None], float] = {}
-        model.encoder._cache.clear()  # so that the encoding of every picture is timed
 
     def close(self) -> None:
         for context in self._contexts.values():
             context.close()
-        for limit, encoder in self._encoders.items():
-            if limit is not None:
-                encoder.close()
+        self.model.encoder = self._own_encoder
+        for encoder in self._encoders.values():
+            encoder.close()
 
     def encoder(self, policy: Policy) -> Encoder:
-        """The model's own, or one that makes pictures smaller."""
-        limit = policy.max_tokens
-        if limit not in self._encoders:
-            own, options = self.model.encoder, self.model._options
-            encoder = Encoder.load(
+        """One that sees as the policy wants; the model's own may leave patches out."""
+        key = limit, tau = policy.max_tokens, policy.tau
+        if key not in self._encoders:
+            own, options = self._own_encoder, self.model._options
+            self._set_profile(dataclasses.replace(Profile.default(self.model.n_layer), pixel_tau=tau))
+            encoder = self._encoders[key] = Encoder.load(
                 own.path, self.model.pointer, self.model.path, use_gpu=True, n_threads=options["n_threads"],
-                flash_attn=options["flash_attn"], image_max_tokens=limit, cache_bytes=own.cache_bytes,
+                flash_attn=options["flash_attn"], image_max_tokens=limit, pixel_tau=tau, cache_bytes=own.cache_bytes,
             )  # fmt: skip
-            self._encoders[limit] = encoder
-            from PIL import Image
+            if limit is not None:
+                self._check_limit(policy, encoder)
+        return self._encoders[key]
 
-            n_tokens = n_cells(encoder.tokens(Picture("A large picture", Image.new("RGB", BIG))).chunks)
-            if n_tokens > limit:
-                raise HalfvError(
-                    f"The policy {policy.name} has no effect: {own.path.name} gives {n_tokens} tokens whatever the "
-                    "size of a picture, so nothing is saved by a smaller one."
-                )
-        return self._encoders[limit]
+    @staticmethod
+    def _check_limit(policy: Policy, encoder: Encoder) -> None:
+        n_tokens = n_cells(encoder.tokens(Picture("A large picture", Image.new("RGB", BIG))).chunks)
+        if n_tokens > policy.max_tokens:
+            raise HalfvError(
+                f"The policy {policy.name} has no effect: {encoder.path.name} gives {n_tokens} tokens whatever the "
+                "size of a picture, so nothing is saved by a smaller one."
+            )
+
+    def _set_profile(self, profile: Profile | None) -> None:
+        """Of contexts and encoders made from now on."""
+        if halfv_cpp.halfv_model_supported(self.model.pointer):
+            halfv_cpp.set_model_profile(self.model.pointer, profile.to_c() if profile else None)
 
     def context(self, policy: Policy, n_prompt: int) -> Context:
         """Empty, and large enough."""
@@ -101,6 +112,10 @@ class Asker:
             context.close()
         context = self._contexts[policy] = self._new_context(policy.profile, room, topup_bytes=0)
         context.encoder = self.encoder(policy)
+        if policy.choice != CHOICES[0]:
+            from halfv_cpp import halfv_compare
+
+            halfv_cpp.check(halfv_compare.halfv_set_choice(context.pointer, CHOICES.index(policy.choice), policy.seed))
         return context
 
     def _new_context(self, profile: Profile | None, room: int, topup_bytes: int) -> Context:
@@ -108,8 +123,7 @@ class Asker:
         if model._free:  # made with another profile
             model._free.close()
             model._free = None
-        if halfv_cpp.halfv_model_supported(model.pointer):
-            halfv_cpp.set_model_profile(model.pointer, profile.to_c() if profile else None)
+        self._set_profile(profile)
         model._options["n_ctx"] = max(self.n_ctx or 0, -(-room // CTX_STEP) * CTX_STEP)
         context = model._context()
         halfv_h.halfv_set_topup_bytes(context.pointer, topup_bytes)
@@ -117,6 +131,7 @@ class Asker:
 
     def chat(self, policy: Policy, room: int, topup_bytes: int) -> Chat:
         """A conversation under this policy, in a context of its own."""
+        self.model.encoder = self.encoder(policy)
         context = self._new_context(policy.profile, room, topup_bytes)
         return Chat(self.model, context, None, "prepare" if policy.prepared else "exact")
 
@@ -128,7 +143,7 @@ class Asker:
             raise HalfvError("The model's chat template drops the picture, so nothing can be asked about it.")
         encoded = encoder.tokens(picture)
         seconds = encoder.encode(encoded)
-        key = encoded.digest, policy.max_tokens
+        key = encoded.digest, policy.max_tokens  # a digest knows of tau
         if seconds is not None:
             self._encode_s[key] = seconds
         bos = [llama_cpp.llama_vocab_bos(model.vocab)] if llama_cpp.llama_vocab_get_add_bos(model.vocab) else []
@@ -154,11 +169,13 @@ class Asker:
         stats = context.stats()
         kl = self._follow(context, logits, teacher) if teacher else None
         tokens = self._generate(context, logits, teacher, len(head) + len(tail))
-        n_visual = n_cells([item for item in head if isinstance(item, Chunk)])
+        chunks = [item for item in head if isinstance(item, Chunk)]
+        n_visual, n_patches = n_cells(chunks), sum(chunk.n_patches for chunk in chunks)
+        n_deep = stats.get("n_deep", n_visual)
         return Given(
             tokens, self._text(tokens), np.stack(logits[: self.kl_tokens]), kl, encode_s, enter - start, end - enter,
-            self._flops(head, tail, stats), n_visual, stats.get("n_kept", n_visual), stats.get("n_deep", n_visual),
-            _why_whole(policy, stats),
+            self._flops(policy, head, tail, stats), n_patches, n_visual, stats.get("n_kept", n_visual), n_deep,
+            "" if n_deep < n_patches else _why_whole(policy, stats),
         )  # fmt: skip
 
     def _follow(self, context: Context, logits: list[np.ndarray], teacher: Given) -> float:
@@ -187,23 +204,35 @@ class Asker:
                 del logits[at + 1 :]
         return tokens
 
-    def _flops(self, head: Sequence[Item], tail: Sequence[Item], stats: dict) -> float:
-        """Of the language model for the whole prompt. The statistics start with the picture."""
+    def _flops(self, policy: Policy, head: Sequence[Item], tail: Sequence[Item], stats: dict) -> float:
+        """Of the language model for the whole prompt. The statistics mostly start with the picture."""
         if not stats:
             return self.flops(n_cells(head) + len(tail))
+        if policy.holds_text:
+            return stats["flops_spent"]
         first = next(at for at, item in enumerate(head) if isinstance(item, Chunk))
         return stats["flops_spent"] + self.flops(first) - self.flops(0)
 
     def flops(self, n_tokens: int) -> float:
         """Of the unpruned model for so many tokens and one output."""
+        return self.picture_flops(None, 0, n_tokens)
+
+    def picture_flops(self, profile: Profile | None, n_visual: int, n_text: int, n_before: int = 0) -> float:
+        """Of a picture and the text after it, under a profile."""
         dense, spent = ctypes.c_double(), ctypes.c_double()
-        profile = Profile.default(self.model.n_layer).to_c()
+        struct = (profile or Profile.default(self.model.n_layer)).to_c()
         halfv_cpp.check(
             halfv_h.halfv_flops(
-                self.model.pointer, ctypes.byref(profile), 0, 0, n_tokens, ctypes.byref(dense), ctypes.byref(spent)
+                self.model.pointer,
+                ctypes.byref(struct),
+                n_before,
+                n_visual,
+                n_text,
+                ctypes.byref(dense),
+                ctypes.byref(spent),
             )
         )
-        return dense.value
+        return spent.value
 
     def _logits(self, context: Context) -> np.ndarray:
         n_vocab = llama_cpp.llama_vocab_n_tokens(self.model.vocab)
@@ -219,4 +248,4 @@ def _why_whole(policy: Policy, stats: dict) -> str:
         return "unpruned"
     if not stats:
         return "off"
-    return stats["reason"] if stats["outcome"] != "pruned" else ""
+    return stats["reason"] if stats["outcome"] != "pruned" else "every token was kept"

@@ -22,7 +22,19 @@ from halfv_edge.kv import n_cells
 from halfv_edge.policies import Policy
 
 TOPUP_BYTES = 256 << 20  # as in a conversation
-MEASURED = ("text", "kl", "encode_s", "ahead_s", "enter_s", "flops", "n_visual", "n_kept", "n_deep", "unpruned")
+MEASURED = (
+    "text",
+    "kl",
+    "encode_s",
+    "ahead_s",
+    "enter_s",
+    "flops",
+    "n_patches",
+    "n_visual",
+    "n_kept",
+    "n_deep",
+    "unpruned",
+)
 
 Result = dict[str, Any]
 
@@ -164,7 +176,7 @@ def _counts(stats: Stats) -> Result:
 
 def check_pruned(policy: Policy, results: Sequence[Result]) -> None:
     """It is an error when a policy that prunes never did."""
-    if not policy.profile or any(result["n_deep"] < result["n_visual"] for result in results):
+    if not policy.profile or any(not result["unpruned"] for result in results):
         return
-    why = results[-1]["unpruned"] or "every token was kept"
+    why = results[-1]["unpruned"]
     raise RunError(f"The policy {policy.name} was to prune and never did: {why}, of {len(results)} pictures.")

@@ -161,6 +161,20 @@ int32_t halfv_set_keep(llama_context * ctx, float keep) {
     });
 }
 
+int32_t halfv_set_choice(llama_context * ctx, int32_t choice, uint32_t seed) {
+    return with_prefill(ctx, [&](halfv::prefill & prefill) -> int32_t {
+        if (choice < HALFV_CHOICE_HALFV || choice > HALFV_CHOICE_DART) {
+            return fail(HALFV_ERR_ARGUMENT, "halfv: choice " + std::to_string(choice) + " does not exist: it must be 0 to 4");
+        }
+        if (prefill.memory.any_lazy()) {
+            return fail(HALFV_ERR_ARGUMENT, "halfv: a picture waits for its question: change the choice before it or after");
+        }
+        prefill.choice = choice;
+        prefill.choice_seed = seed;
+        return HALFV_OK;
+    });
+}
+
 void halfv_begin_media(llama_context * ctx, halfv_media media) {
     if (ctx && ctx->halfv_prefill) {
         ctx->halfv_prefill->begin_media(media);

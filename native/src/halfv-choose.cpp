@@ -106,7 +106,9 @@ void prefill::choose_stage2(sequence & s, when moment, std::vector<row> & go, st
             }
 
             std::vector<int32_t> chosen;
-            if (moment == when::before_question) {
+            if (choice != HALFV_CHOICE_HALFV) {
+                chosen = choose_otherwise(s, s.rows, members[i], s.query, n_kept, false);
+            } else if (moment == when::before_question) {
                 if (!im.covered) {
                     chosen = cover(s, rows, {}, n_kept - n_anchors);
                     s.stats.flops_spent += cost.cover(rows.size(), n_kept - n_anchors);
@@ -157,7 +159,9 @@ std::vector<uint8_t> prefill::choose_stage3(sequence & s, const std::vector<floa
                 stays[m] = 0;
             }
             const int n_deep = quota(im.n, p.ssr_update);
-            if (n_deep > 0) {
+            if (n_deep > 0 && choice != HALFV_CHOICE_HALFV) {
+                for (const int32_t c : choose_otherwise(s, deep, members[i], query, n_deep, true)) { stays[members[i][c]] = 1; }
+            } else if (n_deep > 0) {
                 for (const int32_t c : top_k(score(s, rows, query).data(), rows.size(), n_deep)) { stays[members[i][c]] = 1; }
                 s.stats.flops_spent += cost.scores(rows.size(), memory.bounds[2] - 1);
             }
@@ -213,6 +217,9 @@ std::vector<row> prefill::recall(sequence & s) {
 }
 
 void prefill::store(sequence & s, const std::vector<row> & pruned) {
+    if (choice != HALFV_CHOICE_HALFV) {
+        return; // top-up is not theirs, and their keys are rotated
+    }
     const size_t bytes = (memory.n_hidden + memory.n_key)*sizeof(ggml_fp16_t);
     const size_t room  = topup_bytes/bytes;
     const size_t n_new = std::min(pruned.size(), room);

@@ -105,6 +105,11 @@ halfv_reason prefill::refusal(const llama_batch & batch, bool visual) const {
     return HALFV_REASON_NONE;
 }
 
+bool prefill::is_lazy(llama_seq_id seq_id, bool visual) const {
+    const auto * s = memory.find(seq_id);
+    return visual || (s && s->lazy()) || (wants_attention() && memory.n_cells(0, seq_id) == 0);
+}
+
 std::optional<int> prefill::decode_batch(llama_memory_context_ptr & mctx) {
     const llama_batch & batch = ctx.balloc->get_batch();
     const bool visual = batch.embd && !batch.token && media == HALFV_MEDIA_VISUAL;
@@ -114,7 +119,7 @@ std::optional<int> prefill::decode_batch(llama_memory_context_ptr & mctx) {
     }
     if (!visual) {
         memory.close_images(batch);
-        if (!memory.any_lazy()) {
+        if (!memory.any_lazy() && !wants_attention()) {
             return std::nullopt;
         }
     }
@@ -131,8 +136,7 @@ std::optional<int> prefill::decode_batch(llama_memory_context_ptr & mctx) {
     std::vector<share> lazy, ordinary;
     for (int32_t i = 0; i < batch.n_tokens; ++i) {
         const llama_seq_id seq_id = batch.seq_id[i][0];
-        const auto * s = memory.find(seq_id);
-        auto & parts = visual || (s && s->lazy()) ? lazy : ordinary;
+        auto & parts = is_lazy(seq_id, visual) ? lazy : ordinary;
         auto part = std::find_if(parts.begin(), parts.end(), [&](const share & p) { return p.seq_id == seq_id; });
         if (part == parts.end()) {
             part = parts.insert(parts.end(), { seq_id, {}, false });
@@ -253,7 +257,8 @@ int prefill::stage1(const share & part, bool visual) {
     const auto & bounds  = memory.bounds;
     const llama_batch & batch = ctx.balloc->get_batch();
     const int64_t t_start = ggml_time_us();
-    const graph_pass pass = { bounds[0], bounds[1], false, bounds[1] - 1, false };
+    const bool keeps_keys = visual || wants_attention();
+    const graph_pass pass = { bounds[0], bounds[1], false, bounds[1] - 1, wants_attention() };
 
     std::vector<step> steps;
     for (size_t i = 0; i < part.idxs.size(); i += ctx.cparams.n_ubatch) {
@@ -278,12 +283,12 @@ int prefill::stage1(const share & part, bool visual) {
     const int rc = run(std::move(steps), [&](const llama_ubatch & ubatch, const llm_graph_result & res) {
         const uint32_t n      = ubatch.n_tokens;
         const uint32_t hidden = s.hidden.grow(n);
-        const uint32_t keys   = visual ? s.keys.grow(n) : 0;
+        const uint32_t keys   = keeps_keys ? s.keys.grow(n) : 0;
 
         // a wider row has room for what deep-stack layers add later
         std::vector<float> narrow(memory.n_hidden == hparams.n_embd ? 0 : (size_t) n*hparams.n_embd);
         read(res.t_embd, narrow.empty() ? s.hidden.at(hidden) : narrow.data());
-        if (visual) {
+        if (keeps_keys) {
             read(res.t_halfv_k, s.keys.at(keys));
         }
         s.query.resize(ggml_nelements(res.t_halfv_q));
@@ -308,7 +313,7 @@ int prefill::stage1(const share & part, bool visual) {
             r.image     = visual ? (int32_t) s.images.size() - 1 : -1;
             r.index     = visual ? s.images.back().n++ : -1;
             r.hidden    = hidden + i;
-            r.key       = visual ? (int32_t) (keys + i) : -1;
+            r.key       = keeps_keys ? (int32_t) (keys + i) : -1;
             r.group     = group;
             r.batch_idx = ubatch.data->batch_idxs[i];
             r.output    = ubatch.output[i];
@@ -388,7 +393,7 @@ int prefill::settle(llama_seq_id seq_id, when moment, std::vector<step> * last) 
                 }
                 r.hidden = slot + i;
                 r.deep   = true;
-                if (asks_deep && r.image >= 0) {
+                if (asks_deep && (r.image >= 0 || wants_attention())) {
                     r.key = s.keys.grow(1);
                     std::copy_n(keys.data() + i*memory.n_key, memory.n_key, s.keys.at(r.key));
                 }
@@ -455,7 +460,7 @@ int prefill::settle(llama_seq_id seq_id, when moment, std::vector<step> * last) 
 
 int32_t prefill::prepare(llama_seq_id seq_id) {
     const auto * s = memory.find(seq_id);
-    if (!s || s->rows.empty() || !prunes_now()) {
+    if (!s || s->rows.empty() || !prunes_now() || choice != HALFV_CHOICE_HALFV) {
         return HALFV_NOTHING;
     }
     ctx.sched_reserve();

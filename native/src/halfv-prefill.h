@@ -1,5 +1,6 @@
 #pragma once
 
+#include "halfv-compare.h"
 #include "halfv-cost.h"
 #include "halfv-memory.h"
 
@@ -46,6 +47,10 @@ public:
     bool     enabled     = true;
     uint64_t topup_bytes = 0;
 
+    // how tokens are chosen; other ways than our own are in halfv-policy.cpp
+    int32_t  choice      = HALFV_CHOICE_HALFV;
+    uint32_t choice_seed = 0;
+
 private:
     enum class when { question, before_question };
 
@@ -58,6 +63,8 @@ private:
 
     bool prunes_now() const;
     bool applies(const image & im) const;
+    bool wants_attention() const { return choice == HALFV_CHOICE_ATTENTION || choice == HALFV_CHOICE_DART; } // rotated, of text too
+    bool is_lazy(llama_seq_id seq_id, bool visual) const;
 
     std::optional<int> decode_batch(llama_memory_context_ptr & mctx);
     halfv_reason refusal(const llama_batch & batch, bool visual) const;
@@ -74,6 +81,9 @@ private:
     std::vector<row> recall(sequence & s);
     void store(sequence & s, const std::vector<row> & pruned);
     std::vector<float> score(const sequence & s, const std::vector<row> & rows, const std::vector<float> & query) const;
+    std::vector<float> attention(const sequence & s, const std::vector<row> & rows, std::vector<float> query) const;
+    std::vector<int32_t> choose_otherwise(sequence & s, const std::vector<row> & rows, const std::vector<size_t> & members,
+                                          const std::vector<float> & query, int k, bool deep);
     const std::vector<float> & final_norm();
     std::vector<int32_t> cover(const sequence & s, const std::vector<row> & rows, const std::vector<int32_t> & anchors, int k);
 

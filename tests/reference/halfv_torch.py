@@ -165,7 +165,7 @@ class Reference(Transformer):
                 since = self._start_stage2(profile, table, prunable, hidden, *tapped)
                 updated = in_stage2 = since < NEVER
             if profile and layer == profile.ssr_layer:
-                since, updated = _start_stage3(profile, table, prunable, since, *tapped)
+                since, updated = self.start_stage3(profile, table, prunable, since, *tapped)
 
             # the projections; q and k after their own norm where the architecture has one, before RoPE
             q, k, v = self.qkv(self.norm(hidden, f"blk.{layer}.attn_norm.weight"), layer)
@@ -296,34 +296,34 @@ class Reference(Transformer):
                 since[rows[chosen]] = number
         return since
 
+    @staticmethod
+    def start_stage3(
+        profile: Profile,
+        table: Table,
+        prunable: list[torch.Tensor],
+        since: torch.Tensor,
+        q: torch.Tensor,
+        k: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The step in which each token reaches stage III, and which go on being updated there.
 
-def _start_stage3(
-    profile: Profile,
-    table: Table,
-    prunable: list[torch.Tensor],
-    since: torch.Tensor,
-    q: torch.Tensor,
-    k: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The step in which each token reaches stage III, and which go on being updated there.
-
-    `q` and `k` are those of the layer before, with RoPE. A choice among the tokens waits for a question.
-    """
-    since = since.clone()
-    if 0 < profile.ssr_update < 1:
-        for number, step in enumerate(table.steps):
-            if not step.asks:
-                since[since == number] = number + 1
-    updated = since < NEVER
-    if profile.ssr_update == 1:
+        `q` and `k` are those of the layer before, with RoPE. A choice among the tokens waits for a question.
+        """
+        since = since.clone()
+        if 0 < profile.ssr_update < 1:
+            for number, step in enumerate(table.steps):
+                if not step.asks:
+                    since[since == number] = number + 1
+        updated = since < NEVER
+        if profile.ssr_update == 1:
+            return since, updated
+        for rows in prunable:
+            n_updated = share(profile.ssr_update, len(rows))
+            for number, step in enumerate(table.steps):
+                arrived = rows[since[rows] == number]
+                updated[arrived] = False
+                if n_updated and len(arrived):
+                    updated[arrived[top(visual_scores(q[:, step.last], k[:, arrived]), n_updated)]] = True
+        if profile.ssr_rest == "dropped":
+            since[~updated] = NEVER
         return since, updated
-    for rows in prunable:
-        n_updated = share(profile.ssr_update, len(rows))
-        for number, step in enumerate(table.steps):
-            arrived = rows[since[rows] == number]
-            updated[arrived] = False
-            if n_updated and len(arrived):
-                updated[arrived[top(visual_scores(q[:, step.last], k[:, arrived]), n_updated)]] = True
-    if profile.ssr_rest == "dropped":
-        since[~updated] = NEVER
-    return since, updated

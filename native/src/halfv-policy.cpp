@@ -1,0 +1,134 @@
+// Other ways to choose tokens than HalfV's own, for bench and eval.
+
+#include "halfv-policy.h"
+
+#include "halfv-prefill.h"
+#include "halfv-selection.h"
+
+#include "llama-context.h"
+#include "llama-model.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <numeric>
+
+namespace halfv {
+
+std::vector<int32_t> choose_uniform(int n, int k) {
+    std::vector<int32_t> res;
+    for (int64_t i = 0; i < std::min(n, k); ++i) {
+        res.push_back((int32_t) ((2*i + 1)*n/(2*k)));
+    }
+    return res;
+}
+
+// splitmix64
+static uint64_t next_random(uint64_t & state) {
+    uint64_t z = (state += 0x9e3779b97f4a7c15ull);
+    z = (z ^ (z >> 30))*0xbf58476d1ce4e5b9ull;
+    z = (z ^ (z >> 27))*0x94d049bb133111ebull;
+    return z ^ (z >> 31);
+}
+
+std::vector<int32_t> choose_random(int n, int k, uint64_t seed) {
+    std::vector<int32_t> res(n);
+    std::iota(res.begin(), res.end(), 0);
+    k = std::min(n, k);
+    for (int i = 0; i < k; ++i) {
+        std::swap(res[i], res[i + next_random(seed) % (n - i)]);
+    }
+    res.resize(k);
+    std::sort(res.begin(), res.end());
+    return res;
+}
+
+std::vector<int32_t> choose_dart(const float * keys, int width, const float * features, int d, int n_visual, int n_text, int k) {
+    std::vector<float> norms(n_visual + n_text);
+    for (size_t i = 0; i < norms.size(); ++i) {
+        norms[i] = std::accumulate(keys + i*width, keys + (i + 1)*width, 0.0f, [](float sum, float x) { return sum + std::fabs(x); });
+    }
+    std::vector<int32_t> pivots = top_k(norms.data(), n_visual, std::min(dart_pivots, n_visual));
+    std::vector<int32_t> texts  = top_k(norms.data() + n_visual, n_text, std::min(dart_pivots, n_text));
+    std::sort(pivots.begin(), pivots.end());
+    std::sort(texts.begin(), texts.end());
+
+    std::vector<int32_t> taken = pivots;
+    for (const auto t : texts) { pivots.push_back(n_visual + t); }
+
+    const int per_pivot = k/(2*dart_pivots);
+    std::vector<float> unlike(n_visual);
+    for (const auto p : pivots) {
+        const float * x = features + (size_t) p*d;
+        for (int i = 0; i < n_visual; ++i) {
+            unlike[i] = -std::inner_product(x, x + d, features + (size_t) i*d, 0.0f);
+        }
+        const auto found = top_k(unlike.data(), n_visual, per_pivot, taken);
+        taken.insert(taken.end(), found.begin(), found.end());
+    }
+    std::sort(taken.begin(), taken.end());
+    return taken;
+}
+
+// different for every prompt, the same for the same prompt
+static uint64_t prompt_seed(uint32_t seed, const std::vector<float> & query) {
+    uint64_t hash = 0xcbf29ce484222325ull ^ seed;
+    for (const float x : query) {
+        uint32_t bits;
+        memcpy(&bits, &x, sizeof(bits));
+        hash = (hash ^ bits)*0x100000001b3ull;
+    }
+    return hash;
+}
+
+// the last token's attention to each of these rows, over those whose keys are there
+std::vector<float> prefill::attention(const sequence & s, const std::vector<row> & rows, std::vector<float> query) const {
+    const float scale = 1.0f/std::sqrt((float) ctx.model.hparams.n_embd_head_k(memory.bounds[1] - 1));
+    for (auto & x : query) { x *= scale; }
+
+    std::vector<row> known;
+    for (const auto & r : rows) {
+        if (r.key >= 0) { known.push_back(r); }
+    }
+    const auto scores = score(s, known, query);
+    std::vector<float> res;
+    for (size_t i = 0, j = 0; i < rows.size(); ++i) {
+        res.push_back(rows[i].key >= 0 ? scores[j++] : 0.0f);
+    }
+    return res;
+}
+
+// k of the rows `members`, as indices into members
+std::vector<int32_t> prefill::choose_otherwise(sequence & s, const std::vector<row> & rows, const std::vector<size_t> & members,
+                                               const std::vector<float> & query, int k, bool deep) {
+    const int n = members.size();
+    if (choice == HALFV_CHOICE_UNIFORM) {
+        return choose_uniform(n, k);
+    }
+    if (choice == HALFV_CHOICE_RANDOM) {
+        return choose_random(n, k, prompt_seed(choice_seed, query) + rows[members[0]].image);
+    }
+    if (choice == HALFV_CHOICE_DART && !deep) {
+        std::vector<row> both;
+        for (const size_t m : members) { both.push_back(rows[m]); }
+        for (size_t i = members.back() + 1; i < rows.size(); ++i) {
+            if (rows[i].image < 0 && rows[i].key >= 0) { both.push_back(rows[i]); }
+        }
+        const size_t d = ctx.model.hparams.n_embd, width = memory.n_key;
+        std::vector<float> keys, features;
+        for (const auto & r : both) {
+            keys.insert(keys.end(), s.keys.at(r.key), s.keys.at(r.key) + width);
+            features.insert(features.end(), s.hidden.at(r.hidden), s.hidden.at(r.hidden) + d);
+        }
+        final_norm_features(features.data(), final_norm().data(), both.size(), d, features.data());
+        s.stats.flops_spent += cost.cover(n, 2*dart_pivots);
+        return choose_dart(keys.data(), width, features.data(), d, n, both.size() - n, k);
+    }
+    const auto scores = attention(s, rows, query);
+    std::vector<float> mine;
+    for (const size_t m : members) { mine.push_back(scores[m]); }
+    s.stats.flops_spent += cost.scores(rows.size(), memory.bounds[deep ? 2 : 1] - 1);
+    return top_k(mine.data(), n, k);
+}
+
+} // namespace halfv
