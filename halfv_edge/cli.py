@@ -17,6 +17,7 @@ from halfv_edge import (
     cli_eval,
     cli_model,
     cli_profile,
+    cli_quantize,
     cli_tokens,
     info,
 )
@@ -56,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_tokens.add_command(commands)
     cli_profile.add_command(commands)
     cli_convert.add_command(commands)
+    cli_quantize.add_command(commands)
     cli_bench.add_command(commands)
     cli_eval.add_command(commands)
     cli_calibrate.add_command(commands)

@@ -23,6 +23,7 @@ MAX_TEXT_BYTES = 1 << 20
 
 # what the Python API calls it: what the command line calls it
 FLAGS = {
+    "mmproj_type": "--mmproj-type",
     "image_max_tokens": "--image-max-tokens",
     "max_tokens": "--max-tokens",
     "n_ctx": "--ctx",
@@ -98,6 +99,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--kv-type", metavar="TYPE", default="f16", help="of the KV cache: f16, q8_0, ... (%(default)s)"
     )
     running.add_argument(
+        "--mmproj-type",
+        metavar="TYPE",
+        default="auto",
+        help="of the encoder in memory: auto (the fastest here), file, off, bf16, f16, q8_0, ... (%(default)s)",
+    )
+    running.add_argument(
         "--image-max-tokens", metavar="N", type=positive, help="per picture, for encoders that take any size"
     )
     running.add_argument("-v", "--verbose", action="store_true", help="llama.cpp's log on stderr")
@@ -154,6 +161,7 @@ def load(args: argparse.Namespace, console: Console) -> Model:
             n_gpu_layers=-1 if args.gpu_layers is None else args.gpu_layers,
             n_threads=args.threads,
             kv_type=args.kv_type,
+            mmproj_type=args.mmproj_type.lower(),
             image_max_tokens=args.image_max_tokens,
             verbose=args.verbose,
         )

@@ -21,10 +21,13 @@ from halfv_edge.tokens import Layout, Tile, TokenMap
 
 llama_cpp = libs.load()
 
+import halfv_cpp  # noqa: E402
 from llama_cpp import mtmd_cpp as mtmd  # noqa: E402
 
 # Encoders of pictures of any size, from which libmtmd keeps patches that their neighbours predict.
 PATCHWISE = ("qwen2vl_merger", "qwen2.5vl_merger", "qwen2.5o", "qwen3vl_merger")
+# of the weights: the fastest here that keeps the embeddings, as stored, as llama.cpp loads them, or one type
+MMPROJ_TYPES = ("auto", "file", "off", "f32", "f16", "bf16", "q8_0", "q6_k", "q5_1", "q5_0", "q4_1", "q4_0")
 OVERVIEW_FIRST = ("resampler", "minicpmv4_6")  # llama.cpp puts the overview behind the tiles for all others
 
 
@@ -91,6 +94,7 @@ class Encoder:
     n_embd: int
     layout: Layout
     pixel_tau: float | None  # None: pictures are taken whole
+    batches: bool = False  # several tiles of a picture at once, for encoders that can
     n_encoded: int = 0  # pictures that went through the encoder, the remembered ones not counted
     _cache: collections.OrderedDict[str, list[int | Chunk]] = field(default_factory=collections.OrderedDict)
 
@@ -107,8 +111,15 @@ class Encoder:
         image_max_tokens: int | None,
         pixel_tau: float | None,
         cache_bytes: int,
+        weights: str = "auto",
+        attention: int | None = None,
     ) -> Encoder:
-        """pixel_tau: of the model's profile in force, where libmtmd takes it from."""
+        """pixel_tau: of the model's profile in force, where libmtmd takes it from. weights: of MMPROJ_TYPES.
+        attention: enum halfv_attention; by default the fastest, llama.cpp's for "off".
+        """
+        if attention is None:
+            attention = halfv_cpp.HALFV_ATTENTION_STOCK if weights == "off" else halfv_cpp.HALFV_ATTENTION_FAST
+        halfv_cpp.check(halfv_cpp.halfv_set_encoder(weights.encode(), attention))
         params = mtmd.mtmd_context_params_default()
         params.use_gpu = use_gpu
         params.print_timings = False
@@ -126,7 +137,10 @@ class Encoder:
             raise HalfvError(f"{path} hears but does not see: give an mmproj with a vision encoder.")
         metadata = gguf_meta.read(path)
         tau = pixel_tau if _projector(metadata) in PATCHWISE else None
-        return cls(path, pointer, cache_bytes, llama_cpp.llama_model_n_embd_inp(model), _layout(metadata), tau)
+        n_embd = llama_cpp.llama_model_n_embd_inp(model)
+        # a tile fills a CPU, and one call cannot be interrupted
+        batches = use_gpu and llama_cpp.llama_supports_gpu_offload()
+        return cls(path, pointer, cache_bytes, n_embd, _layout(metadata), tau, batches)
 
     def close(self) -> None:
         self._cache.clear()
@@ -174,10 +188,8 @@ class Encoder:
             return None
         start = time.perf_counter()
         items = self._tokenize(encoded.picture, pixels=True)
-        for position, item in enumerate(items):
-            if isinstance(item, Chunk):
-                items[position] = self._run(item, encoded.picture.name)
-        encoded.items[:] = items
+        light = iter(self._run([item for item in items if isinstance(item, Chunk)], encoded.picture.name))
+        encoded.items[:] = [next(light) if isinstance(item, Chunk) else item for item in items]
         self.n_encoded += 1
         self._remember(encoded)
         return time.perf_counter() - start
@@ -191,16 +203,35 @@ class Encoder:
             oldest, _ = self._cache.popitem(last=False)
             del total[oldest]
 
-    def _run(self, chunk: Chunk, name: str) -> Chunk:
+    def _run(self, chunks: list[Chunk], name: str) -> list[Chunk]:
+        """Their embeddings, without the pixels, which are as large again."""
+        light: list[Chunk] = []
+        while len(light) < len(chunks):
+            batch = mtmd.mtmd_batch_init(self.pointer)
+            try:
+                light += self._run_batch(batch, chunks[len(light) :], name)
+            finally:
+                mtmd.mtmd_batch_free(batch)
+        return light
+
+    def _run_batch(self, batch: int, chunks: list[Chunk], name: str) -> list[Chunk]:
+        """As many of the first ones as go together."""
         native_log.clear()
-        if mtmd.mtmd_encode_chunk(self.pointer, chunk.pointer) != 0:
+        count = 0
+        while count < (len(chunks) if self.batches else 1):
+            if mtmd.mtmd_batch_add_chunk(batch, chunks[count].pointer) != 0:
+                break
+            count += 1
+        if count == 0 or mtmd.mtmd_batch_encode(batch) != 0:
             if native_log.out_of_memory():
                 raise HalfvError(
-                    f"{name} does not fit in memory as {chunk.n_tokens} tokens: set image_max_tokens lower."
+                    f"{name} does not fit in memory as {chunks[0].n_tokens} tokens: set image_max_tokens lower."
                 )
             raise RunError(f"{name} cannot be encoded: {native_log.last_words()}.")
-        out = mtmd.mtmd_get_output_embd(self.pointer)
-        # without the pixels, which are as large again
+        return [self._light(batch, chunk) for chunk in chunks[:count]]
+
+    def _light(self, batch: int, chunk: Chunk) -> Chunk:
+        out = mtmd.mtmd_batch_get_output_embd(batch, chunk.pointer)
         light = Chunk(mtmd.mtmd_input_chunk_get_placeholder(chunk.pointer))
         light.embd = np.ctypeslib.as_array(out, shape=(chunk.n_tokens, self.n_embd)).copy()
         return light

@@ -8,14 +8,14 @@ import ctypes
 import dataclasses
 import os
 import weakref
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from halfv_edge import libs, native_log, presets
 from halfv_edge import profile as profiles
 from halfv_edge.conversation import Answer, Chat, Stats
-from halfv_edge.encoder import Encoder, find
+from halfv_edge.encoder import MMPROJ_TYPES, Encoder, find
 from halfv_edge.errors import HalfvError
 from halfv_edge.kv import Context
 from halfv_edge.profile import Profile, Resolved
@@ -84,6 +84,7 @@ class Model:
         flash_attn: Literal["auto"] | bool = "auto",
         kv_type: str = "f16",
         seed: int | None = None,
+        mmproj_type: str = "auto",
         image_max_tokens: int | None = None,
         image_cache_mb: int = 512,
         topup_mb: int = 256,
@@ -98,6 +99,8 @@ class Model:
         predict stay out of the encoder; 0 are equal ones, "off" is none.
         n_ctx: tokens of a conversation, pictures included; 8192, or what the model was trained for if that is less.
         n_gpu_layers: -1 is all. kv_type: f16, q8_0, ... of the KV cache. seed: of every answer that names none.
+        mmproj_type: of the encoder's weights in memory; "auto" is the fastest here that keeps its output, "file" is as
+        they are stored, "off" as llama.cpp loads and computes them, else bf16, f16, q8_0, ...
         image_max_tokens: per picture, for encoders that take any size.
         image_cache_mb: encoded pictures that are remembered. topup_mb: pruned tokens that a later question can bring
         back. verbose: llama.cpp's log on stderr.
@@ -105,8 +108,9 @@ class Model:
         native_log.capture(verbose)
         about = profiles.Model.read(path)
         encoder_path = find(mmproj, about)
-        _check_choice("kv_type", kv_type, KV_TYPES)
-        _check_choice("flash_attn", flash_attn, FLASH)
+        check_choice("kv_type", kv_type, KV_TYPES)
+        check_choice("flash_attn", flash_attn, FLASH)
+        check_choice("mmproj_type", mmproj_type, MMPROJ_TYPES)
         for name, number, least in (
             ("n_ctx", n_ctx, 1),
             ("n_threads", n_threads, 1),
@@ -158,6 +162,7 @@ class Model:
                 image_max_tokens=image_max_tokens,
                 pixel_tau=model.profile and model.profile.pixel_tau,
                 cache_bytes=image_cache_mb << 20,
+                weights=mmproj_type,
             )
             model._set_template(about.architecture)
             model._free = model._context()  # so that a lack of memory shows now
@@ -338,7 +343,7 @@ def _override(
     return preset.scaled(about.n_layer).profile
 
 
-def _check_choice(name: str, value: object, choices: Mapping[Any, int]) -> None:
+def check_choice(name: str, value: object, choices: Collection[Any]) -> None:
     if value not in choices:
         raise HalfvError(f"{name} = {value!r} is not valid: it must be one of {', '.join(map(str, choices))}.")
 

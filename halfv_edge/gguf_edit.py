@@ -30,15 +30,34 @@ def replace_keys(
 
     `target` may be the source itself: it is replaced at once, when the whole new file is on the disk.
     """
+    with rewriting(source, target, prefix, new, progress=progress) as (old, out, bar):
+        _copy(old, out, source.data, source.size, bar)
+
+
+@contextlib.contextmanager
+def rewriting(
+    source: Metadata,
+    target: Path,
+    prefix: str,
+    new: Mapping[str, tuple[int, Any]],
+    infos: bytes | None = None,
+    n_data: int | None = None,
+    *,
+    progress: bool = True,
+) -> Iterator[tuple[BinaryIO, BinaryIO, tqdm]]:
+    """The same up to the tensor data, which the block writes: the old file, the new one, and the bar.
+
+    infos: those of the new tensors, as many as before, with n_data bytes of data; else the old ones.
+    """
     kept = [entry for key, entry in source.entries.items() if not key.startswith(prefix)]
     encoded = b"".join(gguf_meta.encode(key, type_, value) for key, (type_, value) in new.items())
     header = struct.pack("<4sIQQ", gguf_meta.MAGIC, source.version, source.n_tensors, len(kept) + len(new))
-    infos_end = (
-        len(header) + sum(entry.end - entry.start for entry in kept) + len(encoded) + (source.infos_end - source.infos)
-    )
+    n_infos = source.infos_end - source.infos if infos is None else len(infos)
+    n_data = source.size - source.data if n_data is None else n_data
+    infos_end = len(header) + sum(entry.end - entry.start for entry in kept) + len(encoded) + n_infos
     padded = source.n_tensors or source.size > source.infos_end
     padding = bytes(-infos_end % source.alignment if padded else 0)
-    total = infos_end + len(padding) + source.size - source.data
+    total = infos_end + len(padding) + n_data
 
     copied = total - len(header) - len(encoded) - len(padding)
     with gguf_meta.reading(source.path) as old, writing(target, total) as out, _bar(copied, target, progress) as bar:
@@ -49,9 +68,12 @@ def replace_keys(
         for start, end in _joined(kept):
             _copy(old, out, start, end, bar)
         out.write(encoded)
-        _copy(old, out, source.infos, source.infos_end, bar)
+        if infos is None:
+            _copy(old, out, source.infos, source.infos_end, bar)
+        else:
+            out.write(infos)
         out.write(padding)
-        _copy(old, out, source.data, source.size, bar)
+        yield old, out, bar
         if target == source.path:
             os.chmod(out.name, stat.S_IMODE(info.st_mode))
         bar.set_description("flushing to the disk")

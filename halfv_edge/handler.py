@@ -60,6 +60,7 @@ class HalfVChatHandler:
         keep: float | None = None,
         pixel_tau: float | Literal["off"] | None = None,
         exact: bool = False,
+        mmproj_type: str = "auto",
         image_max_tokens: int | None = None,
         image_cache_mb: int = 512,
         topup_mb: int = 256,
@@ -67,7 +68,8 @@ class HalfVChatHandler:
         """Take the place of a handler of llama_cpp.
 
         like: the handler whose prompt format is used; by default that is the chat template in the GGUF.
-        profile, keep, pixel_tau, image_max_tokens, image_cache_mb, topup_mb: as in halfv_edge.engine.Model.load.
+        profile, keep, pixel_tau, mmproj_type, image_max_tokens, image_cache_mb, topup_mb: as in
+        halfv_edge.engine.Model.load.
         exact: an edited question chooses its visual tokens anew, as if the conversation came for the first time.
         Without it those of the former question stay and the ones that matter to the new one join them: that is faster.
         """
@@ -81,6 +83,8 @@ class HalfVChatHandler:
         self._keep = keep
         self._pixel_tau = pixel_tau
         self._exact = exact
+        engine.check_choice("mmproj_type", mmproj_type, encoder.MMPROJ_TYPES)
+        self._mmproj_type = mmproj_type
         self._image_max_tokens = image_max_tokens
         self._cache_bytes = image_cache_mb << 20
         self._topup_bytes = topup_mb << 20
@@ -160,9 +164,11 @@ class HalfVChatHandler:
             about.path,
             use_gpu=self._use_gpu,
             n_threads=llama.n_threads,
-            flash_attn=int(flash_attn),
+            # a Llama has none unless it is told to, and an encoder takes several times as long without
+            flash_attn=int(flash_attn) if self._mmproj_type == "off" else engine.FLASH["auto"],
             image_max_tokens=self._image_max_tokens,
             pixel_tau=resolved.profile and resolved.profile.pixel_tau,
+            weights=self._mmproj_type,
             cache_bytes=self._cache_bytes,
         )
         self.profile = resolved.profile

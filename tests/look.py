@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import halfv_cpp
 import llama_cpp
 import numpy as np
 from client import Client
@@ -63,6 +64,7 @@ def open_mmproj(client: Client, mmproj: Path) -> Iterator[int]:
     params.use_gpu = params.warmup = params.print_timings = False
     params.n_threads = 1
     params.flash_attn_type = int(FLASH_ATTN)
+    halfv_cpp.check(halfv_cpp.halfv_set_encoder(b"file", halfv_cpp.HALFV_ATTENTION_FAST))  # numbers will be compared
     encoder = mtmd.mtmd_init_from_file(str(mmproj).encode(), client.model, params)
     assert encoder, f"cannot load {mmproj}"
     try:

@@ -75,7 +75,7 @@ def words_only(llama: Llama) -> dict[int, float]:
 @pytest.mark.parametrize("like", [MTMDChatHandler, Llava15ChatHandler, Qwen25VLChatHandler])
 def test_off_is_upstream(like: type, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """With templates of every kind, one conversation after the other on one Llama, cached or not."""
-    ours = place.ours(profile="off", like=like)
+    ours = place.ours(profile="off", mmproj_type="off", like=like)
     conversations = [FIRST, SECOND, TWO_PICTURES, TEXT_ONLY, FIRST]
     found = [ours(messages) for messages in conversations]
     monkeypatch.setenv("HALFV", "off")

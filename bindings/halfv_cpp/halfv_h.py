@@ -194,6 +194,26 @@ def halfv_topup(ctx: int | None, seq: int, /) -> int:
 
 
 #
+# the vision encoder, in libmtmd
+#
+
+# enum halfv_attention {
+#     HALFV_ATTENTION_STOCK   = 0, // as llama.cpp computes it
+#     HALFV_ATTENTION_WINDOWS = 1, // window by window where the model has windows, not through a mask over all patches
+#     HALFV_ATTENTION_FAST    = 2, // and in bfloat16 on CPUs that multiply it; the default
+# };
+HALFV_ATTENTION_STOCK = 0
+HALFV_ATTENTION_WINDOWS = 1
+HALFV_ATTENTION_FAST = 2
+
+
+# LLAMA_API int32_t halfv_set_encoder(const char * weights, enum halfv_attention attention);
+@ctypes_function("halfv_set_encoder", [c_char_p, c_int], c_int32)
+def halfv_set_encoder(weights: bytes, attention: int, /) -> int:
+    """How encoders that this thread loads from now on compute; weights: b"auto", b"file", b"off" or a type."""
+
+
+#
 # what happened
 #
 

@@ -114,6 +114,21 @@ LLAMA_API int32_t halfv_set_topup_bytes(struct llama_context * ctx, uint64_t byt
 LLAMA_API int32_t halfv_topup(struct llama_context * ctx, llama_seq_id seq);
 
 //
+// the vision encoder, in libmtmd
+//
+
+enum halfv_attention {
+    HALFV_ATTENTION_STOCK   = 0, // as llama.cpp computes it
+    HALFV_ATTENTION_WINDOWS = 1, // window by window where the model has windows, not through a mask over all patches
+    HALFV_ATTENTION_FAST    = 2, // and in bfloat16 on CPUs that multiply it; the default
+};
+
+// How encoders that this thread loads from now on compute. weights: "auto", the default, is the type that is fastest here
+// and keeps the embeddings; "file", as they are; "off", as llama.cpp loads them; or a type: f16, bf16, q8_0, ...
+// HALFV=off in the environment makes it "off" and HALFV_ATTENTION_STOCK. HALFV_OK, HALFV_ERR_ARGUMENT
+LLAMA_API int32_t halfv_set_encoder(const char * weights, enum halfv_attention attention);
+
+//
 // what happened
 //
 

@@ -1,5 +1,6 @@
 #include "halfv.h"
 
+#include "halfv-encoder.h"
 #include "halfv-prefill.h"
 #include "halfv-profile.h"
 
@@ -319,5 +320,15 @@ int32_t halfv_observe(llama_context * ctx, const uint8_t * freeze, halfv_observe
         return rc == HALFV_ERR_ARGUMENT ? fail(rc, "halfv: a prompt to observe must end with text, and memory must be empty") :
                rc == HALFV_ERR_MEMORY   ? fail(rc, "halfv: no room in the KV cache or in memory for the prompt") :
                rc == HALFV_ERR_COMPUTE  ? fail(rc, "halfv: observing failed, was aborted or was stopped by the observer") : rc;
+    });
+}
+
+int32_t halfv_set_encoder(const char * weights, enum halfv_attention attention) {
+    return guarded([&]() -> int32_t {
+        if (!weights) {
+            return fail(HALFV_ERR_ARGUMENT, "halfv: weights is null");
+        }
+        halfv::set_encoder_settings({ attention, weights });
+        return HALFV_OK;
     });
 }

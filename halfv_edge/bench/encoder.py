@@ -1,0 +1,110 @@
+"""The vision encoder alone, of random weights, as llama.cpp computes it and as we do.
+
+Both run in one process on the same libraries, in turn; `off` is bit for bit what llama.cpp computes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from halfv_edge import libs, native_log
+from halfv_edge.bench import machine, pictures, shapes
+from halfv_edge.bench.run import spread
+
+llama_cpp = libs.load()
+
+from halfv_edge.encoder import MMPROJ_TYPES, Encoder  # noqa: E402
+from halfv_edge.images import Picture  # noqa: E402
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", default="qwen2.5-vl-3b", choices=shapes.SHAPES)
+    parser.add_argument("--tokens", default="256,1024", help="of each picture, where the encoder takes any size")
+    parser.add_argument("--types", default="off,auto", help=f"compared with the first: {', '.join(MMPROJ_TYPES)}")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=machine.physical_cores())
+    parser.add_argument(
+        "--models", type=Path, default=Path.home() / ".cache/halfv-edge/shapes", help="folder of the files"
+    )
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    machine.warn_when_busy()
+    native_log.capture()
+    shape = shapes.SHAPES[args.shape]
+    counts = [int(part) for part in args.tokens.split(",")] if shape.vision.pixels_per_token else [shape.tokens[0]]
+    with tempfile.TemporaryDirectory() as folder:
+        rows = list(_measure(args, shape, counts, Path(folder)))
+    report = {"shape": args.shape, "commit": machine.commit(), "machine": machine.describe(), "threads": args.threads}
+    print(json.dumps(report | {"rows": rows}, indent=2) if args.json else _table(rows))
+
+
+def _measure(args: argparse.Namespace, shape: shapes.Shape, counts: list[int], folder: Path) -> Any:
+    mmproj = shapes.mmproj_file(args.shape, shape, args.models)
+    text = shapes._writers().write_model(folder / "text.gguf", "llama", n_embd=shape.n_embd, n_layer=1, n_ff=32)
+    model = llama_cpp.llama_model_load_from_file(str(text).encode(), llama_cpp.llama_model_default_params())
+    options = {
+        "use_gpu": True,
+        "n_threads": args.threads,
+        "flash_attn": -1,
+        "image_max_tokens": None,
+        "pixel_tau": None,
+        "cache_bytes": 0,
+    }
+    encoders: dict[str, Encoder] = {}
+    load_s = {}
+    for name in args.types.split(","):
+        start = time.perf_counter()
+        encoders[name] = Encoder.load(mmproj, model, text, weights=name, **options)
+        load_s[name] = time.perf_counter() - start
+    for count in counts:
+        picture = Picture("the picture", pictures.random_picture(*shape.vision.size(count)))
+        times: dict[str, list[float]] = {name: [] for name in encoders}
+        found: dict[str, np.ndarray] = {}
+        for repeat in range(args.repeats):
+            for name in list(encoders)[:: -1 if repeat % 2 else 1]:
+                print(f"{count} tokens, {name}, {repeat + 1} of {args.repeats}", file=sys.stderr)
+                encoded = encoders[name].tokens(picture)
+                times[name].append(encoders[name].encode(encoded))
+                found[name] = np.concatenate([chunk.embd for chunk in encoded.chunks])
+        first = next(iter(encoders))
+        for name in encoders:
+            ratios = spread(base / other for base, other in zip(times[first], times[name], strict=True))
+            yield {
+                "tokens": len(found[name]),
+                "type": name,
+                "load_s": load_s[name],
+                "encode_s": spread(times[name]),
+                "faster": ratios,
+                "least_cosine": _least_cosine(found[first], found[name]),
+            }
+    for encoder in encoders.values():
+        encoder.close()
+    llama_cpp.llama_model_free(model)
+
+
+def _least_cosine(a: np.ndarray, b: np.ndarray) -> float:
+    """Of two embeddings of the same token."""
+    return float(((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).min())
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    lines = ["| tokens | type | load | encode | faster | least cosine |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        lines.append(
+            f"| {row['tokens']} | {row['type']} | {row['load_s']:.2f} s | {row['encode_s']['median']:.2f} s "
+            f"| {row['faster']['median']:.2f}x | {row['least_cosine']:.6f} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

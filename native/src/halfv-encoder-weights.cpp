@@ -1,0 +1,307 @@
+#include "halfv-encoder.h"
+#include "halfv-workers.h"
+
+#include "ggml-alloc.h"
+
+#include <algorithm>
+#include <cctype>
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+#include <thread>
+
+namespace halfv {
+
+// A matrix product is slow when its rows are no multiple of what the vector units take at once.
+constexpr int64_t ROW_UNIT = 32;
+
+static thread_local encoder_settings settings_of_thread;
+
+static std::string lower(std::string text) {
+    std::transform(text.begin(), text.end(), text.begin(), [](unsigned char c) { return (char) std::tolower(c); });
+    return text;
+}
+
+// GGML_TYPE_COUNT when no matrix can be made to be of that type
+static ggml_type type_of_name(const std::string & name) {
+    for (int i = 0; i < GGML_TYPE_COUNT; ++i) {
+        const auto type = (ggml_type) i;
+        const ggml_type_traits * traits = ggml_get_type_traits(type);
+        const bool quantizes = traits->to_float && traits->from_float_ref && !ggml_quantize_requires_imatrix(type);
+        if ((type == GGML_TYPE_F32 || quantizes) && lower(ggml_type_name(type)) == lower(name)) {
+            return type;
+        }
+    }
+    return GGML_TYPE_COUNT;
+}
+
+void set_encoder_settings(const encoder_settings & settings) {
+    const std::string & name = settings.weights;
+    if (name != "auto" && name != "file" && name != "off" && type_of_name(name) == GGML_TYPE_COUNT) {
+        throw std::runtime_error("halfv: '" + name + "' is no type for an encoder's weights: use auto, file, off, or f16, bf16, q8_0, ...");
+    }
+    if (settings.attention < HALFV_ATTENTION_STOCK || settings.attention > HALFV_ATTENTION_FAST) {
+        throw std::runtime_error("halfv: attention = " + std::to_string(settings.attention) + " is none of enum halfv_attention");
+    }
+    settings_of_thread = settings;
+}
+
+encoder_settings encoder_settings::current() {
+    const char * env = getenv("HALFV");
+    if (env && strcmp(env, "off") == 0) {
+        return { HALFV_ATTENTION_STOCK, "off" };
+    }
+    return settings_of_thread;
+}
+
+//
+// which tensors
+//
+
+namespace {
+
+struct use {
+    int  products = 0; // as the matrix of a product
+    bool other    = false;
+};
+
+struct weight_uses {
+    std::unordered_map<const ggml_tensor *, use> of_weight;
+    std::unordered_map<const ggml_tensor *, int> of_node;
+
+    weight_uses(ggml_cgraph * graph, ggml_context * weights) {
+        for (ggml_tensor * t = ggml_get_first_tensor(weights); t; t = ggml_get_next_tensor(weights, t)) {
+            of_weight[t];
+        }
+        for (int i = 0; i < ggml_graph_n_nodes(graph); ++i) {
+            const ggml_tensor * node = ggml_graph_node(graph, i);
+            for (int j = 0; j < GGML_MAX_SRC && node->src[j]; ++j) {
+                auto found = of_weight.find(node->src[j]);
+                ++of_node[node->src[j]];
+                if (found == of_weight.end()) {
+                    continue;
+                }
+                if (node->op == GGML_OP_MUL_MAT && j == 0 && node->src[1]->type == GGML_TYPE_F32) {
+                    ++found->second.products;
+                } else {
+                    found->second.other = true;
+                }
+            }
+        }
+    }
+
+    bool is_matrix(const ggml_tensor * t) const {
+        auto found = of_weight.find(t);
+        return found != of_weight.end() && found->second.products > 0 && !found->second.other && ggml_n_dims(t) == 2;
+    }
+
+    // The weights that make the n columns of t and nothing else, when columns of zeros come out as zeros.
+    bool makers(const ggml_tensor * t, int64_t n, std::vector<ggml_tensor *> & out) const {
+        if (t->ne[0] != n || of_node.at(t) != 1) {
+            return false;
+        }
+        ggml_tensor * second = t->src[1];
+        switch (t->op) {
+            case GGML_OP_MUL_MAT:
+                out.push_back(t->src[0]);
+                return is_matrix(t->src[0]) && of_node.at(t->src[0]) == 1;
+            case GGML_OP_ADD:
+                out.push_back(second);
+                return of_weight.count(second) && of_node.at(second) == 1 && ggml_nelements(second) == n && makers(t->src[0], n, out);
+            case GGML_OP_UNARY:
+                switch (ggml_get_unary_op(t)) {
+                    case GGML_UNARY_OP_GELU:
+                    case GGML_UNARY_OP_GELU_ERF:
+                    case GGML_UNARY_OP_GELU_QUICK:
+                    case GGML_UNARY_OP_SILU:
+                    case GGML_UNARY_OP_RELU:
+                        return makers(t->src[0], n, out);
+                    default:
+                        return false;
+                }
+            case GGML_OP_SQR:
+                return makers(t->src[0], n, out);
+            case GGML_OP_GLU:
+                return second && makers(t->src[0], n, out) && makers(second, n, out);
+            default:
+                return false;
+        }
+    }
+};
+
+// type and shape of a tensor without memory
+void reform(ggml_tensor * t, ggml_type type, int64_t ne0, int64_t ne1) {
+    t->type  = type;
+    t->ne[0] = ne0;
+    t->ne[1] = ne1;
+    t->nb[0] = ggml_type_size(type);
+    t->nb[1] = ggml_row_size(type, ne0);
+    t->nb[2] = t->nb[3] = t->nb[1]*ne1;
+}
+
+std::vector<ggml_backend_buffer_type_t> extra_buffer_types(ggml_backend_dev_t device) {
+    std::vector<ggml_backend_buffer_type_t> types;
+    auto get = (ggml_backend_dev_get_extra_bufts_t)
+        ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(device), "ggml_backend_dev_get_extra_bufts");
+    for (ggml_backend_buffer_type_t * type = get ? get(device) : nullptr; type && *type; ++type) {
+        types.push_back(*type);
+    }
+    return types;
+}
+
+bool has_feature(ggml_backend_dev_t device, const char * name) {
+    ggml_backend_reg_t reg = ggml_backend_dev_backend_reg(device);
+    auto get = (ggml_backend_get_features_t) ggml_backend_reg_get_proc_address(reg, "ggml_backend_get_features");
+    for (ggml_backend_feature * f = get ? get(reg) : nullptr; f && f->name; ++f) {
+        if (strcmp(f->name, name) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+// whether the device multiplies by a matrix of this type and shape that lies in such a buffer
+bool multiplies(ggml_backend_dev_t device, ggml_backend_buffer_type_t buffer_type, ggml_type type, int64_t ne0, int64_t ne1) {
+    ggml_context_ptr ctx(ggml_init({ 8*ggml_tensor_overhead(), nullptr, true }));
+    ggml_backend_buffer_ptr buffer(ggml_backend_buft_alloc_buffer(buffer_type, 0));
+    ggml_tensor * matrix = ggml_new_tensor_2d(ctx.get(), type, ne0, ne1);
+    matrix->buffer = buffer.get();
+    return ggml_backend_dev_supports_op(device, ggml_mul_mat(ctx.get(), matrix, ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, ne0, 512)));
+}
+
+// The fastest type of a CPU that keeps the embeddings: q8_0 and less do not (docs/encoder.md).
+ggml_type best_type(ggml_backend_dev_t device, ggml_type stored) {
+    if (has_feature(device, "AVX512_BF16")) {
+        return GGML_TYPE_BF16;
+    }
+    return ggml_is_quantized(stored) ? stored : GGML_TYPE_F16;
+}
+
+} // namespace
+
+void encoder_weights::plan(const encoder_settings & settings, ggml_backend_t backend, ggml_cgraph * graph, ggml_context * weights) {
+    ggml_backend_dev_t device = ggml_backend_get_device(backend);
+    const bool is_cpu = ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_CPU;
+    const auto type_for = [&](ggml_type stored) {
+        if (settings.weights == "file") {
+            return stored;
+        }
+        if (settings.weights != "auto") {
+            return type_of_name(settings.weights);
+        }
+        return best_type(device, stored);
+    };
+
+    const weight_uses uses(graph, weights);
+    const auto bytes = [&] {
+        int64_t sum = 0;
+        for (const auto & [tensor, _] : uses.of_weight) {
+            sum += (int64_t) ggml_nbytes(tensor);
+        }
+        return sum;
+    };
+    const int64_t bytes_before = bytes();
+
+    // shapes first: a type needs rows of whole blocks
+    for (int i = 0; is_cpu && i < ggml_graph_n_nodes(graph); ++i) {
+        const ggml_tensor * node = ggml_graph_node(graph, i);
+        if (node->op != GGML_OP_MUL_MAT || !uses.is_matrix(node->src[0]) || uses.of_node.at(node->src[0]) != 1) {
+            continue;
+        }
+        ggml_tensor * matrix = node->src[0];
+        const int64_t n = matrix->ne[0];
+        const int64_t unit = std::max(ROW_UNIT, ggml_blck_size(type_for(matrix->type)));
+        const int64_t padded = (n + unit - 1)/unit*unit;
+        std::vector<ggml_tensor *> makers;
+        if (padded == n || padded % ggml_blck_size(matrix->type) || !uses.makers(node->src[1], n, makers)) {
+            continue;
+        }
+        reform(matrix, matrix->type, padded, matrix->ne[1]);
+        planned[matrix] = nullptr;
+        for (ggml_tensor * maker : makers) {
+            const bool is_matrix = uses.is_matrix(maker);
+            reform(maker, maker->type, is_matrix ? maker->ne[0] : padded, is_matrix ? padded : 1);
+            planned[maker] = nullptr;
+        }
+    }
+
+    const std::vector<ggml_backend_buffer_type_t> extra = is_cpu ? extra_buffer_types(device) : std::vector<ggml_backend_buffer_type_t>();
+    for (ggml_tensor * t = ggml_get_first_tensor(weights); t; t = ggml_get_next_tensor(weights, t)) {
+        if (!uses.is_matrix(t)) {
+            continue;
+        }
+        const ggml_type type = type_for(t->type);
+        if (type != t->type && t->ne[0] % ggml_blck_size(type) == 0) {
+            reform(t, type, t->ne[0], t->ne[1]);
+            planned[t] = nullptr;
+        }
+        for (ggml_backend_buffer_type_t buffer_type : extra) {
+            if (multiplies(device, buffer_type, t->type, t->ne[0], t->ne[1])) {
+                planned[t] = buffer_type;
+                break;
+            }
+        }
+    }
+    growth = bytes() - bytes_before;
+}
+
+std::vector<ggml_backend_buffer_ptr> encoder_weights::allocate() const {
+    std::unordered_map<ggml_backend_buffer_type_t, std::vector<ggml_tensor *>> groups;
+    for (const auto & [tensor, buffer_type] : planned) {
+        if (buffer_type) {
+            groups[buffer_type].push_back(const_cast<ggml_tensor *>(tensor));
+        }
+    }
+    std::vector<ggml_backend_buffer_ptr> buffers;
+    for (const auto & [buffer_type, tensors] : groups) {
+        const size_t alignment = ggml_backend_buft_get_alignment(buffer_type);
+        size_t size = 0;
+        for (const ggml_tensor * t : tensors) {
+            size += GGML_PAD(ggml_backend_buft_get_alloc_size(buffer_type, t), alignment);
+        }
+        buffers.emplace_back(ggml_backend_buft_alloc_buffer(buffer_type, size));
+        if (!buffers.back()) {
+            throw std::runtime_error("halfv: out of memory for the encoder's weights");
+        }
+        ggml_backend_buffer_set_usage(buffers.back().get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+        ggml_tallocr allocator = ggml_tallocr_new(buffers.back().get());
+        for (ggml_tensor * t : tensors) {
+            ggml_tallocr_alloc(&allocator, t);
+        }
+    }
+    return buffers;
+}
+
+bool encoder_weights::owns(const ggml_tensor * weight) const {
+    return planned.count(weight) > 0;
+}
+
+void encoder_weights::set(ggml_tensor * weight, const ggml_tensor * stored, const void * data) const {
+    if (weight->type == stored->type && ggml_are_same_shape(weight, stored)) {
+        ggml_backend_tensor_set(weight, data, 0, ggml_nbytes(weight));
+        return;
+    }
+    const int64_t n_in = stored->ne[0], n_out = weight->ne[0];
+    const size_t row_out = ggml_row_size(weight->type, n_out);
+    const auto to_float = ggml_get_type_traits(stored->type)->to_float;
+    std::vector<char> converted(ggml_nbytes(weight)); // rows beyond those of the file stay zero: all types have it as zeros
+
+    constexpr int64_t ROWS = 64;
+    worker_pool workers((int) std::thread::hardware_concurrency());
+    workers.each((int) ((stored->ne[1] + ROWS - 1)/ROWS), [&](int item) {
+        std::vector<float> row(n_out, 0.0f);
+        const int64_t end = std::min((item + 1)*ROWS, stored->ne[1]);
+        for (int64_t i = item*ROWS; i < end; ++i) {
+            const char * from = (const char *) data + i*stored->nb[1];
+            if (stored->type == GGML_TYPE_F32) {
+                memcpy(row.data(), from, n_in*sizeof(float));
+            } else {
+                to_float(from, row.data(), n_in);
+            }
+            ggml_quantize_chunk(weight->type, row.data(), converted.data() + i*row_out, 0, 1, n_out, nullptr);
+        }
+    });
+    ggml_backend_tensor_set(weight, converted.data(), 0, converted.size());
+}
+
+} // namespace halfv

@@ -1,0 +1,78 @@
+#pragma once
+
+// What mtmd asks of us for a vision encoder: attention inside windows, and how its weights are held.
+
+#include "halfv.h"
+
+#include "ggml-backend.h"
+#include "ggml-cpp.h"
+
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+namespace halfv {
+
+struct encoder_settings {
+    int32_t     attention = HALFV_ATTENTION_FAST;
+    std::string weights   = "auto"; // or "off", "file", the name of a ggml type
+
+    // those of this thread; all off under HALFV=off
+    LLAMA_API static encoder_settings current();
+};
+
+// throws std::runtime_error with one sentence when one is not known
+void set_encoder_settings(const encoder_settings & settings);
+
+//
+// attention
+//
+
+struct grid_window {
+    int x, y, width, height;
+};
+
+// A grid cut into windows of side x side, smaller at its right and lower edge; those of one size follow each other.
+LLAMA_API std::vector<grid_window> grid_windows(int width, int height, int side);
+
+struct encoder_attention {
+    int32_t level  = HALFV_ATTENTION_STOCK;
+    bool    on_cpu = false;
+
+    // Windows are runs of tokens that attend to each other only; their lengths, which add up to all tokens. Equal ones
+    // that follow each other cost one operation. A mask says the same in llama.cpp; empty: it says something else.
+    std::vector<int> windows;
+
+    // q, k and v are [d_head, n_head, n_tokens, n], the result [d_head * n_head, n_tokens * n]; null: as llama.cpp does it
+    LLAMA_API ggml_tensor * build(
+            ggml_context * ctx, ggml_tensor * q, ggml_tensor * k, ggml_tensor * v, const ggml_tensor * mask, float scale,
+            bool flash) const;
+};
+
+//
+// weights
+//
+
+// Gives the matrices of an encoder the type, the row length and the buffer with which this machine multiplies fastest.
+class encoder_weights {
+public:
+    // Changes tensors of `weights`, which have no memory yet. `graph` is one that uses them.
+    LLAMA_API void plan(const encoder_settings & settings, ggml_backend_t backend, ggml_cgraph * graph, ggml_context * weights);
+
+    // memory for the matrices that go to a buffer of another type; the other tensors get none
+    LLAMA_API std::vector<ggml_backend_buffer_ptr> allocate() const;
+
+    // whether data must go through set()
+    LLAMA_API bool owns(const ggml_tensor * weight) const;
+
+    // `data` is what the file has, `stored` its type and shape
+    LLAMA_API void set(ggml_tensor * weight, const ggml_tensor * stored, const void * data) const;
+
+    // how much larger than in the file they are, in bytes
+    int64_t growth = 0;
+
+private:
+    std::unordered_map<const ggml_tensor *, ggml_backend_buffer_type_t> planned; // null: the backend's own buffer
+};
+
+} // namespace halfv

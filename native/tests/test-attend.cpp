@@ -1,0 +1,134 @@
+// Attention of the vision encoders against sums in double, and windows of a grid.
+//   test-attend [seed]
+
+#include "halfv-attend.h"
+#include "halfv-encoder.h"
+
+#include "ggml-alloc.h"
+#include "ggml-backend.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <vector>
+
+static unsigned seed = 1;
+static int n_failed = 0;
+
+#define CHECK(x)                                                                                                       \
+    do {                                                                                                               \
+        if (!(x)) {                                                                                                    \
+            fprintf(stderr, "%s:%d: %s is false (seed %u)\n", __FILE__, __LINE__, #x, seed);                           \
+            ++n_failed;                                                                                                \
+        }                                                                                                              \
+    } while (0)
+
+struct shape {
+    int d, n_head, n_head_kv, n_q, n_k, n;
+    float scale, spread; // of the values
+};
+
+static void test_attend(const shape & s, int n_threads) {
+    ggml_context_ptr ctx(ggml_init({ 32*ggml_tensor_overhead() + ggml_graph_overhead(), nullptr, true }));
+    // keys and values side by side, as a fused matrix gives them
+    ggml_tensor * q  = ggml_new_tensor_4d(ctx.get(), GGML_TYPE_F32, s.d, s.n_head, s.n_q, s.n);
+    ggml_tensor * kv = ggml_new_tensor_4d(ctx.get(), GGML_TYPE_F32, s.d, 2*s.n_head_kv, s.n_k, s.n);
+    const auto half = [&](int i) {
+        return ggml_view_4d(ctx.get(), kv, s.d, s.n_head_kv, s.n_k, s.n, kv->nb[1], kv->nb[2], kv->nb[3], i*s.n_head_kv*kv->nb[1]);
+    };
+    ggml_tensor * out = halfv::attend_cpu(ctx.get(), q, half(0), half(1), s.scale);
+    ggml_cgraph * graph = ggml_new_graph(ctx.get());
+    ggml_build_forward_expand(graph, out);
+
+    ggml_backend_ptr cpu(ggml_backend_init_by_type(GGML_BACKEND_DEVICE_TYPE_CPU, nullptr));
+    auto set_n_threads = (ggml_backend_set_n_threads_t) ggml_backend_reg_get_proc_address(
+        ggml_backend_dev_backend_reg(ggml_backend_get_device(cpu.get())), "ggml_backend_set_n_threads");
+    set_n_threads(cpu.get(), n_threads);
+    ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors(ctx.get(), cpu.get()));
+
+    std::mt19937 rng(seed);
+    std::normal_distribution<float> normal(0.0f, s.spread);
+    std::vector<float> vq(ggml_nelements(q)), vkv(ggml_nelements(kv)), got(ggml_nelements(out));
+    for (auto * values : { &vq, &vkv }) {
+        for (float & x : *values) { x = normal(rng); }
+    }
+    ggml_backend_tensor_set(q, vq.data(), 0, ggml_nbytes(q));
+    ggml_backend_tensor_set(kv, vkv.data(), 0, ggml_nbytes(kv));
+    CHECK(ggml_backend_graph_compute(cpu.get(), graph) == GGML_STATUS_SUCCESS);
+    ggml_backend_tensor_get(out, got.data(), 0, ggml_nbytes(out));
+
+    double error = 0, total = 0;
+    for (int w = 0; w < s.n; ++w) {
+        for (int i = 0; i < s.n_q; ++i) {
+            for (int h = 0; h < s.n_head; ++h) {
+                const float * x = &vq[(((size_t) w*s.n_q + i)*s.n_head + h)*s.d];
+                const auto row = [&](int j, int which) {
+                    const int head = which*s.n_head_kv + h/(s.n_head/s.n_head_kv);
+                    return &vkv[(((size_t) w*s.n_k + j)*2*s.n_head_kv + head)*s.d];
+                };
+                std::vector<double> score(s.n_k), sum(s.d);
+                for (int j = 0; j < s.n_k; ++j) {
+                    for (int c = 0; c < s.d; ++c) { score[j] += (double) x[c]*row(j, 0)[c]*s.scale; }
+                }
+                const double top = *std::max_element(score.begin(), score.end());
+                double norm = 0;
+                for (int j = 0; j < s.n_k; ++j) {
+                    const double weight = exp(score[j] - top);
+                    norm += weight;
+                    for (int c = 0; c < s.d; ++c) { sum[c] += weight*row(j, 1)[c]; }
+                }
+                const float * y = &got[((size_t) w*s.n_q + i)*s.n_head*s.d + (size_t) h*s.d];
+                for (int c = 0; c < s.d; ++c) {
+                    error += pow(y[c] - sum[c]/norm, 2);
+                    total += pow(sum[c]/norm, 2);
+                }
+            }
+        }
+    }
+    const double off = sqrt(error/total); // bf16 has 8 bits; scores of tens move weights by percents
+    if (!(off < (s.spread > 1 ? 0.1 : 0.01))) {
+        fprintf(stderr, "d %d heads %d/%d queries %d keys %d x %d: off by %g\n", s.d, s.n_head, s.n_head_kv, s.n_q, s.n_k, s.n, off);
+        CHECK(false);
+    }
+}
+
+static void test_grid_windows(int width, int height, int side) {
+    std::vector<int> seen(width*height, 0);
+    const auto windows = halfv::grid_windows(width, height, side);
+    for (size_t i = 0; i < windows.size(); ++i) {
+        const auto & w = windows[i];
+        CHECK(w.x % side == 0 && w.y % side == 0);
+        CHECK(w.width == std::min(side, width - w.x) && w.height == std::min(side, height - w.y));
+        CHECK(i == 0 || w.width*w.height <= windows[i - 1].width*windows[i - 1].height);
+        for (int y = w.y; y < w.y + w.height; ++y) {
+            for (int x = w.x; x < w.x + w.width; ++x) { ++seen[y*width + x]; }
+        }
+    }
+    CHECK(std::all_of(seen.begin(), seen.end(), [](int n) { return n == 1; }));
+}
+
+int main(int argc, char ** argv) {
+    seed = argc > 1 ? (unsigned) atoi(argv[1]) : 1;
+    for (int width : { 1, 4, 7, 8, 15 }) {
+        for (int height : { 1, 4, 9 }) {
+            for (int side : { 1, 4, 8 }) { test_grid_windows(width, height, side); }
+        }
+    }
+    if (!halfv::can_attend_cpu()) {
+        printf("this CPU has no bfloat16 dot products: only windows were tested\n");
+        return n_failed > 0;
+    }
+    const shape shapes[] = {
+        { 80, 2, 2, 64, 64, 5, 0.11f, 1.0f },   { 64, 4, 2, 36, 36, 3, 0.125f, 1.0f }, { 72, 2, 1, 100, 100, 1, 0.118f, 1.0f },
+        { 128, 1, 1, 530, 530, 1, 0.09f, 1.0f }, { 16, 3, 3, 1, 1, 4, 0.25f, 1.0f },    { 20, 2, 2, 7, 300, 2, 0.2f, 1.0f },
+        { 33, 1, 1, 65, 17, 1, 0.2f, 1.0f },     { 1, 1, 1, 3, 5, 2, 1.0f, 1.0f },      { 256, 1, 1, 5, 257, 1, 0.06f, 1.0f },
+        { 80, 2, 2, 1030, 1030, 1, 0.11f, 1.0f }, { 64, 2, 2, 70, 600, 1, 0.125f, 4.0f },
+    };
+    for (const shape & s : shapes) {
+        for (int n_threads : { 1, 3 }) { test_attend(s, n_threads); }
+    }
+    printf("%d failed\n", n_failed);
+    return n_failed > 0;
+}
