@@ -185,6 +185,7 @@ def _settings(args: argparse.Namespace, model: Model) -> dict[str, Any]:
         "model": _fingerprint(model.path),
         "mmproj": _fingerprint(model.encoder.path),
         "image_max_tokens": args.image_max_tokens,
+        "pixel_tau": model.encoder.pixel_tau,
         "kv_type": args.kv_type,
     }
 
@@ -230,8 +231,12 @@ def _write(args: argparse.Namespace, console: Console, path: Path, result: Resul
             out.write(text.encode())
         console.say(f"halfv: wrote {args.output}.")
         return
-    gguf_edit.replace_keys(profile.Model.read(path).metadata, profile.PREFIX, result.profile.to_gguf(), path)
+    about = profile.Model.read(path)
+    before = profile.find(about).profile
+    gguf_edit.replace_keys(about.metadata, profile.PREFIX, result.profile.to_gguf(), path)
     console.say(f"halfv: wrote the profile into {path}.")
+    if before and before.pixel_tau is not None and result.profile.pixel_tau is None:
+        console.say(f"halfv: its halfv.pixel.tau = {before.pixel_tau:g} is gone; --pixel-tau calibrates with one.")
     sidecar = profile.sidecar_path(path)
     if sidecar.exists():
         console.say(f"halfv: {sidecar} still goes before what is in the file.")

@@ -96,6 +96,18 @@ def test_the_same_again_and_another_target(place: Path, capsys: pytest.CaptureFi
     assert float(re.search(r"speed +([\d.]+)x fewer", out)[1]) >= 1.3
 
 
+def test_pixel_tau_is_part_of_it(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("--target-speedup", "1.5", "--write", "--pixel-tau", "0", "--samples", "4")
+    found = profile.read_gguf(profile.Model.read("model.gguf"))
+    assert found.pixel_tau == 0
+    assert "is gone" not in capsys.readouterr().err
+    run("--target-speedup", "1.5", "--write", "--samples", "4")
+    err = capsys.readouterr().err
+    assert "its halfv.pixel.tau = 0 is gone" in err
+    assert "results of an earlier run" not in err  # the encoder gave other tokens then
+    assert profile.read_gguf(profile.Model.read("model.gguf")).pixel_tau is None
+
+
 def test_more_samples_of_the_same(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Only those that are new are observed, and the outcome is that of all at once."""
     run("--target-speedup", "1.5", "-o", "p.json", "--samples", "4")

@@ -169,7 +169,9 @@ class Calibrator:
             layer_kl=tuple(curves.layer_kl),
             divergence=found.best.divergence,
         )
-        profile = dataclasses.replace(search.finished(found.best.profile, visual), calibration=evidence)
+        tau = self.probe.model.encoder.pixel_tau  # what the samples were encoded with
+        profile = search.finished(found.best.profile, visual)
+        profile = dataclasses.replace(profile, pixel_tau=tau, calibration=evidence)
         dense, spent = self.probe.flops(profile, 0, n_visual, TEXT_TOKENS)
         return Result(
             profile.validate(self.probe.n_layer), curves, all_entropy, (first, second), found, len(seen), n_frozen,
