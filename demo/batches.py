@@ -25,6 +25,7 @@ MOST_QUESTIONS = 30  # asked of a picture in training, as far as they fit: its v
 N_SLOTS = 4  # characters of a patch that are told apart
 CHAINED = 0.3  # pictures whose questions follow each other as in a conversation
 NOTHING = -100  # no label here
+FIRST_TOKEN = 2.0  # of an answer weighs more: it takes finding the place, the others going on from there
 HALF = scenes.SIZE / GRID / 2  # a patch, in pixels of the drawn picture
 
 CHAR_CLASS = {char: i + 1 for i, char in enumerate(CHARACTERS)}
@@ -135,6 +136,8 @@ def lay_out(vocabulary: Vocabulary, sample: scenes.Sample, chained: bool) -> tup
         for i, token in enumerate(tokens):
             is_answer = len(asked) - 1 <= i < len(tokens) - 1
             target, weight = (tokens[i + 1], len(answer) ** -0.5) if is_answer else (NOTHING, 0.0)
+            if i == len(asked) - 1:
+                weight *= FIRST_TOKEN
             rows.append(Row(token, start + i, 0 if chained else len(tasks), target, weight, about[i], ahead[i]))
         tasks.append(question.task)
     return rows, tasks

@@ -11,7 +11,7 @@ MOMENTUM = 0.95
 BETAS = (0.9, 0.98)
 EPS = 1e-8
 DECAY = 0.01
-LANGUAGE = 0.5  # of the rate for the language model, whose gradients are noisier than the encoder's
+LANGUAGE = 0.5  # of Muon's rate for the language model, whose gradients are noisier than the encoder's
 FUSED = {"qkv": 3, "gate_up": 2}  # matrices stored as one
 
 
@@ -42,8 +42,13 @@ class Optimizer:
         is_matrix = p.dim() == 2 or (p.dim() == 4 and p.shape[1] > 1)
         return is_matrix and any(part in name for part in ("blocks.", "stages.", "projector."))
 
+    @staticmethod
+    def _sees(name: str) -> bool:
+        return name.startswith(("model.vision.", "heads."))
+
     @torch.no_grad()
-    def step(self, muon_rate: float, adam_rate: float) -> None:
+    def step(self, muon_rate: float, adam_rate: float, encoder: float) -> None:
+        """encoder: factor of its rates, and of the heads that tell of its patches."""
         groups: dict[tuple[int, int], list[tuple[Tensor, Tensor, float]]] = {}
         for name, p in self.named.items():
             if p.grad is None:
@@ -52,7 +57,7 @@ class Optimizer:
             self.steps[name] += 1
             grad = p.grad.float()
             if not self._is_inner(name, p):
-                self._adam(name, state, grad, adam_rate)
+                self._adam(name, state, grad, adam_rate * (encoder if self._sees(name) else 1.0))
                 continue
             momentum = state.setdefault("momentum", torch.zeros_like(grad))
             momentum.lerp_(grad, 1 - MOMENTUM)
@@ -60,7 +65,7 @@ class Optimizer:
             parts = FUSED.get(name.split(".")[-2], 1)
             pairs = zip(state["master"].flatten(1).chunk(parts), direction.flatten(1).chunk(parts), strict=True)
             for master, update in pairs:
-                factor = LANGUAGE if "language." in name else 1.0
+                factor = encoder if self._sees(name) else LANGUAGE
                 groups.setdefault(tuple(master.shape), []).append((master, update, factor))
         for (rows, columns), members in groups.items():
             updates = orthogonal(torch.stack([update for _, update, _ in members]))

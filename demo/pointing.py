@@ -12,7 +12,7 @@ import numpy as np
 
 from demo import scenes
 from demo.model import GRID, N_PATCHES
-from demo.vocabulary import PRINTABLE, SPECIALS, Vocabulary
+from demo.vocabulary import FIRST_WORD, PRINTABLE, SPECIALS, Vocabulary
 
 MOST_PLACES = 3  # of the same text; more say nothing
 LEAST_CHARS = 2  # of a text that is looked for, unless it is there once
@@ -91,9 +91,12 @@ def targets(
     told = places.of(answer, vocabulary)
     clues = [patches for patches in about if patches is not None]
     for i, patches in enumerate(told):
-        if patches is not None and answer[i] >= len(SPECIALS) + len(PRINTABLE):
+        if patches is not None and answer[i] >= FIRST_WORD:
             for clue in clues:  # the red of the square that was asked for
                 both = patches & clue
                 patches = both if both.any() else patches
             told[i] = patches
+    if clues and told[0] is None:  # yes, no or a number: about what was asked for
+        both = np.logical_and.reduce(clues)
+        told[0] = both if both.any() else np.logical_or.reduce(clues)
     return [*about, *told], [*[None] * (len(asked) - 1), *told, None]

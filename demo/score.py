@@ -1,4 +1,7 @@
-"""`python -m demo.score`: accuracy on a test set of demo.testset, through the runtime, whole and pruned."""
+"""`python -m demo.score`: accuracy by task on a test set of demo.testset, through the runtime.
+
+`halfv eval` measures more; this is the gate for the model card, on the model's own answers alone.
+"""
 
 from __future__ import annotations
 
@@ -13,21 +16,10 @@ from tqdm import tqdm
 from demo.testset import QUESTIONS_FILE
 from halfv_edge import default_model
 from halfv_edge.engine import Model
+from halfv_edge.eval.intervals import wilson
+from halfv_edge.eval.metrics import exact
 
 MAX_TOKENS = 72
-
-
-def plain(text: str) -> str:
-    return " ".join(text.split()).casefold()
-
-
-def interval(right: int, n: int) -> tuple[float, float]:
-    """Wilson's, of 95%."""
-    z = 1.96
-    share, more = right / n, z * z / n
-    centre = (share + more / 2) / (1 + more)
-    half = z / (1 + more) * (share * (1 - share) / n + more / (4 * n)) ** 0.5
-    return centre - half, centre + half
 
 
 def answers(model: Model, folder: Path, questions: list[dict]) -> list[str]:
@@ -40,18 +32,18 @@ def answers(model: Model, folder: Path, questions: list[dict]) -> list[str]:
     return given
 
 
-def by_task(questions: list[dict], given: list[str]) -> dict[str, tuple[int, int]]:
+def by_task(questions: list[dict], given: list[str]) -> dict[str, tuple[float, int]]:
     """Right ones and all."""
-    found: dict[str, list[bool]] = defaultdict(list)
+    found: dict[str, list[float]] = defaultdict(list)
     for question, answer in zip(questions, given, strict=True):
-        found[question["task"]].append(plain(answer) in map(plain, question["answers"]))
+        found[question["task"]].append(exact(answer, question["answers"]))
     return {task: (sum(right), len(right)) for task, right in found.items()}
 
 
-def table(scores: dict[str, tuple[int, int]]) -> str:
+def table(scores: dict[str, tuple[float, int]]) -> str:
     lines = ["| task | accuracy | 95% interval | questions |", "|---|---|---|---|"]
     for task, (right, n) in scores.items():
-        low, high = interval(right, n)
+        low, high = wilson(right, n)
         lines.append(f"| {task} | {right / n:.1%} | {low:.1%} to {high:.1%} | {n} |")
     mean = sum(right / n for right, n in scores.values()) / len(scores)
     return "\n".join([*lines, f"| mean of tasks | {mean:.1%} | | {sum(n for _, n in scores.values())} |"])

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from demo.batches import HEADS, NOTHING, Batch, Drawer, batches
 from demo.model import DemoModel, Shape, normalised
 from demo.optimizer import Optimizer
-from demo.vocabulary import Vocabulary
+from demo.vocabulary import FIRST_WORD, Vocabulary
 
 MUON_RATE, ADAM_RATE = 0.02, 2e-3
+ENCODER_LATER = 0.25  # of its rate, once answers are learnt
 WARM_UP, DECAY, LEAST = 0.01, 0.25, 0.03  # shares of the time; of the rate in the end
 CHECKPOINT_SEC, VALIDATE_SEC = 150, 300
 PATCH_BATCHES = 3  # one batch in so many is for the encoder alone, once answers are learnt
@@ -127,7 +128,7 @@ class Run:
         loss, told = self.loss(batch)
         loss.backward()
         rate = self.rate()
-        self.optimizer.step(MUON_RATE * rate, ADAM_RATE * rate)
+        self.optimizer.step(MUON_RATE * rate, ADAM_RATE * rate, ENCODER_LATER if self.answers else 1.0)
         return told
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
@@ -147,7 +148,7 @@ class Run:
         each = functional.cross_entropy(logits.float(), targets, reduction="none")
         answer_loss = (each * weights).sum() / weights.sum()
         told |= {"loss": answer_loss.item(), "tokens": (logits.argmax(-1) == targets).float().mean().item()}
-        pointing = pointing_loss(looked, batch)
+        pointing = pointing_loss(looked, batch, self.vocabulary.assistant)
         told["pointing"] = pointing.item()
         loss = answer_loss + POINTING_WEIGHT * pointing
         return (loss + PATCH_WEIGHT * patch_loss if self.together else loss), told
@@ -231,15 +232,22 @@ class Run:
             drawer.close()
 
 
-def pointing_loss(looked: list[Tensor], batch: Batch) -> Tensor:
-    """How little the taught heads look at the patches that the text is about."""
+def pointing_loss(looked: list[Tensor], batch: Batch, assistant: int) -> Tensor:
+    """How little the taught heads look at the patches that the text is about.
+
+    Words count as much as letters, and where an answer begins as much as how it goes on.
+    """
+    text = torch.from_numpy(batch.text)
     loss = torch.zeros(())
-    for layers, patches in ((ABOUT_LAYERS, batch.about), (AHEAD_LAYERS, batch.ahead)):
+    for layers, patches, is_rare in (
+        (ABOUT_LAYERS, batch.about, text >= FIRST_WORD),
+        (AHEAD_LAYERS, batch.ahead, text == assistant),
+    ):
         there = torch.from_numpy(patches)
-        taught = there.any(-1)
-        for layer in layers:
-            share = (looked[layer] * there).sum(-1)[taught].float()
-            loss = loss - (share + 1e-4).log().mean() / len(layers)
+        for taught in (there.any(-1) & is_rare, there.any(-1) & ~is_rare):
+            for layer in layers if taught.any() else ():
+                share = (looked[layer] * there).sum(-1)[taught].float()
+                loss = loss - (share + 1e-4).log().mean() / len(layers)
     return loss
 
 

@@ -36,6 +36,7 @@ def printable_bytes() -> list[str]:
 
 
 PRINTABLE = printable_bytes()
+FIRST_WORD = len(SPECIALS) + len(PRINTABLE)
 
 
 def spelled(text: str) -> str:
