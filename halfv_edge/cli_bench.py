@@ -63,6 +63,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     running.add_argument("--threads", metavar="N", type=cli_model.positive, help="on the CPU (one per core)")
     running.add_argument("--batch", metavar="N", type=cli_model.positive, default=2048, help="(%(default)s)")
     running.add_argument("--ubatch", metavar="N", type=cli_model.positive, default=512, help="(%(default)s)")
+    running.add_argument("--mmproj-type", metavar="TYPE", default="auto", help="of the encoder in memory (%(default)s)")
     running.add_argument("--kv-type", choices=("f16", "q8_0", "q4_0"), default="f16", help="(%(default)s)")
 
     command.add_argument("--json", action="store_true", help="print everything that was measured")
@@ -152,6 +153,7 @@ def _measure(args: argparse.Namespace, subject: Subject, given: policies.Given) 
         "n_threads": args.threads or machine.physical_cores(),
         "n_gpu_layers": args.gpu_layers,
         "kv_type": args.kv_type,
+        "mmproj_type": args.mmproj_type.lower(),
     }
     machine.warn_when_busy()
     with (
@@ -194,16 +196,22 @@ def _contenders(args: argparse.Namespace, bench: Bench, given: policies.Given) -
     """The first one is what the others are compared with."""
     from halfv_edge.bench import run
 
-    stock = [run.Contender(run.STOCK, bench.stock)] if bench.stock else []
+    stock = [run.Contender(policies.STOCK, bench.stock)] if bench.stock else []
     own = policies.one("profile", given)
     if args.measurement == "off":
         return [*stock, run.Contender(run.OFF, bench.halfv), run.Contender(run.SWITCHED_OFF, bench.halfv, own, True)]
-    base = stock or [run.Contender(policies.UNPRUNED, bench.halfv)]
+    unpruned = run.Contender(policies.UNPRUNED, bench.halfv)
     if args.measurement == "follow_up":
+        base = stock or [unpruned]
         return [*base, *(run.Contender(name, bench.halfv, own) for name in ("exact", "prepared, topped up"))]
+    if bench.subject.mmproj:  # the encoder's gain apart from that of pruning
+        base = [*(stock or [run.Contender(policies.STOCK, bench.halfv, policies.one(policies.STOCK, given))]), unpruned]
+    else:
+        base = stock or [unpruned]
     wanted = ["profile", *(f"keep:{part.strip()}" for part in args.keep.split(",") if part.strip())]
-    wanted += [part for part in args.policy.split(",") if part.strip() not in ("", policies.UNPRUNED)]
-    listed = policies.parse(",".join(wanted), given)
+    wanted += [part for part in args.policy.split(",") if part.strip()]
+    names = [one.name for one in base]
+    listed = [one for one in policies.parse(",".join(wanted), given) if one.name not in names]
     if any(policy.prepared for policy in listed):
         raise HalfvError("The policy prepared is measured by --follow-up: leave it out of --policy.")
     return [*base, *(run.Contender(policy.name, bench.halfv, policy) for policy in listed)]

@@ -102,7 +102,7 @@ def _run(args: argparse.Namespace, console: Console, model: Model, asked: list[Q
     work = run.open_work(place, model, args.max_tokens, args.kl_tokens, args.follow_up)
     if work.results:
         console.say(f"halfv: {place} has {len(work.results)} results of an earlier run: going on from there.")
-    asker = Asker(model, args.max_tokens, args.kl_tokens, args.ctx)
+    asker = Asker(model, args.max_tokens, args.kl_tokens, args.ctx, args.mmproj_type.lower())
     try:
         given = _given(model, asker, asked[0])
         if args.follow_up:

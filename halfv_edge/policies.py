@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from halfv_edge.errors import HalfvError
 from halfv_edge.profile import DROPPED, FROZEN, Profile
 
-UNPRUNED = "unpruned"
+STOCK, UNPRUNED = "stock", "unpruned"
 CHOICES = ("halfv", "random", "uniform", "attention", "dart")  # in the order of enum halfv_choice
 FLOPS = "flops"  # in place of a number: as many as the profile spends
 STEPS = 400  # shares that are tried for it
@@ -24,6 +24,7 @@ class Policy:
     name: str
     profile: Profile | None = None
     max_tokens: int | None = None  # of a picture, by a smaller picture
+    weights: str | None = None  # of the vision encoder in memory, as --mmproj-type; None: as that says
     prepared: bool = False  # most tokens are chosen before the question
     choice: str = CHOICES[0]  # how the profile's shares are chosen
     seed: int = 0
@@ -55,6 +56,10 @@ class Given:
 
 
 Maker = Callable[[Given, str, str], Policy]  # from what is given, the policy's text, and what follows its colon
+
+
+def _stock(_given: Given, name: str, _value: str) -> Policy:
+    return Policy(name, weights="off")
 
 
 def _unpruned(_given: Given, name: str, _value: str) -> Policy:
@@ -185,6 +190,7 @@ def _from(given: Given, layer: int, update: float, rest: str) -> Profile:
 
 # name: (what makes it, whether a value follows: "" never, "?" may, "!" must, what it is)
 POLICIES: dict[str, tuple[Maker, str, str]] = {
+    STOCK: (_stock, "", "as an unpatched llama.cpp computes it, vision encoder too"),
     UNPRUNED: (_unpruned, "", "all tokens, all layers"),
     "profile": (_profile, "", "the model's profile"),
     "prepared": (_prepared, "", "the profile, most tokens chosen before the question (eval only)"),

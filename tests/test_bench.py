@@ -79,7 +79,8 @@ def test_several_policies_with_the_encoder(bench, tmp_path: Path) -> None:
         bench, "--keep", "0.5,0.1", "--policy", "vtw:3,shortv:0.5,downscale:100,dart:0.25", "--plot", str(plot)
     )
     rows = {row["run"]: row for row in report["rows"]}
-    assert list(rows) == [
+    names = [
+        "stock",
         "unpruned",
         "profile",
         "keep:0.5",
@@ -89,6 +90,7 @@ def test_several_policies_with_the_encoder(bench, tmp_path: Path) -> None:
         "downscale:100",
         "dart:0.25",
     ]
+    assert list(rows) == names
     for row in rows.values():
         assert row["encode_s"]["min"] > 0
         assert row["ttft_s"]["max"] >= row["encode_s"]["max"]
@@ -108,7 +110,7 @@ def test_an_encoder_of_one_size(bench) -> None:
     out, _ = bench(shape="tiny-llava")
     lines = out.splitlines()
     assert lines[0].startswith("tiny-llava (llama, random, q4_0), 1 threads")
-    assert [line.startswith("| 100 | ") for line in lines] == [False, False, False, False, True, True]
+    assert [line.startswith("| 100 | ") for line in lines] == [False, False, False, False, True, True, True]
     _, said = bench("--tokens", "200", shape="tiny-llava", code=2)
     assert said == (
         "halfv: --tokens 200 does not fit: the encoder of tiny-llava always gives 100; use --no-encoder for other "
@@ -120,8 +122,8 @@ def test_a_model_with_its_encoder(bench, vlms: Vlms, tmp_path: Path) -> None:
     path = vlms.path("qwen2vl")
     picture(1, 420, 308).save(tmp_path / "a.png")
     report = measured(bench, str(tmp_path / "a.png"), "-m", str(path), shape=None)
-    assert [row["n_visual"] for row in report["rows"]] == [15 * 11] * 2
-    assert report["rows"][1]["n_kept"] == 82
+    assert [row["n_visual"] for row in report["rows"]] == [15 * 11] * 3
+    assert [row["n_kept"] for row in report["rows"]] == [165, 165, 82]
     assert report["encoder"]
 
 
@@ -160,7 +162,7 @@ def test_a_run_that_prunes_nothing_is_an_error(bench, tmp_path: Path) -> None:
     [
         (["--off"], "--off compares with an unpatched llama.cpp: name the folder of its libraries, --stock-lib."),
         (["--policy", "fastv:flops"], "The policy 'fastv:flops' is not valid: eval alone can match it to the profile"),
-        (["--policy", "fastest"], "There is no policy 'fastest': it must be one of unpruned, profile, "),
+        (["--policy", "fastest"], "There is no policy 'fastest': it must be one of stock, unpruned, profile, "),
         (["--keep", "2"], "The policy 'keep:2' is not valid: 2 must be a share above 0 and at most 1."),
         (["--policy", "downscale"], "The policy 'downscale' is not valid: downscale is a smaller picture"),
         (["--plot", "a.pdf"], "--plot a.pdf is not valid: its name must end in .png."),

@@ -12,10 +12,10 @@ from typing import Any
 
 from halfv_edge.bench.workers import Answer, Worker
 from halfv_edge.errors import HalfvError, RunError
-from halfv_edge.policies import CHOICES, Policy
+from halfv_edge.policies import CHOICES, STOCK, Policy
 
 N_PREFIX, N_QUESTION = 8, 40  # text tokens before and after the picture
-STOCK, OFF, SWITCHED_OFF = "stock", "HALFV=off", "switched off"
+OFF, SWITCHED_OFF = "HALFV=off", "switched off"
 
 Spread = dict[str, float]
 
@@ -42,7 +42,7 @@ class Contender:
     @property
     def eyes(self) -> dict[str, Any]:
         """Which encoder it uses."""
-        return {"max_tokens": self.policy.max_tokens, "tau": self.policy.tau}
+        return {"max_tokens": self.policy.max_tokens, "tau": self.policy.tau, "weights": self.policy.weights}
 
 
 class Bench(contextlib.ExitStack):
@@ -82,7 +82,8 @@ class Bench(contextlib.ExitStack):
         """Make their contexts, large enough for the pictures."""
         self.contenders = list(contenders)
         found = [
-            self.halfv.ask("look", max_tokens=None, tau=None, **self._picture(at)) for at in range(self.n_pictures)
+            self.halfv.ask("look", max_tokens=None, tau=None, weights=None, **self._picture(at))
+            for at in range(self.n_pictures)
         ]
         self.n_visual = [look["n_visual"] for look in found]
         room = max(look["n_visual"] + look["n_text"] for look in found) + N_PREFIX + 2 * N_QUESTION + 2 * self.n_decode

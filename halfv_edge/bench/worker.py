@@ -27,7 +27,8 @@ STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_PEAK = "5"
 ALL = 2**40  # bytes: every pruned token can come back
 
-Eyes = tuple[int | None, float | None]  # what an encoder is told: tokens at most, tau of patches left out
+# what an encoder is told: tokens at most, tau of patches left out, type of its weights
+Eyes = tuple[int | None, float | None, str | None]
 
 
 class Look:
@@ -99,14 +100,15 @@ class Bench:
         return {}
 
     def look(
-        self, max_tokens: int | None, tau: float | None, n_visual: int, picture: str | None, size: list[int]
-    ) -> dict[str, Any]:
+        self, max_tokens: int | None, tau: float | None, weights: str | None, n_visual: int, picture: str | None,
+        size: list[int],
+    ) -> dict[str, Any]:  # fmt: skip
         """Give a picture to an encoder, or imagine its embeddings where there is none."""
         if not self.options["mmproj"]:
             self.embeddings = pictures.random_image(n_visual, self.first.n_embd_inp)
             return {"encode_s": 0.0, "n_visual": n_visual, "n_patches": n_visual, "n_text": 0, "n_first": 0}
         image = Image.open(picture).convert("RGB") if picture else pictures.random_picture(*size)
-        key = max_tokens, tau
+        key = max_tokens, tau, weights
         if key in self.looks:
             self.looks.pop(key).close()
         eyes = self._encoder(key)
@@ -184,7 +186,7 @@ class Bench:
 
     def _encoder(self, key: Eyes) -> int:
         if key not in self.eyes:
-            max_tokens, tau = key
+            max_tokens, tau, weights = key
             params = mtmd.mtmd_context_params_default()
             params.use_gpu = self.settings["n_gpu_layers"] != 0
             params.print_timings = params.warmup = False
@@ -195,6 +197,9 @@ class Bench:
                 profile = self.halfv.halfv_profile_default(llama_cpp.llama_model_n_layer(self.first.model))
                 profile.pixel_prune, profile.pixel_tau = tau is not None, tau or 0.0
                 self.halfv.set_model_profile(self.first.model, profile)
+                is_stock = (weights or self.options["mmproj_type"]) == "off"
+                how = self.halfv.HALFV_ATTENTION_STOCK if is_stock else self.halfv.HALFV_ATTENTION_FAST
+                self.halfv.check(self.halfv.halfv_set_encoder((weights or self.options["mmproj_type"]).encode(), how))
             self.eyes[key] = mtmd.mtmd_init_from_file(self.options["mmproj"].encode(), self.first.model, params)
             if not self.eyes[key]:
                 raise RuntimeError(f"cannot load the encoder {self.options['mmproj']}")
@@ -236,7 +241,7 @@ class Bench:
             client.image(self.embeddings, pos)
             return
         contender = self.contenders[name]
-        look = self.looks[contender["max_tokens"], contender["tau"]]
+        look = self.looks[contender["max_tokens"], contender["tau"], contender["weights"]]
         for part in look.parts:
             if isinstance(part, list):
                 client.text(part, logits_last=False)

@@ -55,15 +55,16 @@ class Given:
 class Asker:
     """Runs a model under policies. Close it before the model."""
 
-    def __init__(self, model: Model, max_tokens: int, kl_tokens: int, n_ctx: int | None):
+    def __init__(self, model: Model, max_tokens: int, kl_tokens: int, n_ctx: int | None, weights: str = "auto"):
         self.model = model
         self.max_tokens = max_tokens
         self.kl_tokens = kl_tokens
         self.n_ctx = n_ctx
+        self.weights = weights  # of the vision encoder, where a policy does not say
         self._contexts: dict[Policy, Context] = {}
         self._own_encoder = model.encoder
-        self._encoders: dict[tuple[int | None, float | None], Encoder] = {}
-        self._encode_s: dict[tuple[str, int | None], float] = {}
+        self._encoders: dict[tuple[int | None, float | None, str], Encoder] = {}
+        self._encode_s: dict[tuple[str, int | None, str | None], float] = {}
 
     def close(self) -> None:
         for context in self._contexts.values():
@@ -74,13 +75,14 @@ class Asker:
 
     def encoder(self, policy: Policy) -> Encoder:
         """One that sees as the policy wants; the model's own may leave patches out."""
-        key = limit, tau = policy.max_tokens, policy.tau
+        key = limit, tau, weights = policy.max_tokens, policy.tau, policy.weights or self.weights
         if key not in self._encoders:
             own, options = self._own_encoder, self.model._options
             self._set_profile(dataclasses.replace(Profile.default(self.model.n_layer), pixel_tau=tau))
             encoder = self._encoders[key] = Encoder.load(
                 own.path, self.model.pointer, self.model.path, use_gpu=True, n_threads=options["n_threads"],
                 flash_attn=options["flash_attn"], image_max_tokens=limit, pixel_tau=tau, cache_bytes=own.cache_bytes,
+                weights=weights,
             )  # fmt: skip
             if limit is not None:
                 self._check_limit(policy, encoder)
@@ -143,7 +145,7 @@ class Asker:
             raise HalfvError("The model's chat template drops the picture, so nothing can be asked about it.")
         encoded = encoder.tokens(picture)
         seconds = encoder.encode(encoded)
-        key = encoded.digest, policy.max_tokens  # a digest knows of tau
+        key = encoded.digest, policy.max_tokens, policy.weights  # a digest knows of tau
         if seconds is not None:
             self._encode_s[key] = seconds
         bos = [llama_cpp.llama_vocab_bos(model.vocab)] if llama_cpp.llama_vocab_get_add_bos(model.vocab) else []
