@@ -17,6 +17,7 @@ from llama_cpp import mtmd_cpp as mtmd
 
 MARKER = "<__media__>"
 FLASH_ATTN = False  # of the vision encoder
+ATTENTION = halfv_cpp.HALFV_ATTENTION_FAST
 
 
 @llama_cpp.llama_log_callback
@@ -64,7 +65,7 @@ def open_mmproj(client: Client, mmproj: Path) -> Iterator[int]:
     params.use_gpu = params.warmup = params.print_timings = False
     params.n_threads = 1
     params.flash_attn_type = int(FLASH_ATTN)
-    halfv_cpp.check(halfv_cpp.halfv_set_encoder(b"file", halfv_cpp.HALFV_ATTENTION_FAST))  # numbers will be compared
+    halfv_cpp.check(halfv_cpp.halfv_set_encoder(b"file", ATTENTION))  # numbers will be compared
     encoder = mtmd.mtmd_init_from_file(str(mmproj).encode(), client.model, params)
     assert encoder, f"cannot load {mmproj}"
     try:

@@ -7,13 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import halfv_cpp
+import look
 import numpy as np
 import pytest
+from converted import convert_tiny
 from encoders import FAST, N_EMBD, STOCK, WINDOWS, Eyes, least_cosine, nmse, noise
+from holes import PICTURES
 from tiny_encoders import KINDS, make_windowed
 from tiny_mmproj import make_tiny_mmproj
 
 from halfv_edge import native_log
+from halfv_edge.profile import Profile
 
 # whole windows; edges to the right and below, and both; smaller than a window; a single row of windows
 SIZES = [(672, 448), (420, 448), (448, 420), (420, 300), (56, 28), (1000, 61)]
@@ -70,6 +74,27 @@ def test_encoders_without_windows(kind: str, eyes: Eyes, tmp_path: Path) -> None
     actual = eyes.embeddings(mmproj, picture, attention=FAST)
     assert nmse(actual, expected) <= MAX_NMSE_BF16
     assert least_cosine(actual, expected) >= MIN_COSINE
+
+
+@pytest.mark.parametrize("flash", [False, True], ids=["plain", "flash"])
+@pytest.mark.parametrize("attention", [WINDOWS, FAST])
+def test_windows_with_holes(
+    attention: int, flash: bool, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Of patches that PixelPrune left: windows of any length."""
+    pair = convert_tiny("qwen2_5_vl", root=tmp_path_factory.getbasetemp())
+    picture = PICTURES["page"](10 * 28, 7 * 28, 28)
+    monkeypatch.setattr(look, "FLASH_ATTN", flash)
+
+    def embeddings(attention: int) -> np.ndarray:
+        monkeypatch.setattr(look, "ATTENTION", attention)
+        profile = Profile(1, 1.0, 0.1, 4, 1.0, "dropped", pixel_tau=0)
+        on_model = lambda model: halfv_cpp.set_model_profile(model, profile.to_c())  # noqa: E731
+        return look.look(pair.text, pair.vision, picture, f"what is {look.MARKER}", on_model=on_model).pictures[0]
+
+    expected = embeddings(STOCK)
+    assert len(expected) < 60
+    assert nmse(embeddings(attention), expected) <= (MAX_NMSE_BF16 if attention == FAST else MAX_NMSE)
 
 
 def test_memory_grows_with_the_patches(eyes: Eyes, tmp_path: Path) -> None:
