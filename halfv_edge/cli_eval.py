@@ -92,7 +92,7 @@ def _check(args: argparse.Namespace) -> None:
 
 def _run(args: argparse.Namespace, console: Console, model: Model, asked: list[Question]) -> dict[str, Any]:
     from halfv_edge.bench import machine
-    from halfv_edge.eval import questions, report, run
+    from halfv_edge.eval import frontier, questions, report, run
     from halfv_edge.eval.asking import Asker
 
     dialogues = questions.some(questions.dialogues(asked), args.limit) if args.follow_up else []
@@ -138,6 +138,7 @@ def _run(args: argparse.Namespace, console: Console, model: Model, asked: list[Q
         "commit": machine.commit(),
         "machine": machine.describe(),
         "rows": rows,
+        "equal": [] if args.follow_up else frontier.at_the_profiles(rows),
     }
 
 

@@ -13,7 +13,7 @@ from vlm import QUESTION, Vlms, picture, retell
 from halfv_edge import cli, images
 from halfv_edge.calibrate import entropy
 from halfv_edge.engine import Model
-from halfv_edge.eval import report, run
+from halfv_edge.eval import frontier, report, run
 from halfv_edge.eval.asking import Asker
 from halfv_edge.eval.questions import Question
 from halfv_edge.policies import Given, one
@@ -215,6 +215,31 @@ def test_summary_of_scores() -> None:
     low, high = rows[1]["retention_interval"]
     assert low <= rows[1]["retention"] <= high <= 1
     assert rows[1]["tasks"]["a"]["retention"] == pytest.approx(0.5)
+
+
+def test_equal_time() -> None:
+    """By straight lines between the numbers that were run, the unpruned model at one end."""
+
+    def row(policy: str, time: float, retention: float) -> dict:
+        return {"policy": policy, "ttft_ratio": 1 / time, "flops_ratio": 2 / (1 + time), "retention": retention}
+
+    rows = [
+        row("unpruned", 1, 1),
+        row("profile", 0.4, 0.97),
+        row("downscale:9", 0.3, 0.5),
+        row("downscale:90", 0.5, 0.8),
+    ]
+    rows += [row("fastv", 0.6, 0.9), row("vtw", 0.2, 0.6)]
+    found = {one["kind"]: one for one in frontier.at_the_profiles(rows)}
+    assert found["profile"]["time"] == 0.97
+    assert found["downscale"]["time"] == pytest.approx(0.65)
+    assert found["downscale"]["flops"] == pytest.approx(0.65)
+    assert found["fastv"]["time"] is None  # not as fast
+    near = {one["kind"]: one for one in frontier.at_the_profiles([*rows, row("dart", 0.407, 0.7)])}
+    assert near["dart"]["time"] == 0.7
+    assert found["vtw"]["time"] == pytest.approx(0.6 + 0.4 * 0.2 / 0.8)
+    assert frontier.at_the_profiles([row("unpruned", 1, 1)]) == []
+    assert frontier.at_the_profiles([*rows, row("none", 1, 1) | {"retention": None}]) == []
 
 
 @pytest.mark.parametrize(

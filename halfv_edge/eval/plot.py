@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from halfv_edge.calibrate.canvas import Canvas
+from halfv_edge.eval.frontier import AXES, kind
 
 PAPER, INK, FAINT, GRID = "#ffffff", "#1a1a1a", "#8a8a8a", "#e6e6e6"
 OWN = "#d1603d"  # the profile and what is made of it
@@ -23,13 +24,9 @@ def as_png(report: dict[str, Any]) -> bytes:
     rows = [row for row in report["rows"] if row["retention"] is not None]
     if rows:
         width = (WIDTH - 2 * LEFT - GAP) / 2
-        _panel(page, rows, LEFT, width, lambda row: 1 / row["ttft_ratio"], "time to first token, of the unpruned")
-        _panel(page, rows, LEFT + width + GAP, width, lambda row: 1 / row["flops_ratio"], "FLOPs, of the unpruned")
+        _panel(page, rows, LEFT, width, AXES["time"], "time to first token, of the unpruned")
+        _panel(page, rows, LEFT + width + GAP, width, AXES["flops"], "FLOPs, of the unpruned")
     return page.png()
-
-
-def kind(policy: str) -> str:
-    return policy.partition(":")[0]
 
 
 def _panel(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from halfv_edge.eval import intervals, metrics
+from halfv_edge.eval import frontier, intervals, metrics
 from halfv_edge.eval.questions import Question
 from halfv_edge.eval.run import Result
 
@@ -156,7 +156,10 @@ def as_table(report: dict[str, Any]) -> str:
     if report["follow_up"]:
         return f"{about}\n\n{_table([_follow_up_cells(row) for row in report['rows']])}"
     policies = _table([_cells(row) for row in report["rows"]])
-    return f"{about}\n\n{policies}\n\n{_table([_task_cells(row) for row in report['rows']])}"
+    tables = [policies, _table([_task_cells(row) for row in report["rows"]])]
+    if len(report["equal"]) > 1:
+        tables.append(_table([_equal_cells(row) for row in report["equal"]]))
+    return "\n\n".join([about, *tables])
 
 
 def _table(rows: list[dict[str, str]]) -> str:
@@ -184,6 +187,15 @@ def _task_cells(row: dict[str, Any]) -> dict[str, str]:
         text = _percent(task["score"], task["interval"])
         cells[f"{name} ({task['n']})"] = text + (f", F1 {100 * task['f1']:.1f}" if "f1" in task else "")
     return cells
+
+
+def _equal_cells(row: dict[str, Any]) -> dict[str, str]:
+    shares = {axis: "not reached" if row[axis] is None else f"{100 * row[axis]:.1f}" for axis in frontier.AXES}
+    return {
+        "kind": row["kind"],
+        "retention % at the profile's time": shares["time"],
+        "retention % at its FLOPs": shares["flops"],
+    }
 
 
 def _follow_up_cells(row: dict[str, Any]) -> dict[str, str]:

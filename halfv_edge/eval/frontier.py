@@ -1,0 +1,48 @@
+"""What each way retains at the time and at the FLOPs of the profile, between the numbers that were run."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+from halfv_edge.policies import UNPRUNED
+
+Row = dict[str, Any]
+PROFILE = "profile"
+SLACK = 1.02  # by which a way may miss the profile's time or FLOPs and still count as reaching it
+AXES: dict[str, Callable[[Row], float]] = {
+    "time": lambda row: 1 / row["ttft_ratio"],
+    "flops": lambda row: 1 / row["flops_ratio"],
+}  # as shares of the unpruned model's
+
+
+def kind(policy: str) -> str:
+    """`keep` of `keep:0.1`."""
+    return policy.partition(":")[0]
+
+
+def at_the_profiles(rows: list[Row]) -> list[dict[str, Any]]:
+    """Retention per kind of policy, by straight lines between its numbers and the unpruned model; None: not reached.
+
+    Nothing when the profile was not run, or when there is nothing to retain.
+    """
+    named = {row["policy"]: row for row in rows}
+    if PROFILE not in named or any(row["retention"] is None for row in rows):
+        return []
+    kinds = list(dict.fromkeys(kind(name) for name in named if name != UNPRUNED))
+    return [
+        {"kind": name} | {axis: _at(rows, name, across, across(named[PROFILE])) for axis, across in AXES.items()}
+        for name in kinds
+    ]
+
+
+def _at(rows: list[Row], name: str, across: Callable[[Row], float], place: float) -> float | None:
+    mine = [row for row in rows if kind(row["policy"]) in (name, UNPRUNED)]
+    points = sorted((across(row), row["retention"]) for row in mine)
+    for (x, y), (next_x, next_y) in itertools.pairwise(points):
+        if x <= place <= next_x:
+            return y if x == next_x else y + (next_y - y) * (place - x) / (next_x - x)
+    if place > points[-1][0]:
+        return points[-1][1]
+    return points[0][1] if points[0][0] <= place * SLACK else None
