@@ -28,6 +28,7 @@ PROMPT = f"what is in {MARKER}the picture? it's 1314 o'clock\n\nyes."
 LIKE_GGML = 2e-3  # standard deviations of the logits, as in test_convert_logits.py
 # whole windows and cut ones, of 4 x 4 visual tokens
 SIZES = [(8, 6), (10, 5), (3, 9)]
+ATTENTIONS = {"stock": halfv_cpp.HALFV_ATTENTION_STOCK, "windows": halfv_cpp.HALFV_ATTENTION_WINDOWS}
 
 
 @pytest.fixture
@@ -69,14 +70,21 @@ def sized(family: str, name: str, columns: int, rows: int) -> tuple[np.ndarray, 
     return PICTURES[name](columns * side, rows * side, side), side
 
 
+@pytest.mark.parametrize("attention", ["stock", "windows"])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", ["page", "screen"])
 @pytest.mark.parametrize("family", QWEN)
 def test_the_model_sees_what_entered(
-    family: str, name: str, size: tuple[int, int], pairs: Callable[[str], Pair]
+    family: str,
+    name: str,
+    size: tuple[int, int],
+    attention: str,
+    pairs: Callable[[str], Pair],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """From pixels to logits against transformers, which is kept from looking at the others."""
     pair = pairs(family)
+    monkeypatch.setattr("look.ATTENTION", ATTENTIONS[attention])
     picture, side = sized(family, name, *size)
     entered = entering(picture, side)
     assert len(entered) < 0.8 * size[0] * size[1]
