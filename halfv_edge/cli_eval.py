@@ -93,16 +93,17 @@ def _check(args: argparse.Namespace) -> None:
 def _run(args: argparse.Namespace, console: Console, model: Model, asked: list[Question]) -> dict[str, Any]:
     from halfv_edge.bench import machine
     from halfv_edge.eval import frontier, questions, report, run
-    from halfv_edge.eval.asking import Asker
+    from halfv_edge.eval.asking import Asker, Seeing
 
     dialogues = questions.some(questions.dialogues(asked), args.limit) if args.follow_up else []
     if args.follow_up and not dialogues:
         raise HalfvError(f"{args.questions[0]} has no picture with two questions, as --follow-up needs.")
     place = args.work or Path(f"eval-{model.path.stem}{'-follow-up' * args.follow_up}.jsonl")
-    work = run.open_work(place, model, args.max_tokens, args.kl_tokens, args.follow_up)
+    seeing = Seeing(args.image_max_tokens, args.mmproj_type.lower(), args.gpu_layers != 0)
+    asker = Asker(model, args.max_tokens, args.kl_tokens, args.ctx, seeing)
+    work = run.open_work(place, asker, args.follow_up)
     if work.results:
         console.say(f"halfv: {place} has {len(work.results)} results of an earlier run: going on from there.")
-    asker = Asker(model, args.max_tokens, args.kl_tokens, args.ctx, args.mmproj_type.lower())
     try:
         given = _given(model, asker, asked[0])
         if args.follow_up:

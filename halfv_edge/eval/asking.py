@@ -52,18 +52,29 @@ class Given:
     unpruned: str  # why, "" when it was pruned
 
 
+@dataclass(frozen=True, slots=True)
+class Seeing:
+    """How the model's own encoder was loaded, where a policy does not say."""
+
+    image_max_tokens: int | None = None
+    weights: str = "auto"
+    use_gpu: bool = True
+
+
 class Asker:
     """Runs a model under policies. Close it before the model."""
 
-    def __init__(self, model: Model, max_tokens: int, kl_tokens: int, n_ctx: int | None, weights: str = "auto"):
+    def __init__(self, model: Model, max_tokens: int, kl_tokens: int, n_ctx: int | None, seeing: Seeing = Seeing()):
         self.model = model
         self.max_tokens = max_tokens
         self.kl_tokens = kl_tokens
         self.n_ctx = n_ctx
-        self.weights = weights  # of the vision encoder, where a policy does not say
+        self.seeing = seeing
         self._contexts: dict[Policy, Context] = {}
         self._own_encoder = model.encoder
-        self._encoders: dict[tuple[int | None, float | None, str], Encoder] = {}
+        self._own_encoder._cache.clear()  # so that the encoding of every picture is timed
+        own = seeing.image_max_tokens, model.encoder.pixel_tau, seeing.weights
+        self._encoders: dict[tuple[int | None, float | None, str], Encoder] = {own: model.encoder}
         self._encode_s: dict[tuple[str, int | None, str | None], float] = {}
 
     def close(self) -> None:
@@ -71,20 +82,23 @@ class Asker:
             context.close()
         self.model.encoder = self._own_encoder
         for encoder in self._encoders.values():
-            encoder.close()
+            if encoder is not self._own_encoder:
+                encoder.close()
 
     def encoder(self, policy: Policy) -> Encoder:
         """One that sees as the policy wants; the model's own may leave patches out."""
-        key = limit, tau, weights = policy.max_tokens, policy.tau, policy.weights or self.weights
+        own, options, seeing = self._own_encoder, self.model._options, self.seeing
+        limit = policy.max_tokens or seeing.image_max_tokens
+        tau = policy.tau if own.is_mrope else None  # others take every picture whole
+        key = limit, tau, policy.weights or seeing.weights
         if key not in self._encoders:
-            own, options = self._own_encoder, self.model._options
             self._set_profile(dataclasses.replace(Profile.default(self.model.n_layer), pixel_tau=tau))
             encoder = self._encoders[key] = Encoder.load(
-                own.path, self.model.pointer, self.model.path, use_gpu=True, n_threads=options["n_threads"],
+                own.path, self.model.pointer, self.model.path, use_gpu=seeing.use_gpu, n_threads=options["n_threads"],
                 flash_attn=options["flash_attn"], image_max_tokens=limit, pixel_tau=tau, cache_bytes=own.cache_bytes,
-                weights=weights,
+                weights=key[2],
             )  # fmt: skip
-            if limit is not None:
+            if policy.max_tokens:
                 self._check_limit(policy, encoder)
         return self._encoders[key]
 

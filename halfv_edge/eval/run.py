@@ -12,7 +12,6 @@ from typing import Any
 from halfv_edge import images
 from halfv_edge.calibrate.work import WorkFile
 from halfv_edge.conversation import Stats
-from halfv_edge.engine import Model
 from halfv_edge.errors import HalfvError, RunError
 from halfv_edge.eval.asking import Asker, Given
 from halfv_edge.eval.metrics import tidy
@@ -48,18 +47,19 @@ class Turns:
     top_up: bool
 
 
-def open_work(path: Path, model: Model, max_tokens: int, kl_tokens: int, follow_up: bool) -> WorkFile:
+def open_work(path: Path, asker: Asker, follow_up: bool) -> WorkFile:
     """Results of this model and these settings; those of others are left alone."""
-    size = model.path.stat().st_size
+    model, seeing = asker.model, asker.seeing
     settings = {
         "kind": "follow-up" if follow_up else "eval",
-        "model": [model.path.name, size],
+        "model": [model.path.name, model.path.stat().st_size],
         "encoder": [model.encoder.path.name, model.encoder.path.stat().st_size],
-        "max_tokens": max_tokens,
-        "kl_tokens": kl_tokens,
+        "image_max_tokens": seeing.image_max_tokens,
+        "mmproj_type": seeing.weights,
+        "max_tokens": asker.max_tokens,
+        "kl_tokens": asker.kl_tokens,
     }
-    mark = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-    settings["mark"] = mark
+    settings["mark"] = mark = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     if path.exists():
         with path.open("rb") as file:
             first = file.readline(1 << 16)
