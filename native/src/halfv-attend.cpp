@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <memory>
 #include <vector>
 
 #if defined(__x86_64__) && (defined(__clang__) || (defined(__GNUC__) && __GNUC__ >= 10))
@@ -269,7 +270,8 @@ void attend_op(ggml_tensor * dst, int ith, int nth, void *) {
     const int64_t jobs_per_head = (n_q + PER_JOB - 1)/PER_JOB;
     const int64_t n_jobs = jobs_per_head*n_head*q->ne[3];
 
-    scratch w;
+    const auto memory = std::make_unique<scratch>(); // some systems give threads small stacks
+    scratch & w = *memory;
     int64_t packed = -1;
     for (int64_t job = n_jobs*ith/nth; job < n_jobs*(ith + 1)/nth; ++job) {
         const int64_t head = job/jobs_per_head % n_head, part = job/jobs_per_head/n_head;
