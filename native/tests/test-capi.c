@@ -20,6 +20,14 @@ static bool ascending_within(const int32_t * tokens, int32_t n, int32_t end) {
 // tests
 //
 
+static void test_encoder_settings(void) {
+    CHECK_RC(halfv_set_encoder("bf16", HALFV_ATTENTION_WINDOWS), HALFV_OK);
+    CHECK_ERR(halfv_set_encoder("q3", HALFV_ATTENTION_FAST), HALFV_ERR_ARGUMENT, "'q3'");
+    CHECK_ERR(halfv_set_encoder(NULL, HALFV_ATTENTION_FAST), HALFV_ERR_ARGUMENT, "null");
+    CHECK_ERR(halfv_set_encoder("auto", (enum halfv_attention) 3), HALFV_ERR_ARGUMENT, "attention = 3");
+    CHECK_RC(halfv_set_encoder("auto", HALFV_ATTENTION_FAST), HALFV_OK);
+}
+
 static void test_profile_rules(void) {
     CHECK(strlen(halfv_version()) > 0);
 
@@ -371,6 +379,7 @@ int main(int argc, char ** argv) {
     }
     llama_backend_init();
     CHECK(strcmp(halfv_last_error(), "") == 0);
+    test_encoder_settings();
     test_profile_rules();
 
     struct llama_model * other = load(argv[2], true);
