@@ -15,6 +15,7 @@ CHOICES = ("halfv", "random", "uniform", "attention", "dart")  # in the order of
 FLOPS = "flops"  # in place of a number: as many as the profile spends
 STEPS = 400  # shares that are tried for it
 FASTV_LAYER = 2  # where FastV and DART prune
+DART_PIVOTS = 4  # of the picture, and as many of the text
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +126,16 @@ def _once(given: Given, name: str, value: str) -> Policy:
     def make(keep: float) -> Profile:
         return Profile(FASTV_LAYER, keep, 0.0, given.n_layer, 1.0, DROPPED, 1)
 
-    choice = "dart" if name.startswith("dart") else "attention"
-    return Policy(name, _of_share(given, name, value, 0.5, make), choice=choice)
+    if not name.startswith("dart"):
+        return Policy(name, _of_share(given, name, value, 0.5, make), choice="attention")
+
+    def cost(profile: Profile) -> float:
+        """DART keeps eight pivots' equal parts and four pivots."""
+        kept = DART_PIVOTS + 2 * DART_PIVOTS * (int(profile.ivr_keep * given.n_visual) // (2 * DART_PIVOTS))
+        return given.flops(make(min(1.0, kept / given.n_visual)), given.n_visual)
+
+    own = _matched(given, name, make, cost) if value == FLOPS else _of_share(given, name, value, 0.5, make)
+    return Policy(name, own, choice="dart")
 
 
 def _pyramid(given: Given, name: str, value: str) -> Policy:
@@ -170,11 +179,14 @@ def _limit(given: Given, name: str) -> float:
     return given.flops(given.own(name), given.n_visual)
 
 
-def _matched(given: Given, name: str, make: Callable[[float], Profile]) -> Profile:
+def _matched(
+    given: Given, name: str, make: Callable[[float], Profile], cost: Callable[[Profile], float] | None = None
+) -> Profile:
     """The largest share that costs no more than the model's profile."""
     limit = _limit(given, name)
+    cost = cost or (lambda profile: given.flops(profile, given.n_visual))
     made = (make(step / STEPS) for step in range(STEPS, 0, -1))
-    fitting = next((profile for profile in made if given.flops(profile, given.n_visual) <= limit), None)
+    fitting = next((profile for profile in made if cost(profile) <= limit), None)
     if fitting is None:
         raise HalfvError(f"The policy {name!r} cannot be as cheap as the profile: leave it out.")
     return fitting

@@ -6,10 +6,11 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
-from halfv_edge.policies import UNPRUNED
+from halfv_edge.policies import STOCK, UNPRUNED
 
 Row = dict[str, Any]
 PROFILE = "profile"
+LEFT_OUT = (UNPRUNED, STOCK, "keep")  # not ways to save, and the profile itself with another number
 SLACK = 1.02  # by which a way may miss the profile's time or FLOPs and still count as reaching it
 AXES: dict[str, Callable[[Row], float]] = {
     "time": lambda row: 1 / row["ttft_ratio"],
@@ -30,7 +31,7 @@ def at_the_profiles(rows: list[Row]) -> list[dict[str, Any]]:
     named = {row["policy"]: row for row in rows}
     if PROFILE not in named or any(row["retention"] is None for row in rows):
         return []
-    kinds = list(dict.fromkeys(kind(name) for name in named if name != UNPRUNED))
+    kinds = list(dict.fromkeys(kind(name) for name in named if kind(name) not in LEFT_OUT))
     return [
         {"kind": name} | {axis: _at(rows, name, across, across(named[PROFILE])) for axis, across in AXES.items()}
         for name in kinds
