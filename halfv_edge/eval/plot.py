@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -35,10 +36,11 @@ def _panel(
     low = min(row["retention_interval"][0] for row in rows)
     high = max(row["retention_interval"][1] for row in rows)
     low, high = max(0.0, min(low, 0.9) - 0.02), min(max(high, 1.0), MOST) + 0.02
-    right = max(1.05, *(across(row) for row in rows)) + 0.02
+    left, right = min(map(across, rows)) - 0.05, max(1.0, *map(across, rows)) + 0.03
+    unit = next(unit for unit in (0.05, 0.1, 0.25) if (right - left) / unit <= 8 or unit == 0.25)
 
     def x(value: float) -> float:
-        return x0 + width * value / right
+        return x0 + width * (value - left) / (right - left)
 
     def y(value: float) -> float:
         return TOP + (HEIGHT - TOP - BOTTOM) * (high - value) / (high - low)
@@ -48,8 +50,8 @@ def _panel(
         if low <= tick * step <= high:
             page.line([(x0, y(tick * step)), (x0 + width, y(tick * step))], GRID)
             page.text(x0 - 8, y(tick * step) + 4, f"{100 * tick * step:.0f}%", FAINT, 11, anchor="end")
-    for tick in range(0, int(right / 0.25) + 1):
-        page.text(x(tick * 0.25), HEIGHT - BOTTOM + 18, f"{25 * tick}%", FAINT, 11, anchor="middle")
+    for tick in range(math.ceil(left / unit), int(right / unit) + 1):
+        page.text(x(tick * unit), HEIGHT - BOTTOM + 18, f"{100 * tick * unit:.0f}%", FAINT, 11, anchor="middle")
     page.line([(x0, HEIGHT - BOTTOM), (x0 + width, HEIGHT - BOTTOM)], INK)
     page.text(x0 + width / 2, HEIGHT - 18, title, INK, 13, anchor="middle")
 
@@ -73,11 +75,15 @@ def _panel(
 
 
 def _write(page: Canvas, labels: list[tuple[float, float, str, str]]) -> None:
-    """Each beside its dot, lower where another one is already."""
+    """Each beside its dot, or as near above or below as there is room."""
     taken: list[tuple[float, float, float]] = []
-    for left, line, words, color in sorted(labels, key=lambda label: label[:2]):
+    for left, line, words, color in sorted(labels, key=lambda label: label[1]):
         right = left + LETTER * len(words)
-        while any(abs(line - other) < LINE and left < end and start < right for start, end, other in taken):
-            line += LINE
+
+        def free(at: float, left: float = left, right: float = right) -> bool:
+            return all(abs(at - other) >= LINE or left >= end or start >= right for start, end, other in taken)
+
+        steps = (half * sign * LINE / 2 for half in range(99) for sign in (1, -1))
+        line = next(line + step for step in steps if free(line + step))
         taken.append((left, right, line))
         page.text(left, line, words, color, 11)
