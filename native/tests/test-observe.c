@@ -11,6 +11,11 @@ struct seen {
     bool    fine;
 };
 
+// fmax would need libm
+static double larger(double a, double b) {
+    return a > b ? a : b;
+}
+
 static bool watch(const struct halfv_boundary * at, void * user) {
     struct seen * seen = user;
     const bool is_end = at->layer == seen->n_layer;
@@ -24,7 +29,7 @@ static bool watch(const struct halfv_boundary * at, void * user) {
     seen->fine = seen->fine && fabs(sum - 1) < 1e-4;
     for (int32_t i = 0; at->logits && i < at->n_vocab; ++i) {
         if (is_end) {
-            seen->furthest = fmax(seen->furthest, fabs(at->logits[i] - seen->logits[i]));
+            seen->furthest = larger(seen->furthest, fabs(at->logits[i] - seen->logits[i]));
         }
         seen->logits[i] = at->logits[i];
     }
@@ -71,7 +76,7 @@ static void test_observe(struct llama_context * ctx) {
     const float * again = llama_get_logits_ith(ctx, -1);
     double furthest = 0;
     for (int32_t i = 0; i < n_vocab; ++i) {
-        furthest = fmax(furthest, fabs(again[i] - logits[i]));
+        furthest = larger(furthest, fabs(again[i] - logits[i]));
     }
     CHECK(furthest < 1e-2); // f16 KV, another batch size
 
