@@ -24,7 +24,6 @@ class Eyes(contextlib.ExitStack):
 
     def __init__(self, folder: Path):
         super().__init__()
-        native_log.capture()
         self.path = make_tiny(folder / "text.gguf", "llama", n_embd=N_EMBD, n_layer=1)
         params = llama_cpp.llama_model_default_params()
         self.model = llama_cpp.llama_model_load_from_file(str(self.path).encode(), params)
@@ -46,6 +45,7 @@ class Eyes(contextlib.ExitStack):
 
     def embeddings(self, mmproj: Path, picture: Image.Image, **how: object) -> np.ndarray:
         """Of every token of a picture; native_log then has what loading and encoding have said."""
+        native_log.capture()  # other tests may have taken the log
         native_log.clear()
         with self.open(mmproj, **how) as encoder:
             encoded = encoder.tokens(Picture("picture", picture))

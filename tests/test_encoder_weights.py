@@ -85,7 +85,7 @@ def test_types(weights: str, mmproj: Path, eyes: Eyes) -> None:
 
 
 def test_padding_changes_nothing(eyes: Eyes, tmp_path: Path) -> None:
-    """Rows of 84 become rows of 96; the sum of each is the same but for its order."""
+    """Rows of 84 become rows of 128; the sum of each is the same but for its order."""
     path = in_f16(make_windowed(tmp_path / "mmproj.gguf", "muse-glimmer", n_embd=N_EMBD))
     picture = noise(420, 300)
     expected = eyes.embeddings(path, picture, weights="off")

@@ -13,7 +13,10 @@
 namespace halfv {
 
 // A matrix product is slow when its rows are no multiple of what the vector units take at once.
-constexpr int64_t ROW_UNIT = 32;
+constexpr int64_t ROW_UNIT = 32*2; // also of its halves
+
+// A product of longer rows overflows the first cache of the CPUs that have been measured.
+constexpr int64_t LONG_ROW = 3072;
 
 static thread_local encoder_settings settings_of_thread;
 
@@ -243,6 +246,19 @@ void encoder_weights::plan(const encoder_settings & settings, ggml_backend_t bac
         }
     }
     growth = bytes() - bytes_before;
+}
+
+ggml_tensor * multiply(ggml_context * ctx, ggml_tensor * matrix, ggml_tensor * x) {
+    const int64_t n = matrix->ne[0], half = n/2;
+    const bool in_halves = matrix->type == GGML_TYPE_BF16 && n >= LONG_ROW && n % ROW_UNIT == 0 &&
+                           matrix->buffer && ggml_backend_buffer_is_host(matrix->buffer);
+    if (!in_halves) {
+        return ggml_mul_mat(ctx, matrix, x);
+    }
+    const auto part = [&](ggml_tensor * t, int i) {
+        return ggml_view_4d(ctx, t, half, t->ne[1], t->ne[2], t->ne[3], t->nb[1], t->nb[2], t->nb[3], i*half*t->nb[0]);
+    };
+    return ggml_add(ctx, ggml_mul_mat(ctx, part(matrix, 0), part(x, 0)), ggml_mul_mat(ctx, part(matrix, 1), part(x, 1)));
 }
 
 std::vector<ggml_backend_buffer_ptr> encoder_weights::allocate() const {

@@ -53,6 +53,9 @@ struct encoder_attention {
 // weights
 //
 
+// A matrix of an encoder times x on a CPU, in the parts that are fastest. Only once the matrix has memory.
+LLAMA_API ggml_tensor * multiply(ggml_context * ctx, ggml_tensor * matrix, ggml_tensor * x);
+
 // Gives the matrices of an encoder the type, the row length and the buffer with which this machine multiplies fastest.
 class encoder_weights {
 public:
