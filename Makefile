@@ -36,8 +36,7 @@ lint: $(VENV)/bin/ruff
 	$(VENV)/bin/ruff format --check .
 
 demo: build
-	$(PY) -m halfv_edge info
-	@echo "The demo model is not part of the project yet, so there is nothing more to show."
+	$(PY) -m halfv_edge chat examples/receipt.png -p "What is the total?"
 
 clean:
 	rm -rf build $(VENV)

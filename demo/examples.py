@@ -25,10 +25,10 @@ class Example:
 
 # seeds whose pictures look well and are answered right; docs/demo-model.md says how often that is so
 EXAMPLES = (
-    Example("receipt", "document", 0, "What is the total?", ""),
-    Example("chart", "chart", 0, "Which one is the largest?", ""),
-    Example("interface", "interface", 0, "What is the title of the window?", ""),
-    Example("shapes", "shapes", 0, "How many shapes are there?", ""),
+    Example("receipt", "document", 66, "What is the total?", "$36.20"),
+    Example("chart", "chart", 45, 'What value does "Thu" have?', "29"),
+    Example("interface", "interface", 6, "What does the right button say?", "Back"),
+    Example("shapes", "shapes", 12, "What color is the cross?", "green"),
 )
 
 

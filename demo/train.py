@@ -26,7 +26,7 @@ from demo.vocabulary import FIRST_WORD, Vocabulary
 
 MUON_RATE, ADAM_RATE = 0.02, 2e-3
 ENCODER_LATER = 0.25  # of its rate, once answers are learnt
-WARM_UP, DECAY, LEAST = 0.01, 0.25, 0.03  # shares of the time; of the rate in the end
+WARM_UP, DECAY, LEAST = 0.01, 0.3, 0.03  # shares of the time; of the rate in the end
 CHECKPOINT_SEC, VALIDATE_SEC = 150, 300
 PATCH_BATCHES = 3  # one batch in so many is for the encoder alone, once answers are learnt
 N_VALIDATE = 64  # pictures
@@ -269,12 +269,12 @@ def say(text: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m demo.train", description="Train the demo model on this CPU.")
     parser.add_argument("folder", type=Path, help="of checkpoint.pt and log.jsonl; a run in it goes on")
-    parser.add_argument("--minutes", type=float, default=90, help="in all (%(default)g)")
-    parser.add_argument("--patch-minutes", type=float, default=15, help="of them for the encoder alone (%(default)g)")
+    parser.add_argument("--minutes", type=float, default=71, help="in all (%(default)g)")
+    parser.add_argument("--patch-minutes", type=float, default=25, help="of them for the encoder alone (%(default)g)")
     parser.add_argument(
-        "--together-minutes", type=float, default=50, help="when the encoder begins to learn from answers (%(default)g)"
+        "--together-minutes", type=float, default=64, help="when the encoder begins to learn from answers (%(default)g)"
     )
-    parser.add_argument("--batch", type=int, default=16, help="pictures per step (%(default)d)")
+    parser.add_argument("--batch", type=int, default=8, help="pictures per step (%(default)d)")
     parser.add_argument("--threads", type=int, default=1, help="(%(default)d)")
     parser.add_argument("--draw-core", type=int, metavar="N", help="core of the process that draws")
     parser.add_argument("--tiny", action="store_true", help="two layers, saved every second, to try this out")

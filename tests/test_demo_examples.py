@@ -1,0 +1,59 @@
+"""The model that is built in answers about the pictures in examples/, with nothing but the package."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from demo.examples import EXAMPLES, Example
+from demo.scenes import make
+from halfv_edge import default_model, models
+from halfv_edge.engine import Model
+from halfv_edge.errors import HalfvError
+
+MOST_MB = 40
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    with Model.load(*default_model.paths(), n_ctx=1024) as loaded:
+        yield loaded
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
+def test_answers(model: Model, example: Example) -> None:
+    """Whole, and with the profile that is inside."""
+    assert model.profile is not None
+    for options in ({}, {"profile": "off"}):
+        with Model.load(*default_model.paths(), n_ctx=1024, **options) as loaded, loaded.chat(mode="exact") as chat:
+            assert chat.answer(example.question, example.path, temperature=0) == example.answer
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
+def test_pictures_are_what_the_seeds_draw(example: Example) -> None:
+    drawn = make(example.seed, "test", example.kind).image
+    assert np.array_equal(np.asarray(Image.open(example.path)), np.asarray(drawn))
+
+
+def test_chat_without_a_model(tmp_path: Path) -> None:
+    """From any folder, without a network; what it is is said on stderr."""
+    example = EXAMPLES[0]
+    env = os.environ | {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "halfv_edge", "chat", str(example.path), "-p", example.question]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == example.answer + "\n"
+    assert default_model.NOTE in done.stderr
+
+
+def test_default_files() -> None:
+    found = models.find(None, None, None)
+    assert (found.model, found.mmproj) == default_model.paths()
+    assert sum(path.stat().st_size for path in default_model.paths()) < MOST_MB << 20
+    with pytest.raises(HalfvError, match="No model was given"):
+        models.find(None, None, str(found.mmproj))
