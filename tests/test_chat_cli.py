@@ -338,7 +338,7 @@ def test_conversation(place: Path) -> None:
 
         terminal.type(f"{NEXT}\r")  # the picture is there already
         second = terminal.expect("visual tokens", "\n> ")
-        assert "encoder" not in second and "100 -> 60 -> 20 visual tokens" in second
+        assert "encoder" not in second and "100 -> 58 -> 18 visual tokens" in second
 
         terminal.type("/stats\r")
         stats = terminal.expect("\n> ")
