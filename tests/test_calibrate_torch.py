@@ -37,9 +37,16 @@ def as_seen(items: list[Item]) -> Seen:
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "qwen3_vl", "smolvlm"])
 def test_curves_of_a_checkpoint(family: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    pair = convert_tiny(family, tmp_path_factory.getbasetemp())
+    pair = convert_tiny(family, root=tmp_path_factory.getbasetemp())  # as the cache knows it
     picture = random_picture(*SIZES[family])
-    options = {"n_ctx": 1024, "n_threads": 1, "flash_attn": False, "kv_type": "f32", "profile": "off"}
+    options = {
+        "n_ctx": 1024,
+        "n_threads": 1,
+        "flash_attn": False,
+        "kv_type": "f32",
+        "profile": "off",
+        "mmproj_type": "off",
+    }
     with Model.load(pair.text, pair.vision, **options) as model:
         probe = Probe(model)
         items = probe.items(load(picture), "what is in the picture?")
