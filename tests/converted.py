@@ -17,9 +17,13 @@ class Pair(NamedTuple):
     vision: Path
 
 
-@functools.cache
 def convert_tiny(family: str, root: Path) -> Pair:
     """All in float32, and without a profile."""
+    return _convert_tiny(family, root)  # a cache knows calls by how their arguments are given
+
+
+@functools.cache
+def _convert_tiny(family: str, root: Path) -> Pair:
     folder = root / "checkpoints" / family
     model = tiny_checkpoints.make(family, folder)
     out = root / f"{family}.gguf"

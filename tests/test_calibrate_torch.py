@@ -37,7 +37,7 @@ def as_seen(items: list[Item]) -> Seen:
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "qwen3_vl", "smolvlm"])
 def test_curves_of_a_checkpoint(family: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    pair = convert_tiny(family, root=tmp_path_factory.getbasetemp())  # as the cache knows it
+    pair = convert_tiny(family, tmp_path_factory.getbasetemp())
     picture = random_picture(*SIZES[family])
     options = {
         "n_ctx": 1024,

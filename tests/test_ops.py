@@ -183,6 +183,7 @@ KEYS: dict[str, Callable[[Node], dict[str, str]]] = {
     "MUL_MAT": lambda node: {"type_a": node.sources[0], "type_b": node.sources[1]},
     "FLASH_ATTN_EXT": lambda node: {"type_K": node.sources[1], "type_V": node.sources[2]},
     "SET_ROWS": lambda node: {"type_src": node.sources[0], "type_idx": node.sources[1], "type_dst": node.type},
+    "CPY": lambda node: {"type_src": node.sources[0], "type_dst": node.type},
     "GET_ROWS": lambda node: {"type": node.sources[0]},
     "ROPE": lambda node: {"type": node.type},
     "SOFT_MAX": lambda node: {"type": node.type, "m_prec": node.sources[-1]},
@@ -209,6 +210,16 @@ def complaint(tree: Path, backend: str, node: Node) -> str | None:
 
 ADDED = {Node("CONT", "f32", ("f32",), ())}  # queries and keys on their way out
 GRAM = Node("MUL_MAT", "f32", ("f32", "f32"), (("per", "[0,1,2,3]"), ("nr3", "1")))
+# the vision encoder's attention by windows, in heads of 80 as Qwen2.5-VL has them; ADD joins halves on a CPU
+ENCODER_MAKERS = ("add", "cast", "concat", "cont", "cont_2d", "flash_attn_ext", "mul_mat", "soft_max_ext")
+WINDOWS = (
+    Node("FLASH_ATTN_EXT", "f32", ("f32", "f16", "f16"), (("hsk", "80"), ("hsv", "80"), ("mask", "0"))),
+    Node("SOFT_MAX", "f32", ("f32",), (("mask", "0"),)),
+    Node("MUL_MAT", "f32", ("f32", "f32"), (("per", "[0,2,1,3]"), ("nr3", "1"))),
+    Node("CONCAT", "f32", ("f32", "f32"), ()),
+    Node("CONT", "f32", ("f32",), ()),
+    Node("CPY", "f16", ("f32",), ()),
+)
 CASES = {"flash": (True, "f16"), "flash-q8_0": (True, "q8_0"), "no-flash": (False, "f16")}
 
 
@@ -253,10 +264,24 @@ def test_our_code_makes_no_other_ops(root: Path, llama_tree: Path) -> None:
     header = (llama_tree / "ggml" / "include" / "ggml.h").read_text()
     makers = set(re.findall(r"GGML_API struct ggml_tensor \*\s*(ggml_\w+)\(\s*struct ggml_context", header))
     assert {"ggml_mul_mat", "ggml_cont", "ggml_view_3d"} <= makers
-    sources = "".join(path.read_text() for path in sorted((root / "native" / "src").iterdir()))
-    made = {name for name in re.findall(r"\b(ggml_\w+)\(", sources) if name in makers}
     free = re.compile(r"ggml_(view|reshape|permute|transpose|new_tensor|get_.*tensor|dup_tensor)")
-    assert {name for name in made if not free.match(name)} == {"ggml_cont", "ggml_mul_mat"}
+
+    def made(pattern: str) -> set[str]:
+        names = re.findall(
+            r"\b(ggml_\w+)\(", "".join(path.read_text() for path in (root / "native" / "src").glob(pattern))
+        )
+        return {name for name in names if name in makers and not free.match(name)}
+
+    assert made("halfv-attend*") == {"ggml_custom_4d"}  # of the CPU alone
+    encoder = made("halfv-encoder*")
+    assert encoder == {f"ggml_{name}" for name in ENCODER_MAKERS}
+    assert made("halfv-[!ae]*") | made("halfv-api*") == {"ggml_cont", "ggml_mul_mat"}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("node", WINDOWS, ids=lambda node: node.op)
+def test_attention_by_windows(node: Node, backend: str, llama_tree: Path) -> None:
+    assert complaint(llama_tree, backend, node) is None
 
 
 def test_a_missing_op_is_noticed(llama_tree: Path) -> None:
