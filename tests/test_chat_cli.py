@@ -343,7 +343,7 @@ def test_conversation(place: Path) -> None:
         terminal.type("/stats\r")
         stats = terminal.expect("\n> ")
         assert re.search(r"prompt +\d+ tokens evaluated, pictures encoded: 0\r\n", stats)
-        assert re.search(r"picture +100 -> 60 -> 20 visual tokens, cat.jpg\r\n", stats)
+        assert re.search(r"picture +100 -> 58 -> 18 visual tokens, cat.jpg\r\n", stats)
         assert re.search(r"answer +12 tokens, \S+ tokens/s, cut off at the limit\r\n", stats)
 
         terminal.type("/ima\t dog.p\t\r")  # completed
