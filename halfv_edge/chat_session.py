@@ -236,6 +236,7 @@ class Session:
             except KeyboardInterrupt:
                 self.out.say("")
                 if time.monotonic() - interrupted < TWICE_SEC:
+                    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an impatient third one must not break leaving
                     return 130
                 interrupted = time.monotonic()
                 self.out.dim("(Ctrl-C again leaves, and so does Ctrl-D)")
