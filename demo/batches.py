@@ -229,5 +229,12 @@ def _draw(
 ) -> None:
     if core is not None:
         os.sched_setaffinity(0, {core})
+    parent = multiprocessing.parent_process()
     for batch in batches("train", size, first, Vocabulary(words), patches):
-        filled.put(batch)
+        while True:
+            try:
+                filled.put(batch, timeout=5)
+                break
+            except queue.Full:
+                if not parent.is_alive():  # killed: nobody will take what waits
+                    os._exit(1)
