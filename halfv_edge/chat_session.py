@@ -218,6 +218,7 @@ class Session:
         if self.out.interactive:
             history = console.history_path()
             self.out.edit_lines(COMMANDS, history)
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's background jobs start with it ignored
             self.out.dim("Ask about the pictures. /help lists commands, Ctrl-D leaves.")
             code = self._loop()
             self.out.save_lines(history)
