@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from demo import scenes
-from demo.model import GRID, N_PATCHES, N_PREFIX, sized
+from demo.model import GRID, IMAGE_SIZE, N_PATCHES, N_PREFIX, sized
 from demo.pages import page
 from demo.pointing import Places, nearest, targets
 from demo.scenes.canvas import CHARACTERS, SHAPE_KINDS
@@ -144,7 +144,11 @@ def lay_out(vocabulary: Vocabulary, sample: scenes.Sample, chained: bool) -> tup
 
 
 def collate(
-    samples: Iterable[scenes.Sample], vocabulary: Vocabulary, rng: random.Random, patches_only: bool = False
+    samples: Iterable[scenes.Sample],
+    vocabulary: Vocabulary,
+    rng: random.Random,
+    patches_only: bool = False,
+    side: int = IMAGE_SIZE,
 ) -> Batch:
     samples = list(samples)
     n = len(samples)
@@ -172,7 +176,7 @@ def collate(
     same = (group[:, :, None] == group[:, None, :]) & np.tril(np.ones((N_TEXT, N_TEXT), bool))
     mask = np.concatenate([np.ones((n, N_TEXT, N_PREFIX), bool), same], axis=2)
     return Batch(
-        np.stack([sized(sample.image) for sample in samples]),
+        np.stack([sized(sample.image, side) for sample in samples]),
         np.stack([patch_labels(sample) for sample in samples]),
         text,
         positions,
@@ -188,7 +192,13 @@ def collate(
 
 
 def batches(
-    split: str, size: int, first: int, vocabulary: Vocabulary, patches: int = 0, most: int = MOST_QUESTIONS
+    split: str,
+    size: int,
+    first: int,
+    vocabulary: Vocabulary,
+    patches: int = 0,
+    most: int = MOST_QUESTIONS,
+    side: int = IMAGE_SIZE,
 ) -> Iterator[Batch]:
     """Pictures `first`, `first` + 1, ... of a split; one batch in `patches` has pages, for the encoder alone."""
     for start in itertools.count(first, size):
@@ -197,17 +207,17 @@ def batches(
             page(seed) if patches_only and seed % 2 else scenes.make(seed, split, most=most)
             for seed in range(start, start + size)
         ]
-        yield collate(samples, vocabulary, random.Random(start), patches_only)
+        yield collate(samples, vocabulary, random.Random(start), patches_only, side)
 
 
 class Drawer:
     """`batches` of the training split out of a process of its own, a few ahead."""
 
-    def __init__(self, size: int, first: int, words: list[str], core: int | None, patches: int):
+    def __init__(self, size: int, first: int, words: list[str], core: int | None, patches: int, side: int):
         context = multiprocessing.get_context("spawn")
         self._queue = context.Queue(maxsize=8)
         self._process = context.Process(
-            target=_draw, args=(self._queue, size, first, words, core, patches), daemon=True
+            target=_draw, args=(self._queue, size, first, words, core, patches, side), daemon=True
         )
         self._process.start()
 
@@ -225,12 +235,12 @@ class Drawer:
 
 
 def _draw(
-    filled: multiprocessing.Queue, size: int, first: int, words: list[str], core: int | None, patches: int
+    filled: multiprocessing.Queue, size: int, first: int, words: list[str], core: int | None, patches: int, side: int
 ) -> None:
     if core is not None:
         os.sched_setaffinity(0, {core})
     parent = multiprocessing.parent_process()
-    for batch in batches("train", size, first, Vocabulary(words), patches):
+    for batch in batches("train", size, first, Vocabulary(words), patches, side=side):
         while True:
             try:
                 filled.put(batch, timeout=5)

@@ -13,6 +13,8 @@ import torch
 from gguf import GGMLQuantizationType
 from torch import Tensor, nn
 
+from demo import scenes
+from demo.dynamic import FULL_EVERY, PATCH, DynamicModel, DynamicShape
 from demo.model import (
     EPS,
     HEAD_DIM,
@@ -20,25 +22,29 @@ from demo.model import (
     MEAN,
     N_PATCHES,
     ROPE_BASE,
+    SECTIONS,
     STD,
     VISION_EPS,
     DemoModel,
+    Language,
     Mix,
     Narrow,
     Shape,
 )
-from demo.vocabulary import CHAT_TEMPLATE, PRINTABLE, SPECIALS, Vocabulary
+from demo.vocabulary import CHAT_TEMPLATE, IMAGE, IMAGE_END, PRINTABLE, SPECIALS, Vocabulary
 
 NAME = "HalfV Demo"
 CONTEXT = 4096
 TYPES = {"f32": GGMLQuantizationType.F32, "f16": GGMLQuantizationType.F16, "q8_0": GGMLQuantizationType.Q8_0}
 LICENSE_ID = "mit"
+DYNAMIC_NAMES = {IMAGE: "<|vision_start|>", IMAGE_END: "<|vision_end|>"}  # what the runtime looks for there
 
 
-def load(checkpoint: Path) -> tuple[DemoModel, Vocabulary]:
-    """The trained model in float32."""
+def load(checkpoint: Path) -> tuple[DemoModel | DynamicModel, Vocabulary]:
+    """The trained model in float32, of the kind that its shape tells."""
     saved = torch.load(checkpoint, weights_only=True)
-    model = DemoModel(Shape(**saved["shape"]))
+    is_dynamic = "n_vision" in saved["shape"]
+    model = DynamicModel(DynamicShape(**saved["shape"])) if is_dynamic else DemoModel(Shape(**saved["shape"]))
     prefix = "model."
     weights = {
         name.removeprefix(prefix): state["master"]
@@ -49,9 +55,10 @@ def load(checkpoint: Path) -> tuple[DemoModel, Vocabulary]:
     return model.eval(), Vocabulary(saved["words"])
 
 
-def write_model(path: Path, model: DemoModel, vocabulary: Vocabulary, kind: str) -> None:
+def write_model(path: Path, model: DemoModel | DynamicModel, vocabulary: Vocabulary, kind: str) -> None:
     shape = model.shape
-    writer = gguf.GGUFWriter(_partial(path), "llama")
+    is_dynamic = isinstance(model, DynamicModel)
+    writer = gguf.GGUFWriter(_partial(path), "qwen2vl" if is_dynamic else "llama")
     writer.add_name(NAME)
     writer.add_license(LICENSE_ID)
     writer.add_description("Answers questions about drawings, text, charts, documents and interfaces; not the world.")
@@ -64,10 +71,13 @@ def write_model(path: Path, model: DemoModel, vocabulary: Vocabulary, kind: str)
     writer.add_layer_norm_rms_eps(EPS)
     writer.add_rope_dimension_count(HEAD_DIM)
     writer.add_rope_freq_base(ROPE_BASE)
+    if is_dynamic:
+        writer.add_rope_dimension_sections([*SECTIONS, 0])
     writer.add_vocab_size(shape.n_vocab)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("llama-bpe")
-    writer.add_token_list(vocabulary.tokens)
+    names = DYNAMIC_NAMES if is_dynamic else {}
+    writer.add_token_list([names.get(token, token) for token in vocabulary.tokens])
     normal = len(vocabulary) - len(SPECIALS)
     writer.add_token_types([gguf.TokenType.CONTROL] * len(SPECIALS) + [gguf.TokenType.NORMAL] * normal)
     # the loader wants merges: one of two bytes that no text has
@@ -76,11 +86,12 @@ def write_model(path: Path, model: DemoModel, vocabulary: Vocabulary, kind: str)
     writer.add_eos_token_id(vocabulary.end)
     writer.add_add_bos_token(True)
     writer.add_chat_template(CHAT_TEMPLATE)
-    _finish(writer, language_tensors(model), path, kind)
+    _finish(writer, language_tensors(model.language, not is_dynamic), path, kind)
 
 
-def language_tensors(model: DemoModel) -> Iterator[tuple[str, Tensor]]:
-    language = model.language
+def language_tensors(language: Language, neighbours: bool) -> Iterator[tuple[str, Tensor]]:
+    """neighbours: the architecture rotates those, where torch rotates the halves of a head."""
+    order = interleaved if neighbours else lambda weight: weight
     yield "token_embd.weight", language.embed.weight
     yield "output_norm.weight", language.norm.weight
     yield "output.weight", language.head.weight
@@ -88,8 +99,8 @@ def language_tensors(model: DemoModel) -> Iterator[tuple[str, Tensor]]:
         q, k, v = block.qkv.weight.chunk(3)
         gate, up = block.gate_up.weight.chunk(2)
         yield f"blk.{i}.attn_norm.weight", block.attn_norm.weight
-        yield f"blk.{i}.attn_q.weight", interleaved(q)
-        yield f"blk.{i}.attn_k.weight", interleaved(k)
+        yield f"blk.{i}.attn_q.weight", order(q)
+        yield f"blk.{i}.attn_k.weight", order(k)
         yield f"blk.{i}.attn_v.weight", v
         yield f"blk.{i}.attn_output.weight", block.out.weight
         yield f"blk.{i}.ffn_norm.weight", block.ffn_norm.weight
@@ -99,20 +110,29 @@ def language_tensors(model: DemoModel) -> Iterator[tuple[str, Tensor]]:
 
 
 def interleaved(weight: Tensor) -> Tensor:
-    """This architecture rotates neighbours where torch rotates the halves of a head."""
     return weight.view(-1, 2, HEAD_DIM // 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
 
 
-def write_mmproj(path: Path, model: DemoModel, kind: str) -> None:
-    shape = model.shape
+def write_mmproj(path: Path, model: DemoModel | DynamicModel, kind: str) -> None:
+    is_dynamic = isinstance(model, DynamicModel)
     writer = gguf.GGUFWriter(_partial(path), "clip")
     writer.add_name(NAME)
     writer.add_type("mmproj")
     writer.add_license(LICENSE_ID)
     writer.add_bool("clip.has_vision_encoder", True)
-    writer.add_string("clip.projector_type", "gemma3nv")
-    writer.add_bool("clip.use_gelu", True)
-    for key, value in {
+    writer.add_string("clip.projector_type", "qwen2.5vl_merger" if is_dynamic else "gemma3nv")
+    writer.add_bool("clip.use_silu" if is_dynamic else "clip.use_gelu", True)
+    for key, value in (dynamic_numbers(model.shape) if is_dynamic else numbers(model)).items():
+        writer.add_uint32(f"clip.vision.{key}", value)
+    writer.add_float32("clip.vision.attention.layer_norm_epsilon", VISION_EPS)
+    writer.add_array("clip.vision.image_mean", [MEAN] * 3)
+    writer.add_array("clip.vision.image_std", [STD] * 3)
+    _finish(writer, dynamic_tensors(model) if is_dynamic else vision_tensors(model), path, kind)
+
+
+def numbers(model: DemoModel) -> dict[str, int]:
+    shape = model.shape
+    return {
         "embedding_length": shape.n_embd,
         "projection_dim": shape.n_embd,
         "image_size": IMAGE_SIZE,
@@ -121,12 +141,42 @@ def write_mmproj(path: Path, model: DemoModel, kind: str) -> None:
         "block_count": sum(map(len, model.vision.stages)),
         "feed_forward_length": 4 * shape.n_embd,
         "attention.head_count": shape.n_embd // HEAD_DIM,
-    }.items():
-        writer.add_uint32(f"clip.vision.{key}", value)
-    writer.add_float32("clip.vision.attention.layer_norm_epsilon", VISION_EPS)
-    writer.add_array("clip.vision.image_mean", [MEAN] * 3)
-    writer.add_array("clip.vision.image_std", [STD] * 3)
-    _finish(writer, vision_tensors(model), path, kind)
+    }
+
+
+def dynamic_numbers(shape: DynamicShape) -> dict[str, int]:
+    return {
+        "embedding_length": shape.n_vision,
+        "projection_dim": shape.n_embd,
+        "image_size": scenes.SIZE,
+        "patch_size": PATCH,
+        "block_count": shape.n_vision_layer,
+        "feed_forward_length": shape.n_vision_ff,
+        "attention.head_count": shape.n_vision // HEAD_DIM,
+        "n_wa_pattern": FULL_EVERY,
+    }
+
+
+def dynamic_tensors(model: DynamicModel) -> Iterator[tuple[str, Tensor]]:
+    vision = model.vision
+    kernel = vision.patch.weight.view(-1, 3, PATCH, PATCH)
+    yield "v.patch_embd.weight", kernel
+    yield "v.patch_embd.weight.1", torch.zeros_like(kernel)  # of the second frame, which is the first again
+    for i, block in enumerate(vision.blocks):
+        q, k, v = block.qkv.weight.chunk(3)
+        gate, up = block.gate_up.weight.chunk(2)
+        yield f"v.blk.{i}.ln1.weight", block.attn_norm.weight
+        yield f"v.blk.{i}.ln2.weight", block.ffn_norm.weight
+        for name, weight in (("q", q), ("k", k), ("v", v), ("out", block.out.weight)):
+            yield f"v.blk.{i}.attn_{name}.weight", weight
+            yield f"v.blk.{i}.attn_{name}.bias", torch.zeros(len(weight))  # the loader wants them
+        for name, weight in (("gate", gate), ("up", up), ("down", block.down.weight)):
+            yield f"v.blk.{i}.ffn_{name}.weight", weight
+            yield f"v.blk.{i}.ffn_{name}.bias", torch.zeros(len(weight))
+    yield "v.post_ln.weight", vision.norm.weight
+    for number, layer in ((0, model.projector.up), (2, model.projector.down)):
+        yield f"mm.{number}.weight", layer.weight
+        yield f"mm.{number}.bias", layer.bias
 
 
 def vision_tensors(model: DemoModel) -> Iterator[tuple[str, Tensor]]:
@@ -183,7 +233,7 @@ def _partial(path: Path) -> Path:
     return path.with_name(path.name + ".partial")
 
 
-def export(model: DemoModel, vocabulary: Vocabulary, folder: Path, kind: str = "f16") -> None:
+def export(model: DemoModel | DynamicModel, vocabulary: Vocabulary, folder: Path, kind: str = "f16") -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_model(folder / "model.gguf", model, vocabulary, kind)
     write_mmproj(folder / "mmproj.gguf", model, kind)

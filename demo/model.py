@@ -21,6 +21,7 @@ N_PATCHES = GRID * GRID
 MEAN, STD = 0.8, 0.3  # of pixels in 0..1; most paper is light
 EPS, VISION_EPS = 1e-5, 1e-6
 HEAD_DIM = 64
+SECTIONS = (8, 12, 12)  # of M-RoPE: frequencies that turn with time, row and column
 ROPE_BASE = 10000.0
 N_BEFORE, N_AFTER = 3, 1  # tokens around the picture: beginning of text, whose turn it is, the picture's marks
 N_PREFIX = N_BEFORE + N_PATCHES + N_AFTER
@@ -41,9 +42,9 @@ class Shape:
         return dataclasses.asdict(self)
 
 
-def sized(picture: Image.Image) -> np.ndarray:
-    """[IMAGE_SIZE, IMAGE_SIZE, 3] bytes of a square picture, as the runtime resizes it."""
-    return np.array(picture.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR))
+def sized(picture: Image.Image, side: int = IMAGE_SIZE) -> np.ndarray:
+    """[side, side, 3] bytes of a square picture, as the runtime resizes it."""
+    return np.array(picture.resize((side, side), Image.Resampling.BILINEAR))
 
 
 def normalised(pixels: Tensor) -> Tensor:
@@ -175,9 +176,28 @@ class Projector(nn.Module):
 
 
 def rotation(positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Of positions [B, N], or of [B, N, 3] in time, row and column, each for its section of the frequencies."""
     frequency = ROPE_BASE ** (-torch.arange(0, HEAD_DIM, 2, dtype=torch.float32) / HEAD_DIM)
-    angle = positions[:, None, :, None] * frequency
+    if positions.dim() == 3:
+        positions = positions.repeat_interleave(torch.tensor(SECTIONS), dim=-1)
+    else:
+        positions = positions[..., None]
+    angle = (positions * frequency)[:, None]
     return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+def placed(positions: Tensor, rows: int, columns: int) -> Tensor:
+    """[B, N, 3] of prefix and text; `positions` are those of the text as they would be after N_PREFIX tokens in a row.
+
+    A picture takes as many positions as its longer side has tokens, as M-RoPE counts them.
+    """
+    y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    picture = N_BEFORE + torch.stack([torch.zeros_like(y), y, x], dim=-1).flatten(0, 1)
+    after = N_BEFORE + max(rows, columns)
+    before, behind = torch.arange(N_BEFORE), after + torch.arange(N_AFTER)
+    text = (positions - N_PREFIX + after + N_AFTER)[..., None].expand(-1, -1, 3)
+    prefix = torch.cat([before[:, None].expand(-1, 3), picture, behind[:, None].expand(-1, 3)])
+    return torch.cat([prefix.expand(len(text), -1, -1), text], dim=1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -214,7 +234,7 @@ class Block(nn.Module):
             a = torch.cat([first, rest], dim=2)
         x = x + self.out(joined(a))
         gate, up = self.gate_up(self.ffn_norm(x)).chunk(2, dim=-1)
-        return x + self.down(functional.silu(gate) * up), weights[:, 0, :, N_BEFORE : N_BEFORE + N_PATCHES]
+        return x + self.down(functional.silu(gate) * up), weights[:, 0, :, N_BEFORE : n_prefix - N_AFTER]
 
 
 class Language(nn.Module):
@@ -226,18 +246,23 @@ class Language(nn.Module):
         self.head = nn.Linear(shape.n_embd, shape.n_vocab, bias=False)
 
     def forward(
-        self, around: Tensor, visual: Tensor, text: Tensor, positions: Tensor, mask: Tensor
-    ) -> tuple[Tensor, list]:
+        self, around: Tensor, visual: Tensor, text: Tensor, positions: Tensor, mask: Tensor,
+        grid: tuple[int, int] | None = None,
+    ) -> tuple[Tensor, list]:  # fmt: skip
         """Hidden states of the text [B, T, n], and where the first head of each block looks.
 
         around [N_BEFORE + N_AFTER]: tokens before and after the picture, which all stand before the text;
-        positions [B, T]: of the text; mask [B, T, N_PREFIX + T]: what each token of it sees.
+        positions [B, T]: of the text; mask [B, T, prefix + T]: what each token of it sees;
+        grid: rows and columns of the picture for M-RoPE, None for positions in a row.
         """
         n = len(visual)
         before, after = self.embed(around).expand(n, -1, -1).split([N_BEFORE, N_AFTER], dim=1)
         x = torch.cat([before, visual, after, self.embed(text)], dim=1)
         n_prefix = x.shape[1] - text.shape[1]
-        everywhere = torch.cat([torch.arange(n_prefix).expand(n, -1), positions], dim=1)
+        if grid:
+            everywhere = placed(positions, *grid)
+        else:
+            everywhere = torch.cat([torch.arange(n_prefix).expand(n, -1), positions], dim=1)
         cos, sin = rotation(everywhere, x.dtype)
         causal = hidden(torch.ones(n_prefix, n_prefix, dtype=torch.bool).tril(), x.dtype)
         bias = hidden(mask, x.dtype)[:, None]
@@ -251,7 +276,7 @@ class Language(nn.Module):
 class DemoModel(nn.Module):
     def __init__(self, shape: Shape):
         super().__init__()
-        self.shape = shape
+        self.shape, self.n_features = shape, shape.n_embd
         self.vision = Vision(shape)
         self.projector = Projector(shape)
         self.language = Language(shape)

@@ -20,12 +20,11 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from demo.batches import HEADS, NOTHING, Batch, Drawer, batches
-from demo.model import DemoModel, Shape, normalised
+from demo.model import IMAGE_SIZE, DemoModel, Shape, normalised
 from demo.optimizer import Optimizer
 from demo.vocabulary import FIRST_WORD, Vocabulary
 
 MUON_RATE, ADAM_RATE = 0.02, 2e-3
-ENCODER_LATER = 0.25  # of its rate, once answers are learnt
 WARM_UP, DECAY, LEAST = 0.01, 0.3, 0.03  # shares of the time; of the rate in the end
 CHECKPOINT_SEC, VALIDATE_SEC = 150, 300
 PATCH_BATCHES = 3  # one batch in so many is for the encoder alone, once answers are learnt
@@ -65,19 +64,21 @@ class Progress:
 
 
 class Run:
+    side = IMAGE_SIZE  # of the pictures it learns from
+    rate_later, encoder_later = 1.0, 0.25  # of all rates, and of the encoder's, once answers are learnt
+
     def __init__(
         self,
         folder: Path,
-        shape: Shape,
+        model: nn.Module,
         vocabulary: Vocabulary,
         minutes: float,
         patch_minutes: float,
         together_minutes: float,
     ):
-        torch.manual_seed(0)
         self.folder, self.vocabulary = folder, vocabulary
-        self.model = DemoModel(shape)
-        self.heads = PatchHeads(shape.n_embd)
+        self.model = model
+        self.heads = PatchHeads(model.n_features)
         both = nn.ModuleDict({"model": self.model, "heads": self.heads})
         self.optimizer = Optimizer(both.named_parameters())
         both.bfloat16()
@@ -122,13 +123,13 @@ class Run:
         since = self.progress.sec - (self.patch_sec if self.answers else 0)
         warm = min(1.0, since / (WARM_UP * self.end_sec) + 0.02)
         left = max(0.0, self.end_sec - self.progress.sec) / (DECAY * self.end_sec)
-        return warm * max(LEAST, min(1.0, left))
+        return warm * max(LEAST, min(1.0, left)) * (self.rate_later if self.answers else 1.0)
 
     def step(self, batch: Batch) -> dict[str, float]:
         loss, told = self.loss(batch)
         loss.backward()
         rate = self.rate()
-        self.optimizer.step(MUON_RATE * rate, ADAM_RATE * rate, ENCODER_LATER if self.answers else 1.0)
+        self.optimizer.step(MUON_RATE * rate, ADAM_RATE * rate, self.encoder_later if self.answers else 1.0)
         return told
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
@@ -167,7 +168,7 @@ class Run:
     def validate(self) -> dict[str, object]:
         """Answers that would be right token for token, by task; those of chained questions too."""
         right, asked, chars = Counter(), Counter(), []
-        drawn = batches("validation", 16, FIRST_VALIDATION, self.vocabulary, most=10)
+        drawn = batches("validation", 16, FIRST_VALIDATION, self.vocabulary, most=10, side=self.side)
         for _ in range(self.n_validate // 16):
             batch = next(drawn)
             features = self.model.vision(normalised(torch.from_numpy(batch.pixels)).bfloat16())
@@ -195,7 +196,7 @@ class Run:
 
         def drawing() -> Drawer:
             patches = PATCH_BATCHES if self.answers else 1
-            return Drawer(size, self.progress.pictures, self.vocabulary.words, core, patches)
+            return Drawer(size, self.progress.pictures, self.vocabulary.words, core, patches, self.side)
 
         drawer = drawing()
         sums: Counter[str] = Counter()
@@ -283,7 +284,8 @@ def main() -> None:
     args.folder.mkdir(parents=True, exist_ok=True)
     vocabulary = Vocabulary.read()
     shape = Shape(len(vocabulary), n_vision_layer=1, n_first=32, n_second=64) if args.tiny else Shape(len(vocabulary))
-    run = Run(args.folder, shape, vocabulary, args.minutes, args.patch_minutes, args.together_minutes)
+    torch.manual_seed(0)
+    run = Run(args.folder, DemoModel(shape), vocabulary, args.minutes, args.patch_minutes, args.together_minutes)
     if args.tiny:
         run.checkpoint_sec, run.n_validate = 1, 16
     run.train(args.batch, args.draw_core)

@@ -58,6 +58,9 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     running = command.add_argument_group("running")
     running.add_argument("--stock-lib", metavar="DIR", type=Path, help="compare with these unpatched libraries")
     running.add_argument("--repeats", metavar="N", type=cli_model.positive, default=5, help="(%(default)s)")
+    running.add_argument(
+        "--warm-up", metavar="N", type=cli_model.count, default=1, help="rounds not counted (%(default)s)"
+    )
     running.add_argument("--decode", metavar="N", type=cli_model.positive, default=32, help="tokens (%(default)s)")
     running.add_argument("--gpu-layers", metavar="N", type=cli_model.integer, default=0, help="(%(default)s)")
     running.add_argument("--threads", metavar="N", type=cli_model.positive, help="on the CPU (one per core)")
@@ -103,8 +106,11 @@ def _check(args: argparse.Namespace) -> None:
         for flag, value in (("--tokens", args.tokens), ("--arch", args.arch), ("--no-encoder", args.no_encoder)):
             if value:
                 raise HalfvError(f"{flag} goes with --shape: a model's own pictures come from its own encoder.")
-    elif args.images:
-        raise HalfvError(f"{args.images[0]} cannot be used with --shape, whose encoder is random: leave it out.")
+    elif args.images and (args.tokens or args.no_encoder):
+        flag = "--tokens" if args.tokens else "--no-encoder"
+        raise HalfvError(
+            f"{args.images[0]} cannot be used with {flag}, which makes a picture up: leave one of them out."
+        )
 
 
 def _subject(args: argparse.Namespace, console: Console) -> tuple[Subject, profile.Profile | None]:
@@ -115,13 +121,14 @@ def _subject(args: argparse.Namespace, console: Console) -> tuple[Subject, profi
     from halfv_edge.encoder import find
     from halfv_edge.engine import resolve_profile
 
+    cli_model.read_images(args.images)
+    pictures = [(None, str(Path(image).resolve()), SQUARE) for image in args.images]
     if not args.shape:
         files = models.find(args.model, args.hf, args.mmproj)
         about = profile.Model.read(files.model)
-        pictures = [(None, str(Path(image).resolve()), SQUARE) for image in args.images] or [(None, None, SQUARE)]
+        pictures = pictures or [(None, None, SQUARE)]
         mmproj = find(files.mmproj, about)
         name = files.model.name
-        cli_model.read_images(args.images)
     else:
         shape = shapes.SHAPES[args.shape]
         shape = dataclasses.replace(shape, arch=args.arch) if args.arch else shape
@@ -136,7 +143,7 @@ def _subject(args: argparse.Namespace, console: Console) -> tuple[Subject, profi
         about = profile.Model.read(shapes.model_file(args.shape, shape, args.ftype, folder))
         mmproj = None if args.no_encoder else shapes.mmproj_file(args.shape, shape, folder)
         console.clear_status()
-        pictures = [(count, None, shape.vision.size(count)) for count in counts]
+        pictures = pictures or [(count, None, shape.vision.size(count)) for count in counts]
         name = args.shape
     own = resolve_profile(about, cli_model._profile(args.profile), None).profile
     return Subject(name, about.architecture, about.n_layer, about.path, mmproj, pictures), own
@@ -157,7 +164,7 @@ def _measure(args: argparse.Namespace, subject: Subject, given: policies.Given) 
     }
     machine.warn_when_busy()
     with (
-        Bench(subject, options, libs.lib_dir(), args.stock_lib, args.repeats, args.decode) as bench,
+        Bench(subject, options, libs.lib_dir(), args.stock_lib, args.repeats, args.warm_up, args.decode) as bench,
         tqdm(unit="request", disable=None, leave=False) as bar,
     ):
         bench.enter(_contenders(args, bench, given))

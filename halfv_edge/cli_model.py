@@ -116,6 +116,12 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def count(text: str) -> int:
+    if not re.fullmatch(r"\d{1,9}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not valid: it must be a whole number, 0 or more")
+    return int(text)
+
+
 def number(text: str) -> float:
     try:
         return float(text)

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import halfv_cpp
 import llama_cpp
 import numpy as np
 from PIL import Image
@@ -14,6 +15,7 @@ from tiny_models import make_tiny
 from halfv_edge import native_log
 from halfv_edge.encoder import Encoder
 from halfv_edge.images import Picture
+from halfv_edge.profile import Profile
 
 N_EMBD = 64  # of the language model that they belong to
 STOCK, WINDOWS, FAST = 0, 1, 2  # enum halfv_attention
@@ -32,11 +34,13 @@ class Eyes(contextlib.ExitStack):
 
     @contextlib.contextmanager
     def open(
-        self, mmproj: Path, weights: str = "off", attention: int = STOCK, flash: int = 1, use_gpu: bool = False
-    ) -> Iterator[Encoder]:
+        self, mmproj: Path, weights: str = "off", attention: int = STOCK, flash: int = 1, use_gpu: bool = False,
+        tau: float | None = None,
+    ) -> Iterator[Encoder]:  # fmt: skip
+        halfv_cpp.set_model_profile(self.model, Profile(1, 1.0, 0.1, 1, 1.0, "dropped", pixel_tau=tau).to_c())
         encoder = Encoder.load(
             mmproj, self.model, self.path, use_gpu=use_gpu, n_threads=1, flash_attn=flash, image_max_tokens=None,
-            pixel_tau=None, cache_bytes=0, weights=weights, attention=attention,
+            pixel_tau=tau, cache_bytes=0, weights=weights, attention=attention,
         )  # fmt: skip
         try:
             yield encoder

@@ -166,7 +166,9 @@ def test_a_run_that_prunes_nothing_is_an_error(bench, tmp_path: Path) -> None:
         (["--keep", "2"], "The policy 'keep:2' is not valid: 2 must be a share above 0 and at most 1."),
         (["--policy", "downscale"], "The policy 'downscale' is not valid: downscale is a smaller picture"),
         (["--plot", "a.pdf"], "--plot a.pdf is not valid: its name must end in .png."),
-        (["a.png"], "a.png cannot be used with --shape, whose encoder is random: leave it out."),
+        (["a.png", "--tokens", "64"], "a.png cannot be used with --tokens, which makes a picture up: leave one out."),
+        (["a.png", "--no-encoder"], "a.png cannot be used with --no-encoder, which makes a picture up: leave one out."),
+        (["a.png"], "a.png is not an image"),
         (["--stock-lib", "nowhere"], "nowhere holds no llama library: give the folder of one with --stock-lib."),
     ],
 )

@@ -14,6 +14,7 @@ from look import MARKER, look
 
 from demo import export
 from demo.batches import CHAR_CLASS, COLOUR_CLASS, HEADS, KIND_CLASS, NOTHING, collate, lay_out, patch_labels
+from demo.dynamic import TOKEN, DynamicModel, DynamicShape
 from demo.model import GRID, N_PREFIX, DemoModel, Shape, normalised, sized
 from demo.pointing import Places, targets
 from demo.scenes import Question, Sample, make
@@ -80,6 +81,30 @@ def test_same_logits(files: Path, random_model: DemoModel, vocabulary: Vocabular
     assert np.abs(seen.pictures[0] - visual).max() < 0.03 * scale  # ggml's gelu is a table of half floats
     assert np.abs(seen.logits - logits).max() < 0.03 * logits.std()
     assert np.abs(logits - torch_logits(random_model, vocabulary, 255 - sized(image), question)[1]).max() > logits.std()
+
+
+@pytest.mark.parametrize("side", [12, 16])
+def test_same_logits_of_any_size(vocabulary: Vocabulary, tmp_path: Path, side: int) -> None:
+    """Of the model for pictures of any size: windows that edges cut, and positions in rows and columns."""
+    torch.manual_seed(2)
+    model = DynamicModel(DynamicShape(len(vocabulary), n_vision_layer=4, n_layer=3))
+    for parameter in model.parameters():
+        if parameter.dim() == 2:
+            torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
+    export.export(model.eval(), vocabulary, tmp_path, "f32")
+    pixels, question = sized(make(3, "validation").image, side * TOKEN), "What is the total?"
+    prompt = f"{USER}{MARKER}{question}{END}{ASSISTANT}"
+    seen = look(tmp_path / "model.gguf", tmp_path / "mmproj.gguf", pixels, prompt)
+    text = torch.tensor([[*vocabulary.encode(question), vocabulary.end, vocabulary.assistant]])
+    n, n_prefix = text.shape[1], N_PREFIX - GRID * GRID + side * side
+    mask = torch.ones(1, n, n_prefix + n, dtype=torch.bool).tril(n_prefix)
+    with torch.no_grad():
+        visual = model.projector(model.vision(normalised(torch.from_numpy(pixels)[None])))
+        around, positions = torch.tensor(vocabulary.around), torch.arange(n)[None] + N_PREFIX
+        states, _ = model.language(around, visual, text, positions, mask, (side, side))
+        logits = model.language.head(states[0, -1]).numpy()
+    assert np.abs(seen.pictures[0] - visual[0].numpy()).max() < 0.03 * visual.std()
+    assert np.abs(seen.logits - logits).max() < 0.03 * logits.std()
 
 
 def test_same_tokens(files: Path, vocabulary: Vocabulary) -> None:

@@ -23,6 +23,7 @@ from vlm import (
     QUESTION,
     Vlms,
     detokenized,
+    greedy,
     last_prompt,
     picture,
     retell,
@@ -99,10 +100,7 @@ def test_exact_mode_is_what_a_plain_client_gets(kind: str, vlms: Vlms) -> None:
             client.text(start, logits_last=False)
             client.image(chunk.embd, grid_positions(len(start), rows, columns) if client.is_mrope else None)
             client.text([*encoded.items[place + 1 :], *model.tokenize(after)])
-            tokens = []
-            for _ in range(12):
-                tokens.append(int(client.logits().argmax()))
-                client.decode(tokens[-1])
+            tokens = greedy(client, 12)
         native_log.capture()  # the client took the log
         assert answer == text_of(model, tokens)
         assert len(kept) == chunk.n_tokens // 2

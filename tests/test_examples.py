@@ -25,12 +25,6 @@ ROOT = Path(__file__).parent.parent
 TEMPLATE = {"tokenizer.chat_template": CHATML}
 
 
-@pytest.fixture(scope="module")
-def vlms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vlms]:
-    with Vlms(tmp_path_factory.mktemp("vlm")) as made:
-        yield made
-
-
 @pytest.fixture
 def cat(tmp_path: Path) -> Path:
     """A picture, in a folder of its own."""

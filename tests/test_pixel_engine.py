@@ -8,7 +8,6 @@ import io
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import llama_chat
@@ -19,7 +18,7 @@ from holes import entering, noise, page, screen
 from PIL import Image
 from tiny_mmproj import make_tiny_mmproj
 from tiny_models import make_tiny
-from vlm import CHATML, NEXT, PROFILE, QUESTION, Vlms, last_prompt, retell, text_of
+from vlm import CHATML, NEXT, PROFILE, QUESTION, Vlms, greedy, last_prompt, retell, text_of
 
 from halfv_edge import gguf_edit, gguf_meta, native_log
 from halfv_edge.engine import Chat, Model, resolve_profile
@@ -33,12 +32,6 @@ SIDE = 28
 COLUMNS, ROWS = 18, 17
 PAGE, SCREEN, NOISE = (make(COLUMNS * SIDE, ROWS * SIDE, SIDE) for make in (page, screen, noise))
 WHOLE = Profile(1, 1.0, 0.1, 6, 1.0, "dropped")  # prunes nothing
-
-
-@pytest.fixture(scope="module")
-def vlms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vlms]:
-    with Vlms(tmp_path_factory.mktemp("vlm")) as made:
-        yield made
 
 
 @pytest.fixture
@@ -116,10 +109,7 @@ def test_a_plain_client_gets_the_same(picture: np.ndarray, vlms: Vlms, model: Mo
         client.image(chunk.embd, positions(len(start), entered))
         client.text([*encoded.items[at + 1 :], *model.tokenize(f"{QUESTION}<|im_end|>\n<|im_start|>assistant\n")],
                     pos=len(start) + max(COLUMNS, ROWS))  # fmt: skip
-        tokens = []
-        for _ in range(12):
-            tokens.append(int(client.logits().argmax()))
-            client.decode(tokens[-1])
+        tokens = greedy(client, 12)
     native_log.capture()  # the client took the log
     assert answer == text_of(model, tokens)
     assert len(kept) == len(entered) // 2

@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from vlm import (
-    Vlms,
-    picture,
-)
+from vlm import Vlms, picture
 
 from halfv_edge import engine
-
-
-@pytest.fixture(scope="module")
-def vlms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vlms]:
-    with Vlms(tmp_path_factory.mktemp("vlm")) as made:
-        yield made
-
 
 EXAMPLES = (Path(__file__).parent.parent / "docs" / "python.md").read_text().split("```python\n")[1:]
 

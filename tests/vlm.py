@@ -10,6 +10,7 @@ from typing import Any
 
 import llama_cpp
 import numpy as np
+from client import Client
 from PIL import Image
 from tiny_mmproj import make_tiny_mmproj
 from tiny_models import make_tiny
@@ -89,6 +90,15 @@ def retell(model: Model, items: list, n_tokens: int) -> str:
     finally:
         context.close()
     return text_of(model, tokens)
+
+
+def greedy(client: Client, count: int) -> list[int]:
+    """The likeliest tokens that go on from what the client holds."""
+    tokens = []
+    for _ in range(count):
+        tokens.append(int(client.logits().argmax()))
+        client.decode(tokens[-1])
+    return tokens
 
 
 def text_of(model: Model, tokens: list[int]) -> str:

@@ -140,6 +140,22 @@ def ink_for(canvas: Canvas) -> colours.RGB:
     return (20, 20, 20) if colours.luminance(canvas.paper) > 125 else (245, 245, 245)
 
 
+def bar_tints(canvas: Canvas, count: int) -> list[str]:
+    """A colour per bar, or one for all."""
+    palette = colours.visible_on(canvas.paper)
+    many = canvas.rng.random() < 0.6
+    return canvas.rng.sample(palette, count) if many else [canvas.rng.choice(palette)] * count
+
+
+def ask_bars(canvas: Canvas, quiz: Quiz, data: Data, tints: list[str]) -> None:
+    ask(canvas, quiz, data, "bar", bool(data.title))
+    if len(set(tints)) > 1:
+        ask_colours(quiz, data, tints, "bar")
+    else:
+        quiz.add("attribute/colour", tints[0], thing="first bar")
+    quiz.add("caption/picture", f"a bar chart with {len(tints)} bars")
+
+
 def bars(canvas: Canvas, quiz: Quiz) -> None:
     rng = canvas.rng
     data = make_data(canvas, rng.randint(3, 6), 7)
@@ -152,9 +168,7 @@ def bars(canvas: Canvas, quiz: Quiz) -> None:
     if max(face.width(label) for label in data.labels) > room + 4:
         raise NoRoomError
     numbers = canvas.face(rng.randint(15, 18))
-    palette = colours.visible_on(canvas.paper)
-    many = rng.random() < 0.6
-    tints = rng.sample(palette, count) if many else [rng.choice(palette)] * count
+    tints = bar_tints(canvas, count)
     width = room * rng.uniform(0.5, 0.8)
     for index, (label, value) in enumerate(zip(data.labels, data.values, strict=True)):
         middle = box[0] + room * (index + 0.5)
@@ -164,12 +178,7 @@ def bars(canvas: Canvas, quiz: Quiz) -> None:
         if not data.step:
             canvas.centred((bar[0], y - numbers.height - 2, bar[2], y - 2), str(value), numbers, ink)
         canvas.centred((bar[0], box[3] + 5, bar[2], box[3] + 5 + face.height), label, face, ink)
-    ask(canvas, quiz, data, "bar", bool(data.title))
-    if many:
-        ask_colours(quiz, data, tints, "bar")
-    else:
-        quiz.add("attribute/colour", tints[0], thing="first bar")
-    quiz.add("caption/picture", f"a bar chart with {count} bars")
+    ask_bars(canvas, quiz, data, tints)
 
 
 def lying_bars(canvas: Canvas, quiz: Quiz) -> None:
@@ -183,9 +192,7 @@ def lying_bars(canvas: Canvas, quiz: Quiz) -> None:
     end = axis(canvas, data, box, False, ink)
     end = end if data.step else max(data.values)
     room = (box[3] - box[1]) / count
-    palette = colours.visible_on(canvas.paper)
-    many = rng.random() < 0.6
-    tints = rng.sample(palette, count) if many else [rng.choice(palette)] * count
+    tints = bar_tints(canvas, count)
     height = room * rng.uniform(0.5, 0.8)
     for index, (label, value) in enumerate(zip(data.labels, data.values, strict=True)):
         middle = box[1] + room * (index + 0.5)
@@ -199,12 +206,7 @@ def lying_bars(canvas: Canvas, quiz: Quiz) -> None:
         canvas.right(box[0] - 6, middle - face.height / 2, label, face, ink)
         if not data.step:
             canvas.text(bar[2] + 5, middle - face.height / 2, str(value), face, ink)
-    ask(canvas, quiz, data, "bar", bool(data.title))
-    if many:
-        ask_colours(quiz, data, tints, "bar")
-    else:
-        quiz.add("attribute/colour", tints[0], thing="first bar")
-    quiz.add("caption/picture", f"a bar chart with {count} bars")
+    ask_bars(canvas, quiz, data, tints)
 
 
 def line(canvas: Canvas, quiz: Quiz) -> None:

@@ -55,12 +55,14 @@ class Bench(contextlib.ExitStack):
         lib_dir: Path,
         stock_dir: Path | None,
         repeats: int,
+        n_warm_up: int,
         n_decode: int,
         tick: Callable[[str], None] = lambda _: None,
     ):
         super().__init__()
         self.subject = subject
         self.repeats = repeats
+        self.n_warm_up = n_warm_up
         self.n_decode = n_decode
         self.tick = tick
         options = options | {
@@ -101,24 +103,24 @@ class Bench(contextlib.ExitStack):
 
     def n_requests(self) -> int:
         """What `tick` will be told of."""
-        return self.n_pictures * (self.repeats + 1) * len(self.contenders)
+        return self.n_pictures * (self.n_warm_up + self.repeats) * len(self.contenders)
 
     def _picture(self, at: int) -> dict[str, Any]:
         n_visual, file, size = self.subject.pictures[at]
         return {"n_visual": n_visual, "picture": file, "size": size}
 
     def _interleave(self, at: int, call: Callable[[Contender], Answer]) -> dict[str, list[Answer]]:
-        """Each in turn, in changing order, after a warm-up; the encoder once per round and size of picture."""
+        """Each in turn, in changing order, first rounds not counted; the encoder once per round and size of picture."""
         answers: dict[str, list[Answer]] = {one.name: [] for one in self.contenders}
-        for repeat in range(self.repeats + 1):
+        for at_round in range(self.n_warm_up + self.repeats):
             looks: dict[Any, Answer] = {}
-            for one in self.contenders[:: 1 if repeat % 2 else -1]:
+            for one in self.contenders[:: 1 if at_round % 2 else -1]:
                 self.tick(f"{self.n_visual[at]} visual tokens, {one.name}")
                 key = one.worker, *one.eyes.values()
                 if key not in looks:
                     looks[key] = one.worker.ask("look", **one.eyes, **self._picture(at))
                 answer = call(one) | looks[key]
-                if repeat:
+                if at_round >= self.n_warm_up:
                     answers[one.name].append(answer)
         return answers
 

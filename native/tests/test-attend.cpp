@@ -1,6 +1,7 @@
 // Attention of the vision encoders against sums in double, and windows of a grid.
 //   test-attend [seed]
 
+#include "check.h"
 #include "halfv-attend.h"
 #include "halfv-encoder.h"
 
@@ -13,17 +14,6 @@
 #include <cstdlib>
 #include <random>
 #include <vector>
-
-static unsigned seed = 1;
-static int n_failed = 0;
-
-#define CHECK(x)                                                                                                       \
-    do {                                                                                                               \
-        if (!(x)) {                                                                                                    \
-            fprintf(stderr, "%s:%d: %s is false (seed %u)\n", __FILE__, __LINE__, #x, seed);                           \
-            ++n_failed;                                                                                                \
-        }                                                                                                              \
-    } while (0)
 
 struct shape {
     int d, n_head, n_head_kv, n_q, n_k, n;

@@ -1,6 +1,7 @@
 // Patches dropped before the encoder: the rule against one that carries whole patches about, and what is made of it.
 //   test-pixel [seed]
 
+#include "check.h"
 #include "halfv-pixel.h"
 
 #include <algorithm>
@@ -14,17 +15,6 @@
 
 using ids   = std::vector<int32_t>;
 using bytes = std::vector<uint8_t>;
-
-static unsigned seed = 1;
-static int n_failed = 0;
-
-#define CHECK(x)                                                                                                       \
-    do {                                                                                                               \
-        if (!(x)) {                                                                                                    \
-            fprintf(stderr, "%s:%d: %s is false (seed %u)\n", __FILE__, __LINE__, #x, seed);                           \
-            ++n_failed;                                                                                                \
-        }                                                                                                              \
-    } while (0)
 
 static std::mt19937 rng;
 

@@ -1,6 +1,7 @@
 // Selection against float64 brute force, on random inputs.
 //   test-selection [seed]
 
+#include "check.h"
 #include "halfv-selection.h"
 
 #include <algorithm>
@@ -14,17 +15,6 @@
 #include <vector>
 
 using ids = std::vector<int32_t>;
-
-static unsigned seed = 1;
-static int n_failed = 0;
-
-#define CHECK(x)                                                                                                       \
-    do {                                                                                                               \
-        if (!(x)) {                                                                                                    \
-            fprintf(stderr, "%s:%d: %s is false (seed %u)\n", __FILE__, __LINE__, #x, seed);                           \
-            ++n_failed;                                                                                                \
-        }                                                                                                              \
-    } while (0)
 
 static const float NaN = std::numeric_limits<float>::quiet_NaN();
 static const float Inf = std::numeric_limits<float>::infinity();

@@ -1,4 +1,4 @@
-"""The vision encoder on Vulkan: window by window, and with converted weights, it gives what the CPU gives."""
+"""The vision encoder on Vulkan gives what the CPU gives: in windows, of converted weights, of patches left out."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from pathlib import Path
 
 import pytest
 from encoders import FAST, N_EMBD, STOCK, WINDOWS, Eyes, least_cosine, nmse, noise
+from holes import entering, page
+from PIL import Image
 from test_vulkan import MAX_NMSE
 from tiny_encoders import make_windowed
+from tiny_mmproj import make_tiny_mmproj
 
 from halfv_edge import native_log
 
 SIZE = 420, 300  # with edges to the right and below
+SIDE, COLUMNS, ROWS = 28, 13, 11  # of a visual token; a page of so many
 
 
 @pytest.fixture(scope="module")
@@ -38,3 +42,18 @@ def test_default_types(eyes: Eyes, tmp_path: Path) -> None:
     expected = eyes.embeddings(mmproj, picture)
     actual = eyes.embeddings(mmproj, picture, weights="auto", attention=FAST, use_gpu=True)
     assert least_cosine(actual, expected) >= 0.9995
+
+
+@pytest.mark.usefixtures("vulkan_lib_dir")
+@pytest.mark.parametrize("flash", [0, 1], ids=["plain", "flash"])
+@pytest.mark.parametrize("kind", ["qwen2vl", "qwen2.5vl"])
+def test_left_out_patches(kind: str, flash: int, eyes: Eyes, tmp_path: Path) -> None:
+    """Those of a page's margins; what enters keeps its place, in windows too."""
+    mmproj = make_tiny_mmproj(tmp_path / "mmproj.gguf", kind, n_embd=N_EMBD)
+    drawn = page(COLUMNS * SIDE, ROWS * SIDE, SIDE)
+    expected = eyes.embeddings(mmproj, Image.fromarray(drawn), tau=0)
+    for attention in (STOCK, WINDOWS):
+        actual = eyes.embeddings(mmproj, Image.fromarray(drawn), tau=0, attention=attention, flash=flash, use_gpu=True)
+        assert "Vulkan0 compute buffer size" in native_log.text() and "graph splits = 1," in native_log.text()
+        assert len(actual) == len(entering(drawn, SIDE)) < 0.7 * COLUMNS * ROWS
+        assert nmse(actual, expected) <= MAX_NMSE

@@ -1,0 +1,118 @@
+"""`python -m demo.train_dynamic`: a demo model for pictures of any size, taught by the one of `demo.train`.
+
+Its encoder first learns to see as that model's does, token by token; then both of its parts learn to answer, from
+whole pictures and from smaller ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from pathlib import Path
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor
+
+from demo import scenes
+from demo.batches import HEADS, NOTHING, Batch
+from demo.dynamic import TOKEN, DynamicModel, DynamicShape
+from demo.export import load
+from demo.model import GRID, IMAGE_SIZE, N_AFTER, N_BEFORE, N_PREFIX, normalised
+from demo.train import PATCH_WEIGHT, POINTING_WEIGHT, RARE, Run, char_accuracy, pointing_loss
+from demo.vocabulary import Vocabulary
+
+WHOLE = 0.5  # batches of pictures at their own size, once answers are learnt
+LEAST_SIDE = 8  # tokens of the smallest
+LIKENESS_WEIGHT = 20.0
+PLACES = ("row", "column")  # learnt from padding by the other encoder; here M-RoPE tells them
+
+
+class DynamicRun(Run):
+    side = scenes.SIZE
+    rate_later, encoder_later = 0.5, 1.0  # the language model comes taught, the encoder still learns most
+
+    def __init__(self, folder: Path, model: DynamicModel, taught: Path, vocabulary: Vocabulary, minutes: list[float]):
+        self.teacher = load(taught)[0].bfloat16().requires_grad_(False)
+        model.start_from(load(taught)[0])
+        super().__init__(folder, model, vocabulary, *minutes)
+        self.rng = random.Random(self.progress.pictures)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        pixels = torch.from_numpy(batch.pixels)
+        if self.answers and not batch.patches_only and self.rng.random() > WHOLE:
+            return self.answered(batch, self.model.vision(self.smaller(pixels)))
+        features = self.model.vision(normalised(pixels).bfloat16())
+        labels = torch.from_numpy(batch.labels)
+        patch_loss, found = self.heads(features, labels)
+        alike = self.likeness(pixels, features, labels) if batch.patches_only or not self.answers else 0 * patch_loss
+        told = {"patch_loss": patch_loss.item(), "alike": alike.item()} | char_accuracy(found, labels)
+        if batch.patches_only or not self.answers:
+            return patch_loss + LIKENESS_WEIGHT * alike, told
+        loss, more = self.answered(batch, features)
+        return loss + PATCH_WEIGHT * patch_loss, told | more
+
+    def smaller(self, pixels: Tensor) -> Tensor:
+        """All pictures at the same smaller size, shrunk in one of two ways, as nobody knows how a user's are."""
+        side = TOKEN * self.rng.randrange(LEAST_SIDE, GRID)
+        planes = normalised(pixels).permute(0, 3, 1, 2)
+        planes = functional.interpolate(planes, (side, side), mode="bicubic", antialias=self.rng.random() < 0.5)
+        return planes.permute(0, 2, 3, 1).bfloat16()
+
+    def likeness(self, pixels: Tensor, features: Tensor, labels: Tensor) -> Tensor:
+        """How far the tokens are from the other model's, which sees the picture at its own size."""
+        planes = pixels.permute(0, 3, 1, 2).float()
+        planes = functional.interpolate(planes, (IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", antialias=True)
+        with torch.no_grad():
+            seen = normalised(planes.permute(0, 2, 3, 1)).bfloat16()
+            wanted = self.teacher.projector(self.teacher.vision(seen))
+        what = [i for i, name in enumerate(HEADS) if name not in PLACES]
+        weight = 1 + (RARE - 1) * (labels[..., what] > 0).any(-1)
+        apart = (self.model.projector(features) - wanted).float().square().mean(-1)
+        return (apart * weight).sum() / weight.sum()
+
+    def answered(self, batch: Batch, features: Tensor) -> tuple[Tensor, dict[str, float]]:
+        logits, targets, _, looked = self.read(batch, features)
+        weights = torch.from_numpy(batch.weights)[torch.from_numpy(batch.targets) != NOTHING]
+        each = functional.cross_entropy(logits.float(), targets, reduction="none")
+        loss = (each * weights).sum() / weights.sum()
+        right = (logits.argmax(-1) == targets).float().mean().item()
+        if features.shape[1] != GRID * GRID:  # where patches are is known at full size only
+            return loss, {"loss_small": loss.item(), "tokens_small": right}
+        pointing = pointing_loss(looked, batch, self.vocabulary.assistant)
+        told = {"loss": loss.item(), "tokens": right, "pointing": pointing.item()}
+        return loss + POINTING_WEIGHT * pointing, told
+
+    def read(self, batch: Batch, features: Tensor) -> tuple[Tensor, Tensor, Tensor, list]:
+        language, side = self.model.language, round(features.shape[1] ** 0.5)
+        text, positions, mask = (torch.from_numpy(array) for array in (batch.text, batch.positions, batch.mask))
+        mask = mask[:, :, N_PREFIX - (N_BEFORE + side * side + N_AFTER) :]
+        around = torch.tensor(self.vocabulary.around)
+        states, looked = language(around, self.model.projector(features), text, positions, mask, (side, side))
+        targets = torch.from_numpy(batch.targets)
+        wanted = targets != NOTHING
+        return language.head(states[wanted]), targets[wanted], torch.from_numpy(batch.question)[wanted], looked
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m demo.train_dynamic", description="Train it on this CPU.")
+    parser.add_argument("folder", type=Path, help="of checkpoint.pt and log.jsonl; a run in it goes on")
+    parser.add_argument("taught", type=Path, help="checkpoint of demo.train")
+    parser.add_argument("--minutes", type=float, default=80, help="in all (%(default)g)")
+    parser.add_argument("--patch-minutes", type=float, default=35, help="of them for the encoder alone (%(default)g)")
+    parser.add_argument("--batch", type=int, default=8, help="pictures per step (%(default)d)")
+    parser.add_argument("--threads", type=int, default=1, help="(%(default)d)")
+    parser.add_argument("--draw-core", type=int, metavar="N", help="core of the process that draws")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    torch.set_num_threads(args.threads)
+    args.folder.mkdir(parents=True, exist_ok=True)
+    vocabulary = Vocabulary.read()
+    model = DynamicModel(DynamicShape(len(vocabulary)))
+    minutes = [args.minutes, args.patch_minutes, args.patch_minutes]
+    run = DynamicRun(args.folder, model, args.taught, vocabulary, minutes)
+    run.train(args.batch, args.draw_core)
+
+
+if __name__ == "__main__":
+    main()
