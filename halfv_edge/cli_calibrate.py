@@ -137,7 +137,7 @@ def _load(args: argparse.Namespace, console: Console) -> Model:
 def _run(args: argparse.Namespace, console: Console, model: Model, gathered: list, source: str) -> Result:
     from halfv_edge.calibrate.run import Calibrator
     from halfv_edge.calibrate.taps import Probe
-    from halfv_edge.calibrate.work import WorkFile
+    from halfv_edge.work_file import WorkFile
 
     work = WorkFile(_work_path(args, model), _settings(args, model))
     if work.results:

@@ -10,8 +10,8 @@ import pytest
 from vlm import picture
 
 from halfv_edge.calibrate import pictures, samples
-from halfv_edge.calibrate.work import WorkFile
 from halfv_edge.errors import HalfvError
+from halfv_edge.work_file import WorkFile
 
 
 @pytest.fixture

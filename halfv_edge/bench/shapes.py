@@ -48,7 +48,7 @@ class Shape:
 
 def _qwen(ssr_layer: int) -> dict[str, Any]:
     """The published Qwen2.5-VL-7B preset; ssr.layer at three quarters of the depth."""
-    return _profile(2, 0.25, 0.1, ssr_layer, 0.05, "dropped")
+    return _profile(2, 0.25, 0.1, ssr_layer, 0.05, "dropped") | {"pixel.tau": 0.0}
 
 
 def _profile(ivr: int, keep: float, anchors: float, ssr: int, update: float, rest: str) -> dict[str, Any]:

@@ -12,11 +12,11 @@ import numpy as np
 from PIL import Image
 
 from halfv_edge import gguf_edit
-from halfv_edge.calibrate.canvas import Canvas
 from halfv_edge.calibrate.run import Result, spread
 from halfv_edge.calibrate.samples import Sample
 from halfv_edge.calibrate.search import Check
 from halfv_edge.calibrate.taps import Probe
+from halfv_edge.canvas import Canvas
 from halfv_edge.engine import Model
 from halfv_edge.profile import Profile
 from halfv_edge.tokens import TokenMap, draw_token_map

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from halfv_edge import images
-from halfv_edge.calibrate.work import WorkFile
 from halfv_edge.conversation import Stats
 from halfv_edge.errors import HalfvError, RunError
 from halfv_edge.eval.asking import Asker, Given
@@ -19,6 +18,7 @@ from halfv_edge.eval.questions import Question
 from halfv_edge.images import Picture
 from halfv_edge.kv import n_cells
 from halfv_edge.policies import Policy
+from halfv_edge.work_file import WorkFile
 
 TOPUP_BYTES = 256 << 20  # as in a conversation
 MEASURED = (

@@ -1,4 +1,4 @@
-"""Results per sample on the disk, so that an interrupted calibration goes on and another target costs little."""
+"""Results per sample on the disk, so that an interrupted calibration or evaluation goes on."""
 
 from __future__ import annotations
 
