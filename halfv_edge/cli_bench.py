@@ -109,7 +109,7 @@ def _check(args: argparse.Namespace) -> None:
     elif args.images and (args.tokens or args.no_encoder):
         flag = "--tokens" if args.tokens else "--no-encoder"
         raise HalfvError(
-            f"{args.images[0]} cannot be used with {flag}, which makes a picture up: leave one of them out."
+            f"{args.images[0]} cannot be used with {flag}, which makes a picture up: leave one out."
         )
 
 
