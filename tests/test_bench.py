@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from holes import entering, page
 from PIL import Image
 from vlm import Vlms, picture
 
@@ -138,6 +139,15 @@ def test_follow_up(bench) -> None:
     assert rows["exact"]["stats"]["n_kept"] == N_KEPT
 
 
+def test_a_picture_of_ones_own(bench, tmp_path: Path) -> None:
+    """Speed does depend on a picture where patches repeat, and this shape's profile leaves them out."""
+    drawn = page(14 * 28, 12 * 28, 28)
+    Image.fromarray(drawn).save(tmp_path / "page.png")
+    rows = measured(bench, str(tmp_path / "page.png"), "--warm-up", "0", "--repeats", "1")["rows"]
+    counts = {row["run"]: row["n_visual"] for row in rows}
+    assert counts == {"stock": 168, "unpruned": 168, "profile": len(entering(drawn, 28))}
+
+
 def test_off(bench) -> None:
     ours = str(libs.lib_dir())  # as stock too, without a profile
     report = measured(bench, "--off", "--no-encoder", "--stock-lib", ours)
@@ -168,7 +178,7 @@ def test_a_run_that_prunes_nothing_is_an_error(bench, tmp_path: Path) -> None:
         (["--plot", "a.pdf"], "--plot a.pdf is not valid: its name must end in .png."),
         (["a.png", "--tokens", "64"], "a.png cannot be used with --tokens, which makes a picture up: leave one out."),
         (["a.png", "--no-encoder"], "a.png cannot be used with --no-encoder, which makes a picture up: leave one out."),
-        (["a.png"], "a.png is not an image"),
+        (["a.png"], "a.png does not exist: check the name and the folder."),
         (["--stock-lib", "nowhere"], "nowhere holds no llama library: give the folder of one with --stock-lib."),
     ],
 )
