@@ -15,6 +15,7 @@ from demo.model import GRID, N_PATCHES
 from demo.vocabulary import FIRST_WORD, PRINTABLE, SPECIALS, Vocabulary
 
 MOST_PLACES = 3  # of the same text; more say nothing
+MOST_PATCHES = 16  # that an answer is read from, if it is to be in one part of the picture
 LEAST_CHARS = 2  # of a text that is looked for, unless it is there once
 PUNCTUATION = ",.?!;:\"'"  # around what is read, of the question
 
@@ -81,6 +82,19 @@ class Places:
             if token >= len(SPECIALS):
                 found[i] = self.named(vocabulary.decode([token]))
         return found
+
+
+def middle_of_answer(
+    sample: scenes.Sample, question: scenes.Question, vocabulary: Vocabulary
+) -> tuple[float, float] | None:
+    """Row and column around which the answer is read; None when that is nowhere or all over."""
+    asked, answer = vocabulary.encode(question.text), vocabulary.encode(question.answer)
+    ahead = targets(Places(sample), asked, answer, vocabulary)[1]
+    found = [patches for patches in ahead if patches is not None]
+    if not found or np.mean([patches.sum() for patches in found]) > MOST_PATCHES:
+        return None
+    rows, columns = np.divmod(np.flatnonzero(np.logical_or.reduce(found)), GRID)
+    return float(rows.mean()), float(columns.mean())
 
 
 def targets(

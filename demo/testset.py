@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import math
 import shutil
 import sys
 import tempfile
@@ -29,6 +31,8 @@ KIND_FOR = {
     "document": "document",
     "interface": "interface",
 }
+WHOLE_PICTURE = ("existence", "count")  # tasks whose answers may need a look at all of it
+APART = 4  # tokens of a picture of 16 x 16, between what two questions of a pair are about
 SLACK = 3  # how far a task may run ahead of the one that lacks most, so that every stretch of the file is even
 
 
@@ -36,6 +40,17 @@ def quotas(questions: int) -> Counter[str]:
     """How many questions each task gets: evenly, the first ones one more where it does not divide."""
     each, more = divmod(questions, len(scenes.TASKS))
     return Counter({task: each + (index < more) for index, task in enumerate(scenes.TASKS)})
+
+
+def line(name: str, question: scenes.Question) -> str:
+    told = {
+        "image": name,
+        "question": question.text,
+        "answers": [question.answer],
+        "task": question.task,
+        "metric": "exact",
+    }
+    return json.dumps(told, ensure_ascii=False) + "\n"
 
 
 def write(folder: Path, questions: int, seed: int, split: str) -> int:
@@ -63,16 +78,46 @@ def write(folder: Path, questions: int, seed: int, split: str) -> int:
             pictures += 1
             for question in wanted.values():
                 missing[question.task] -= 1
-                line = {
-                    "image": name,
-                    "question": question.text,
-                    "answers": [question.answer],
-                    "task": question.task,
-                    "metric": "exact",
-                }
-                out.write(json.dumps(line, ensure_ascii=False) + "\n")
+                out.write(line(name, question))
                 bar.update()
     return pictures
+
+
+def write_pairs(folder: Path, questions: int, seed: int, split: str) -> int:
+    """Two questions on each picture, answered from parts of it that are far from each other."""
+    pictures, index, kinds = 0, seed * SEED_STRIDE, list(dict.fromkeys(KIND_FOR.values()))
+    with (
+        open(folder / QUESTIONS_FILE, "w", encoding="utf-8") as out,
+        tqdm(total=questions, unit=" questions", file=sys.stderr) as bar,
+    ):
+        while 2 * pictures < questions:
+            sample = scenes.make(index, split, kinds[index % len(kinds)])
+            index += 1
+            pair = far_apart(sample)
+            if pair:
+                name = f"{pictures:05d}.png"
+                sample.image.save(folder / name)
+                out.writelines(line(name, question) for question in pair)
+                pictures += 1
+                bar.update(2)
+    return pictures
+
+
+def far_apart(sample: scenes.Sample) -> tuple[scenes.Question, scenes.Question] | None:
+    """The first two questions whose answers are seen far from each other."""
+    from demo.pointing import middle_of_answer  # here, as it needs torch
+    from demo.vocabulary import Vocabulary
+
+    vocabulary = Vocabulary.read()
+    places = [
+        (question, middle_of_answer(sample, question, vocabulary))
+        for question in sample.questions
+        if question.task in scenes.TASKS and question.task not in WHOLE_PICTURE
+    ]
+    for (first, a), (second, b) in itertools.combinations(places, 2):
+        if a and b and math.dist(a, b) >= APART:
+            return first, second
+    return None
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -81,6 +126,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--questions", type=int, default=2000, help="in all, evenly over the tasks (2000)")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--split", choices=scenes.SPLITS, default="test")
+    parser.add_argument(
+        "--pairs", action="store_true", help="two questions on each picture, for --follow-up; tasks as they come"
+    )
     args = parser.parse_args(arguments)
     if args.questions < len(scenes.TASKS):
         return fail(f"--questions {args.questions} is too few: at least {len(scenes.TASKS)}, one for each task.")
@@ -90,7 +138,7 @@ def main(arguments: list[str] | None = None) -> int:
         return fail(f"There is no folder '{args.output.parent}' to make '{args.output.name}' in.")
     partial = Path(tempfile.mkdtemp(prefix=f".{args.output.name}.", dir=args.output.parent))
     try:
-        pictures = write(partial, args.questions, args.seed, args.split)
+        pictures = (write_pairs if args.pairs else write)(partial, args.questions, args.seed, args.split)
         partial.chmod(0o755)
         partial.rename(args.output)
     except ModuleNotFoundError as error:

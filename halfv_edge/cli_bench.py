@@ -108,9 +108,7 @@ def _check(args: argparse.Namespace) -> None:
                 raise HalfvError(f"{flag} goes with --shape: a model's own pictures come from its own encoder.")
     elif args.images and (args.tokens or args.no_encoder):
         flag = "--tokens" if args.tokens else "--no-encoder"
-        raise HalfvError(
-            f"{args.images[0]} cannot be used with {flag}, which makes a picture up: leave one out."
-        )
+        raise HalfvError(f"{args.images[0]} cannot be used with {flag}, which makes a picture up: leave one out.")
 
 
 def _subject(args: argparse.Namespace, console: Console) -> tuple[Subject, profile.Profile | None]:

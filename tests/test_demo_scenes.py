@@ -296,6 +296,26 @@ def test_questions_about_shapes_need_few_words(everything):
                 assert set(re.findall(r"[A-Za-z0-9]+", f"{one.text} {one.answer}")) <= vocabulary, one
 
 
+def test_pairs_are_about_different_parts(tmp_path):
+    assert testset.main(["-o", str(tmp_path / "set"), "--questions", "40", "--pairs"]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "set" / "questions.jsonl").read_text().splitlines()]
+    assert len(lines) == 40
+    assert len({line["image"] for line in lines}) == 20
+    assert not {line["task"] for line in lines} & {*testset.WHOLE_PICTURE, *scenes.EXTRA_TASKS}
+    for first, second in zip(lines[::2], lines[1::2], strict=True):
+        assert first["image"] == second["image"] and first["question"] != second["question"]
+
+
+def test_far_apart():
+    """Letters at the top, beside it and at the bottom."""
+    chars = [("K", 10, 10, 20, 24), ("Q", 200, 280, 210, 294), ("Z", 30, 10, 40, 24)]
+    asked = [scenes.Question("reading", "Is it?", letter, "") for letter in "KZQ"]
+    sample = scenes.Sample(scenes.make(1, "train").image, asked, chars, [], "", "")
+    assert testset.far_apart(sample) == (asked[0], asked[2])
+    sample.questions = asked[:2]
+    assert testset.far_apart(sample) is None
+
+
 def test_a_test_set_is_even_and_whole(tmp_path, capsys):
     folder = tmp_path / "set"
     assert testset.main(["-o", str(folder), "--questions", "51", "--seed", "3"]) == 0
