@@ -30,6 +30,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     )  # fmt: skip
     cli_model.one_line_errors(command)
     command.add_argument("images", metavar="IMAGE", nargs="*", help="pictures to measure with (a generated one)")
+    command.add_argument("--draw", choices=("photo", "page", "photo,page"), help="what generated pictures show (photo)")
     kind = command.add_mutually_exclusive_group()
     kind.add_argument("--follow-up", dest="measurement", action="store_const", const="follow_up", default="prompt",
                       help="prepared pictures and second questions instead")  # fmt: skip
@@ -106,25 +107,28 @@ def _check(args: argparse.Namespace) -> None:
         for flag, value in (("--tokens", args.tokens), ("--arch", args.arch), ("--no-encoder", args.no_encoder)):
             if value:
                 raise HalfvError(f"{flag} goes with --shape: a model's own pictures come from its own encoder.")
-    elif args.images and (args.tokens or args.no_encoder):
-        flag = "--tokens" if args.tokens else "--no-encoder"
-        raise HalfvError(f"{args.images[0]} cannot be used with {flag}, which makes a picture up: leave one out.")
+    if args.images:
+        for flag, value in (("--tokens", args.tokens), ("--no-encoder", args.no_encoder), ("--draw", args.draw)):
+            if value:
+                raise HalfvError(f"{args.images[0]} cannot be used with {flag}, for generated pictures: leave one out.")
+    if args.no_encoder and args.draw:
+        raise HalfvError(f"--draw {args.draw} needs the encoder: leave out --no-encoder.")
 
 
 def _subject(args: argparse.Namespace, console: Console) -> tuple[Subject, profile.Profile | None]:
     """What to measure, and the profile it comes with."""
-    from halfv_edge.bench.run import Subject
+    from halfv_edge.bench.run import Picture, Subject
 
     libs.load()
     from halfv_edge.encoder import find
     from halfv_edge.engine import resolve_profile
 
     cli_model.read_images(args.images)
-    pictures = [(None, str(Path(image).resolve()), SQUARE) for image in args.images]
+    pictures = [Picture(Path(image).name, str(Path(image).resolve())) for image in args.images]
     if not args.shape:
         files = models.find(args.model, args.hf, args.mmproj)
         about = profile.Model.read(files.model)
-        pictures = pictures or [(None, None, SQUARE)]
+        sizes = [(None, SQUARE)]
         mmproj = find(files.mmproj, about)
         name = files.model.name
     else:
@@ -141,8 +145,18 @@ def _subject(args: argparse.Namespace, console: Console) -> tuple[Subject, profi
         about = profile.Model.read(shapes.model_file(args.shape, shape, args.ftype, folder))
         mmproj = None if args.no_encoder else shapes.mmproj_file(args.shape, shape, folder)
         console.clear_status()
-        pictures = pictures or [(count, None, shape.vision.size(count)) for count in counts]
+        sizes = [(count, shape.vision.size(count)) for count in counts]
         name = args.shape
+    pictures = pictures or [
+        Picture(
+            f"{drawing} {size[0]}x{size[1]}" if mmproj else f"{count} tokens",
+            drawing=drawing,
+            size=size,
+            n_visual=count,
+        )
+        for count, size in sizes
+        for drawing in (args.draw or "photo").split(",")
+    ]
     own = resolve_profile(about, cli_model._profile(args.profile), None).profile
     return Subject(name, about.architecture, about.n_layer, about.path, mmproj, pictures), own
 
@@ -179,7 +193,7 @@ def _measure(args: argparse.Namespace, subject: Subject, given: policies.Given) 
             found = getattr(bench, args.measurement)(at)
             if args.measurement == "prompt" and at == bench.n_pictures - 1:
                 bench.add_memory(found)
-            rows += [{"picture": at} | row for row in found]
+            rows += [{"picture": subject.pictures[at].name} | row for row in found]
     return {
         "measurement": args.measurement,
         "subject": subject.name,

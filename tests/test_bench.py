@@ -148,6 +148,15 @@ def test_a_picture_of_ones_own(bench, tmp_path: Path) -> None:
     assert counts == {"stock": 168, "unpruned": 168, "profile": len(entering(drawn, 28))}
 
 
+def test_drawings(bench) -> None:
+    rows = measured(bench, "--draw", "photo,page", "--warm-up", "0", "--repeats", "1")["rows"]
+    counts = {(row["picture"].split()[0], row["run"]): row["n_visual"] for row in rows}
+    assert counts["photo", "stock"] == counts["photo", "profile"] == counts["page", "unpruned"] == N_VISUAL
+    assert N_VISUAL / 2 < counts["page", "profile"] < N_VISUAL
+    out, _ = bench("--draw", "page", "--warm-up", "0", "--repeats", "1")
+    assert out.splitlines()[4].startswith("| page 448x448 | 256 | stock |")
+
+
 def test_off(bench) -> None:
     ours = str(libs.lib_dir())  # as stock too, without a profile
     report = measured(bench, "--off", "--no-encoder", "--stock-lib", ours)
@@ -176,8 +185,10 @@ def test_a_run_that_prunes_nothing_is_an_error(bench, tmp_path: Path) -> None:
         (["--keep", "2"], "The policy 'keep:2' is not valid: 2 must be a share above 0 and at most 1."),
         (["--policy", "downscale"], "The policy 'downscale' is not valid: downscale is a smaller picture"),
         (["--plot", "a.pdf"], "--plot a.pdf is not valid: its name must end in .png."),
-        (["a.png", "--tokens", "64"], "a.png cannot be used with --tokens, which makes a picture up: leave one out."),
-        (["a.png", "--no-encoder"], "a.png cannot be used with --no-encoder, which makes a picture up: leave one out."),
+        (["a.png", "--tokens", "64"], "a.png cannot be used with --tokens, for generated pictures: leave one out."),
+        (["a.png", "--no-encoder"], "a.png cannot be used with --no-encoder, for generated pictures: leave one out."),
+        (["a.png", "--draw", "page"], "a.png cannot be used with --draw, for generated pictures: leave one out."),
+        (["--draw", "page", "--no-encoder"], "--draw page needs the encoder: leave out --no-encoder."),
         (["a.png"], "a.png does not exist: check the name and the folder."),
         (["--stock-lib", "nowhere"], "nowhere holds no llama library: give the folder of one with --stock-lib."),
     ],

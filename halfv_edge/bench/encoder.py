@@ -66,7 +66,7 @@ def _measure(args: argparse.Namespace, shape: shapes.Shape, counts: list[int], f
         encoders[name] = Encoder.load(mmproj, model, text, weights=name, **options)
         load_s[name] = time.perf_counter() - start
     for count in counts:
-        picture = Picture("the picture", pictures.random_picture(*shape.vision.size(count)))
+        picture = Picture("the picture", pictures.photo(*shape.vision.size(count)))
         times: dict[str, list[float]] = {name: [] for name in encoders}
         found: dict[str, np.ndarray] = {}
         for repeat in range(args.repeats):

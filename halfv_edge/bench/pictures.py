@@ -2,14 +2,45 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 
-def random_picture(width: int, height: int, seed: int = 0) -> Image.Image:
-    """Coarse blocks of colour."""
+WORDS = (
+    "the of and invoice date total amount service order number customer payment price per unit report tax due".split()
+)
+
+
+def photo(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Soft blobs of colour: no two patches are the same, as in a photo."""
     small = np.random.default_rng(seed).integers(0, 255, (9, 12, 3), np.uint8)
     return Image.fromarray(small).resize((width, height), Image.Resampling.BILINEAR)
+
+
+def page(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Black on white: a heading and paragraphs between margins, as of a letter that fills a sheet."""
+    rng = random.Random(seed)
+    image = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(image)
+    size, margin = max(8, width // 56), width // 12
+    body, heading = ImageFont.load_default(size), ImageFont.load_default(2 * size)
+    draw.text((margin, margin), " ".join(rng.choices(WORDS, k=4)).capitalize(), "black", heading)
+    y = margin + 4 * size
+    while y < height - margin - size:
+        for _ in range(rng.randint(2, 6)):
+            words: list[str] = []
+            while draw.textlength(" ".join(words), body) < width - 3 * margin:
+                words.append(rng.choice(WORDS))
+            if y < height - margin - size:
+                draw.text((margin, y), " ".join(words), "black", body)
+            y += size * 3 // 2
+        y += size
+    return image
+
+
+DRAWINGS = {"photo": photo, "page": page}
 
 
 def random_image(n: int, n_embd_inp: int, seed: int = 0) -> np.ndarray:

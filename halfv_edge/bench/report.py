@@ -31,6 +31,7 @@ def _about(report: dict[str, Any]) -> str:
 def _prompt(row: dict[str, Any], report: dict[str, Any]) -> dict[str, str]:
     is_base = row["run"] == report["rows"][0]["run"]
     cells = {
+        "picture": row["picture"],
         "visual tokens": str(row["n_visual"]),
         "run": row["run"],
         "kept": f"{row['n_kept']} / {row['n_deep']}",
@@ -48,7 +49,7 @@ def _prompt(row: dict[str, Any], report: dict[str, Any]) -> dict[str, str]:
         "peak MiB": mebibytes(row.get("peak_bytes")),
     }
     if not report["encoder"]:
-        for name in ("TTFT s", "faster", "ceiling", "encoder s"):
+        for name in ("picture", "TTFT s", "faster", "ceiling", "encoder s"):
             del cells[name]
     return cells
 
@@ -99,8 +100,8 @@ def mebibytes(value: float | None) -> str:
 def as_png(report: dict[str, Any]) -> bytes:
     """Bars of the time to the first token, with the ceiling as a mark."""
     rows = report["rows"]
-    sizes = list(dict.fromkeys(row["picture"] for row in rows))
-    height = 84 + len(rows) * ROW + len(sizes) * (GAP + 14) + 30
+    names = list(dict.fromkeys(row["picture"] for row in rows))
+    height = 84 + len(rows) * ROW + len(names) * (GAP + 14) + 30
     page = Canvas(WIDTH, height, PAPER)
     longest = max(row["ttft_s"]["median"] for row in rows)
     scale = (WIDTH - LEFT - RIGHT) / longest
@@ -108,9 +109,9 @@ def as_png(report: dict[str, Any]) -> bytes:
     page.text(16, 50, f"{report['subject']}, {report['weights']}, {report['n_threads']} threads", FAINT, 12)
     _legend(page, report["encoder"])
     y = 72.0
-    for size in sizes:
-        group = [row for row in rows if row["picture"] == size]
-        page.text(16, y + GAP, f"{group[0]['n_visual']} visual tokens", FAINT, 12)
+    for name in names:
+        group = [row for row in rows if row["picture"] == name]
+        page.text(16, y + GAP, f"{name}, {group[0]['n_visual']} visual tokens", FAINT, 12)
         y += GAP + 10
         for row in group:
             _bar(page, row, y, scale, is_base=row is group[0])

@@ -21,15 +21,26 @@ Spread = dict[str, float]
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A file, or one that is drawn; where there is no encoder its number of tokens is all that counts."""
+
+    name: str
+    file: str | None = None
+    drawing: str = "photo"
+    size: tuple[int, int] = (0, 0)
+    n_visual: int | None = None
+
+
+@dataclass(frozen=True)
 class Subject:
-    """What is measured: files, and pictures as (visual tokens or None, file or None, size)."""
+    """What is measured."""
 
     name: str
     arch: str
     n_layer: int
     model: Path
     mmproj: Path | None
-    pictures: list[tuple[int | None, str | None, tuple[int, int]]]
+    pictures: list[Picture]
 
 
 @dataclass(frozen=True)
@@ -106,8 +117,9 @@ class Bench(contextlib.ExitStack):
         return self.n_pictures * (self.n_warm_up + self.repeats) * len(self.contenders)
 
     def _picture(self, at: int) -> dict[str, Any]:
-        n_visual, file, size = self.subject.pictures[at]
-        return {"n_visual": n_visual, "picture": file, "size": size}
+        picture = dataclasses.asdict(self.subject.pictures[at])
+        del picture["name"]
+        return picture
 
     def _interleave(self, at: int, call: Callable[[Contender], Answer]) -> dict[str, list[Answer]]:
         """Each in turn, in changing order, first rounds not counted; the encoder once per round and size of picture."""

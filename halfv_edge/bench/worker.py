@@ -100,14 +100,14 @@ class Bench:
         return {}
 
     def look(
-        self, max_tokens: int | None, tau: float | None, weights: str | None, n_visual: int, picture: str | None,
-        size: list[int],
+        self, max_tokens: int | None, tau: float | None, weights: str | None, n_visual: int | None, file: str | None,
+        drawing: str, size: list[int],
     ) -> dict[str, Any]:  # fmt: skip
         """Give a picture to an encoder, or imagine its embeddings where there is none."""
         if not self.options["mmproj"]:
             self.embeddings = pictures.random_image(n_visual, self.first.n_embd_inp)
             return {"encode_s": 0.0, "n_visual": n_visual, "n_patches": n_visual, "n_text": 0, "n_first": 0}
-        image = Image.open(picture).convert("RGB") if picture else pictures.random_picture(*size)
+        image = Image.open(file).convert("RGB") if file else pictures.DRAWINGS[drawing](*size)
         key = max_tokens, tau, weights
         if key in self.looks:
             self.looks.pop(key).close()
