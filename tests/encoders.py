@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from halfv_edge.encoder import Encoder
 from halfv_edge.images import Picture
 from halfv_edge.profile import Profile
 
-N_EMBD = 64  # of the language model that they belong to
+N_EMBD, N_LAYER = 64, 4  # of the language model that they belong to
 STOCK, WINDOWS, FAST = 0, 1, 2  # enum halfv_attention
 
 
@@ -26,7 +27,7 @@ class Eyes(contextlib.ExitStack):
 
     def __init__(self, folder: Path):
         super().__init__()
-        self.path = make_tiny(folder / "text.gguf", "llama", n_embd=N_EMBD, n_layer=1)
+        self.path = make_tiny(folder / "text.gguf", "llama", n_embd=N_EMBD, n_layer=N_LAYER)
         params = llama_cpp.llama_model_default_params()
         self.model = llama_cpp.llama_model_load_from_file(str(self.path).encode(), params)
         assert self.model
@@ -37,7 +38,8 @@ class Eyes(contextlib.ExitStack):
         self, mmproj: Path, weights: str = "off", attention: int = STOCK, flash: int = 1, use_gpu: bool = False,
         tau: float | None = None,
     ) -> Iterator[Encoder]:  # fmt: skip
-        halfv_cpp.set_model_profile(self.model, Profile(1, 1.0, 0.1, 1, 1.0, "dropped", pixel_tau=tau).to_c())
+        profile = dataclasses.replace(Profile.default(N_LAYER), pixel_tau=tau).to_c()
+        halfv_cpp.set_model_profile(self.model, None if tau is None else profile)
         encoder = Encoder.load(
             mmproj, self.model, self.path, use_gpu=use_gpu, n_threads=1, flash_attn=flash, image_max_tokens=None,
             pixel_tau=tau, cache_bytes=0, weights=weights, attention=attention,

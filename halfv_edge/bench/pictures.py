@@ -7,9 +7,20 @@ import random
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-
 WORDS = (
-    "the of and invoice date total amount service order number customer payment price per unit report tax due".split()
+    "the",
+    "of",
+    "and",
+    "invoice",
+    "date",
+    "total",
+    "amount",
+    "service",
+    "order",
+    "number",
+    "customer",
+    "payment",
+    "due",
 )
 
 
