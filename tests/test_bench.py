@@ -111,7 +111,15 @@ def test_an_encoder_of_one_size(bench) -> None:
     out, _ = bench(shape="tiny-llava")
     lines = out.splitlines()
     assert lines[0].startswith("tiny-llava (llama, random, q4_0), 1 threads")
-    assert [line.startswith("| 100 | ") for line in lines] == [False, False, False, False, True, True, True]
+    assert [line.startswith("| photo 280x280 | 100 | ") for line in lines] == [
+        False,
+        False,
+        False,
+        False,
+        True,
+        True,
+        True,
+    ]
     _, said = bench("--tokens", "200", shape="tiny-llava", code=2)
     assert said == (
         "halfv: --tokens 200 does not fit: the encoder of tiny-llava always gives 100; use --no-encoder for other "
