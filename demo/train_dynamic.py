@@ -18,7 +18,7 @@ from demo import scenes
 from demo.batches import HEADS, NOTHING, Batch
 from demo.dynamic import TOKEN, DynamicModel, DynamicShape
 from demo.export import load
-from demo.model import GRID, IMAGE_SIZE, N_AFTER, N_BEFORE, N_PREFIX, normalised
+from demo.model import GRID, IMAGE_SIZE, N_AFTER, N_BEFORE, N_PREFIX, DemoModel, normalised
 from demo.train import PATCH_WEIGHT, POINTING_WEIGHT, RARE, Run, char_accuracy, pointing_loss
 from demo.vocabulary import Vocabulary
 
@@ -32,9 +32,11 @@ class DynamicRun(Run):
     side = scenes.SIZE
     rate_later, encoder_later = 0.5, 1.0  # the language model comes taught, the encoder still learns most
 
-    def __init__(self, folder: Path, model: DynamicModel, taught: Path, vocabulary: Vocabulary, minutes: list[float]):
-        self.teacher = load(taught)[0].bfloat16().requires_grad_(False)
-        model.start_from(load(taught)[0])
+    def __init__(
+        self, folder: Path, model: DynamicModel, teacher: DemoModel, vocabulary: Vocabulary, minutes: list[float]
+    ):
+        model.start_from(teacher)
+        self.teacher = teacher.bfloat16().requires_grad_(False)
         super().__init__(folder, model, vocabulary, *minutes)
         self.rng = random.Random(self.progress.pictures)
 
@@ -103,14 +105,19 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="pictures per step (%(default)d)")
     parser.add_argument("--threads", type=int, default=1, help="(%(default)d)")
     parser.add_argument("--draw-core", type=int, metavar="N", help="core of the process that draws")
+    parser.add_argument("--tiny", action="store_true", help="a small encoder, saved every second, to try this out")
     args = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(args.threads)
     args.folder.mkdir(parents=True, exist_ok=True)
-    vocabulary = Vocabulary.read()
-    model = DynamicModel(DynamicShape(len(vocabulary)))
+    teacher, vocabulary = load(args.taught)
+    language = {name: getattr(teacher.shape, name) for name in ("n_embd", "n_ff", "n_layer")}
+    vision = {"n_vision": 64, "n_vision_ff": 64, "n_vision_layer": 3} if args.tiny else {}
+    model = DynamicModel(DynamicShape(len(vocabulary), **language, **vision))
     minutes = [args.minutes, args.patch_minutes, args.patch_minutes]
-    run = DynamicRun(args.folder, model, args.taught, vocabulary, minutes)
+    run = DynamicRun(args.folder, model, teacher, vocabulary, minutes)
+    if args.tiny:
+        run.checkpoint_sec, run.n_validate = 1, 16
     run.train(args.batch, args.draw_core)
 
 

@@ -195,7 +195,7 @@ def test_pointing(vocabulary: Vocabulary) -> None:
 
 
 def test_a_killed_training_goes_on(tmp_path: Path, root: Path) -> None:
-    """Killed at any moment after its first checkpoint, it continues there, and its export loads."""
+    """Killed at any moment after its first checkpoint, it continues there, its export loads, and another learns of it."""
     command = [sys.executable, "-m", "demo.train", str(tmp_path), "--patch-minutes", "0.05", "--batch", "1", "--tiny"]
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), *sys.path])}
     first = subprocess.Popen([*command, "--minutes", "60"], cwd=root, env=env, stderr=subprocess.PIPE, text=True)
@@ -214,3 +214,13 @@ def test_a_killed_training_goes_on(tmp_path: Path, root: Path) -> None:
     export.export(model, vocabulary, tmp_path, "q8_0")
     with Model.load(tmp_path / "model.gguf", tmp_path / "mmproj.gguf") as loaded, loaded.chat() as chat:
         chat.answer("What is this?", make(1, "test").image, max_tokens=2)
+
+    command = [sys.executable, "-m", "demo.train_dynamic", str(tmp_path / "dynamic"), str(tmp_path / "checkpoint.pt")]
+    subprocess.run(
+        [*command, "--patch-minutes", "0.05", "--minutes", "0.15", "--batch", "1", "--tiny"], cwd=root, env=env,
+        timeout=120, check=True,
+    )  # fmt: skip
+    export.export(*export.load(tmp_path / "dynamic" / "checkpoint.pt"), tmp_path, "q8_0")
+    with Model.load(tmp_path / "model.gguf", tmp_path / "mmproj.gguf") as loaded, loaded.chat() as chat:
+        chat.answer("What is this?", make(1, "test").image.resize((140, 200)), max_tokens=2)
+        assert chat.stats.n_visual == 7 * 10
