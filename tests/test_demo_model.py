@@ -195,7 +195,7 @@ def test_pointing(vocabulary: Vocabulary) -> None:
 
 
 def test_a_killed_training_goes_on(tmp_path: Path, root: Path) -> None:
-    """Killed at any moment after its first checkpoint, it continues there, its export loads, and another learns of it."""
+    """Killed at any moment after its first checkpoint, it goes on; its export loads, and another learns of it."""
     command = [sys.executable, "-m", "demo.train", str(tmp_path), "--patch-minutes", "0.05", "--batch", "1", "--tiny"]
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), *sys.path])}
     first = subprocess.Popen([*command, "--minutes", "60"], cwd=root, env=env, stderr=subprocess.PIPE, text=True)

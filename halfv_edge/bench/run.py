@@ -94,10 +94,7 @@ class Bench(contextlib.ExitStack):
     def enter(self, contenders: Iterable[Contender]) -> None:
         """Make their contexts, large enough for the pictures."""
         self.contenders = list(contenders)
-        found = [
-            self.halfv.ask("look", max_tokens=None, tau=None, weights=None, **self._picture(at))
-            for at in range(self.n_pictures)
-        ]
+        found = [self.halfv.ask("count", **self._picture(at)) for at in range(self.n_pictures)]
         self.n_visual = [look["n_visual"] for look in found]
         room = max(look["n_visual"] + look["n_text"] for look in found) + N_PREFIX + 2 * N_QUESTION + 2 * self.n_decode
         for one in self.contenders:

@@ -11,6 +11,7 @@ import json
 import re
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,18 @@ class Look:
         """Text tokens before the first visual one."""
         return len(self.parts[0]) if isinstance(self.parts[0], list) else 0
 
+    def all_chunks(self) -> Iterator[tuple[int, bool]]:
+        """Each chunk, and whether it is text."""
+        for index in range(mtmd.mtmd_input_chunks_size(self.chunks)):
+            chunk = mtmd.mtmd_input_chunks_get(self.chunks, index)
+            yield chunk, mtmd.mtmd_input_chunk_get_type(chunk) == mtmd.MTMD_INPUT_CHUNK_TYPE_TEXT
+
     def close(self) -> None:
         mtmd.mtmd_input_chunks_free(self.chunks)
+
+
+def _image(file: str | None, drawing: str, size: list[int]) -> Image.Image:
+    return Image.open(file).convert("RGB") if file else pictures.DRAWINGS[drawing](*size)
 
 
 class Bench:
@@ -99,21 +110,34 @@ class Bench:
         self.clients[name] = self._client(contender)
         return {}
 
+    def count(self, n_visual: int | None, **picture: Any) -> dict[str, Any]:
+        """The tokens of a whole picture."""
+        if not self.options["mmproj"]:
+            return {"n_visual": n_visual, "n_text": 0}
+        look = Look(self._encoder((None, None, None)))
+        self._tokenize(look, _image(**picture))
+        counts = {"n_visual": 0, "n_text": 0}
+        for chunk, is_text in look.all_chunks():
+            counts["n_text" if is_text else "n_visual"] += mtmd.mtmd_input_chunk_get_n_tokens(chunk)
+        look.close()
+        return counts
+
     def look(
-        self, max_tokens: int | None, tau: float | None, weights: str | None, n_visual: int | None, file: str | None,
-        drawing: str, size: list[int],
-    ) -> dict[str, Any]:  # fmt: skip
+        self, max_tokens: int | None, tau: float | None, weights: str | None, n_visual: int | None, **picture: Any
+    ) -> dict[str, Any]:
         """Give a picture to an encoder, or imagine its embeddings where there is none."""
         if not self.options["mmproj"]:
             self.embeddings = pictures.random_image(n_visual, self.first.n_embd_inp)
             return {"encode_s": 0.0, "n_visual": n_visual, "n_patches": n_visual, "n_text": 0, "n_first": 0}
-        image = Image.open(file).convert("RGB") if file else pictures.DRAWINGS[drawing](*size)
+        image = _image(**picture)
         key = max_tokens, tau, weights
         if key in self.looks:
             self.looks.pop(key).close()
         eyes = self._encoder(key)
         started = time.perf_counter()
-        look = self.looks[key] = self._encode(eyes, image)
+        look = self.looks[key] = Look(eyes)
+        self._tokenize(look, image)
+        self._encode(look)
         seconds = time.perf_counter() - started
         names = ("n_visual", "n_patches", "n_text", "n_first")
         return {"encode_s": seconds} | {name: getattr(look, name) for name in names}
@@ -205,32 +229,31 @@ class Bench:
                 raise RuntimeError(f"cannot load the encoder {self.options['mmproj']}")
         return self.eyes[key]
 
-    def _encode(self, eyes: int, image: Image.Image) -> Look:
-        look = Look(eyes)
+    def _tokenize(self, look: Look, image: Image.Image) -> None:
         pixels = (ctypes.c_uint8 * (3 * image.width * image.height)).from_buffer_copy(image.tobytes())
         bitmap = mtmd.mtmd_bitmap_init(image.width, image.height, pixels)
-        marker = mtmd.mtmd_get_marker(eyes)
+        marker = mtmd.mtmd_get_marker(look.eyes)
         text = mtmd.mtmd_input_text(marker, len(marker), False, True)
-        rc = mtmd.mtmd_tokenize(eyes, look.chunks, ctypes.byref(text), (mtmd.mtmd_bitmap_p_ctypes * 1)(bitmap), 1)
+        rc = mtmd.mtmd_tokenize(look.eyes, look.chunks, ctypes.byref(text), (mtmd.mtmd_bitmap_p_ctypes * 1)(bitmap), 1)
         mtmd.mtmd_bitmap_free(bitmap)
         if rc != 0:
             raise RuntimeError(f"the encoder takes no picture of {image.width} x {image.height}")
-        for index in range(mtmd.mtmd_input_chunks_size(look.chunks)):
-            chunk = mtmd.mtmd_input_chunks_get(look.chunks, index)
-            if mtmd.mtmd_input_chunk_get_type(chunk) == mtmd.MTMD_INPUT_CHUNK_TYPE_TEXT:
+
+    def _encode(self, look: Look) -> None:
+        for chunk, is_text in look.all_chunks():
+            if is_text:
                 count = ctypes.c_size_t()
                 tokens = mtmd.mtmd_input_chunk_get_tokens_text(chunk, ctypes.byref(count))
                 look.parts.append(tokens[: count.value])
                 continue
-            if mtmd.mtmd_encode_chunk(eyes, chunk) != 0:
+            if mtmd.mtmd_encode_chunk(look.eyes, chunk) != 0:
                 raise RuntimeError("the encoder failed")
             shape = (mtmd.mtmd_input_chunk_get_n_tokens(chunk), self.first.n_embd_inp)
             tokens = mtmd.mtmd_input_chunk_get_tokens_image(chunk)
             look.n_patches += max(
                 shape[0], mtmd.mtmd_image_tokens_get_nx(tokens) * mtmd.mtmd_image_tokens_get_ny(tokens)
             )
-            look.parts.append((chunk, np.ctypeslib.as_array(mtmd.mtmd_get_output_embd(eyes), shape).copy()))
-        return look
+            look.parts.append((chunk, np.ctypeslib.as_array(mtmd.mtmd_get_output_embd(look.eyes), shape).copy()))
 
     def _picture(self, name: str) -> None:
         client = self.clients[name]
