@@ -24,6 +24,7 @@ from demo.vocabulary import Vocabulary
 
 WHOLE = 0.5  # batches of pictures at their own size, once answers are learnt
 LEAST_SIDE = 8  # tokens of the smallest
+OBLONG = 0.5  # of the smaller ones are not square
 LIKENESS_WEIGHT = 20.0
 PLACES = ("row", "column")  # learnt from padding by the other encoder; here M-RoPE tells them
 
@@ -43,7 +44,8 @@ class DynamicRun(Run):
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         pixels = torch.from_numpy(batch.pixels)
         if self.answers and not batch.patches_only and self.rng.random() > WHOLE:
-            return self.answered(batch, self.model.vision(self.smaller(pixels)))
+            smaller = self.smaller(pixels)
+            return self.answered(batch, self.model.vision(smaller), self.grid(smaller))
         features = self.model.vision(normalised(pixels).bfloat16())
         labels = torch.from_numpy(batch.labels)
         patch_loss, found = self.heads(features, labels)
@@ -56,10 +58,16 @@ class DynamicRun(Run):
 
     def smaller(self, pixels: Tensor) -> Tensor:
         """All pictures at the same smaller size, shrunk in one of two ways, as nobody knows how a user's are."""
-        side = TOKEN * self.rng.randrange(LEAST_SIDE, GRID)
+        side = self.rng.randrange(LEAST_SIDE, GRID)
+        other = self.rng.randrange(side, min(GRID, 2 * side) + 1) if self.rng.random() < OBLONG else side
+        height, width = self.rng.sample([side * TOKEN, other * TOKEN], 2)
         planes = normalised(pixels).permute(0, 3, 1, 2)
-        planes = functional.interpolate(planes, (side, side), mode="bicubic", antialias=self.rng.random() < 0.5)
+        planes = functional.interpolate(planes, (height, width), mode="bicubic", antialias=self.rng.random() < 0.5)
         return planes.permute(0, 2, 3, 1).bfloat16()
+
+    @staticmethod
+    def grid(pixels: Tensor) -> tuple[int, int]:
+        return pixels.shape[1] // TOKEN, pixels.shape[2] // TOKEN
 
     def likeness(self, pixels: Tensor, features: Tensor, labels: Tensor) -> Tensor:
         """How far the tokens are from the other model's, which sees the picture at its own size."""
@@ -73,24 +81,28 @@ class DynamicRun(Run):
         apart = (self.model.projector(features) - wanted).float().square().mean(-1)
         return (apart * weight).sum() / weight.sum()
 
-    def answered(self, batch: Batch, features: Tensor) -> tuple[Tensor, dict[str, float]]:
-        logits, targets, _, looked = self.read(batch, features)
+    def answered(
+        self, batch: Batch, features: Tensor, grid: tuple[int, int] = (GRID, GRID)
+    ) -> tuple[Tensor, dict[str, float]]:
+        logits, targets, _, looked = self.read(batch, features, grid)
         weights = torch.from_numpy(batch.weights)[torch.from_numpy(batch.targets) != NOTHING]
         each = functional.cross_entropy(logits.float(), targets, reduction="none")
         loss = (each * weights).sum() / weights.sum()
         right = (logits.argmax(-1) == targets).float().mean().item()
-        if features.shape[1] != GRID * GRID:  # where patches are is known at full size only
+        if grid != (GRID, GRID):  # where patches are is known at full size only
             return loss, {"loss_small": loss.item(), "tokens_small": right}
         pointing = pointing_loss(looked, batch, self.vocabulary.assistant)
         told = {"loss": loss.item(), "tokens": right, "pointing": pointing.item()}
         return loss + POINTING_WEIGHT * pointing, told
 
-    def read(self, batch: Batch, features: Tensor) -> tuple[Tensor, Tensor, Tensor, list]:
-        language, side = self.model.language, round(features.shape[1] ** 0.5)
+    def read(
+        self, batch: Batch, features: Tensor, grid: tuple[int, int] = (GRID, GRID)
+    ) -> tuple[Tensor, Tensor, Tensor, list]:
+        language = self.model.language
         text, positions, mask = (torch.from_numpy(array) for array in (batch.text, batch.positions, batch.mask))
-        mask = mask[:, :, N_PREFIX - (N_BEFORE + side * side + N_AFTER) :]
+        mask = mask[:, :, N_PREFIX - (N_BEFORE + features.shape[1] + N_AFTER) :]
         around = torch.tensor(self.vocabulary.around)
-        states, looked = language(around, self.model.projector(features), text, positions, mask, (side, side))
+        states, looked = language(around, self.model.projector(features), text, positions, mask, grid)
         targets = torch.from_numpy(batch.targets)
         wanted = targets != NOTHING
         return language.head(states[wanted]), targets[wanted], torch.from_numpy(batch.question)[wanted], looked
