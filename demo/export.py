@@ -154,6 +154,7 @@ def dynamic_numbers(shape: DynamicShape) -> dict[str, int]:
         "feed_forward_length": shape.n_vision_ff,
         "attention.head_count": shape.n_vision // HEAD_DIM,
         "n_wa_pattern": FULL_EVERY,
+        "image_max_pixels": scenes.SIZE**2,  # larger ones were never trained with
     }
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from halfv_edge import gguf_meta, libs, native_log, profile
+from halfv_edge import encoder_meta, gguf_meta, libs, native_log, profile
 from halfv_edge.errors import HalfvError, RunError
 from halfv_edge.images import Picture
 from halfv_edge.tokens import Layout, Tile, TokenMap
@@ -24,8 +24,6 @@ llama_cpp = libs.load()
 import halfv_cpp  # noqa: E402
 from llama_cpp import mtmd_cpp as mtmd  # noqa: E402
 
-# Encoders of pictures of any size, from which libmtmd keeps patches that their neighbours predict.
-PATCHWISE = ("qwen2vl_merger", "qwen2.5vl_merger", "qwen2.5o", "qwen3vl_merger")
 # of the weights: the fastest here that keeps the embeddings, as stored, as llama.cpp loads them, or one type
 MMPROJ_TYPES = ("auto", "file", "off", "f32", "f16", "bf16", "q8_0", "q6_k", "q5_1", "q5_0", "q4_1", "q4_0")
 OVERVIEW_FIRST = ("resampler", "minicpmv4_6")  # llama.cpp puts the overview behind the tiles for all others
@@ -126,8 +124,8 @@ class Encoder:
         params.n_threads = n_threads
         params.flash_attn_type = flash_attn
         params.warmup = False
-        if image_max_tokens is not None:
-            params.image_max_tokens = image_max_tokens
+        if limits := [limit for limit in (image_max_tokens, _own_limit(path)) if limit]:
+            params.image_max_tokens = min(limits)
         native_log.clear()
         pointer = mtmd.mtmd_init_from_file(str(path).encode(), model, params)
         if not pointer:
@@ -136,7 +134,7 @@ class Encoder:
             mtmd.mtmd_free(pointer)
             raise HalfvError(f"{path} hears but does not see: give an mmproj with a vision encoder.")
         metadata = gguf_meta.read(path)
-        tau = pixel_tau if _projector(metadata) in PATCHWISE else None
+        tau = pixel_tau if encoder_meta.projector(metadata) in encoder_meta.PATCHWISE else None
         n_embd = llama_cpp.llama_model_n_embd_inp(model)
         # a tile fills a CPU, and one call cannot be interrupted
         batches = use_gpu and llama_cpp.llama_supports_gpu_offload()
@@ -269,8 +267,11 @@ class Encoder:
                 yield Chunk(copy(chunk))
 
 
-def _projector(metadata: gguf_meta.Metadata) -> str:
-    return metadata.text("clip.projector_type") or metadata.text("clip.vision.projector_type")
+def _own_limit(path: Path) -> int | None:
+    try:
+        return encoder_meta.token_limit(gguf_meta.read(path))
+    except HalfvError:
+        return None  # libmtmd's refusal says more
 
 
 def _layout(metadata: gguf_meta.Metadata) -> Layout:
@@ -278,7 +279,7 @@ def _layout(metadata: gguf_meta.Metadata) -> Layout:
     side = metadata.value("clip.vision.image_size") or 1
     pinpoints = metadata.value("clip.vision.image_grid_pinpoints") or []
     grids = zip(pinpoints[::2], pinpoints[1::2], strict=False)
-    first = _projector(metadata) in OVERVIEW_FIRST
+    first = encoder_meta.projector(metadata) in OVERVIEW_FIRST
     return Layout(tuple((width // side, height // side) for width, height in grids), first)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from halfv_edge import encoder_meta, gguf_meta
 from halfv_edge.bench.workers import Answer, Worker
 from halfv_edge.errors import HalfvError, RunError
 from halfv_edge.policies import CHOICES, STOCK, Policy
@@ -79,6 +80,7 @@ class Bench(contextlib.ExitStack):
         options = options | {
             "model": str(subject.model),
             "mmproj": str(subject.mmproj) if subject.mmproj else None,
+            "image_max_tokens": encoder_meta.token_limit(gguf_meta.read(subject.mmproj)) if subject.mmproj else None,
             "n_prefix": N_PREFIX,
             "n_question": N_QUESTION,
         }

@@ -215,8 +215,8 @@ class Bench:
             params.use_gpu = self.settings["n_gpu_layers"] != 0
             params.print_timings = params.warmup = False
             params.n_threads = self.settings["n_threads"]
-            if max_tokens is not None:
-                params.image_max_tokens = max_tokens
+            if limits := [limit for limit in (max_tokens, self.options["image_max_tokens"]) if limit]:
+                params.image_max_tokens = min(limits)
             if self.halfv:  # libmtmd asks the model for it
                 profile = self.halfv.halfv_profile_default(llama_cpp.llama_model_n_layer(self.first.model))
                 profile.pixel_prune, profile.pixel_tau = tau is not None, tau or 0.0

@@ -1,0 +1,27 @@
+"""What the file of a vision encoder says of itself."""
+
+from __future__ import annotations
+
+from halfv_edge.gguf_meta import Metadata
+
+# Encoders of pictures of any size, from which libmtmd keeps patches that their neighbours predict.
+PATCHWISE = ("qwen2vl_merger", "qwen2.5vl_merger", "qwen2.5o", "qwen3vl_merger")
+LLAMA_CPP_LIMIT = 4096  # visual tokens of a picture, that llama.cpp gives these encoders
+MERGE = 2  # patches of a token, along a side, unless the file says otherwise
+
+
+def projector(metadata: Metadata) -> str:
+    return metadata.text("clip.projector_type") or metadata.text("clip.vision.projector_type")
+
+
+def token_limit(metadata: Metadata) -> int | None:
+    """Visual tokens at most, by `clip.vision.image_max_pixels`; None where llama.cpp sees to it, or nothing is said.
+
+    llama.cpp reads that key for other encoders, and gives these 4096 tokens whatever they were trained for.
+    """
+    pixels, patch = (metadata.value(f"clip.vision.{key}") for key in ("image_max_pixels", "patch_size"))
+    if projector(metadata) not in PATCHWISE or not pixels or not patch:
+        return None
+    merge = metadata.value("clip.vision.spatial_merge_size") or MERGE
+    limit = pixels // (patch * merge) ** 2
+    return limit if 0 < limit < LLAMA_CPP_LIMIT else None
