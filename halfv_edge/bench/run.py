@@ -180,7 +180,7 @@ class Bench(contextlib.ExitStack):
     def _flops(self, one: Contender, answer: Answer) -> float:
         """Of the language model for the whole prompt; the statistics start with the picture."""
         count = lambda n: self.halfv.ask("flops", n_tokens=n)  # noqa: E731
-        if not one.policy.profile:
+        if not one.policy.profile or not answer["stats"]["flops_spent"]:  # nothing is left out of the language model
             return count(self._n_prompt(answer))
         if one.policy.holds_text:
             return answer["stats"]["flops_spent"]

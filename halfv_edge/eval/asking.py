@@ -222,7 +222,7 @@ class Asker:
 
     def _flops(self, policy: Policy, head: Sequence[Item], tail: Sequence[Item], stats: dict) -> float:
         """Of the language model for the whole prompt. The statistics mostly start with the picture."""
-        if not stats:
+        if not stats.get("flops_spent"):  # nothing is left out of the language model
             return self.flops(n_cells(head) + len(tail))
         if policy.holds_text:
             return stats["flops_spent"]
