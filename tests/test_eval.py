@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from holes import entering, page
 from PIL import Image
 from vlm import QUESTION, Vlms, picture, retell
 
@@ -16,6 +17,7 @@ from halfv_edge.engine import Model
 from halfv_edge.eval import frontier, report, run
 from halfv_edge.eval.asking import Asker
 from halfv_edge.eval.questions import Question
+from halfv_edge.kv import n_cells
 from halfv_edge.policies import Given, one
 
 TOKENS = 6
@@ -124,6 +126,16 @@ def test_prepared_and_smaller_pictures(asker: Asker, given: Given) -> None:
     smaller = asker.ask(one("downscale:40", given), shown, QUESTION)
     assert smaller.n_visual <= 40
     assert smaller.flops < asker.ask(one("unpruned", given), shown, QUESTION).flops / 1.5
+
+
+def test_left_out_of_the_encoder_alone(asker: Asker, given: Given) -> None:
+    """As many FLOPs as a picture of the tokens that entered."""
+    shown = images.load(Image.fromarray(page(12 * 28, 10 * 28, 28)))
+    whole, spared = (asker.ask(one(name, given), shown, QUESTION) for name in ("unpruned", "pixel:0"))
+    assert spared.n_patches == whole.n_visual == 120
+    assert spared.n_visual == len(entering(np.asarray(shown.image), 28)) < 120
+    head, tail, _ = asker.items(one("unpruned", given), shown, QUESTION)
+    assert spared.flops == asker.flops(n_cells(head) + len(tail) - whole.n_visual + spared.n_visual) < whole.flops
 
 
 def test_report(evaluate, folder: Path) -> None:
