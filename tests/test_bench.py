@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from holes import entering, page
 from PIL import Image
 from vlm import Vlms, picture
 
 from halfv_edge import cli, libs
+from halfv_edge.bench.pictures import photo
 
 N_VISUAL, N_KEPT, N_DEEP = 256, 64, 12  # shape `tiny`: keep 0.25, update 0.05
 N_PREFIX, N_QUESTION = 8, 40
@@ -163,6 +165,12 @@ def test_drawings(bench) -> None:
     assert N_VISUAL / 2 < counts["page", "profile"] < N_VISUAL
     out, _ = bench("--draw", "page", "--warm-up", "0", "--repeats", "1")
     assert out.splitlines()[4].startswith("| page 448x448 | 256 | stock |")
+
+
+def test_drawn_photos_have_no_repeats() -> None:
+    """Whatever their size, as the noise of a photo has it."""
+    for side in (448, 1792):
+        assert len(entering(np.asarray(photo(side, side)), 28)) == (side // 28) ** 2
 
 
 def test_off(bench) -> None:

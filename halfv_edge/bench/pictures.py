@@ -25,9 +25,12 @@ WORDS = (
 
 
 def photo(width: int, height: int, seed: int = 0) -> Image.Image:
-    """Soft blobs of colour: no two patches are the same, as in a photo."""
-    small = np.random.default_rng(seed).integers(0, 255, (9, 12, 3), np.uint8)
-    return Image.fromarray(small).resize((width, height), Image.Resampling.BILINEAR)
+    """Soft blobs of colour under a sensor's noise, because of which no two patches of a photo are the same."""
+    rng = np.random.default_rng(seed)
+    small = Image.fromarray(rng.integers(0, 255, (9, 12, 3), np.uint8))
+    smooth = np.asarray(small.resize((width, height), Image.Resampling.BILINEAR), np.float32)
+    noisy = smooth + rng.normal(0, 2, smooth.shape)
+    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
 
 
 def page(width: int, height: int, seed: int = 0) -> Image.Image:
