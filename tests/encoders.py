@@ -25,9 +25,9 @@ STOCK, WINDOWS, FAST = 0, 1, 2  # enum halfv_attention
 class Eyes(contextlib.ExitStack):
     """Encoders for one tiny language model."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, arch: str = "llama"):
         super().__init__()
-        self.path = make_tiny(folder / "text.gguf", "llama", n_embd=N_EMBD, n_layer=N_LAYER)
+        self.path = make_tiny(folder / "text.gguf", arch, n_embd=N_EMBD, n_layer=N_LAYER)
         params = llama_cpp.llama_model_default_params()
         self.model = llama_cpp.llama_model_load_from_file(str(self.path).encode(), params)
         assert self.model
