@@ -1,4 +1,7 @@
-"""The vision encoder of Qwen2.5-VL in torch, small: pictures of any size, windows in most layers, 4 patches a token."""
+"""The demo model in torch: Qwen2.5-VL's vision encoder, small, and the teacher's language model with M-RoPE.
+
+Pictures have any size, most layers of the encoder see windows, and four patches make a token.
+"""
 
 from __future__ import annotations
 
@@ -133,8 +136,6 @@ class DynamicShape:
 
 
 class DynamicModel(nn.Module):
-    """A demo model for pictures of any size: this encoder, and the language model with M-RoPE."""
-
     def __init__(self, shape: DynamicShape):
         super().__init__()
         self.shape = shape

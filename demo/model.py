@@ -1,4 +1,4 @@
-"""The demo model in torch: a convolutional vision encoder with attention, and a Llama, in forms that llama.cpp runs.
+"""The demo model's teacher in torch: a convolutional vision encoder with attention, and a Llama, as llama.cpp runs them.
 
 The encoder is what llama.cpp builds for MobileNetV5: convolutions read small text from far fewer pictures than a vision
 transformer of the same cost, which has to learn each letter anew for each place in a patch.

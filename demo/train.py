@@ -1,4 +1,4 @@
-"""`python -m demo.train`: trains the demo model from nothing, for as many minutes as it is given.
+"""`python -m demo.train`: trains the demo model's teacher from nothing, for as many minutes as it is given.
 
 First the vision encoder alone learns what is in each patch, then encoder and language model learn to answer. A run
 that was stopped, or killed, goes on from its last checkpoint.
@@ -268,7 +268,9 @@ def say(text: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m demo.train", description="Train the demo model on this CPU.")
+    parser = argparse.ArgumentParser(
+        prog="python -m demo.train", description="Train the demo model's teacher on this CPU."
+    )
     parser.add_argument("folder", type=Path, help="of checkpoint.pt and log.jsonl; a run in it goes on")
     parser.add_argument("--minutes", type=float, default=71, help="in all (%(default)g)")
     parser.add_argument("--patch-minutes", type=float, default=25, help="of them for the encoder alone (%(default)g)")

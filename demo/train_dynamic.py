@@ -1,4 +1,4 @@
-"""`python -m demo.train_dynamic`: a demo model for pictures of any size, taught by the one of `demo.train`.
+"""`python -m demo.train_dynamic`: the demo model, for pictures of any size, taught by the model of `demo.train`.
 
 Its encoder first learns to see as that model's does, token by token; then both of its parts learn to answer, from
 whole pictures and from smaller ones.
@@ -109,7 +109,9 @@ class DynamicRun(Run):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m demo.train_dynamic", description="Train it on this CPU.")
+    parser = argparse.ArgumentParser(
+        prog="python -m demo.train_dynamic", description="Train the demo model on this CPU."
+    )
     parser.add_argument("folder", type=Path, help="of checkpoint.pt and log.jsonl; a run in it goes on")
     parser.add_argument("taught", type=Path, help="checkpoint of demo.train")
     parser.add_argument("--minutes", type=float, default=80, help="in all (%(default)g)")
