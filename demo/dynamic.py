@@ -77,9 +77,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         q, k, v = self.qkv(self.attn_norm(x)).chunk(3, dim=-1)
-        turned = [rotate(each.unflatten(-1, (-1, HEAD_DIM)), cos[:, :, :, None], sin[:, :, :, None]).flatten(-2)
-                  for each in (q, k)]  # fmt: skip
-        q, k = turned
+        cos, sin = cos[:, :, :, None], sin[:, :, :, None]
+        q, k = (rotate(each.unflatten(-1, (-1, HEAD_DIM)), cos, sin).flatten(-2) for each in (q, k))
         if self.sees_all:
             flat = [heads(each.flatten(1, 3)) for each in (q, k, v)]
             a = joined(attend(*flat)).view(x.shape)

@@ -1,4 +1,4 @@
-"""The demo model's teacher in torch: a convolutional vision encoder with attention, and a Llama, as llama.cpp runs them.
+"""The teacher of the demo model in torch: a vision encoder of convolutions with attention, and a Llama.
 
 The encoder is what llama.cpp builds for MobileNetV5: convolutions read small text from far fewer pictures than a vision
 transformer of the same cost, which has to learn each letter anew for each place in a patch.

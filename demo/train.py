@@ -268,9 +268,7 @@ def say(text: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m demo.train", description="Train the demo model's teacher on this CPU."
-    )
+    parser = argparse.ArgumentParser(prog="python -m demo.train", description="Train the teacher on this CPU.")
     parser.add_argument("folder", type=Path, help="of checkpoint.pt and log.jsonl; a run in it goes on")
     parser.add_argument("--minutes", type=float, default=71, help="in all (%(default)g)")
     parser.add_argument("--patch-minutes", type=float, default=25, help="of them for the encoder alone (%(default)g)")

@@ -109,9 +109,7 @@ class DynamicRun(Run):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m demo.train_dynamic", description="Train the demo model on this CPU."
-    )
+    parser = argparse.ArgumentParser(prog="python -m demo.train_dynamic", description="Train it on this CPU.")
     parser.add_argument("folder", type=Path, help="of checkpoint.pt and log.jsonl; a run in it goes on")
     parser.add_argument("taught", type=Path, help="checkpoint of demo.train")
     parser.add_argument("--minutes", type=float, default=80, help="in all (%(default)g)")
