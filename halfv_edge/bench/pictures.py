@@ -7,21 +7,7 @@ import random
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-WORDS = (
-    "the",
-    "of",
-    "and",
-    "invoice",
-    "date",
-    "total",
-    "amount",
-    "service",
-    "order",
-    "number",
-    "customer",
-    "payment",
-    "due",
-)
+WORDS = ("the", "of", "and", "invoice", "date", "total", "amount", "order", "number", "customer", "payment", "due")
 
 
 def photo(width: int, height: int, seed: int = 0) -> Image.Image:
