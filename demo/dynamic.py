@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from demo.model import HEAD_DIM, VISION_EPS, DemoModel, Language, attend, gelu, heads, joined, rotate
+from demo.model import HEAD_DIM, VISION_EPS, DemoModel, Language, Layer, attend, gelu, heads, joined, rotate
 
 PATCH, MERGE = 10, 2
 TOKEN = PATCH * MERGE  # pixels of a token, along a side
@@ -64,16 +64,10 @@ def from_windows(x: Tensor, shape: torch.Size) -> Tensor:
     return x.reshape(shape)
 
 
-class Block(nn.Module):
+class Block(Layer):
     def __init__(self, n: int, n_ff: int, sees_all: bool):
-        super().__init__()
+        super().__init__(n, n_ff, VISION_EPS)
         self.sees_all = sees_all
-        self.attn_norm = nn.RMSNorm(n, VISION_EPS)
-        self.qkv = nn.Linear(n, 3 * n, bias=False)
-        self.out = nn.Linear(n, n, bias=False)
-        self.ffn_norm = nn.RMSNorm(n, VISION_EPS)
-        self.gate_up = nn.Linear(n, 2 * n_ff, bias=False)
-        self.down = nn.Linear(n_ff, n, bias=False)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         q, k, v = self.qkv(self.attn_norm(x)).chunk(3, dim=-1)
@@ -88,9 +82,7 @@ class Block(nn.Module):
                 parts = [each[:, y_, x_] for each in (q, k, v)]
                 found = joined(attend(*(heads(by_window(part)) for part in parts)))
                 a[:, y_, x_] = from_windows(found, parts[0].shape)
-        x = x + self.out(a)
-        gate, up = self.gate_up(self.ffn_norm(x)).chunk(2, dim=-1)
-        return x + self.down(nn.functional.silu(gate) * up)
+        return self.fed(x + self.out(a))
 
 
 class DynamicVision(nn.Module):

@@ -205,16 +205,24 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
 
 
-class Block(nn.Module):
-    def __init__(self, n: int, n_ff: int):
+class Layer(nn.Module):
+    """What a transformer's layers are made of, whatever they attend to."""
+
+    def __init__(self, n: int, n_ff: int, eps: float):
         super().__init__()
-        self.attn_norm = nn.RMSNorm(n, EPS)
+        self.attn_norm = nn.RMSNorm(n, eps)
         self.qkv = nn.Linear(n, 3 * n, bias=False)
         self.out = nn.Linear(n, n, bias=False)
-        self.ffn_norm = nn.RMSNorm(n, EPS)
+        self.ffn_norm = nn.RMSNorm(n, eps)
         self.gate_up = nn.Linear(n, 2 * n_ff, bias=False)
         self.down = nn.Linear(n_ff, n, bias=False)
 
+    def fed(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(self.ffn_norm(x)).chunk(2, dim=-1)
+        return x + self.down(functional.silu(gate) * up)
+
+
+class Block(Layer):
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, causal: Tensor, bias: Tensor, is_last: bool
     ) -> tuple[Tensor, Tensor]:
@@ -232,16 +240,14 @@ class Block(nn.Module):
         else:
             first = attend(q[:, :, :n_prefix], k[:, :, :n_prefix], v[:, :, :n_prefix], causal)
             a = torch.cat([first, rest], dim=2)
-        x = x + self.out(joined(a))
-        gate, up = self.gate_up(self.ffn_norm(x)).chunk(2, dim=-1)
-        return x + self.down(functional.silu(gate) * up), weights[:, 0, :, N_BEFORE : n_prefix - N_AFTER]
+        return self.fed(x + self.out(joined(a))), weights[:, 0, :, N_BEFORE : n_prefix - N_AFTER]
 
 
 class Language(nn.Module):
     def __init__(self, shape: Shape):
         super().__init__()
         self.embed = nn.Embedding(shape.n_vocab, shape.n_embd)
-        self.blocks = nn.ModuleList(Block(shape.n_embd, shape.n_ff) for _ in range(shape.n_layer))
+        self.blocks = nn.ModuleList(Block(shape.n_embd, shape.n_ff, EPS) for _ in range(shape.n_layer))
         self.norm = nn.RMSNorm(shape.n_embd, EPS)
         self.head = nn.Linear(shape.n_embd, shape.n_vocab, bias=False)
 

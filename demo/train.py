@@ -20,7 +20,7 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from demo.batches import HEADS, NOTHING, Batch, Drawer, batches
-from demo.model import IMAGE_SIZE, DemoModel, Shape, normalised
+from demo.model import IMAGE_SIZE, N_AFTER, N_BEFORE, N_PREFIX, DemoModel, Shape, normalised
 from demo.optimizer import Optimizer
 from demo.vocabulary import FIRST_WORD, Vocabulary
 
@@ -65,6 +65,7 @@ class Progress:
 
 class Run:
     side = IMAGE_SIZE  # of the pictures it learns from
+    grid: tuple[int, int] | None = None  # of their tokens, for M-RoPE
     rate_later, encoder_later = 1.0, 0.25  # of all rates, and of the encoder's, once answers are learnt
 
     def __init__(
@@ -144,22 +145,33 @@ class Run:
         else:
             with torch.no_grad():
                 features = self.model.vision(pixels)
-        logits, targets, _, looked = self.read(batch, features)
+        loss, more = self.answered(batch, features)
+        return (loss + PATCH_WEIGHT * patch_loss if self.together else loss), told | more
+
+    def answered(
+        self, batch: Batch, features: Tensor, grid: tuple[int, int] | None = None
+    ) -> tuple[Tensor, dict[str, float]]:
+        """What is lost on answers, and on pointing too unless the picture was shrunk to a grid of tokens."""
+        logits, targets, _, looked = self.read(batch, features, grid)
         weights = torch.from_numpy(batch.weights)[torch.from_numpy(batch.targets) != NOTHING]
         each = functional.cross_entropy(logits.float(), targets, reduction="none")
-        answer_loss = (each * weights).sum() / weights.sum()
-        told |= {"loss": answer_loss.item(), "tokens": (logits.argmax(-1) == targets).float().mean().item()}
+        loss = (each * weights).sum() / weights.sum()
+        right = (logits.argmax(-1) == targets).float().mean().item()
+        if grid:  # where patches are is known at full size only
+            return loss, {"loss_small": loss.item(), "tokens_small": right}
         pointing = pointing_loss(looked, batch, self.vocabulary.assistant)
-        told["pointing"] = pointing.item()
-        loss = answer_loss + POINTING_WEIGHT * pointing
-        return (loss + PATCH_WEIGHT * patch_loss if self.together else loss), told
+        told = {"loss": loss.item(), "tokens": right, "pointing": pointing.item()}
+        return loss + POINTING_WEIGHT * pointing, told
 
-    def read(self, batch: Batch, features: Tensor) -> tuple[Tensor, Tensor, Tensor, list]:
+    def read(
+        self, batch: Batch, features: Tensor, grid: tuple[int, int] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, list]:
         """Logits and targets where answers are, the question of each, and where the first heads look."""
         language = self.model.language
-        tensors = (torch.from_numpy(array) for array in (batch.text, batch.positions, batch.mask))
+        text, positions, mask = (torch.from_numpy(array) for array in (batch.text, batch.positions, batch.mask))
+        mask = mask[:, :, N_PREFIX - (N_BEFORE + features.shape[1] + N_AFTER) :]
         around = torch.tensor(self.vocabulary.around)
-        states, looked = language(around, self.model.projector(features), *tensors)
+        states, looked = language(around, self.model.projector(features), text, positions, mask, grid or self.grid)
         targets = torch.from_numpy(batch.targets)
         wanted = targets != NOTHING
         return language.head(states[wanted]), targets[wanted], torch.from_numpy(batch.question)[wanted], looked

@@ -15,11 +15,11 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from demo import scenes
-from demo.batches import HEADS, NOTHING, Batch
+from demo.batches import HEADS, Batch
 from demo.dynamic import TOKEN, DynamicModel, DynamicShape
 from demo.export import load
-from demo.model import GRID, IMAGE_SIZE, N_AFTER, N_BEFORE, N_PREFIX, DemoModel, normalised
-from demo.train import PATCH_WEIGHT, POINTING_WEIGHT, RARE, Run, char_accuracy, pointing_loss
+from demo.model import GRID, IMAGE_SIZE, DemoModel, normalised
+from demo.train import PATCH_WEIGHT, RARE, Run, char_accuracy
 from demo.vocabulary import Vocabulary
 
 WHOLE = 0.5  # batches of pictures at their own size, once answers are learnt
@@ -30,7 +30,7 @@ PLACES = ("row", "column")  # learnt from padding by the other encoder; here M-R
 
 
 class DynamicRun(Run):
-    side = scenes.SIZE
+    side, grid = scenes.SIZE, (GRID, GRID)
     rate_later, encoder_later = 0.5, 1.0  # the language model comes taught, the encoder still learns most
 
     def __init__(
@@ -45,14 +45,15 @@ class DynamicRun(Run):
         pixels = torch.from_numpy(batch.pixels)
         if self.answers and not batch.patches_only and self.rng.random() > WHOLE:
             smaller = self.smaller(pixels)
-            return self.answered(batch, self.model.vision(smaller), self.grid(smaller))
+            grid = smaller.shape[1] // TOKEN, smaller.shape[2] // TOKEN
+            return self.answered(batch, self.model.vision(smaller), grid)
         features = self.model.vision(normalised(pixels).bfloat16())
         labels = torch.from_numpy(batch.labels)
         patch_loss, found = self.heads(features, labels)
-        alike = self.likeness(pixels, features, labels) if batch.patches_only or not self.answers else 0 * patch_loss
-        told = {"patch_loss": patch_loss.item(), "alike": alike.item()} | char_accuracy(found, labels)
+        told = {"patch_loss": patch_loss.item()} | char_accuracy(found, labels)
         if batch.patches_only or not self.answers:
-            return patch_loss + LIKENESS_WEIGHT * alike, told
+            alike = self.likeness(pixels, features, labels)
+            return patch_loss + LIKENESS_WEIGHT * alike, told | {"alike": alike.item()}
         loss, more = self.answered(batch, features)
         return loss + PATCH_WEIGHT * patch_loss, told | more
 
@@ -65,10 +66,6 @@ class DynamicRun(Run):
         planes = functional.interpolate(planes, (height, width), mode="bicubic", antialias=self.rng.random() < 0.5)
         return planes.permute(0, 2, 3, 1).bfloat16()
 
-    @staticmethod
-    def grid(pixels: Tensor) -> tuple[int, int]:
-        return pixels.shape[1] // TOKEN, pixels.shape[2] // TOKEN
-
     def likeness(self, pixels: Tensor, features: Tensor, labels: Tensor) -> Tensor:
         """How far the tokens are from the other model's, which sees the picture at its own size."""
         planes = pixels.permute(0, 3, 1, 2).float()
@@ -80,32 +77,6 @@ class DynamicRun(Run):
         weight = 1 + (RARE - 1) * (labels[..., what] > 0).any(-1)
         apart = (self.model.projector(features) - wanted).float().square().mean(-1)
         return (apart * weight).sum() / weight.sum()
-
-    def answered(
-        self, batch: Batch, features: Tensor, grid: tuple[int, int] = (GRID, GRID)
-    ) -> tuple[Tensor, dict[str, float]]:
-        logits, targets, _, looked = self.read(batch, features, grid)
-        weights = torch.from_numpy(batch.weights)[torch.from_numpy(batch.targets) != NOTHING]
-        each = functional.cross_entropy(logits.float(), targets, reduction="none")
-        loss = (each * weights).sum() / weights.sum()
-        right = (logits.argmax(-1) == targets).float().mean().item()
-        if grid != (GRID, GRID):  # where patches are is known at full size only
-            return loss, {"loss_small": loss.item(), "tokens_small": right}
-        pointing = pointing_loss(looked, batch, self.vocabulary.assistant)
-        told = {"loss": loss.item(), "tokens": right, "pointing": pointing.item()}
-        return loss + POINTING_WEIGHT * pointing, told
-
-    def read(
-        self, batch: Batch, features: Tensor, grid: tuple[int, int] = (GRID, GRID)
-    ) -> tuple[Tensor, Tensor, Tensor, list]:
-        language = self.model.language
-        text, positions, mask = (torch.from_numpy(array) for array in (batch.text, batch.positions, batch.mask))
-        mask = mask[:, :, N_PREFIX - (N_BEFORE + features.shape[1] + N_AFTER) :]
-        around = torch.tensor(self.vocabulary.around)
-        states, looked = language(around, self.model.projector(features), text, positions, mask, grid)
-        targets = torch.from_numpy(batch.targets)
-        wanted = targets != NOTHING
-        return language.head(states[wanted]), targets[wanted], torch.from_numpy(batch.question)[wanted], looked
 
 
 def main() -> None:

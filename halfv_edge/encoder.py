@@ -124,7 +124,9 @@ class Encoder:
         params.n_threads = n_threads
         params.flash_attn_type = flash_attn
         params.warmup = False
-        if limits := [limit for limit in (image_max_tokens, _own_limit(path)) if limit]:
+        metadata = _metadata(path)
+        own_limit = encoder_meta.token_limit(metadata) if metadata else None
+        if limits := [limit for limit in (image_max_tokens, own_limit) if limit]:
             params.image_max_tokens = min(limits)
         native_log.clear()
         pointer = mtmd.mtmd_init_from_file(str(path).encode(), model, params)
@@ -133,7 +135,7 @@ class Encoder:
         if not mtmd.mtmd_support_vision(pointer):
             mtmd.mtmd_free(pointer)
             raise HalfvError(f"{path} hears but does not see: give an mmproj with a vision encoder.")
-        metadata = gguf_meta.read(path)
+        metadata = metadata or gguf_meta.read(path)
         tau = pixel_tau if encoder_meta.projector(metadata) in encoder_meta.PATCHWISE else None
         n_embd = llama_cpp.llama_model_n_embd_inp(model)
         # a tile fills a CPU, and one call cannot be interrupted
@@ -267,9 +269,9 @@ class Encoder:
                 yield Chunk(copy(chunk))
 
 
-def _own_limit(path: Path) -> int | None:
+def _metadata(path: Path) -> gguf_meta.Metadata | None:
     try:
-        return encoder_meta.token_limit(gguf_meta.read(path))
+        return gguf_meta.read(path)
     except HalfvError:
         return None  # libmtmd's refusal says more
 
