@@ -6,7 +6,7 @@ python examples/ask.py MODEL.gguf PICTURE "What is this?"
 import sys
 
 from halfv_edge.engine import Model
-from halfv_edge.errors import HalfvError
+from halfv_edge.errors import HalfVError
 
 
 def main(model_path: str, picture: str, question: str) -> None:
@@ -26,5 +26,5 @@ if __name__ == "__main__":
         sys.exit(__doc__)
     try:
         main(*sys.argv[1:])
-    except HalfvError as error:
+    except HalfVError as error:
         sys.exit(str(error))

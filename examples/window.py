@@ -21,7 +21,7 @@ from PIL import Image, ImageGrab, ImageOps, ImageTk
 
 from halfv_edge import images
 from halfv_edge.engine import Chat, Model
-from halfv_edge.errors import HalfvError
+from halfv_edge.errors import HalfVError
 from halfv_edge.tokens import draw_token_map
 
 POLL_MS = 20
@@ -194,9 +194,9 @@ class Window:
                 while job := self._jobs.get():
                     try:
                         job()
-                    except HalfvError as error:
+                    except HalfVError as error:
                         self._tell(self._set_busy, False, str(error), ALERT)
-        except HalfvError as error:  # there is no model, so nothing can be asked
+        except HalfVError as error:  # there is no model, so nothing can be asked
             self._tell(self._set_busy, True, str(error), ALERT)
 
     def _look(self, sources: Sequence[images.Source]) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 from halfv_edge import chat_report, cli_model, console, images, token_png
 from halfv_edge.console import Console
 from halfv_edge.engine import Chat
-from halfv_edge.errors import HalfvError
+from halfv_edge.errors import HalfVError
 from halfv_edge.images import Picture
 
 POLL_SEC = 0.1  # how soon Ctrl-C is noticed where a wait cannot be interrupted
@@ -98,7 +98,7 @@ class Session:
         self.worker = Worker()
         self._image_max_tokens = image_max_tokens
         self._doing = ""  # what is being waited for
-        self._failed: list[HalfvError] = []
+        self._failed: list[HalfVError] = []
 
     #
     # work, in the worker's thread
@@ -115,7 +115,7 @@ class Session:
     def _prepare(self, picture: Picture) -> None:
         try:
             self._add(picture)
-        except HalfvError as error:
+        except HalfVError as error:
             self._failed.append(error)
             if self.out.interactive:
                 self.out.say(f"halfv: {error}")
@@ -245,7 +245,7 @@ class Session:
             try:
                 if not self._one(line):
                     return 0
-            except HalfvError as error:
+            except HalfVError as error:
                 self.out.say(f"halfv: {error}")
             except KeyboardInterrupt:  # while a command waited
                 self.out.say("")
@@ -275,7 +275,7 @@ class Session:
                 return True
             if line.startswith("/"):
                 near = difflib.get_close_matches(command, COMMANDS, 1)
-                raise HalfvError(
+                raise HalfVError(
                     f"{command} is not a command: {f'did you mean {near[0]}' if near else '/help lists them'}."
                 )
         self._answer(line)
@@ -303,7 +303,7 @@ class Session:
 
     def _image(self, rest: str) -> None:
         if not rest:
-            raise HalfvError("/image needs a file: /image cat.jpg.")
+            raise HalfVError("/image needs a file: /image cat.jpg.")
         for path in _paths(rest):
             picture = images.load(os.path.expanduser(path))
             width, height = picture.image.size
@@ -313,17 +313,17 @@ class Session:
     def _stats(self, _rest: str) -> None:
         self.worker.wait()
         if not self.chat.stats.stopped:
-            raise HalfvError("Nothing was answered yet: ask something first.")
+            raise HalfVError("Nothing was answered yet: ask something first.")
         maps = self.chat.token_maps[: self.n_asked]
         self.out.say(chat_report.in_full(self.chat.stats, self.wait_sec, self.pictures, maps, self.chat.model))
 
     def _tokens(self, rest: str) -> None:
         paths = _paths(rest)
         if len(paths) != 1:
-            raise HalfvError("/tokens needs one file to write: /tokens out.png.")
+            raise HalfVError("/tokens needs one file to write: /tokens out.png.")
         self.worker.wait()
         if not self.n_asked:
-            raise HalfvError("No picture was asked about yet: tokens are chosen with the question.")
+            raise HalfVError("No picture was asked about yet: tokens are chosen with the question.")
         maps = self.chat.token_maps[: self.n_asked]
         for path in token_png.write(maps, self.pictures, Path(paths[0]).expanduser()):
             self.out.say(f"wrote {path}.")

@@ -21,7 +21,7 @@ from halfv_edge import (
     cli_tokens,
     info,
 )
-from halfv_edge.errors import HalfvError
+from halfv_edge.errors import HalfVError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader went away, as in `halfv info | head -1`; what is still buffered must not fail at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except HalfvError as error:
+    except HalfVError as error:
         print(f"halfv: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from halfv_edge import cli_model, gguf_edit, libs, models, policies, profile
 from halfv_edge.bench import machine, shapes
 from halfv_edge.console import Console
-from halfv_edge.errors import HalfvError
+from halfv_edge.errors import HalfVError
 
 if TYPE_CHECKING:
     from halfv_edge.bench.run import Bench, Contender, Subject
@@ -98,21 +98,21 @@ def _bench(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     if args.measurement == "off" and not args.stock_lib:
-        raise HalfvError("--off compares with an unpatched llama.cpp: name the folder of its libraries, --stock-lib.")
+        raise HalfVError("--off compares with an unpatched llama.cpp: name the folder of its libraries, --stock-lib.")
     if args.plot and args.measurement != "prompt":
-        raise HalfvError(f"--plot {args.plot} draws the time of a prompt: leave out --follow-up and --off.")
+        raise HalfVError(f"--plot {args.plot} draws the time of a prompt: leave out --follow-up and --off.")
     if args.plot and args.plot.suffix.lower() != ".png":
-        raise HalfvError(f"--plot {args.plot} is not valid: its name must end in .png.")
+        raise HalfVError(f"--plot {args.plot} is not valid: its name must end in .png.")
     if not args.shape:
         for flag, value in (("--tokens", args.tokens), ("--arch", args.arch), ("--no-encoder", args.no_encoder)):
             if value:
-                raise HalfvError(f"{flag} goes with --shape: a model's own pictures come from its own encoder.")
+                raise HalfVError(f"{flag} goes with --shape: a model's own pictures come from its own encoder.")
     if args.images:
         for flag, value in (("--tokens", args.tokens), ("--no-encoder", args.no_encoder), ("--draw", args.draw)):
             if value:
-                raise HalfvError(f"{args.images[0]} cannot be used with {flag}, for generated pictures: leave one out.")
+                raise HalfVError(f"{args.images[0]} cannot be used with {flag}, for generated pictures: leave one out.")
     if args.no_encoder and args.draw:
-        raise HalfvError(f"--draw {args.draw} needs the encoder: leave out --no-encoder.")
+        raise HalfVError(f"--draw {args.draw} needs the encoder: leave out --no-encoder.")
 
 
 def _subject(args: argparse.Namespace, console: Console) -> tuple[Subject, profile.Profile | None]:
@@ -136,7 +136,7 @@ def _subject(args: argparse.Namespace, console: Console) -> tuple[Subject, profi
         shape = dataclasses.replace(shape, arch=args.arch) if args.arch else shape
         counts = args.tokens or shape.tokens
         if not args.no_encoder and not shape.vision.pixels_per_token and tuple(counts) != shape.tokens:
-            raise HalfvError(
+            raise HalfVError(
                 f"--tokens {counts[0]} does not fit: the encoder of {args.shape} always gives {shape.tokens[0]}; "
                 "use --no-encoder for other numbers."
             )
@@ -232,5 +232,5 @@ def _contenders(args: argparse.Namespace, bench: Bench, given: policies.Given) -
     names = [one.name for one in base]
     listed = [one for one in policies.parse(",".join(wanted), given) if one.name not in names]
     if any(policy.prepared for policy in listed):
-        raise HalfvError("The policy prepared is measured by --follow-up: leave it out of --policy.")
+        raise HalfVError("The policy prepared is measured by --follow-up: leave it out of --policy.")
     return [*base, *(run.Contender(policy.name, bench.halfv, policy) for policy in listed)]

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from halfv_edge import cli_model, gguf_edit, profile
 from halfv_edge.console import Console
-from halfv_edge.errors import HalfvError
+from halfv_edge.errors import HalfVError
 
 if TYPE_CHECKING:
     from halfv_edge.calibrate.run import Estimate, Goal, Result
@@ -90,25 +90,25 @@ def _check(args: argparse.Namespace) -> None:
     from halfv_edge.calibrate.samples import LEAST
 
     if args.samples < LEAST:
-        raise HalfvError(f"--samples {args.samples} is too few: it must be at least {LEAST}.")
+        raise HalfVError(f"--samples {args.samples} is too few: it must be at least {LEAST}.")
     if args.target_speedup is not None and not 1 < args.target_speedup < float("inf"):
-        raise HalfvError(f"--target-speedup {args.target_speedup:g} is not valid: it must be above 1.")
+        raise HalfVError(f"--target-speedup {args.target_speedup:g} is not valid: it must be above 1.")
     if args.max_divergence is not None and not 0 < args.max_divergence < float("inf"):
-        raise HalfvError(f"--max-divergence {args.max_divergence:g} is not valid: it must be above 0.")
+        raise HalfVError(f"--max-divergence {args.max_divergence:g} is not valid: it must be above 0.")
     if args.report and args.report.suffix.lower() not in REPORTS:
-        raise HalfvError(f"--report {args.report} is neither .html nor .png: name it so.")
+        raise HalfVError(f"--report {args.report} is neither .html nor .png: name it so.")
     for flag in PRUNING_FLAGS:
         if getattr(args, flag):
-            raise HalfvError(f"--{flag} says how a model is pruned, which is what calibrate has to find: leave it out.")
+            raise HalfVError(f"--{flag} says how a model is pruned, which is what calibrate has to find: leave it out.")
     for path in (args.output, args.report):
         if path and path.is_dir():
-            raise HalfvError(f"{path} is a folder: name the file in it.")
+            raise HalfVError(f"{path} is a folder: name the file in it.")
         if path and not path.parent.is_dir():
-            raise HalfvError(f"{path} cannot be written: the folder {path.parent} does not exist.")
+            raise HalfVError(f"{path} cannot be written: the folder {path.parent} does not exist.")
     if args.output and args.output.suffix.lower() != ".json":
-        raise HalfvError(f"{args.output} does not end with .json: name the profile {args.output.name}.json.")
+        raise HalfVError(f"{args.output} does not end with .json: name the profile {args.output.name}.json.")
     if profile.switched_off():
-        raise HalfvError(f"HALFV={os.environ['HALFV']} is set: unset it to calibrate.")
+        raise HalfVError(f"HALFV={os.environ['HALFV']} is set: unset it to calibrate.")
 
 
 def _load(args: argparse.Namespace, console: Console) -> Model:
@@ -118,7 +118,7 @@ def _load(args: argparse.Namespace, console: Console) -> Model:
     try:
         args.image_max_tokens = given or USUAL_IMAGE_TOKENS
         model = cli_model.load(args, console)
-    except HalfvError as error:
+    except HalfVError as error:
         if given or "--image-max-tokens" not in str(error):
             raise
         args.image_max_tokens = None  # this encoder's least is more
@@ -127,10 +127,10 @@ def _load(args: argparse.Namespace, console: Console) -> Model:
 
     if not halfv_cpp.halfv_model_supported(model.pointer):
         model.close()
-        raise HalfvError(f"{model.path} cannot be calibrated: its architecture has no hooks, so it cannot be pruned.")
+        raise HalfVError(f"{model.path} cannot be calibrated: its architecture has no hooks, so it cannot be pruned.")
     if args.write and model.path.is_symlink():
         model.close()
-        raise HalfvError(f"{model.path} is a link: name the file {model.path.resolve()}, or give -o PROFILE.json.")
+        raise HalfVError(f"{model.path} is a link: name the file {model.path.resolve()}, or give -o PROFILE.json.")
     return model
 
 

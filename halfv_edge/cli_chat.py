@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from halfv_edge import chat_report, cli_model, models
 from halfv_edge.console import Console
-from halfv_edge.errors import HalfvError
+from halfv_edge.errors import HalfVError
 
 if TYPE_CHECKING:
     from halfv_edge.chat_session import Session
@@ -60,7 +60,7 @@ def _chat(args: argparse.Namespace) -> int:
     console = Console(False if args.no_color else None)
     with cli_model.mistakes():
         if args.json and args.prompt is None:
-            raise HalfvError("--json needs a question: give it with -p.")
+            raise HalfVError("--json needs a question: give it with -p.")
         question = _question(args.prompt)
         pictures = cli_model.read_images(args.images)
         sampling = _sampling(args)
@@ -90,7 +90,7 @@ def _question(prompt: str | None) -> str | None:
         return None
     question = sys.stdin.read() if prompt == "-" else prompt
     if not question.strip():
-        raise HalfvError(f"The question {'on stdin' if prompt == '-' else repr(prompt)} is empty: ask something.")
+        raise HalfVError(f"The question {'on stdin' if prompt == '-' else repr(prompt)} is empty: ask something.")
     return question.rstrip("\n") if prompt == "-" else question
 
 
@@ -107,8 +107,8 @@ def _sampling(args: argparse.Namespace) -> dict[str, Any]:
         settings["json_schema"] = cli_model.read_text(args.json_schema, "--json-schema")
         try:
             Sampling(**settings).gbnf()
-        except HalfvError as error:
-            raise HalfvError(f"{args.json_schema}: {error}") from error
+        except HalfVError as error:
+            raise HalfVError(f"{args.json_schema}: {error}") from error
     return settings | {"max_tokens": args.max_tokens}
 
 
@@ -122,10 +122,10 @@ def _check_grammar(path: str, text: str, vocab: int) -> None:
         os.dup2(said.fileno(), 2)
         try:
             Sampler(Sampling(grammar=text), vocab).close()
-        except HalfvError as error:
+        except HalfVError as error:
             said.seek(0)
             why = said.readline().decode("utf-8", "replace").rpartition("grammar: ")[2].strip().removesuffix(" at")
-            raise HalfvError(f"{path} is not a grammar: {why or error}; it must be GBNF with a rule root.") from error
+            raise HalfVError(f"{path} is not a grammar: {why or error}; it must be GBNF with a rule root.") from error
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)

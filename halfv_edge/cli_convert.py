@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from halfv_edge import presets, profile
-from halfv_edge.errors import HalfvError
+from halfv_edge.errors import HalfVError
 from halfv_edge.profile import Profile
 
 
@@ -63,7 +63,7 @@ def _convert(args: argparse.Namespace) -> None:
                 log=log,
                 say=_say,
             )
-    except HalfvError as error:
+    except HalfVError as error:
         error.exit_code = 2
         raise
     if args.json:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from halfv_edge import cli_model, gguf_edit, policies
 from halfv_edge.console import Console
-from halfv_edge.errors import HalfvError
+from halfv_edge.errors import HalfVError
 from halfv_edge.eval.metrics import METRICS
 
 if TYPE_CHECKING:
@@ -83,11 +83,11 @@ def _eval(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> None:
     if args.exact or args.prepare:
         flag, name = ("--prepare", "prepared") if args.prepare else ("--exact", "profile")
-        raise HalfvError(f"{flag} is not a flag of eval: give --policy {name}, or --follow-up for conversations.")
+        raise HalfVError(f"{flag} is not a flag of eval: give --policy {name}, or --follow-up for conversations.")
     if args.plot and args.plot.suffix.lower() != ".png":
-        raise HalfvError(f"--plot {args.plot} is not valid: its name must end in .png.")
+        raise HalfVError(f"--plot {args.plot} is not valid: its name must end in .png.")
     if args.plot and args.follow_up:
-        raise HalfvError(f"--plot {args.plot} draws policies: leave it out with --follow-up.")
+        raise HalfVError(f"--plot {args.plot} draws policies: leave it out with --follow-up.")
 
 
 def _run(args: argparse.Namespace, console: Console, model: Model, asked: list[Question]) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def _run(args: argparse.Namespace, console: Console, model: Model, asked: list[Q
 
     dialogues = questions.some(questions.dialogues(asked), args.limit) if args.follow_up else []
     if args.follow_up and not dialogues:
-        raise HalfvError(f"{args.questions[0]} has no picture with two questions, as --follow-up needs.")
+        raise HalfVError(f"{args.questions[0]} has no picture with two questions, as --follow-up needs.")
     place = args.work or Path(f"eval-{model.path.stem}{'-follow-up' * args.follow_up}.jsonl")
     seeing = Seeing(args.image_max_tokens, args.mmproj_type.lower(), args.gpu_layers != 0)
     asker = Asker(model, args.max_tokens, args.kl_tokens, args.ctx, seeing)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from halfv_edge import default_model, gguf_meta, models, presets, profile
 from halfv_edge.console import Console
-from halfv_edge.errors import HalfvError, RunError
+from halfv_edge.errors import HalfVError, RunError
 
 if TYPE_CHECKING:
     from halfv_edge.engine import Model
@@ -147,11 +147,11 @@ def integer(text: str) -> int:
 def load(args: argparse.Namespace, console: Console) -> Model:
     """The model of the flags; what a person should know of it is said on stderr."""
     if args.keep is not None and not 0 < args.keep <= 1:
-        raise HalfvError(f"--keep {args.keep:g} is not valid: it must be above 0 and at most 1.")
+        raise HalfVError(f"--keep {args.keep:g} is not valid: it must be above 0 and at most 1.")
     if args.keep is not None and args.profile == "off":
-        raise HalfvError(f"--keep {args.keep:g} needs a profile, and --profile off says none: leave one of them out.")
+        raise HalfVError(f"--keep {args.keep:g} needs a profile, and --profile off says none: leave one of them out.")
     if args.pixel_tau not in (None, "off") and not 0 <= args.pixel_tau <= 255:
-        raise HalfvError(f"--pixel-tau {args.pixel_tau:g} is not valid: it must be between 0 and 255.")
+        raise HalfVError(f"--pixel-tau {args.pixel_tau:g} is not valid: it must be between 0 and 255.")
     files = models.find(args.model, args.hf, args.mmproj)
     from halfv_edge.engine import Model  # here, as it loads the libraries
 
@@ -171,7 +171,7 @@ def load(args: argparse.Namespace, console: Console) -> Model:
             image_max_tokens=args.image_max_tokens,
             verbose=args.verbose,
         )
-    except HalfvError as error:
+    except HalfVError as error:
         raise _too_few_tokens(error, args.image_max_tokens) or error from error
     finally:
         console.clear_status()
@@ -190,13 +190,13 @@ def _profile(given: str | None) -> str | Path | None:
     return Path(given) if os.path.lexists(given) else given
 
 
-def _too_few_tokens(error: HalfvError, limit: int | None) -> HalfvError | None:
+def _too_few_tokens(error: HalfVError, limit: int | None) -> HalfVError | None:
     """llama.cpp counts pixels where the flag counts tokens."""
     pixels = re.search(r"image_max_pixels \((\d+)\) is less than image_min_pixels \((\d+)\)", str(error))
     if limit is None or not pixels:
         return None
     least = -(-int(pixels[2]) * limit // int(pixels[1]))
-    return HalfvError(f"--image-max-tokens {limit} is too few for this encoder: it needs at least {least}.")
+    return HalfVError(f"--image-max-tokens {limit} is too few for this encoder: it needs at least {least}.")
 
 
 def _without_effect(args: argparse.Namespace, model: Model) -> Iterator[str]:
@@ -220,7 +220,7 @@ def read_images(paths: list[str]) -> list[Picture]:
 
 def check_there(path: str) -> None:
     if not os.path.lexists(path):
-        raise HalfvError(f"{path} does not exist: check the name and the folder.")
+        raise HalfVError(f"{path} does not exist: check the name and the folder.")
 
 
 def read_text(path: str, flag: str) -> str:
@@ -229,11 +229,11 @@ def read_text(path: str, flag: str) -> str:
     with gguf_meta.reading(Path(path)) as file:
         raw = file.read(MAX_TEXT_BYTES + 1)
     if len(raw) > MAX_TEXT_BYTES:
-        raise HalfvError(f"{path} is too long for {flag}: it must be at most {MAX_TEXT_BYTES >> 20} MB.")
+        raise HalfVError(f"{path} is too long for {flag}: it must be at most {MAX_TEXT_BYTES >> 20} MB.")
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise HalfvError(f"{path} is not UTF-8 text: {flag} needs a text file.") from error
+        raise HalfVError(f"{path} is not UTF-8 text: {flag} needs a text file.") from error
 
 
 @contextlib.contextmanager
@@ -241,13 +241,13 @@ def mistakes() -> Iterator[None]:
     """What goes wrong in here gets its exit code, and flags instead of the names of the API."""
     try:
         yield
-    except HalfvError as error:
+    except HalfVError as error:
         told = in_flags(error)
         told.exit_code = FAILURE if isinstance(error, RunError) else MISTAKE
         raise told from error
 
 
-def in_flags(error: HalfvError) -> HalfvError:
+def in_flags(error: HalfVError) -> HalfVError:
     """`n_ctx=4096` becomes `--ctx 4096`; a bare `n_ctx` too, but not words that also mean themselves."""
     text = str(error).replace("name it with mmproj", "name it with --mmproj")
     for name, flag in FLAGS.items():

@@ -12,7 +12,7 @@ from typing import Any
 
 from halfv_edge import gguf_edit, presets, profile
 from halfv_edge.cli_model import levels
-from halfv_edge.errors import HalfvError
+from halfv_edge.errors import HalfVError
 from halfv_edge.profile import Calibration, Model, Profile, Resolved
 
 SOURCES = {
@@ -112,7 +112,7 @@ def _strip(args: argparse.Namespace) -> None:
         try:
             target.unlink()
         except OSError as error:
-            raise HalfvError(f"{target} cannot be deleted: {error.strerror}.") from error
+            raise HalfVError(f"{target} cannot be deleted: {error.strerror}.") from error
         _say(f"deleted {target}.")
     else:
         target = _target(args, model)
@@ -156,7 +156,7 @@ def _preset_of(model: Model, has_flags: bool) -> Profile:
         return preset.profile
     if has_flags:
         return Profile.default(model.n_layer)
-    raise HalfvError(
+    raise HalfVError(
         f"{model.path}: no preset is known for {profile.quote(model.names[0] if model.names else model.architecture)}: "
         f"give --preset ({', '.join(presets.PRESETS)}), --from or the fields."
     )
@@ -167,21 +167,21 @@ def _from_file(path: Path) -> Profile:
         return profile.read_json(path)
     found = profile.read_gguf(Model.read(path))
     if found is None:
-        raise HalfvError(f"{path} carries no profile.")
+        raise HalfVError(f"{path} carries no profile.")
     return found
 
 
 def _target(args: argparse.Namespace, model: Model) -> Path:
     if args.in_place:
         if model.path.is_symlink():
-            raise HalfvError(f"{model.path} is a link: name the file {model.path.resolve()}, or give -o OUT.gguf.")
+            raise HalfVError(f"{model.path} is a link: name the file {model.path.resolve()}, or give -o OUT.gguf.")
         return model.path
     if os.path.isdir(args.output):  # which a name too long does not stop, unlike Path's
-        raise HalfvError(f"{args.output} is a folder: name the file in it.")
+        raise HalfVError(f"{args.output} is a folder: name the file in it.")
     if os.path.lexists(args.output):
         is_source = os.path.realpath(args.output) == os.path.realpath(model.path)
         hint = "give --in-place" if is_source else "delete it, or choose another name"
-        raise HalfvError(f"{args.output} exists already: {hint}.")
+        raise HalfVError(f"{args.output} exists already: {hint}.")
     return args.output
 
 

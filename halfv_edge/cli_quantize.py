@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from halfv_edge import gguf_meta
-from halfv_edge.errors import HalfvError
+from halfv_edge.errors import HalfVError
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
@@ -31,7 +31,7 @@ def _quantize(args: argparse.Namespace) -> None:
     from halfv_edge import mmproj_file  # here, as it loads the libraries
 
     if args.output.exists() and not args.force:
-        raise HalfvError(f"{args.output} is there already: give another name, or --force to replace it.")
+        raise HalfVError(f"{args.output} is there already: give another name, or --force to replace it.")
     source = gguf_meta.read(args.file)
     changed = mmproj_file.retype(source, args.output, args.type.lower())
     sizes = args.file.stat().st_size, args.output.stat().st_size

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from halfv_edge import libs
 from halfv_edge.encoder import Chunk, Encoded
-from halfv_edge.errors import HalfvError
+from halfv_edge.errors import HalfVError
 from halfv_edge.images import Picture, Source, load_all
 from halfv_edge.kv import Context, Item, StoppedError, common, n_cells
 from halfv_edge.sampling import Sampler, Sampling
@@ -220,9 +220,9 @@ class Chat:
         """
         start = time.perf_counter()
         if not isinstance(question, str):
-            raise HalfvError(f"A {type(question).__name__} is not a question: give text.")
+            raise HalfVError(f"A {type(question).__name__} is not a question: give text.")
         if max_tokens is not None and max_tokens < 1:
-            raise HalfvError(f"max_tokens = {max_tokens!r} is not valid: it must be at least 1.")
+            raise HalfVError(f"max_tokens = {max_tokens!r} is not valid: it must be at least 1.")
         seed = self.model.seed if seed is None else seed
         settings = Sampling(temperature, top_k, top_p, min_p, seed, grammar, json_schema)
         stops = [text for text in ((stop,) if isinstance(stop, str) else stop) if text]
@@ -308,12 +308,12 @@ class Chat:
 
     def _check_open(self) -> None:
         if self._context is None:
-            raise HalfvError("This chat is closed: open another with model.chat().")
+            raise HalfVError("This chat is closed: open another with model.chat().")
 
     def _check_idle(self) -> None:
         self._check_open()
         if self._request is not None:
-            raise HalfvError("This chat is still answering: finish or close that answer first, or open another chat.")
+            raise HalfVError("This chat is still answering: finish or close that answer first, or open another chat.")
 
     #
     # from a conversation to tokens
@@ -364,7 +364,7 @@ class Chat:
         same, new = self._plan(prompt)
         needed = n_cells(self._context.items[:same]) + n_cells(new) + 1
         if needed > self._context.n_ctx:
-            raise HalfvError(
+            raise HalfVError(
                 f"{what} needs a context of {needed} tokens, but n_ctx is {self._context.n_ctx}: load the model with "
                 f"n_ctx={-(-needed // 1024) * 1024 + 1024}, or start over with fewer or smaller pictures."
             )
@@ -373,7 +373,7 @@ class Chat:
         encoded = self.model.encoder.tokens(picture)
         largest = max(chunk.n_tokens for chunk in encoded.chunks)
         if self.model.encoder.non_causal and largest > self._context.n_batch:
-            raise HalfvError(
+            raise HalfVError(
                 f"{picture.name} has {largest} visual tokens that see each other, but n_batch is "
                 f"{self._context.n_batch}: load the model with n_batch={largest}."
             )

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from halfv_edge import encoder_meta, gguf_meta, libs, native_log, profile
-from halfv_edge.errors import HalfvError, RunError
+from halfv_edge.errors import HalfVError, RunError
 from halfv_edge.images import Picture
 from halfv_edge.tokens import Layout, Tile, TokenMap
 
@@ -131,10 +131,10 @@ class Encoder:
         native_log.clear()
         pointer = mtmd.mtmd_init_from_file(str(path).encode(), model, params)
         if not pointer:
-            raise HalfvError(_why_not(path, model_path))
+            raise HalfVError(_why_not(path, model_path))
         if not mtmd.mtmd_support_vision(pointer):
             mtmd.mtmd_free(pointer)
-            raise HalfvError(f"{path} hears but does not see: give an mmproj with a vision encoder.")
+            raise HalfVError(f"{path} hears but does not see: give an mmproj with a vision encoder.")
         metadata = metadata or gguf_meta.read(path)
         tau = pixel_tau if encoder_meta.projector(metadata) in encoder_meta.PATCHWISE else None
         n_embd = llama_cpp.llama_model_n_embd_inp(model)
@@ -224,7 +224,7 @@ class Encoder:
             count += 1
         if count == 0 or mtmd.mtmd_batch_encode(batch) != 0:
             if native_log.out_of_memory():
-                raise HalfvError(
+                raise HalfVError(
                     f"{name} does not fit in memory as {chunks[0].n_tokens} tokens: set image_max_tokens lower."
                 )
             raise RunError(f"{name} cannot be encoded: {native_log.last_words()}.")
@@ -250,7 +250,7 @@ class Encoder:
                 self.pointer, chunks, ctypes.byref(text), (mtmd.mtmd_bitmap_p_ctypes * 1)(bitmap), 1
             )
             if rc != 0:
-                raise HalfvError(f"{picture.name} ({width} x {height}) cannot be used: {native_log.last_words()}.")
+                raise HalfVError(f"{picture.name} ({width} x {height}) cannot be used: {native_log.last_words()}.")
             return list(self._items(chunks, keep_pixels))
         finally:
             mtmd.mtmd_input_chunks_free(chunks)
@@ -272,7 +272,7 @@ class Encoder:
 def _metadata(path: Path) -> gguf_meta.Metadata | None:
     try:
         return gguf_meta.read(path)
-    except HalfvError:
+    except HalfVError:
         return None  # libmtmd's refusal says more
 
 
@@ -302,11 +302,11 @@ def find(given: str | os.PathLike[str] | None, model: profile.Model) -> Path:
     if given is not None:
         path = Path(given)
         if gguf_meta.read(path).text("general.architecture") != "clip":
-            raise HalfvError(f"{path} is not a vision encoder: give the mmproj GGUF that belongs to {model.path.name}.")
+            raise HalfVError(f"{path} is not a vision encoder: give the mmproj GGUF that belongs to {model.path.name}.")
         return path
     found = [path for path in sorted(model.path.parent.glob("*.gguf")) if "mmproj" in path.name.lower()]
     if not found:
-        raise HalfvError(
+        raise HalfVError(
             f"There is no vision encoder beside {model.path}: put the model's mmproj GGUF into its folder, or name it "
             "with mmproj (a model for text alone has none)."
         )

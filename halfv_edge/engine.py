@@ -16,7 +16,7 @@ from halfv_edge import libs, native_log, presets
 from halfv_edge import profile as profiles
 from halfv_edge.conversation import Answer, Chat, Stats
 from halfv_edge.encoder import MMPROJ_TYPES, Encoder, find
-from halfv_edge.errors import HalfvError
+from halfv_edge.errors import HalfVError
 from halfv_edge.kv import Context
 from halfv_edge.profile import Profile, Resolved
 from halfv_edge.templates import Template
@@ -121,7 +121,7 @@ class Model:
             ("topup_mb", topup_mb, 0),
         ):
             if number is not None and number < least:
-                raise HalfvError(f"{name} = {number!r} is not valid: it must be at least {least}.")
+                raise HalfVError(f"{name} = {number!r} is not valid: it must be at least {least}.")
         resolved = resolve_profile(about, profile, keep, pixel_tau)
 
         llama_cpp.llama_backend_init()
@@ -131,14 +131,14 @@ class Model:
         pointer = llama_cpp.llama_model_load_from_file(str(about.path).encode(), params)
         if not pointer:
             if native_log.out_of_memory():
-                raise HalfvError(
+                raise HalfVError(
                     f"There is not enough memory for {about.path}: lower n_gpu_layers, or use a smaller file."
                 )
-            raise HalfvError(f"{about.path} cannot be loaded: {native_log.last_words()}.")
+            raise HalfVError(f"{about.path} cannot be loaded: {native_log.last_words()}.")
         n_trained = llama_cpp.llama_model_n_ctx_train(pointer)
         if n_ctx is not None and n_ctx > n_trained:
             llama_cpp.llama_model_free(pointer)
-            raise HalfvError(f"n_ctx = {n_ctx} is more than the {n_trained} tokens that {about.path.name} can follow.")
+            raise HalfVError(f"n_ctx = {n_ctx} is more than the {n_trained} tokens that {about.path.name} can follow.")
         options = {
             "seed": seed,
             "topup_bytes": topup_mb << 20,
@@ -211,11 +211,11 @@ class Model:
         pointer = llama_cpp.llama_init_from_model(self.pointer, params)
         if not pointer:
             if native_log.out_of_memory():
-                raise HalfvError(
+                raise HalfVError(
                     f"There is not enough memory for a context of {options['n_ctx']} tokens: lower n_ctx, use "
                     "kv_type='q8_0', or close other chats."
                 )
-            raise HalfvError(f"No context can be made for {self.path.name}: {native_log.last_words()}.")
+            raise HalfVError(f"No context can be made for {self.path.name}: {native_log.last_words()}.")
         halfv_cpp.halfv_set_topup_bytes(pointer, self.topup_bytes)
         return Context(pointer, self.encoder)
 
@@ -226,7 +226,7 @@ class Model:
         "exact" waits for the question, as published. Every open chat has a KV cache of its own: close those you leave.
         """
         if mode not in ("prepare", "exact"):
-            raise HalfvError(f"mode = {mode!r} is not valid: it must be 'prepare' or 'exact'.")
+            raise HalfVError(f"mode = {mode!r} is not valid: it must be 'prepare' or 'exact'.")
         with self.lock:
             self._check_open()
             chat = Chat(self, self._context(), system, mode)
@@ -259,7 +259,7 @@ class Model:
 
     def _check_open(self) -> None:
         if not self.pointer:
-            raise HalfvError(f"The model {self.path.name} is closed: load it again.")
+            raise HalfVError(f"The model {self.path.name} is closed: load it again.")
 
     def close(self) -> None:
         """Close the chats and free everything."""
@@ -303,7 +303,7 @@ def resolve_profile(
         return resolved
     if resolved.profile is None:
         if resolved.source != "environment":
-            raise HalfvError(
+            raise HalfVError(
                 f"keep = {keep!r} needs a profile: {about.path.name} has none, so give profile=... as well."
             )
         return resolved
@@ -320,7 +320,7 @@ def if_supported(resolved: Resolved, model: int, path: Path) -> Resolved:
     if resolved.profile is None or halfv_cpp.halfv_model_supported(model):
         return resolved
     if resolved.source == "flag":
-        raise HalfvError(f"{path.name} cannot be pruned: its architecture has no hooks; give profile='off'.")
+        raise HalfVError(f"{path.name} cannot be pruned: its architecture has no hooks; give profile='off'.")
     return Resolved(None, "off")
 
 
@@ -336,7 +336,7 @@ def _override(
         return profiles.read_json(Path(given))
     preset = presets.get(given)
     if preset.architecture != about.architecture:
-        raise HalfvError(
+        raise HalfVError(
             f"The preset {preset.name} is for models of the architecture {preset.architecture}, and {about.path.name} "
             f"is {about.architecture}."
         )
@@ -345,7 +345,7 @@ def _override(
 
 def check_choice(name: str, value: object, choices: Collection[Any]) -> None:
     if value not in choices:
-        raise HalfvError(f"{name} = {value!r} is not valid: it must be one of {', '.join(map(str, choices))}.")
+        raise HalfVError(f"{name} = {value!r} is not valid: it must be one of {', '.join(map(str, choices))}.")
 
 
 def _n_cores() -> int:

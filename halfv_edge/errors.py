@@ -94,6 +94,3 @@ def _setting(name: str, value: object, flags: Mapping[str, str]) -> str:
 def _typed(value: object) -> str:
     """As a person types it."""
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-HalfvError = HalfVError  # while modules move

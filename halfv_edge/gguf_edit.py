@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 from tqdm import tqdm
 
 from halfv_edge import gguf_meta
-from halfv_edge.errors import HalfvError
+from halfv_edge.errors import HalfVError
 from halfv_edge.gguf_meta import Metadata
 
 CHUNK = 256 << 10  # as fast as cp; with chunks of 1 MiB and more ext4 took five times as long
@@ -63,7 +63,7 @@ def rewriting(
     with gguf_meta.reading(source.path) as old, writing(target, total) as out, _bar(copied, target, progress) as bar:
         info = os.fstat(old.fileno())
         if info.st_size != source.size:
-            raise HalfvError(f"{source.path} changed while it was read: try again.")
+            raise HalfVError(f"{source.path} changed while it was read: try again.")
         out.write(header)
         for start, end in _joined(kept):
             _copy(old, out, start, end, bar)
@@ -95,8 +95,8 @@ def writing(target: Path, size: int = 0) -> Iterator[BinaryIO]:
     except OSError as error:
         if error.errno in FULL_DISK:
             needs = f"it needs {size / 1e9:.2f} GB" if size >= 1e7 else f"it needs {size} bytes"
-            raise HalfvError(f"{target} cannot be written: {needs}, and there is not that much room.") from error
-        raise HalfvError(f"{target} cannot be written: {error.strerror or error}.") from error
+            raise HalfVError(f"{target} cannot be written: {needs}, and there is not that much room.") from error
+        raise HalfVError(f"{target} cannot be written: {error.strerror or error}.") from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
@@ -121,7 +121,7 @@ def _copy(source: BinaryIO, out: BinaryIO, start: int, end: int, bar: tqdm) -> N
     while start < end:
         count = source.readinto(buffer[: end - start])
         if not count:
-            raise HalfvError(f"{source.name} changed while it was read: try again.")
+            raise HalfVError(f"{source.name} changed while it was read: try again.")
         out.write(buffer[:count])
         bar.update(count)
         start += count

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-from halfv_edge.errors import HalfvError
+from halfv_edge.errors import HalfVError
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)  # the same bytes; 1 had 32-bit lengths
@@ -73,12 +73,12 @@ class Metadata:
         if entry is None:
             return None
         if entry.end - entry.value > MAX_VALUE_BYTES or (entry.type == ARRAY and entry.item_type == STRING):
-            raise HalfvError(f"{self.path}: {key} is a {TYPE_NAMES[entry.item_type]} value that is too long to read.")
+            raise HalfVError(f"{self.path}: {key} is a {TYPE_NAMES[entry.item_type]} value that is too long to read.")
         with reading(self.path) as file:
             file.seek(entry.value)
             raw = file.read(entry.end - entry.value)
         if len(raw) != entry.end - entry.value:
-            raise HalfvError(f"{self.path} changed while it was read: try again.")
+            raise HalfVError(f"{self.path} changed while it was read: try again.")
         if entry.type == STRING:
             return raw.decode("utf-8", "backslashreplace")
         values = struct.unpack(f"<{entry.count}{FORMATS[entry.item_type]}", raw)
@@ -103,13 +103,13 @@ def reading(path: Path) -> Iterator[BinaryIO]:
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
-            raise HalfvError(f"{path} is a folder: name the file in it.")
+            raise HalfVError(f"{path} is a folder: name the file in it.")
         if not stat.S_ISREG(mode):  # opening a pipe would wait for ever
-            raise HalfvError(f"{path} is not a regular file.")
+            raise HalfVError(f"{path} is not a regular file.")
         with path.open("rb") as file:
             yield file
     except OSError as error:
-        raise HalfvError(f"{path} cannot be read: {error.strerror or error}.") from error
+        raise HalfVError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
 def read(path: str | os.PathLike[str]) -> Metadata:
@@ -155,16 +155,16 @@ class _Scanner:
 
     def header(self) -> tuple[int, int, int]:
         if self.size == 0:
-            raise HalfvError(f"{self.path} is empty: it is not a GGUF file.")
+            raise HalfVError(f"{self.path} is empty: it is not a GGUF file.")
         magic = self.file.read(4)
         if magic != MAGIC:
-            raise HalfvError(f"{self.path} is not a GGUF file: it begins with {magic!r}, not b'GGUF'.")
+            raise HalfVError(f"{self.path} is not a GGUF file: it begins with {magic!r}, not b'GGUF'.")
         self.at = 4
         version = self.number("I")
         if version and version & 0xFFFF == 0:
-            raise HalfvError(f"{self.path} is a big-endian GGUF: only little-endian ones can be read.")
+            raise HalfVError(f"{self.path} is a big-endian GGUF: only little-endian ones can be read.")
         if version not in VERSIONS:
-            raise HalfvError(f"{self.path} is a GGUF of version {version}: versions 2 and 3 can be read.")
+            raise HalfVError(f"{self.path} is a GGUF of version {version}: versions 2 and 3 can be read.")
         n_tensors, n_keys = self.number("Q"), self.number("Q")
         for count, limit, what in ((n_tensors, MAX_TENSORS, "tensors"), (n_keys, MAX_KEYS, "keys")):
             if count > limit:
@@ -266,10 +266,10 @@ class _Scanner:
             self.skip(at, what)
 
     def cut_short(self, why: str) -> NoReturn:
-        raise HalfvError(f"{self.path} is cut short or damaged: it ends at byte {self.size}, {why}; get it again.")
+        raise HalfVError(f"{self.path} is cut short or damaged: it ends at byte {self.size}, {why}; get it again.")
 
     def refuse(self, why: str) -> NoReturn:
-        raise HalfvError(f"{self.path} is damaged: {why}; get it again.")
+        raise HalfVError(f"{self.path} is damaged: {why}; get it again.")
 
 
 def encode(key: str, type_: int, value: Any) -> bytes:

@@ -24,7 +24,7 @@ from halfv_edge import conversation, encoder, engine, images, libs, native_log
 from halfv_edge import profile as profiles
 from halfv_edge.conversation import Stats
 from halfv_edge.encoder import Chunk, Encoded, Encoder
-from halfv_edge.errors import HalfvError
+from halfv_edge.errors import HalfVError
 from halfv_edge.handler_prompt import StandIn, formatter, mark_pictures
 from halfv_edge.kv import SEQ, Context, Item, n_cells
 from halfv_edge.profile import Profile
@@ -38,8 +38,8 @@ from llama_cpp.llama_chat_format import MTMDChatHandler  # noqa: E402
 __all__ = ["ChatError", "HalfVChatHandler"]
 
 
-class ChatError(HalfvError, ValueError):
-    """A HalfvError that programs written for llama_cpp's handlers catch too."""
+class ChatError(HalfVError, ValueError):
+    """A HalfVError that programs written for llama_cpp's handlers catch too."""
 
 
 class HalfVChatHandler:
@@ -100,7 +100,7 @@ class HalfVChatHandler:
         if scheme == "file":
             return Path(urllib.request.url2pathname(urllib.parse.urlsplit(image_url).path))
         if scheme not in ("http", "https", "data"):
-            raise HalfvError(f"image_url = {image_url[:80]!r} is not a URL: give http:, https:, data: or file:.")
+            raise HalfVError(f"image_url = {image_url[:80]!r} is not a URL: give http:, https:, data: or file:.")
         return image_url
 
     def __call__(self, *, llama: llama_cpp.Llama, messages: Sequence[Mapping[str, Any]], **options: Any) -> Any:
@@ -115,7 +115,7 @@ class HalfVChatHandler:
                     return self._complete(session, llama, urls, start, **sampling)
 
                 answer = self._format(llama=StandIn(llama, complete), messages=messages, **options)
-            except HalfvError as error:
+            except HalfVError as error:
                 raise ChatError(str(error)) from error
             if options.get("stream"):
                 return self._stream(answer, llama, self._number)
@@ -150,7 +150,7 @@ class HalfVChatHandler:
         """What belongs to this Llama, made at the first request: a Llama is made after its handler."""
         if self._session is not None and self._session.is_open:
             if self._session.llama() is not llama:
-                raise HalfvError("This handler belongs to another Llama: make one for each.")
+                raise HalfVError("This handler belongs to another Llama: make one for each.")
             return self._session
         native_log.capture(llama.verbose)
         about = profiles.Model.read(llama.model_path)
@@ -354,11 +354,11 @@ def _parts(llama: llama_cpp.Llama, text: str, pictures: Mapping[str, _Seen]) -> 
     if llama_cpp.llama_vocab_get_add_eos(vocab):
         parts.append([llama_cpp.llama_vocab_eos(vocab)])
     if missing:
-        raise HalfvError(
+        raise HalfVError(
             f"The prompt format leaves out {len(missing)} of {len(pictures)} pictures: give them in user messages."
         )
     if not any(parts):
-        raise HalfvError("The prompt is empty: give a message.")
+        raise HalfVError("The prompt is empty: give a message.")
     return parts
 
 
@@ -367,14 +367,14 @@ def _check_room(session: _Session, llama: llama_cpp.Llama, parts: list[list[Item
     chunks = [item for item in items if isinstance(item, Chunk)]
     needed, n_ctx = n_cells(items) + 1, session.context.n_ctx
     if needed > n_ctx:
-        raise HalfvError(
+        raise HalfVError(
             f"This conversation needs a context of {needed} tokens, {n_cells(chunks)} of them for pictures, but n_ctx "
             f"is {n_ctx}: make the Llama with n_ctx={-(-needed // 1024) * 1024 + 1024}, or send fewer or smaller "
             "pictures."
         )
     largest = max((chunk.n_tokens for chunk in chunks), default=0)
     if session.encoder.non_causal and largest > llama_cpp.llama_n_ubatch(llama.ctx):
-        raise HalfvError(
+        raise HalfVError(
             f"A picture of {largest} tokens does not fit into one batch, as this model needs it: make the Llama with "
             f"n_batch={largest} and n_ubatch={largest} or more."
         )
@@ -404,7 +404,7 @@ def _set_profile(llama: llama_cpp.Llama, wanted: Profile | None) -> None:
     except (ValueError, RuntimeError) as error:
         halfv_cpp.set_model_profile(llama.model, former)
         _make_context(llama)
-        raise HalfvError(f"No context can be made with this profile: {native_log.last_words()}.") from error
+        raise HalfVError(f"No context can be made with this profile: {native_log.last_words()}.") from error
 
 
 def _make_context(llama: llama_cpp.Llama) -> None:

@@ -13,7 +13,7 @@ import jinja2
 import numpy as np
 
 from halfv_edge import libs, templates
-from halfv_edge.errors import HalfvError
+from halfv_edge.errors import HalfVError
 
 llama_cpp = libs.load()
 
@@ -34,7 +34,7 @@ def mark_pictures(messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str,
         image = part.get("image_url")
         url = image.get("url") if isinstance(image, Mapping) else image
         if not isinstance(url, str):
-            raise HalfvError(f"image_url = {str(image)[:80]!r} is not valid: it must be a URL or an object with a url.")
+            raise HalfVError(f"image_url = {str(image)[:80]!r} is not valid: it must be a URL or an object with a url.")
         mark = f"<__picture-{nonce}-{len(urls)}__>"
         urls[mark] = url
         return {**part, "image_url": {**image, "url": mark} if isinstance(image, Mapping) else mark}

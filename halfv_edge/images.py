@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
-from halfv_edge.errors import HalfvError
+from halfv_edge.errors import HalfVError
 
 MAX_FILE_BYTES = 256 << 20
 MAX_URL_BYTES = 64 << 20
@@ -69,7 +69,7 @@ def load(source: Source) -> Picture:
         return _decode(_read(_local(source)), source)
     if isinstance(source, (str, os.PathLike)):
         return _decode(_read(Path(source)), str(source))
-    raise HalfvError(
+    raise HalfVError(
         f"A {type(source).__name__} is not an image: give a path, bytes, a PIL image, a numpy array, a URL or a data "
         "URI."
     )
@@ -85,18 +85,18 @@ def _read(path: Path) -> bytes:
     try:
         info = path.stat()
         if stat.S_ISDIR(info.st_mode):
-            raise HalfvError(f"{path} is a folder: name the image in it.")
+            raise HalfVError(f"{path} is a folder: name the image in it.")
         if not stat.S_ISREG(info.st_mode):  # opening a pipe would wait for ever
-            raise HalfvError(f"{path} is not a regular file.")
+            raise HalfVError(f"{path} is not a regular file.")
         if info.st_size > MAX_FILE_BYTES:
-            raise HalfvError(
+            raise HalfVError(
                 f"{path} has {info.st_size >> 20} MB, more than {MAX_FILE_BYTES >> 20} MB: make it smaller."
             )
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise HalfvError(f"{path} does not exist: check the name and the folder.") from error
+        raise HalfVError(f"{path} does not exist: check the name and the folder.") from error
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
-        raise HalfvError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+        raise HalfVError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
 
 
 def _local(url: str) -> Path:
@@ -104,9 +104,9 @@ def _local(url: str) -> Path:
     try:
         parts = urllib.parse.urlsplit(url)
     except ValueError as error:
-        raise HalfvError(f"{url} is not a valid URL: {error}.") from error
+        raise HalfVError(f"{url} is not a valid URL: {error}.") from error
     if parts.netloc not in ("", "localhost"):
-        raise HalfvError(f"{url} is on another machine, {parts.netloc}: give the path where it is mounted.")
+        raise HalfVError(f"{url} is on another machine, {parts.netloc}: give the path where it is mounted.")
     return Path(urllib.request.url2pathname(parts.path))
 
 
@@ -116,26 +116,26 @@ def _download(url: str) -> bytes:
         with urllib.request.urlopen(request, timeout=URL_TIMEOUT_SEC) as answer:
             raw = answer.read(MAX_URL_BYTES + 1)
     except urllib.error.HTTPError as error:
-        raise HalfvError(f"{url} cannot be fetched: the server says {error.code} {error.reason}.") from error
+        raise HalfVError(f"{url} cannot be fetched: the server says {error.code} {error.reason}.") from error
     except (OSError, ValueError) as error:  # URLError and time-outs are OSErrors
         reason = getattr(error, "reason", None) or error
-        raise HalfvError(f"{url} cannot be fetched: {reason}; download it and give the file.") from error
+        raise HalfVError(f"{url} cannot be fetched: {reason}; download it and give the file.") from error
     except Exception as error:  # http.client raises its own kinds for broken answers
-        raise HalfvError(f"{url} cannot be fetched: {error!r}; download it and give the file.") from error
+        raise HalfVError(f"{url} cannot be fetched: {error!r}; download it and give the file.") from error
     if len(raw) > MAX_URL_BYTES:
-        raise HalfvError(f"{url} is larger than {MAX_URL_BYTES >> 20} MB: download it and make it smaller.")
+        raise HalfVError(f"{url} is larger than {MAX_URL_BYTES >> 20} MB: download it and make it smaller.")
     return raw
 
 
 def _from_data_uri(uri: str) -> Picture:
     head, comma, body = uri[5:].partition(",")
     if not comma:
-        raise HalfvError("The data URI has no comma: it must be data:image/png;base64,... or the like.")
+        raise HalfVError("The data URI has no comma: it must be data:image/png;base64,... or the like.")
     if head.lower().endswith(";base64"):
         try:
             raw = base64.b64decode(urllib.parse.unquote(body), validate=True)
         except (binascii.Error, ValueError) as error:
-            raise HalfvError(f"The data URI is not valid base64: {error}.") from error
+            raise HalfVError(f"The data URI is not valid base64: {error}.") from error
     else:
         raw = urllib.parse.unquote_to_bytes(body)
     return _decode(raw, f"The data URI of {len(raw)} bytes")
@@ -143,7 +143,7 @@ def _from_data_uri(uri: str) -> Picture:
 
 def _decode(raw: bytes, name: str) -> Picture:
     if not raw:
-        raise HalfvError(f"{name} is empty: it has 0 bytes.")
+        raise HalfVError(f"{name} is empty: it has 0 bytes.")
     is_jpeg = raw[:3] == b"\xff\xd8\xff"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's own bomb warning; the limit here is lower or deliberate
@@ -151,19 +151,19 @@ def _decode(raw: bytes, name: str) -> Picture:
             # opened directly, because Image.open refuses the size that draft() is about to divide
             image = JpegImageFile(io.BytesIO(raw)) if is_jpeg else Image.open(io.BytesIO(raw), formats=FORMATS)
         except Image.DecompressionBombError as error:
-            raise HalfvError(
+            raise HalfVError(
                 f"{name} is too large to decode safely: scale it down to at most {_LIMIT_TEXT}."
             ) from error
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError, MemoryError) as error:
-            raise HalfvError(_unknown(raw, name)) from error
+            raise HalfVError(_unknown(raw, name)) from error
         except Exception as error:  # damaged headers make Pillow's plugins raise almost anything
-            raise HalfvError(f"{name} is damaged: {error}; get it again.") from error
+            raise HalfVError(f"{name} is damaged: {error}; get it again.") from error
         with image:
             if is_jpeg and image.width * image.height > DRAFT_PIXELS:
                 shrink = next(n for n in (2, 4, 8) if n == 8 or image.width * image.height <= DRAFT_PIXELS * n * n)
                 image.draft("RGB" if image.mode != "CMYK" else "CMYK", (image.width // shrink, image.height // shrink))
             if image.width * image.height > MAX_PIXELS:
-                raise HalfvError(f"{name} is {image.width} x {image.height}: scale it down to at most {_LIMIT_TEXT}.")
+                raise HalfVError(f"{name} is {image.width} x {image.height}: scale it down to at most {_LIMIT_TEXT}.")
             return _from_pil(image, name)
 
 
@@ -180,16 +180,16 @@ def _unknown(raw: bytes, name: str) -> str:
 
 def _from_pil(image: Image.Image, name: str) -> Picture:
     if image.width * image.height > MAX_PIXELS or min(image.size) < 1:
-        raise HalfvError(f"{name} is {image.width} x {image.height}: it must have 1 to {_LIMIT_TEXT}.")
+        raise HalfVError(f"{name} is {image.width} x {image.height}: it must have 1 to {_LIMIT_TEXT}.")
     try:
         image.load()  # the first frame of an animation
         return Picture(name, _to_rgb(_upright(image)))
     except MemoryError as error:
-        raise HalfvError(f"{name} does not fit in memory: scale it down.") from error
-    except HalfvError:
+        raise HalfVError(f"{name} does not fit in memory: scale it down.") from error
+    except HalfVError:
         raise
     except Exception as error:  # truncated and damaged files: OSError, SyntaxError, struct.error, ...
-        raise HalfvError(f"{name} is cut short or damaged ({error}): get it again.") from error
+        raise HalfVError(f"{name} is cut short or damaged ({error}): get it again.") from error
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -216,9 +216,9 @@ def _from_array(array: np.ndarray) -> Image.Image:
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or 0 in array.shape:
-        raise HalfvError(f"An array of shape {array.shape} is not an image: it must be height x width (x 3 or 4).")
+        raise HalfVError(f"An array of shape {array.shape} is not an image: it must be height x width (x 3 or 4).")
     if array.shape[0] * array.shape[1] > MAX_PIXELS:
-        raise HalfvError(f"An array of shape {array.shape} is too large: scale it down to at most {_LIMIT_TEXT}.")
+        raise HalfVError(f"An array of shape {array.shape} is too large: scale it down to at most {_LIMIT_TEXT}.")
     return _to_rgb(Image.fromarray(_to_bytes(array)))
 
 
@@ -237,4 +237,4 @@ def _to_bytes(array: np.ndarray) -> np.ndarray:
         values = np.nan_to_num(array.astype(np.float32), nan=0.0, posinf=1.0, neginf=0.0)
         top = float(values.max())
         return np.clip(values * (255.0 if top <= 1.0 else 1.0), 0, 255).round().astype(np.uint8)
-    raise HalfvError(f"An array of {array.dtype} is not an image: use uint8, or floats from 0 to 1.")
+    raise HalfVError(f"An array of {array.dtype} is not an image: use uint8, or floats from 0 to 1.")

@@ -12,7 +12,7 @@ import numpy as np
 
 from halfv_edge import libs, native_log
 from halfv_edge.encoder import Chunk, Encoder
-from halfv_edge.errors import HalfvError, RunError
+from halfv_edge.errors import HalfVError, RunError
 
 llama_cpp = libs.load()
 
@@ -103,7 +103,7 @@ class Context:
     def evaluate(self, items: Sequence[Item], output: bool) -> None:
         """Append items; with `output` the last one gives logits. Stopped or failed: what was evaluated stays listed."""
         if output and isinstance(items[-1], Chunk):
-            raise HalfvError("The chat template ends with the picture, so there is nothing to answer to.")
+            raise HalfVError("The chat template ends with the picture, so there is nothing to answer to.")
         at = 0
         while at < len(items):
             if self.stopping:
@@ -175,9 +175,9 @@ class Context:
         if self.stopping:
             raise StoppedError
         if rc == 1:
-            raise HalfvError(f"The context of {self.n_ctx} tokens is full: start over, or load with a larger n_ctx.")
+            raise HalfVError(f"The context of {self.n_ctx} tokens is full: start over, or load with a larger n_ctx.")
         if native_log.out_of_memory():
-            raise HalfvError("Out of memory while computing: load with a smaller n_ctx or n_gpu_layers.")
+            raise HalfVError("Out of memory while computing: load with a smaller n_ctx or n_gpu_layers.")
         raise RunError(f"llama.cpp could not compute ({rc}): {native_log.last_words()}.")
 
     #

@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import halfv_edge
-from halfv_edge.errors import HalfvError
+from halfv_edge.errors import HalfVError
 
 MANIFEST = "build.json"  # written by CMake beside the libraries
 
@@ -29,8 +29,8 @@ def lib_dir() -> Path:
         if (place / MANIFEST).is_file():
             return place.resolve()
     if given:
-        raise HalfvError(f"HALFV_LIB_DIR={given} holds no {MANIFEST}: it is not a folder of HalfV libraries.")
-    raise HalfvError("The HalfV libraries are not built: run `make build`, or `pip install .` in a clone.")
+        raise HalfVError(f"HALFV_LIB_DIR={given} holds no {MANIFEST}: it is not a folder of HalfV libraries.")
+    raise HalfVError("The HalfV libraries are not built: run `make build`, or `pip install .` in a clone.")
 
 
 def include_dir() -> Path | None:
@@ -52,7 +52,7 @@ def library_path(name: str) -> Path:
         path = lib_dir() / pattern
         if path.exists():
             return path
-    raise HalfvError(f"lib{name} is missing in {lib_dir()}: build it again with `make build`.")
+    raise HalfVError(f"lib{name} is missing in {lib_dir()}: build it again with `make build`.")
 
 
 def open_library(name: str) -> ctypes.CDLL:
@@ -61,7 +61,7 @@ def open_library(name: str) -> ctypes.CDLL:
     try:
         return ctypes.CDLL(str(path))
     except OSError as error:
-        raise HalfvError(f"{path} cannot be loaded: {error}") from error
+        raise HalfVError(f"{path} cannot be loaded: {error}") from error
 
 
 def load() -> ModuleType:
@@ -76,7 +76,7 @@ def load() -> ModuleType:
     except importlib.metadata.PackageNotFoundError:
         found = "none"
     if found != pin:
-        raise HalfvError(
+        raise HalfVError(
             f"llama-cpp-python {found} is installed, but the HalfV libraries need {pin}: run "
             f"`CMAKE_ARGS=-DLLAMA_BUILD=OFF pip install --no-cache-dir llama-cpp-python=={pin}`."
         )
@@ -86,7 +86,7 @@ def load() -> ModuleType:
         # Read once at import; the second one by llama_cpp.mtmd_cpp, which is imported when first needed.
         os.environ["LLAMA_CPP_LIB_PATH"] = os.environ["MTMD_CPP_LIB"] = str(folder)
     elif Path(imported._base_path).resolve() != folder:
-        raise HalfvError(
+        raise HalfVError(
             f"llama_cpp was already imported with the libraries in {imported._base_path}: "
             "import halfv_edge's classes before llama_cpp, or start a new process."
         )

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from halfv_edge import gguf_edit, gguf_meta, libs
-from halfv_edge.errors import HalfvError
+from halfv_edge.errors import HalfVError
 from halfv_edge.gguf_meta import Metadata
 
 # ggml's numbers
@@ -43,16 +43,16 @@ def retype(source: Metadata, target: Path, type_name: str, *, progress: bool = T
     A matrix whose rows are no whole blocks of that type stays as it is: it is padded when it is loaded.
     """
     if type_name not in TYPES:
-        raise HalfvError(f"{type_name!r} is no type for an encoder's file: it must be one of {', '.join(TYPES)}.")
+        raise HalfVError(f"{type_name!r} is no type for an encoder's file: it must be one of {', '.join(TYPES)}.")
     if source.text("general.architecture") != "clip":
-        raise HalfvError(f"{source.path} is not a vision encoder: give an mmproj GGUF.")
+        raise HalfVError(f"{source.path} is not a vision encoder: give an mmproj GGUF.")
     tensors = list(_tensors(source))
     wanted = TYPES[type_name]
     types = {tensor.name: wanted if _is_matrix(tensor, wanted) else tensor.type for tensor in tensors}
     changed = [tensor for tensor in tensors if types[tensor.name] != tensor.type]
     for tensor in changed:
         if tensor.type not in READABLE:
-            raise HalfvError(
+            raise HalfVError(
                 f"{source.path} has {tensor.name} in a type that loses: give it in {', '.join(READABLE.values())}."
             )
     infos, total = _infos(tensors, types, source.alignment)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from halfv_edge import default_model, gguf_meta
-from halfv_edge.errors import HalfvError
+from halfv_edge.errors import HalfVError
 
 # Vision-language GGUFs that their publishers or llama.cpp's own documentation and tests name, by the name of their
 # preset. Nobody has run them here.
@@ -49,13 +49,13 @@ def find(model: str | None, hub: str | None, mmproj: str | None) -> Files:
         hub = KNOWN[model.lower()]
     given = Path(mmproj) if mmproj is not None else None
     if given is not None and not os.path.lexists(given):
-        raise HalfvError(f"{given} does not exist: check the name and the folder, or get the mmproj of this model.")
+        raise HalfVError(f"{given} does not exist: check the name and the folder, or get the mmproj of this model.")
     if hub is not None:
         return _from_hub(hub, given)
     if model is None and given is None and (default := default_model.paths()):
         return Files(*default)
     if model is None:
-        raise HalfvError(
+        raise HalfVError(
             "No model was given: name one with -m MODEL.gguf (its mmproj beside it), --hf OWNER/REPO, or -m NAME with "
             "a name from `halfv chat --list-models`."
         )
@@ -63,7 +63,7 @@ def find(model: str | None, hub: str | None, mmproj: str | None) -> Files:
     if not os.path.lexists(path):
         _refuse(model)
     if gguf_meta.read(path).text("general.architecture") == "clip":
-        raise HalfvError(f"{path} is a vision encoder: give it with --mmproj, and its language model with -m.")
+        raise HalfVError(f"{path} is a vision encoder: give it with --mmproj, and its language model with -m.")
     return Files(path, given)
 
 
@@ -75,7 +75,7 @@ def _refuse(model: str) -> NoReturn:
         hint = f"a Hugging Face repository is given with --hf {model}"
     else:
         hint = "check the name and the folder, or choose one of `halfv chat --list-models`"
-    raise HalfvError(f"{model} does not exist: {hint}.")
+    raise HalfVError(f"{model} does not exist: {hint}.")
 
 
 #
@@ -87,7 +87,7 @@ def _from_hub(text: str, mmproj: Path | None) -> Files:
     """Downloaded once: huggingface_hub keeps the files in its cache, and finds them there without a network."""
     match = HUB.fullmatch(text)
     if not match:
-        raise HalfvError(
+        raise HalfVError(
             f"--hf {text} is not valid: it must be OWNER/REPO or OWNER/REPO:QUANT, like {KNOWN['qwen3-vl-2b']}."
         )
     repo = match["repo"]
@@ -95,7 +95,7 @@ def _from_hub(text: str, mmproj: Path | None) -> Files:
     model = choose(repo, names, match["type"])
     encoders = [name for name in names if _is_mmproj(name)]
     if not encoders and mmproj is None:
-        raise HalfvError(f"{repo} has no mmproj, so nothing to see pictures with: give another, or --mmproj FILE.")
+        raise HalfVError(f"{repo} has no mmproj, so nothing to see pictures with: give another, or --mmproj FILE.")
     encoder = mmproj or _download(repo, _best(encoders, MMPROJ_TYPES))
     downloaded = [_download(repo, part) for part in parts(model, names)]
     return Files(downloaded[0], encoder)
@@ -104,12 +104,12 @@ def _from_hub(text: str, mmproj: Path | None) -> Files:
 def choose(repo: str, names: Sequence[str], wanted: str | None) -> str:
     models = [name for name in names if not _is_mmproj(name) and _part(name) in (0, 1)]
     if not models:
-        raise HalfvError(f"{repo} has no GGUF of a language model: look for a repository whose name ends in GGUF.")
+        raise HalfVError(f"{repo} has no GGUF of a language model: look for a repository whose name ends in GGUF.")
     if wanted is None:
         return _best(models, MODEL_TYPES)
     found = [name for name in models if _has_type(name, wanted)]
     if not found:
-        raise HalfvError(f"{repo} has no {wanted}: there is {', '.join(sorted(Path(name).name for name in models))}.")
+        raise HalfVError(f"{repo} has no {wanted}: there is {', '.join(sorted(Path(name).name for name in models))}.")
     return found[0]
 
 
@@ -164,24 +164,24 @@ def _download(repo: str, name: str) -> Path:
         raise _trouble(f"{repo}/{name}", error) from error
 
 
-def _trouble(what: str, error: Exception) -> HalfvError:
+def _trouble(what: str, error: Exception) -> HalfVError:
     """Names of its exceptions instead of imports, which have moved between its versions."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
     if "GatedRepoError" in kinds:
-        return HalfvError(f"{what} asks for an agreement first: accept it on its page, then `hf auth login`.")
+        return HalfVError(f"{what} asks for an agreement first: accept it on its page, then `hf auth login`.")
     if kinds & {"RepositoryNotFoundError", "HFValidationError"}:
-        return HalfvError(f"{what} is not on Hugging Face, or is private: check the name, or `hf auth login`.")
+        return HalfVError(f"{what} is not on Hugging Face, or is private: check the name, or `hf auth login`.")
     if isinstance(error, OSError) and error.errno:
-        return HalfvError(f"{what} cannot be downloaded: {error.strerror}.")
+        return HalfVError(f"{what} cannot be downloaded: {error.strerror}.")
     first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-    return HalfvError(f"{what} cannot be downloaded: {first}; check the network, or give a file with -m.")
+    return HalfVError(f"{what} cannot be downloaded: {first}; check the network, or give a file with -m.")
 
 
 def _hub():
     try:
         import huggingface_hub
     except ImportError as error:
-        raise HalfvError(
+        raise HalfVError(
             "Downloading needs the package huggingface_hub: `pip install huggingface_hub`, or download the GGUFs "
             "yourself and give them with -m and --mmproj."
         ) from error

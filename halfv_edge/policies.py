@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from halfv_edge.errors import HalfvError
+from halfv_edge.errors import HalfVError
 from halfv_edge.profile import DROPPED, FROZEN, Profile
 
 STOCK, UNPRUNED = "stock", "unpruned"
@@ -52,7 +52,7 @@ class Given:
 
     def own(self, name: str) -> Profile:
         if self.profile is None:
-            raise HalfvError(f"The policy {name} needs a profile, and this model has none: give one with --profile.")
+            raise HalfVError(f"The policy {name} needs a profile, and this model has none: give one with --profile.")
         return self.profile
 
 
@@ -105,7 +105,7 @@ def _wrong_mode(given: Given, name: str, _value: str) -> Policy:
 
 def _pixel(given: Given, name: str, value: str) -> Policy:
     if not re.fullmatch(r"\d{1,3}(\.\d+)?", value) or float(value) > 255:
-        raise HalfvError(f"The policy {name!r} is not valid: {value} must be a number from 0 to 255.")
+        raise HalfVError(f"The policy {name!r} is not valid: {value} must be a number from 0 to 255.")
     return Policy(name, dataclasses.replace(Profile.default(given.n_layer), pixel_tau=float(value)))
 
 
@@ -175,7 +175,7 @@ def _of_share(given: Given, name: str, value: str, usual: float, make: Callable[
 
 def _limit(given: Given, name: str) -> float:
     if given.flops is None:
-        raise HalfvError(f"The policy {name!r} is not valid: eval alone can match it to the profile; give a number.")
+        raise HalfVError(f"The policy {name!r} is not valid: eval alone can match it to the profile; give a number.")
     return given.flops(given.own(name), given.n_visual)
 
 
@@ -188,7 +188,7 @@ def _matched(
     made = (make(step / STEPS) for step in range(STEPS, 0, -1))
     fitting = next((profile for profile in made if cost(profile) <= limit), None)
     if fitting is None:
-        raise HalfvError(f"The policy {name!r} cannot be as cheap as the profile: leave it out.")
+        raise HalfVError(f"The policy {name!r} cannot be as cheap as the profile: leave it out.")
     return fitting
 
 
@@ -229,17 +229,17 @@ def parse(text: str, given: Given) -> list[Policy]:
     for name in filter(None, (part.strip() for part in text.split(","))):
         found[name] = one(name, given)
     if not found:
-        raise HalfvError(f"{text!r} names no policy: give some of {', '.join(POLICIES)}.")
+        raise HalfVError(f"{text!r} names no policy: give some of {', '.join(POLICIES)}.")
     return list(found.values())
 
 
 def one(name: str, given: Given) -> Policy:
     kind, colon, value = name.partition(":")
     if kind not in POLICIES:
-        raise HalfvError(f"There is no policy {kind!r}: it must be one of {', '.join(POLICIES)}.")
+        raise HalfVError(f"There is no policy {kind!r}: it must be one of {', '.join(POLICIES)}.")
     maker, takes, what = POLICIES[kind]
     if bool(value) != bool(colon) or (value and not takes) or (takes == "!" and not value):
-        raise HalfvError(f"The policy {name!r} is not valid: {kind} is {what}.")
+        raise HalfVError(f"The policy {name!r} is not valid: {kind} is {what}.")
     policy = maker(given, name, value)
     if policy.profile:
         policy.profile.validate(given.n_layer)
@@ -248,13 +248,13 @@ def one(name: str, given: Given) -> Policy:
 
 def share(name: str, value: str) -> float:
     if not re.fullmatch(r"0?\.\d+|1(\.0*)?", value) or not float(value):
-        raise HalfvError(f"The policy {name!r} is not valid: {value} must be a share above 0 and at most 1.")
+        raise HalfVError(f"The policy {name!r} is not valid: {value} must be a share above 0 and at most 1.")
     return float(value)
 
 
 def whole(name: str, value: str) -> int:
     if not re.fullmatch(r"[1-9]\d{0,8}", value):
-        raise HalfvError(f"The policy {name!r} is not valid: {value} must be a whole number of at least 1.")
+        raise HalfVError(f"The policy {name!r} is not valid: {value} must be a whole number of at least 1.")
     return int(value)
 
 

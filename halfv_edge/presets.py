@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from halfv_edge.errors import HalfvError
+from halfv_edge.errors import HalfVError
 from halfv_edge.profile import DROPPED, FROZEN, Profile
 
 DEEP = 24  # layers from which ivr.layer does not scale
@@ -46,7 +46,7 @@ class Preset:
 def scale(profile: Profile, n_from: int, n_to: int) -> Profile:
     """A profile at the same relative depths of a model of n_to layers."""
     if n_to < 2:
-        raise HalfvError(f"A model of {n_to} layers cannot be pruned: stage I and stage II need one each.")
+        raise HalfVError(f"A model of {n_to} layers cannot be pruned: stage I and stage II need one each.")
     ivr = profile.ivr_layer if min(n_from, n_to) >= DEEP else _half_up(profile.ivr_layer, n_from, n_to)
     ivr = min(max(ivr, 1), n_to - 1)
     ssr = max(_half_up(profile.ssr_layer, n_from, n_to), ivr + 1)
@@ -106,7 +106,7 @@ def get(name: str) -> Preset:
     if found is None:
         near = difflib.get_close_matches(name.lower(), PRESETS, 1)
         hint = f"did you mean {near[0]}" if near else f"those are {', '.join(PRESETS)}"
-        raise HalfvError(f"There is no preset {name!r}: {hint}.")
+        raise HalfVError(f"There is no preset {name!r}: {hint}.")
     return found
 
 

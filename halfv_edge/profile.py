@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from halfv_edge import gguf_edit, gguf_meta
-from halfv_edge.errors import HalfvError
+from halfv_edge.errors import HalfVError
 from halfv_edge.gguf_meta import ARRAY, FLOAT32, STRING, TYPE_NAMES, UINT32, Metadata, quote
 
 if TYPE_CHECKING:
@@ -220,16 +220,16 @@ class Model:
         path = metadata.path
         architecture = metadata.text("general.architecture")
         if not architecture:
-            raise HalfvError(f"{path} has no general.architecture: a profile belongs in a language model's GGUF.")
+            raise HalfVError(f"{path} has no general.architecture: a profile belongs in a language model's GGUF.")
         kind = metadata.text("general.type")
         if architecture == "clip" or kind in ("mmproj", "adapter"):
             what = "a vision projector" if kind != "adapter" else "an adapter"
-            raise HalfvError(f"{path} is {what}: a profile belongs in the language model's GGUF.")
+            raise HalfVError(f"{path} is {what}: a profile belongs in the language model's GGUF.")
         if _integer(metadata, "split.no"):
-            raise HalfvError(f"{path} is a later part of a split model: a profile belongs in its first part.")
+            raise HalfVError(f"{path} is a later part of a split model: a profile belongs in its first part.")
         n_layer = _integer(metadata, f"{architecture}.block_count")
         if not n_layer:
-            raise HalfvError(f"{path} does not say how many layers it has ({quote(architecture)}.block_count).")
+            raise HalfVError(f"{path} does not say how many layers it has ({quote(architecture)}.block_count).")
         names = tuple(filter(None, map(metadata.text, ("general.name", "general.basename"))))
         return cls(path, architecture, names, n_layer, metadata)
 
@@ -290,7 +290,7 @@ def read_gguf(model: Model) -> Profile | None:
         values = {name: value for name, value in values.items() if value is not None}
         return Profile(**values, calibration=_evidence(model)[0]).validate(model.n_layer)
     except _InvalidError as error:
-        raise HalfvError(f"{model.path}: {error}") from error
+        raise HalfVError(f"{model.path}: {error}") from error
 
 
 def sidecar_path(model: str | os.PathLike[str]) -> Path:
@@ -308,7 +308,7 @@ def read_sidecar(model: Model) -> Profile | None:
     try:
         return profile.validate(model.n_layer)
     except _InvalidError as error:
-        raise HalfvError(f"{path}: {error}") from error
+        raise HalfVError(f"{path}: {error}") from error
 
 
 def write_sidecar(profile: Profile, model: str | os.PathLike[str]) -> Path:
@@ -324,17 +324,17 @@ def read_json(path: Path) -> Profile:
     with gguf_meta.reading(path) as file:
         raw = file.read(MAX_SIDECAR_BYTES + 1)
     if len(raw) > MAX_SIDECAR_BYTES:
-        raise HalfvError(f"{path} is too long for a profile.")
+        raise HalfVError(f"{path} is too long for a profile.")
     try:
         return Profile.from_json(json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_unique))
     except (_InvalidError, _DuplicateError) as error:
-        raise HalfvError(f"{path}: {error}") from error
+        raise HalfVError(f"{path}: {error}") from error
     except UnicodeDecodeError as error:
-        raise HalfvError(f"{path} is not a profile: it is not UTF-8 text.") from error
+        raise HalfVError(f"{path} is not a profile: it is not UTF-8 text.") from error
     except ValueError as error:
-        raise HalfvError(f"{path} is not valid JSON: {error}.") from error
+        raise HalfVError(f"{path} is not valid JSON: {error}.") from error
     except RecursionError as error:
-        raise HalfvError(f"{path} is not a profile: it is nested too deep.") from error
+        raise HalfVError(f"{path} is not a profile: it is nested too deep.") from error
 
 
 def notes(model: Model) -> list[str]:
@@ -362,7 +362,7 @@ def to_f32(value: float) -> float:
     return exact
 
 
-class _InvalidError(HalfvError):
+class _InvalidError(HalfVError):
     """A value that a profile cannot have; the reader of a file adds its name."""
 
 
@@ -422,7 +422,7 @@ def _evidence(model: Model) -> tuple[Calibration | None, list[str]]:
             value = _typed(model.metadata, f"calibration.{name}", type_)
             Calibration(**{name: value}).validate(model.n_layer)
             found |= {name: value} if value is not None else {}
-        except HalfvError as error:
+        except HalfVError as error:
             complaints.append(f"{error}, so it is left out")
     return (Calibration(**found) if found else None), complaints
 

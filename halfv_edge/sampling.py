@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from halfv_edge import libs
-from halfv_edge.errors import HalfvError
+from halfv_edge.errors import HalfVError
 
 llama_cpp = libs.load()
 
@@ -36,13 +36,13 @@ class Sampling:
             value = getattr(self, name)
             if not low <= value <= high or not math.isfinite(value):
                 rule = f"between {low} and {high}" if high < math.inf else f"at least {low}"
-                raise HalfvError(f"{name} = {value!r} is not valid: it must be {rule}.")
+                raise HalfVError(f"{name} = {value!r} is not valid: it must be {rule}.")
         if self.top_k < 0:
-            raise HalfvError(f"top_k = {self.top_k!r} is not valid: it must be 0 (all tokens) or more.")
+            raise HalfVError(f"top_k = {self.top_k!r} is not valid: it must be 0 (all tokens) or more.")
         if self.seed is not None and not 0 <= self.seed < 0xFFFFFFFF:
-            raise HalfvError(f"seed = {self.seed!r} is not valid: it must be from 0 to 4294967294.")
+            raise HalfVError(f"seed = {self.seed!r} is not valid: it must be from 0 to 4294967294.")
         if self.grammar is not None and self.json_schema is not None:
-            raise HalfvError("grammar and json_schema were both given: an answer follows one of them.")
+            raise HalfVError("grammar and json_schema were both given: an answer follows one of them.")
 
     def gbnf(self) -> str | None:
         """The grammar in force, made from the schema when that is what was given."""
@@ -54,7 +54,7 @@ class Sampling:
         try:
             return json_schema_to_gbnf(text)
         except Exception as error:  # its converter raises what it likes
-            raise HalfvError(f"The JSON schema cannot be used: {error}.") from error
+            raise HalfVError(f"The JSON schema cannot be used: {error}.") from error
 
 
 class Sampler:
@@ -68,7 +68,7 @@ class Sampler:
         if text is not None:
             self._grammar = llama_cpp.llama_sampler_init_grammar(vocab, text.encode(), b"root")
             if not self._grammar:
-                raise HalfvError("The grammar cannot be parsed: it must be GBNF with a rule named root.")
+                raise HalfVError("The grammar cannot be parsed: it must be GBNF with a rule named root.")
         self._chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
         for part in _parts(settings):
             llama_cpp.llama_sampler_chain_add(self._chain, part)

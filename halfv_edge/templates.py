@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 
 from halfv_edge import libs
-from halfv_edge.errors import HalfvError
+from halfv_edge.errors import HalfVError
 
 libs.load()
 
@@ -40,12 +40,12 @@ class Template:
         try:
             self._format = Jinja2ChatFormatter(source, eos_token=eos, bos_token=bos)
         except jinja2.TemplateError as error:
-            raise HalfvError(f"The model's chat template cannot be parsed: {error}.") from error
+            raise HalfVError(f"The model's chat template cannot be parsed: {error}.") from error
         # some take content as text, some only as a list of typed parts
         self._typed = False
         try:
             self._typed = PROBE not in self.render([{"role": "user", "content": PROBE}])
-        except HalfvError:
+        except HalfVError:
             self._typed = True
 
     def render(self, messages: Sequence[dict[str, Any]]) -> str:
@@ -55,5 +55,5 @@ class Template:
         try:
             prompt = self._format(messages=list(messages)).prompt
         except (jinja2.TemplateError, ValueError, TypeError, KeyError) as error:
-            raise HalfvError(f"The model's chat template refuses this conversation: {error}.") from error
+            raise HalfVError(f"The model's chat template refuses this conversation: {error}.") from error
         return prompt.removeprefix(self._leave_out)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from halfv_edge import gguf_edit
-from halfv_edge.errors import HalfvError
+from halfv_edge.errors import HalfVError
 
 if TYPE_CHECKING:
     from halfv_edge.images import Picture
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 def check(out: Path, pictures: Sequence[Picture]) -> None:
     """Whether a drawing may go there: a PNG, and never in place of a picture that was given."""
     if out.suffix.lower() != ".png":
-        raise HalfvError(f"{out} is not a PNG: name the drawing {out.name}.png or the like.")
+        raise HalfVError(f"{out} is not a PNG: name the drawing {out.name}.png or the like.")
     if out.is_dir():
-        raise HalfvError(f"{out} is a folder: name the file in it.")
+        raise HalfVError(f"{out} is a folder: name the file in it.")
     given = {os.path.realpath(picture.name) for picture in pictures}
     for path in targets(out, len(pictures)):
         if os.path.realpath(path) in given:
-            raise HalfvError(f"{path} is one of the pictures: choose another name for the drawing.")
+            raise HalfVError(f"{path} is one of the pictures: choose another name for the drawing.")
 
 
 def targets(out: Path, count: int) -> list[Path]:

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from halfv_edge.errors import HalfvError
+from halfv_edge.errors import HalfVError
 
 VERSION = 1
 
@@ -33,7 +33,7 @@ class WorkFile:
             self._file.truncate(whole)
             self._file.seek(whole)
         except OSError as error:
-            raise HalfvError(f"{path} cannot be used to keep results: {error.strerror}.") from error
+            raise HalfVError(f"{path} cannot be used to keep results: {error.strerror}.") from error
         if not whole:
             self._write(head)
 
@@ -46,7 +46,7 @@ class WorkFile:
             self._file.write(json.dumps(value, allow_nan=False).encode() + b"\n")
             self._file.flush()
         except OSError as error:
-            raise HalfvError(f"{self.path} cannot be written: {os.strerror(error.errno or 0)}.") from error
+            raise HalfVError(f"{self.path} cannot be written: {os.strerror(error.errno or 0)}.") from error
 
     def close(self) -> None:
         self._file.close()

@@ -12,7 +12,7 @@ from halfv_edge.calibrate import entropy, picking, search
 from halfv_edge.calibrate.picking import Curves
 from halfv_edge.calibrate.run import spread
 from halfv_edge.calibrate.search import Check, Search
-from halfv_edge.errors import HalfvError
+from halfv_edge.errors import HalfVError
 from halfv_edge.profile import DROPPED, FROZEN, Profile
 
 # --- entropy ---
@@ -271,7 +271,7 @@ def test_keep_is_the_largest_that_reaches_the_target() -> None:
 
 def test_a_target_out_of_reach_names_the_closest() -> None:
     search_ = Model(28, qwen_like).search(2, 21)
-    with pytest.raises(HalfvError, match=r"cannot become 30 times faster.*closest is ([\d.]+); ") as caught:
+    with pytest.raises(HalfVError, match=r"cannot become 30 times faster.*closest is ([\d.]+); ") as caught:
         search_.run(30.0, None)
     closest = float(str(caught.value).partition("closest is ")[2].partition(";")[0])
     assert search_.run(closest, None).best.speedup >= closest
@@ -289,7 +289,7 @@ def test_max_divergence(limit: float) -> None:
 
 
 def test_max_divergence_out_of_reach_names_the_closest() -> None:
-    with pytest.raises(HalfvError, match=r"divergence of 1e-06: the closest has 0\.\d+ and is \d\.\d+ times faster"):
+    with pytest.raises(HalfVError, match=r"divergence of 1e-06: the closest has 0\.\d+ and is \d\.\d+ times faster"):
         Model(28, qwen_like).search(2, 21).run(None, 1e-6)
 
 

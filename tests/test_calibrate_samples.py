@@ -10,7 +10,7 @@ import pytest
 from vlm import picture
 
 from halfv_edge.calibrate import pictures, samples
-from halfv_edge.errors import HalfvError
+from halfv_edge.errors import HalfVError
 from halfv_edge.work_file import WorkFile
 
 
@@ -74,20 +74,20 @@ def test_a_jsonl_file(folder: Path) -> None:
 def test_bad_lines(text: str, words: str, folder: Path) -> None:
     listed = folder / "list.jsonl"
     listed.write_text(text, "latin-1")
-    with pytest.raises(HalfvError) as caught:
+    with pytest.raises(HalfVError) as caught:
         samples.gather(listed, 100, 0, lambda _: None)
     assert words in str(caught.value)
     assert str(listed) in str(caught.value)
 
 
 def test_bad_places(folder: Path) -> None:
-    with pytest.raises(HalfvError, match="nowhere does not exist"):
+    with pytest.raises(HalfVError, match="nowhere does not exist"):
         samples.gather(folder / "nowhere", 10, 0, lambda _: None)
-    with pytest.raises(HalfvError, match=r"0\.png is one picture"):
+    with pytest.raises(HalfVError, match=r"0\.png is one picture"):
         samples.gather(folder / "0.png", 10, 0, lambda _: None)
     for number in range(4):
         (folder / f"{number}.png").unlink()
-    with pytest.raises(HalfvError, match="2 usable pictures, and 2 more cannot be read"):
+    with pytest.raises(HalfVError, match="2 usable pictures, and 2 more cannot be read"):
         samples.gather(folder, 10, 0, lambda _: None)
 
 
@@ -166,5 +166,5 @@ def test_damaged_results_are_left_out(tmp_path: Path) -> None:
 
 
 def test_no_place_for_results(tmp_path: Path) -> None:
-    with pytest.raises(HalfvError, match="cannot be used to keep results"):
+    with pytest.raises(HalfVError, match="cannot be used to keep results"):
         WorkFile(tmp_path, SETTINGS)

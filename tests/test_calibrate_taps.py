@@ -21,7 +21,7 @@ from vlm import picture
 from halfv_edge.calibrate import entropy
 from halfv_edge.calibrate.taps import NotANumberError, Probe, n_tokens
 from halfv_edge.engine import Model
-from halfv_edge.errors import HalfvError
+from halfv_edge.errors import HalfVError
 from halfv_edge.images import load
 from halfv_edge.profile import DROPPED, FROZEN, Profile
 
@@ -275,7 +275,7 @@ def poisoned(folder: Path, vlms: Any) -> Model:
 def test_a_template_that_ends_with_the_picture(vlms: Any) -> None:
     model = vlms.load("llava", {"tokenizer.chat_template": "{{ messages[0].content[:30] }}"})
     probe = Probe(model)
-    with pytest.raises(HalfvError, match="ends with the picture"):
+    with pytest.raises(HalfVError, match="ends with the picture"):
         probe.items(load(picture(1)), "")
     probe.close()
 

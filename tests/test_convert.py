@@ -31,7 +31,7 @@ from safetensors.torch import load_file, save_file
 
 from halfv_edge import presets, profile
 from halfv_edge.cli import main
-from halfv_edge.errors import HalfvError
+from halfv_edge.errors import HalfVError
 from halfv_edge.profile import Model, Profile
 
 MINE = Profile(1, 0.5, 0.2, 3, 0.0, "frozen", 8)
@@ -481,7 +481,7 @@ def test_shapes_of_the_vision_encoder(name: str, shape: tuple[int, ...] | None, 
     names = [name.replace("*", str(i)) for i in range(3)]
     bad = {key: value for key, value in GOOD_SHAPES.items() if key not in names} | dict.fromkeys(names, shape)
     bad = {key: value for key, value in bad.items() if value is not None}
-    with pytest.raises(HalfvError, match=sentence):
+    with pytest.raises(HalfVError, match=sentence):
         checks.vision_shapes(model(bad), {"mm.2.weight": "projector.weight"})
 
 

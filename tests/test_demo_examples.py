@@ -15,7 +15,7 @@ from demo.examples import EXAMPLES, Example
 from demo.scenes import make
 from halfv_edge import default_model, models
 from halfv_edge.engine import Model
-from halfv_edge.errors import HalfvError
+from halfv_edge.errors import HalfVError
 
 MOST_MB = 40
 
@@ -55,5 +55,5 @@ def test_default_files() -> None:
     found = models.find(None, None, None)
     assert (found.model, found.mmproj) == default_model.paths()
     assert sum(path.stat().st_size for path in default_model.paths()) < MOST_MB << 20
-    with pytest.raises(HalfvError, match="No model was given"):
+    with pytest.raises(HalfVError, match="No model was given"):
         models.find(None, None, str(found.mmproj))

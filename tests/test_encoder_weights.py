@@ -22,7 +22,7 @@ from halfv_edge import gguf_meta, libs, mmproj_file
 from halfv_edge.bench.random_mmproj import write_mmproj
 from halfv_edge.encoder import MMPROJ_TYPES
 from halfv_edge.engine import Model
-from halfv_edge.errors import HalfvError
+from halfv_edge.errors import HalfVError
 
 MIN_COSINE = 0.9995  # of the default choice
 # random matrices of 64 columns are the worst case of blocks of 32
@@ -132,7 +132,7 @@ def test_wrong_type(mmproj: Path, eyes: Eyes) -> None:
 def test_wrong_type_of_a_model(tmp_path: Path) -> None:
     with (
         Vlms(tmp_path) as vlms,
-        pytest.raises(HalfvError, match=r"^mmproj_type = 'q3' is not valid: it must be one of auto, file, off, "),
+        pytest.raises(HalfVError, match=r"^mmproj_type = 'q3' is not valid: it must be one of auto, file, off, "),
     ):
         Model.load(vlms.path("llava"), mmproj_type="q3")
 

@@ -33,7 +33,7 @@ from vlm import (
 from halfv_edge import native_log
 from halfv_edge.encoder import Chunk
 from halfv_edge.engine import Chat, Model
-from halfv_edge.errors import HalfvError
+from halfv_edge.errors import HalfVError
 from halfv_edge.kv import ABORT, StoppedError, n_cells
 from halfv_edge.profile import Profile
 from halfv_edge.turn_lock import TurnLock
@@ -503,9 +503,9 @@ def test_closing_and_resetting_end_an_answer(model: Model) -> None:
     chat.add_image(picture())
     answer = chat.ask(QUESTION, grammar=LONG)
     next(answer)
-    with pytest.raises(HalfvError, match="still answering"):
+    with pytest.raises(HalfVError, match="still answering"):
         chat.ask(NEXT)
-    with pytest.raises(HalfvError, match="still answering"):
+    with pytest.raises(HalfVError, match="still answering"):
         chat.add_image(picture())
     chat.reset()
     assert list(answer) == [] and chat.messages == []
@@ -514,7 +514,7 @@ def test_closing_and_resetting_end_an_answer(model: Model) -> None:
     chat.close()
     assert list(answer) == []
     for use in (lambda: chat.ask(NEXT), lambda: chat.add_image(picture()), chat.reset, lambda: chat.token_maps):
-        with pytest.raises(HalfvError, match="This chat is closed"):
+        with pytest.raises(HalfVError, match="This chat is closed"):
             use()
     chat.stop()
     chat.close()

@@ -25,7 +25,7 @@ from vlm import (
 from halfv_edge import native_log
 from halfv_edge.encoder import Chunk, Encoder
 from halfv_edge.engine import Model
-from halfv_edge.errors import HalfvError
+from halfv_edge.errors import HalfVError
 from halfv_edge.kv import n_cells
 
 #
@@ -85,7 +85,7 @@ def test_stop_strings_across_tokens(model: Model) -> None:
 )
 def test_settings_that_cannot_be(options: dict, expected: str, vlms: Vlms) -> None:
     with vlms.load("llava").chat() as chat:
-        with pytest.raises(HalfvError, match=expected):
+        with pytest.raises(HalfVError, match=expected):
             chat.ask(QUESTION, [picture()], **options)
         assert chat.answer(QUESTION, [picture()], max_tokens=2, grammar=LONG)
         assert len(chat.token_maps) == 1
@@ -101,7 +101,7 @@ def test_a_picture_too_large_for_the_context(vlms: Vlms) -> None:
         assert chat.answer("is the cat red", max_tokens=4, grammar=LONG)
         asked = list(chat.messages)
         for give in (lambda: chat.add_image(picture(0, 840, 600)), lambda: chat.ask(NEXT, [picture(0, 840, 600)])):
-            with pytest.raises(HalfvError) as error:
+            with pytest.raises(HalfVError) as error:
                 give()
             needed = int(str(error.value).split("context of ")[1].split()[0])
             assert 660 < needed < 740 and "n_ctx is 256" in str(error.value)
@@ -121,7 +121,7 @@ def test_a_conversation_fills_its_context(vlms: Vlms) -> None:
         while chat.stats.stopped != "length":
             text = chat.answer("and", grammar="root ::= [a-z]{200}")
         assert n_cells(chat._context.items) <= 256
-        with pytest.raises(HalfvError, match=r"This question needs a context of \d+ tokens, but n_ctx is 256"):
+        with pytest.raises(HalfVError, match=r"This question needs a context of \d+ tokens, but n_ctx is 256"):
             chat.ask(NEXT)
         assert chat.messages[-1]["content"] == text
         chat.reset()
@@ -145,7 +145,7 @@ def test_nothing_is_written_to_stderr(vlms: Vlms, capfd: pytest.CaptureFixture[s
 
 def test_the_encoder_is_found_beside_the_model(tmp_path: Path) -> None:
     model = make_tiny(tmp_path / "Cat-VL-2B-q4.gguf", "llama", profile=PROFILE)
-    with pytest.raises(HalfvError, match=r"There is no vision encoder beside .*Cat-VL-2B-q4\.gguf"):
+    with pytest.raises(HalfVError, match=r"There is no vision encoder beside .*Cat-VL-2B-q4\.gguf"):
         Model.load(model)
     names = {"mmproj-Dog-VL-7B-f16.gguf": 128, "mmproj-Cat-VL-2B-f16.gguf": 64, "Cat-VL-2B-mmproj-q8.gguf": 64}
     for name, width in names.items():
@@ -191,7 +191,7 @@ def test_what_cannot_be_loaded(tmp_path: Path, vlms: Vlms) -> None:
         ((model,), {"profile": "off", "keep": 0.5}, "needs a profile"),
     ]
     for args, options, expected in cases:
-        with pytest.raises(HalfvError, match=expected) as error:
+        with pytest.raises(HalfVError, match=expected) as error:
             Model.load(*args, **{"n_threads": 1} | options)
         assert "\n" not in str(error.value), str(error.value)
 
@@ -201,10 +201,10 @@ def test_too_little_memory_is_said(tmp_path: Path) -> None:
     wide = make_tiny(tmp_path / "model.gguf", "llama", profile=PROFILE, **{"llama.context_length": 1 << 22})
     make_tiny_mmproj(tmp_path / "mmproj-model.gguf", "llava", n_embd=64)
     script = (
-        "import resource, sys\nfrom halfv_edge.engine import Model\nfrom halfv_edge.errors import HalfvError\n"
+        "import resource, sys\nfrom halfv_edge.engine import Model\nfrom halfv_edge.errors import HalfVError\n"
         "resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))\n"
         "try:\n    Model.load(sys.argv[1], n_ctx=1 << 22, n_threads=1, kv_type='f32')\n"
-        "except HalfvError as error:\n    print(error)\n"
+        "except HalfVError as error:\n    print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", script, wide], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
@@ -213,15 +213,15 @@ def test_too_little_memory_is_said(tmp_path: Path) -> None:
 
 def test_a_chat_needs_a_known_mode_and_an_open_model(vlms: Vlms) -> None:
     model = Model.load(vlms.path("llava"), n_ctx=256, n_threads=1)
-    with pytest.raises(HalfvError, match="mode = 'fast' is not valid"):
+    with pytest.raises(HalfVError, match="mode = 'fast' is not valid"):
         model.chat(mode="fast")
     chat = model.chat()
-    with pytest.raises(HalfvError, match="A int is not a question"):
+    with pytest.raises(HalfVError, match="A int is not a question"):
         chat.ask(7)
     model.close()
-    with pytest.raises(HalfvError, match=r"The model model\.gguf is closed"):
+    with pytest.raises(HalfVError, match=r"The model model\.gguf is closed"):
         model.chat()
-    with pytest.raises(HalfvError, match="This chat is closed"):
+    with pytest.raises(HalfVError, match="This chat is closed"):
         chat.ask(QUESTION)
     model.close()
 
@@ -265,7 +265,7 @@ def test_templates(template: str, expected: str, vlms: Vlms) -> None:
 def test_a_template_that_refuses(vlms: Vlms) -> None:
     refuses = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
     model = vlms.load("llava", {"tokenizer.chat_template": refuses + "{{ m.content }}{% endfor %}:"})
-    with model.chat("be brief") as chat, pytest.raises(HalfvError, match="refuses this conversation: no system here"):
+    with model.chat("be brief") as chat, pytest.raises(HalfVError, match="refuses this conversation: no system here"):
         chat.ask(QUESTION)
     with model.chat() as chat:
         assert chat.answer(QUESTION, [picture()], max_tokens=2, grammar=LONG)
@@ -281,7 +281,7 @@ def test_a_picture_that_must_be_one_batch(vlms: Vlms, monkeypatch: pytest.Monkey
     monkeypatch.setattr(Encoder, "non_causal", True)
     model = vlms.load("llava", n_batch=64)
     with model.chat() as chat:
-        with pytest.raises(HalfvError, match=r"100 visual tokens that see each other, but n_batch is 64.*n_batch=100"):
+        with pytest.raises(HalfVError, match=r"100 visual tokens that see each other, but n_batch is 64.*n_batch=100"):
             chat.add_image(picture())
         assert chat.answer(QUESTION, max_tokens=2)  # it goes on
 

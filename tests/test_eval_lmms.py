@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from vlm import QUESTION, Vlms, picture
 
-from halfv_edge.errors import HalfvError, RunError
+from halfv_edge.errors import HalfVError, RunError
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def test_answers_are_those_of_a_chat(plugin, vlms: Vlms) -> None:
 
 
 def test_mistakes(plugin, vlms: Vlms) -> None:
-    with pytest.raises(HalfvError, match="batch_size = 4 is not valid"):
+    with pytest.raises(HalfVError, match="batch_size = 4 is not valid"):
         importlib.import_module("halfv_edge.eval.lmms_eval").HalfV("model.gguf", batch_size=4)
     model = load(plugin(), vlms.path("qwen2vl"))
     with pytest.raises(RunError, match="was to be pruned and never was, in 1 pictures"):

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from tiny_models import make_tiny
 
 from halfv_edge import cli, cli_profile, gguf_edit, gguf_meta, profile
-from halfv_edge.errors import HalfvError
+from halfv_edge.errors import HalfVError
 from halfv_edge.profile import Model, Profile
 
 WHOLE = gguf([*MODEL, *PROFILE], TENSORS)
@@ -159,7 +159,7 @@ def test_every_truncation(tmp_path: Path) -> None:
     for size in range(len(WHOLE), -1, -1):
         os.truncate(path, size)
         if size < last:
-            with pytest.raises(HalfvError):
+            with pytest.raises(HalfVError):
                 Model.read(path)
         else:
             assert profile.read_gguf(Model.read(path)) is not None
@@ -193,7 +193,7 @@ def test_long_values_are_not_read(tmp_path: Path) -> None:
     with bounded(mib=1, seconds=5):
         model = Model.read(path)
         assert model.names == ()
-        with pytest.raises(HalfvError, match=r"halfv\.ssr\.rest is a str value that is too long to read"):
+        with pytest.raises(HalfVError, match=r"halfv\.ssr\.rest is a str value that is too long to read"):
             profile.read_gguf(model)
 
 
@@ -240,10 +240,10 @@ def test_a_file_that_shrinks(tmp_path: Path) -> None:
     path.write_bytes(WHOLE)
     model = Model.read(path)
     path.write_bytes(WHOLE[:-1])
-    with pytest.raises(HalfvError, match="changed while it was read"):
+    with pytest.raises(HalfVError, match="changed while it was read"):
         gguf_edit.replace_keys(model.metadata, "halfv.", {}, tmp_path / "out.gguf")
     path.write_bytes(WHOLE[:60])
-    with pytest.raises(HalfvError, match="changed while it was read"):
+    with pytest.raises(HalfVError, match="changed while it was read"):
         profile.read_gguf(model)
     assert [file.name for file in tmp_path.iterdir()] == ["model.gguf"]
 
@@ -268,7 +268,7 @@ def in_peace(path: Path) -> None:
         model = Model.read(path)
         cli_profile.as_text(model, profile.find(model))
         profile.notes(model)
-    except HalfvError as error:
+    except HalfVError as error:
         assert "\n" not in str(error)
         assert len(str(error)) < 1000
 
@@ -300,7 +300,7 @@ def test_rewriting_what_can_be_read(tmp_path_factory: pytest.TempPathFactory, fl
     source.write_bytes(raw)
     try:
         model = Model.read(source)
-    except HalfvError:
+    except HalfVError:
         return
     wanted = Profile.default(max(model.n_layer, 2))
     gguf_edit.replace_keys(model.metadata, "halfv.", wanted.to_gguf(), target, progress=False)
@@ -336,7 +336,7 @@ objects = st.recursive(
 def test_any_json(value: object, on_top: bool) -> None:
     if on_top and isinstance(value, dict):
         value = Profile.default(6).to_json() | value
-    with contextlib.suppress(HalfvError):
+    with contextlib.suppress(HalfVError):
         Profile.from_json(json.loads(json.dumps(value))).validate(6)
 
 
@@ -362,7 +362,7 @@ def test_both_readers_say_the_same_of_damaged_values(model: tuple[Path, bytes], 
 
     try:
         ours: object = profile.read_gguf(Model.read(path))
-    except HalfvError as error:
+    except HalfVError as error:
         ours = str(error).replace(str(path), "halfv")
     theirs: list[object] = []
 

@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from halfv_edge import images
-from halfv_edge.errors import HalfvError
+from halfv_edge.errors import HalfVError
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -164,7 +164,7 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_what_cannot_be_used_is_one_sentence(name: str) -> None:
     source, expected = BAD[name]
-    with pytest.raises(HalfvError) as error:
+    with pytest.raises(HalfVError) as error:
         images.load(source)
     message = str(error.value)
     assert expected in message
@@ -174,23 +174,23 @@ def test_what_cannot_be_used_is_one_sentence(name: str) -> None:
 def test_the_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "holiday.jpg"
     path.write_bytes(TRUNCATED)
-    with pytest.raises(HalfvError, match=r"holiday\.jpg is cut short"):
+    with pytest.raises(HalfVError, match=r"holiday\.jpg is cut short"):
         images.load(path)
-    with pytest.raises(HalfvError, match=r"is a folder: name the image in it"):
+    with pytest.raises(HalfVError, match=r"is a folder: name the image in it"):
         images.load(tmp_path)
 
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
-    with pytest.raises(HalfvError, match="is not a regular file"):
+    with pytest.raises(HalfVError, match="is not a regular file"):
         images.load(tmp_path / "pipe.png")
 
 
 def test_a_bomb_costs_no_memory() -> None:
     """In a process that may not have the 1.2 GB that it would decode to."""
     script = (
-        "import sys\nfrom halfv_edge import images\nfrom halfv_edge.errors import HalfvError\n"
-        "try:\n    images.load(sys.stdin.buffer.read())\nexcept HalfvError as error:\n    print(error)\n"
+        "import sys\nfrom halfv_edge import images\nfrom halfv_edge.errors import HalfVError\n"
+        "try:\n    images.load(sys.stdin.buffer.read())\nexcept HalfVError as error:\n    print(error)\n"
     )
 
     def limit() -> None:
@@ -219,7 +219,7 @@ def test_damage_anywhere_is_an_error_or_a_picture() -> None:
             broken[rng.integers(0, min(len(raw), 400), 3)] = rng.integers(0, 256, 3)
             try:
                 assert images.load(broken.tobytes()).image.mode == "RGB"
-            except HalfvError as error:
+            except HalfVError as error:
                 assert "\n" not in str(error)
 
 
@@ -270,7 +270,7 @@ def test_urls(site: str) -> None:
         "page": "is not an image that can be read",
         "garbage": "cannot be fetched",
     }.items():
-        with pytest.raises(HalfvError, match=expected):
+        with pytest.raises(HalfVError, match=expected):
             images.load(f"{site}/{page}")
 
 
@@ -288,5 +288,5 @@ def test_file_urls(tmp_path: Path) -> None:
         ("file://server/cat.png", "is on another machine, server"),
         ("file://[cat.png", "is not a valid URL"),
     ):
-        with pytest.raises(HalfvError, match=reason):
+        with pytest.raises(HalfVError, match=reason):
             images.load(url)

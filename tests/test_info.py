@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from halfv_edge import libs
-from halfv_edge.errors import HalfvError
+from halfv_edge.errors import HalfVError
 
 
 def run(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -94,14 +94,14 @@ def test_one_library_missing(tmp_path: Path) -> None:
     folder = shutil.copytree(libs.lib_dir(), tmp_path / "lib")
     os.remove(folder / libs.library_path("mtmd").name)
     done = run("-c", "from halfv_edge import libs; libs.load()", HALFV_LIB_DIR=str(folder))
-    assert f"HalfvError: libmtmd is missing in {folder}" in done.stderr
+    assert f"HalfVError: libmtmd is missing in {folder}" in done.stderr
 
 
 def test_llama_cpp_imported_with_other_libraries(tmp_path: Path) -> None:
     other = shutil.copytree(libs.lib_dir(), tmp_path / "other")
     code = "import llama_cpp; from halfv_edge import libs; libs.load()"
     done = run("-c", code, LLAMA_CPP_LIB_PATH=str(other))
-    assert f"HalfvError: llama_cpp was already imported with the libraries in {other}" in done.stderr
+    assert f"HalfVError: llama_cpp was already imported with the libraries in {other}" in done.stderr
 
 
 def test_llama_cpp_imported_with_ours() -> None:
@@ -121,7 +121,7 @@ def test_load_uses_our_libraries() -> None:
 
 def test_llama_cpp_python_of_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.1.2")
-    with pytest.raises(HalfvError, match=r"llama-cpp-python 0\.1\.2 is installed, but the HalfV libraries need 0\.3"):
+    with pytest.raises(HalfVError, match=r"llama-cpp-python 0\.1\.2 is installed, but the HalfV libraries need 0\.3"):
         libs.load()
 
 
@@ -130,5 +130,5 @@ def test_llama_cpp_python_not_installed(monkeypatch: pytest.MonkeyPatch) -> None
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", missing)
-    with pytest.raises(HalfvError, match="llama-cpp-python none is installed"):
+    with pytest.raises(HalfVError, match="llama-cpp-python none is installed"):
         libs.load()

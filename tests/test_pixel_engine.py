@@ -22,7 +22,7 @@ from vlm import CHATML, NEXT, PROFILE, QUESTION, Vlms, greedy, last_prompt, rete
 
 from halfv_edge import gguf_edit, gguf_meta, native_log
 from halfv_edge.engine import Chat, Model, resolve_profile
-from halfv_edge.errors import HalfvError
+from halfv_edge.errors import HalfVError
 from halfv_edge.images import load as load_image
 from halfv_edge.profile import Model as ProfileModel
 from halfv_edge.profile import Profile
@@ -195,7 +195,7 @@ def test_which_tau(vlms: Vlms, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found("qwen2.5-vl-7b", None, "off") is None and found("qwen2.5-vl-7b", None, 3) == 3
     assert found("off", None, 1) == 1 and not resolve_profile(about, "off", None, 1).profile.prunes(6)
     assert resolve_profile(about, "off", None, "off").profile is None
-    with pytest.raises(HalfvError, match=r"halfv\.pixel\.tau = 256 is not valid: it must be between 0 and 255"):
+    with pytest.raises(HalfVError, match=r"halfv\.pixel\.tau = 256 is not valid: it must be between 0 and 255"):
         found(None, None, 256)
     monkeypatch.setenv("HALFV", "off")
     assert resolve_profile(about, None, None, 1).profile is None

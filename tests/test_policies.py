@@ -19,7 +19,7 @@ from reference.policies_torch import PolicyReference
 from tiny_models import ARCHS, make_tiny
 
 from halfv_edge import policies
-from halfv_edge.errors import HalfvError
+from halfv_edge.errors import HalfVError
 from halfv_edge.policies import Given, Policy
 from halfv_edge.profile import Profile
 
@@ -248,5 +248,5 @@ def test_matched_flops(name: str) -> None:
     ],
 )
 def test_mistaken_names(name: str, said: str) -> None:
-    with pytest.raises(HalfvError, match=said):
+    with pytest.raises(HalfVError, match=said):
         policies.parse(name, Given(28, OWN))

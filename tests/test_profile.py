@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from tiny_models import make_tiny
 
 from halfv_edge import gguf_edit, gguf_meta, presets, profile
-from halfv_edge.errors import HalfvError
+from halfv_edge.errors import HalfVError
 from halfv_edge.profile import KEYS, Calibration, Model, Profile
 
 TABLE = json.loads((Path(__file__).parent / "profile_cases.json").read_text())
@@ -90,7 +90,7 @@ def test_gguf(case: dict[str, Any], plain: Path, tmp_path: Path) -> None:
         with Client(path, on_model=ask):
             assert seen == [expected]
     else:
-        with pytest.raises(HalfvError) as error:
+        with pytest.raises(HalfVError) as error:
             profile.read_gguf(Model.read(path))
         assert said(error) == f"{path}: {case['says']}"
         with pytest.raises(RuntimeError, match="cannot make a context"):
@@ -107,7 +107,7 @@ def test_json(case: dict[str, Any]) -> None:
             json.dumps(nested({"min_visual_tokens": 64} | values_of(case))), parse_float=as_f32
         )
     else:
-        with pytest.raises(HalfvError) as error:
+        with pytest.raises(HalfVError) as error:
             Profile.from_json(value).validate(N_LAYER)
         assert said(error) == case["says"]
 
@@ -121,7 +121,7 @@ def complaints(given_: Profile, n_layer: int) -> tuple[str, str]:
     try:
         given_.validate(n_layer)
         ours = ""
-    except HalfvError as error:
+    except HalfVError as error:
         ours = f"halfv: {error}"
     rc = halfv_cpp.halfv_profile_validate(byref(given_.to_c()), n_layer)
     theirs = halfv_cpp.halfv_last_error().decode() if rc else ""
@@ -252,7 +252,7 @@ BAD_JSON = {
 def test_json_types(text: str, tmp_path: Path) -> None:
     path = tmp_path / "bad.json"
     path.write_text(text)
-    with pytest.raises(HalfvError) as error:
+    with pytest.raises(HalfVError) as error:
         profile.read_json(path)
     assert said(error).startswith(str(path))
     assert BAD_JSON[text] in said(error)
@@ -273,7 +273,7 @@ BAD_CALIBRATION = {
 @pytest.mark.parametrize("name", BAD_CALIBRATION)
 def test_json_calibration(name: str) -> None:
     value, sentence = BAD_CALIBRATION[name]
-    with pytest.raises(HalfvError) as error:
+    with pytest.raises(HalfVError) as error:
         Profile.from_json(GOOD.to_json() | {"calibration": {name: value}}).validate(N_LAYER)
     assert said(error).startswith(sentence)
 
@@ -283,10 +283,10 @@ def test_json_files(tmp_path: Path) -> None:
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD.to_json()).encode())
     assert profile.read_json(path) == GOOD
     path.write_bytes(b"\xff\xfe{")
-    with pytest.raises(HalfvError, match="it is not UTF-8 text"):
+    with pytest.raises(HalfVError, match="it is not UTF-8 text"):
         profile.read_json(path)
     path.write_bytes(b" " * (profile.MAX_SIDECAR_BYTES + 1))
-    with pytest.raises(HalfvError, match="is too long for a profile"):
+    with pytest.raises(HalfVError, match="is too long for a profile"):
         profile.read_json(path)
 
 
@@ -365,10 +365,10 @@ def test_a_wrong_profile_does_not_give_way_to_the_next(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(gguf([*MODEL, *PROFILE], TENSORS))
     sidecar = profile.write_sidecar(dataclasses.replace(GOOD, ssr_layer=7), path)
-    with pytest.raises(HalfvError) as error:
+    with pytest.raises(HalfVError) as error:
         profile.resolve(path)
     assert said(error).startswith(f"{sidecar}: halfv.ssr.layer = 7 is not valid: it must be above ")
-    with pytest.raises(HalfvError, match=r"^halfv\.ivr\.layer = 6 is not valid"):
+    with pytest.raises(HalfVError, match=r"^halfv\.ivr\.layer = 6 is not valid"):
         profile.resolve(path, dataclasses.replace(GOOD, ivr_layer=6))
 
 
@@ -394,7 +394,7 @@ NOT_LANGUAGE_MODELS = {
 def test_not_a_language_model(sentence: str, tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(gguf(NOT_LANGUAGE_MODELS[sentence], TENSORS))
-    with pytest.raises(HalfvError) as error:
+    with pytest.raises(HalfVError) as error:
         Model.read(path)
     assert said(error).startswith(f"{path} {sentence}")
 
@@ -456,7 +456,7 @@ def test_scaling(preset: presets.Preset, n_layer: int) -> None:
 def test_scaling_rounds_half_up() -> None:
     assert presets.scale(presets.QWEN, 28, 30).ssr_layer == 23  # 22.5
     assert presets.scale(presets.QWEN, 28, 6) == dataclasses.replace(presets.QWEN, ivr_layer=1, ssr_layer=5)  # 0.4, 4.5
-    with pytest.raises(HalfvError, match="A model of 1 layers cannot be pruned"):
+    with pytest.raises(HalfVError, match="A model of 1 layers cannot be pruned"):
         presets.scale(presets.QWEN, 28, 1)
 
 
@@ -493,9 +493,9 @@ def test_match_scales_to_a_depth_that_no_size_has() -> None:
 
 
 def test_unknown_preset() -> None:
-    with pytest.raises(HalfvError, match=r"There is no preset 'qwen2.5-vl-8b': did you mean qwen2\.5-vl-"):
+    with pytest.raises(HalfVError, match=r"There is no preset 'qwen2.5-vl-8b': did you mean qwen2\.5-vl-"):
         presets.get("qwen2.5-vl-8b")
-    with pytest.raises(HalfvError, match=r"There is no preset 'gpt': those are llava-1\.5-7b, "):
+    with pytest.raises(HalfVError, match=r"There is no preset 'gpt': those are llava-1\.5-7b, "):
         presets.get("gpt")
 
 

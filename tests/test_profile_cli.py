@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from tiny_models import make_tiny
 
 from halfv_edge import cli, gguf_edit, gguf_meta, presets, profile
-from halfv_edge.errors import HalfvError
+from halfv_edge.errors import HalfVError
 from halfv_edge.profile import Calibration, Model, Profile
 
 GOOD = Profile(2, 0.5, 0.2, 4, 0.1, "dropped")
@@ -487,7 +487,7 @@ def test_disk_full_while_writing(target: str, tmp_path: Path) -> None:
     assert names(tmp_path) == ["model.gguf"]
 
 
-@pytest.mark.parametrize("what", [KeyboardInterrupt(), OSError(errno.EIO, "Input/output error"), HalfvError("no")])
+@pytest.mark.parametrize("what", [KeyboardInterrupt(), OSError(errno.EIO, "Input/output error"), HalfVError("no")])
 def test_interrupted(what: BaseException, model: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     before = model.read_bytes()
 

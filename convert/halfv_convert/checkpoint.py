@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from halfv_edge.errors import HalfvError
+from halfv_edge.errors import HalfVError
 
 # architecture in config.json: what people call it
 ARCHITECTURES = {
@@ -53,18 +53,18 @@ class Checkpoint:
 def read(folder: Path) -> Checkpoint:
     """A checkpoint that is complete, as far as its files' headers tell."""
     if not folder.exists():
-        raise HalfvError(f"{folder} does not exist: name the folder of a Hugging Face checkpoint.")
+        raise HalfVError(f"{folder} does not exist: name the folder of a Hugging Face checkpoint.")
     if not folder.is_dir():
         hint = "for a GGUF there is `halfv profile add`" if folder.suffix == ".gguf" else "name its folder"
-        raise HalfvError(f"{folder} is a file and not the folder of a Hugging Face checkpoint: {hint}.")
+        raise HalfVError(f"{folder} is a file and not the folder of a Hugging Face checkpoint: {hint}.")
     config = _read_json(folder, "config.json", "it is not a Hugging Face checkpoint, or the download is not complete")
     names = config.get("architectures")
     architecture = names[0] if isinstance(names, list) and names else None
     if architecture not in ARCHITECTURES:
         hint = HINTS.get(str(architecture), f"those are {', '.join(dict.fromkeys(ARCHITECTURES.values()))}")
-        raise HalfvError(f"{folder} holds {architecture!r}, which is not a model that halfv converts: {hint}.")
+        raise HalfVError(f"{folder} holds {architecture!r}, which is not a model that halfv converts: {hint}.")
     if not any((folder / name).is_file() for name in TOKENIZERS):
-        raise HalfvError(f"{folder} has no tokenizer (none of {', '.join(TOKENIZERS)}): download its files too.")
+        raise HalfVError(f"{folder} has no tokenizer (none of {', '.join(TOKENIZERS)}): download its files too.")
     _check_processor(folder)
     return Checkpoint(folder, folder.resolve().name, architecture, _count_weights(folder))
 
@@ -74,13 +74,13 @@ def _read_json(folder: Path, name: str, missing: str) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise HalfvError(f"{folder} has no {name}: {missing}.") from None
+        raise HalfVError(f"{folder} has no {name}: {missing}.") from None
     except OSError as error:
-        raise HalfvError(f"{path} cannot be read: {error.strerror}.") from error
+        raise HalfVError(f"{path} cannot be read: {error.strerror}.") from error
     except ValueError as error:
-        raise HalfvError(f"{path} is not valid JSON: {error}.") from error
+        raise HalfVError(f"{path} is not valid JSON: {error}.") from error
     if not isinstance(value, dict):
-        raise HalfvError(f"{path} is not a JSON object.")
+        raise HalfVError(f"{path} is not a JSON object.")
     return value
 
 
@@ -92,11 +92,11 @@ def _check_processor(folder: Path) -> None:
         nested = config.get("image_processor")
         values |= config | (nested if isinstance(nested, dict) else {})
     if not found:
-        raise HalfvError(f"{folder} has no {' or '.join(PROCESSORS)}: download it, pictures cannot be read without it.")
+        raise HalfVError(f"{folder} has no {' or '.join(PROCESSORS)}: download it, pictures cannot be read without it.")
     for key in ("image_mean", "image_std"):
         value = values.get(key)
         if not isinstance(value, list) or len(value) != 3:
-            raise HalfvError(f"{folder / found[-1]} has {key} = {value!r}: three numbers are needed.")
+            raise HalfVError(f"{folder / found[-1]} has {key} = {value!r}: three numbers are needed.")
 
 
 # --- weights ---
@@ -107,16 +107,16 @@ def _count_weights(folder: Path) -> int:
     if (folder / index).is_file():
         placed = _read_json(folder, index, "").get("weight_map")
         if not isinstance(placed, dict) or not placed:
-            raise HalfvError(f"{folder / index} has no weight_map: download it again.")
+            raise HalfVError(f"{folder / index} has no weight_map: download it again.")
         shards = sorted(set(placed.values()))
         for shard in shards:
             if not (folder / shard).is_file():
                 there = sum((folder / name).is_file() for name in shards)
-                raise HalfvError(f"{folder} has {there} of {len(shards)} shards: {shard} is missing, download it.")
+                raise HalfVError(f"{folder} has {there} of {len(shards)} shards: {shard} is missing, download it.")
         shapes = {shard: _read_shapes(folder / shard) for shard in shards}
         for name, shard in placed.items():
             if name not in shapes[shard]:
-                raise HalfvError(f"{folder / shard} has no tensor {name}, which {index} places there: download both.")
+                raise HalfVError(f"{folder / shard} has no tensor {name}, which {index} places there: download both.")
         return sum(math.prod(shapes[shard][name]) for name, shard in placed.items())
 
     files = sorted(folder.glob("model*.safetensors"))
@@ -125,7 +125,7 @@ def _count_weights(folder: Path) -> int:
     files = sorted(folder.glob("pytorch_model*.bin"))
     if files:
         return sum(path.stat().st_size for path in files) // 2
-    raise HalfvError(f"{folder} has no weights (model*.safetensors): download them, or check the path.")
+    raise HalfVError(f"{folder} has no weights (model*.safetensors): download them, or check the path.")
 
 
 def _read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -134,16 +134,16 @@ def _read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     with path.open("rb") as file:
         start = file.read(8)
         if start == b"version ":
-            raise HalfvError(f"{path} is a Git LFS pointer and not the weights: run `git lfs pull` in its folder.")
+            raise HalfVError(f"{path} is a Git LFS pointer and not the weights: run `git lfs pull` in its folder.")
         (length,) = struct.unpack("<Q", start) if len(start) == 8 else (0,)
         if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
-            raise HalfvError(f"{path} is not a safetensors file, or damaged: its header cannot be {length} bytes long.")
+            raise HalfVError(f"{path} is not a safetensors file, or damaged: its header cannot be {length} bytes long.")
         try:
             header = json.loads(file.read(length))
             header.pop("__metadata__", None)
             return {name: _checked(path, name, entry, size - 8 - length) for name, entry in header.items()}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise HalfvError(f"{path} is damaged: its header cannot be read ({error}). Download it again.") from error
+            raise HalfVError(f"{path} is damaged: its header cannot be read ({error}). Download it again.") from error
 
 
 def _checked(path: Path, name: str, entry: dict[str, Any], n_bytes: int) -> tuple[int, ...]:
@@ -153,7 +153,7 @@ def _checked(path: Path, name: str, entry: dict[str, Any], n_bytes: int) -> tupl
         raise ValueError(f"the shape or place of {name}")
     bits = DTYPE_BITS.get(entry["dtype"])
     if bits and (end - start) * 8 != math.prod(shape) * bits:
-        raise HalfvError(f"{path} is damaged: {end - start} bytes for {name} of {list(shape)}. Download it again.")
+        raise HalfVError(f"{path} is damaged: {end - start} bytes for {name} of {list(shape)}. Download it again.")
     if end > n_bytes:
-        raise HalfvError(f"{path} is cut short: {name} ends at byte {end} of {n_bytes}. Download it again.")
+        raise HalfVError(f"{path} is cut short: {name} ends at byte {end} of {n_bytes}. Download it again.")
     return shape

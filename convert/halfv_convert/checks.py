@@ -7,7 +7,7 @@ from typing import Any
 
 from halfv_convert import llama_log
 from halfv_edge import libs
-from halfv_edge.errors import HalfvError
+from halfv_edge.errors import HalfVError
 
 
 def vision_shapes(model: Any, names: dict[str, str]) -> None:
@@ -16,7 +16,7 @@ def vision_shapes(model: Any, names: dict[str, str]) -> None:
     shapes = {name: tuple(info.shape) for name, info in model.gguf_writer.tensors[0].items()}
 
     def refuse(name: str, shape: Any, wanted: str) -> None:
-        raise HalfvError(f"The tensor {names.get(name, name)} has the shape {list(shape)}: {wanted}.")
+        raise HalfVError(f"The tensor {names.get(name, name)} has the shape {list(shape)}: {wanted}.")
 
     def expect(name: str, *wanted: int | None) -> None:
         shape = shapes.get(name, wanted)
@@ -35,7 +35,7 @@ def vision_shapes(model: Any, names: dict[str, str]) -> None:
         for block in range(n_blocks):
             name = f"v.blk.{block}.{kind}"
             if block not in by_block:
-                raise HalfvError(f"Layer {block} of the vision encoder lacks a tensor that the others have: {kind}.")
+                raise HalfVError(f"Layer {block} of the vision encoder lacks a tensor that the others have: {kind}.")
             if by_block[block] != common:
                 refuse(name, by_block[block], f"in the other layers it is {list(common)}")
             if kind in ("attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_out.weight"):
@@ -76,12 +76,12 @@ def loads(path: str, names: dict[str, str]) -> None:
         expected, got = (list(reversed([int(n) for n in re.findall(r"\d+", text)])) for text in match.groups()[1:])
         while len(got) > len(expected) and got[0] == 1:  # llama.cpp fills up to four
             got.pop(0)
-        raise HalfvError(f"The tensor {names.get(match[1], match[1])} has the shape {got}: expected {expected}.")
+        raise HalfVError(f"The tensor {names.get(match[1], match[1])} has the shape {got}: expected {expected}.")
     if match := re.search(r"tensor '([^']+)' not found|missing tensor '([^']+)'", why):
-        raise HalfvError(
+        raise HalfVError(
             f"The checkpoint lacks a tensor: the language model needs what llama.cpp calls {match[1] or match[2]}."
         )
-    raise HalfvError(f"llama.cpp cannot load what was converted: {why}.")
+    raise HalfVError(f"llama.cpp cannot load what was converted: {why}.")
 
 
 def vision_loads(path: str) -> None:
@@ -95,5 +95,5 @@ def vision_loads(path: str) -> None:
     context = mtmd_cpp.mtmd_init_from_file(path.encode(), None, params)
     if not context:
         why = llama_log.first_error(lines)
-        raise HalfvError(f"llama.cpp cannot load the vision encoder that was converted: {why}.")
+        raise HalfVError(f"llama.cpp cannot load the vision encoder that was converted: {why}.")
     mtmd_cpp.mtmd_free(context)

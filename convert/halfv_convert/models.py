@@ -15,7 +15,7 @@ from conversion.internvl import InternVisionModel
 from conversion.qwenvl import Qwen2VLVisionModel
 from torch import Tensor
 
-from halfv_edge.errors import HalfvError
+from halfv_edge.errors import HalfVError
 
 Item = tuple[str, Callable[[], Tensor]]
 
@@ -34,7 +34,7 @@ def text_class(config: dict[str, Any]) -> type[ModelBase]:
     if architecture not in TEXT_MODEL_MAP:
         kind = config.get("text_config", {}).get("model_type")
         if kind not in LANGUAGE_MODELS:
-            raise HalfvError(
+            raise HalfVError(
                 f"The language model in the checkpoint is a {kind!r}, which llama.cpp's converter does not know there: "
                 f"those are {', '.join(LANGUAGE_MODELS)}."
             )
@@ -47,7 +47,7 @@ def vision_class(config: dict[str, Any]) -> type[ModelBase]:
     kind = config.get("vision_config", {}).get("model_type")
     if architecture.startswith("Llava"):
         if kind != "clip_vision_model":
-            raise HalfvError(f"The vision encoder in the checkpoint is a {kind!r}: for LLaVA it has to be CLIP.")
+            raise HalfVError(f"The vision encoder in the checkpoint is a {kind!r}: for LLaVA it has to be CLIP.")
         return LlavaVision
     if architecture.startswith("InternVL"):
         return InternVision
@@ -67,13 +67,13 @@ class LlavaVision(MmprojModel):
         config, vision = self.global_config, dict(self.global_config["vision_config"])
         layer = config["vision_feature_layer"]
         if not isinstance(layer, int):
-            raise HalfvError(f"vision_feature_layer = {layer} in config.json: only one layer can be converted.")
+            raise HalfVError(f"vision_feature_layer = {layer} in config.json: only one layer can be converted.")
         self.n_blocks = layer if layer >= 0 else vision["num_hidden_layers"] + 1 + layer
         if not 0 < self.n_blocks <= vision["num_hidden_layers"]:
-            raise HalfvError(f"vision_feature_layer = {layer} in config.json is not a layer of the vision encoder.")
+            raise HalfVError(f"vision_feature_layer = {layer} in config.json is not a layer of the vision encoder.")
         for key, wanted in (("vision_feature_select_strategy", "default"), ("projector_hidden_act", "gelu")):
             if config[key] != wanted:
-                raise HalfvError(f"{key} = {config[key]!r} in config.json: llama.cpp knows only {wanted!r}.")
+                raise HalfVError(f"{key} = {config[key]!r} in config.json: llama.cpp knows only {wanted!r}.")
         return vision | {"num_hidden_layers": self.n_blocks}
 
     def set_gguf_parameters(self) -> None:
@@ -84,7 +84,7 @@ class LlavaVision(MmprojModel):
         writer.add_vision_feature_layers([self.n_blocks])
         activation = vision["hidden_act"]
         if activation not in ("quick_gelu", "gelu", "gelu_pytorch_tanh"):
-            raise HalfvError(f"hidden_act = {activation!r} of the vision encoder is not one that llama.cpp knows.")
+            raise HalfVError(f"hidden_act = {activation!r} of the vision encoder is not one that llama.cpp knows.")
         writer.add_vision_use_gelu(activation != "quick_gelu")
         grid = self.global_config.get("image_grid_pinpoints")
         if grid:
@@ -108,7 +108,7 @@ class LlavaVision(MmprojModel):
             _, layer, kind = name.split(".")
             place = {"linear_1": 0, "linear_2": 2}.get(layer)
             if place is None:
-                raise HalfvError(f"The projector has a tensor {name}: llama.cpp knows one of two layers only.")
+                raise HalfVError(f"The projector has a tensor {name}: llama.cpp knows one of two layers only.")
             yield self.format_tensor_name(gguf.MODEL_TENSOR.V_MMPROJ, place, suffix=f".{kind}"), data_torch
         else:
             name = name.replace("vision_tower.", "vision_tower.vision_model.")

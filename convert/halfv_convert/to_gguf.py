@@ -22,7 +22,7 @@ import halfv_edge
 from halfv_convert import checkpoint
 from halfv_convert.checkpoint import Checkpoint
 from halfv_edge import libs
-from halfv_edge.errors import HalfvError
+from halfv_edge.errors import HalfVError
 from halfv_edge.gguf_edit import FULL_DISK
 from halfv_edge.profile import Profile
 
@@ -72,9 +72,9 @@ def convert(
     the talk of the converter. Nothing is left behind when it fails.
     """
     if type not in TYPES:
-        raise HalfvError(f"The type {type!r} is not one of {', '.join(TYPES)}.")
+        raise HalfVError(f"The type {type!r} is not one of {', '.join(TYPES)}.")
     if mmproj_type not in DIRECT:
-        raise HalfvError(f"The type {mmproj_type!r} of the vision encoder is not one of {', '.join(DIRECT)}.")
+        raise HalfVError(f"The type {mmproj_type!r} of the vision encoder is not one of {', '.join(DIRECT)}.")
     found = checkpoint.read(Path(folder))
     name = name or found.name
     stem = re.sub(r"[^\w.+-]+", "-", name)
@@ -114,20 +114,20 @@ def convert(
 
 def check_targets(output: Path, mmproj: Path) -> None:
     if output == mmproj:
-        raise HalfvError(f"{output} cannot be both the language model and the vision encoder: give --mmproj a name.")
+        raise HalfVError(f"{output} cannot be both the language model and the vision encoder: give --mmproj a name.")
     for target in (output, mmproj):
         if target.is_dir():
-            raise HalfvError(f"{target} is a folder: name the file in it.")
+            raise HalfVError(f"{target} is a folder: name the file in it.")
         if target.exists():
-            raise HalfvError(f"{target} exists already: delete it, or choose another name.")
+            raise HalfVError(f"{target} exists already: delete it, or choose another name.")
         if not target.parent.is_dir():
-            raise HalfvError(f"{target.parent} is not a folder: make it first.")
+            raise HalfVError(f"{target.parent} is not a folder: make it first.")
 
 
 def check_packages() -> None:
     missing = [package for module, package in NEEDS.items() if not importlib.util.find_spec(module)]
     if missing:
-        raise HalfvError(f"{', '.join(missing)} must be installed to convert: run `pip install halfv-edge[convert]`.")
+        raise HalfVError(f"{', '.join(missing)} must be installed to convert: run `pip install halfv-edge[convert]`.")
     converter_folder()
 
 
@@ -136,7 +136,7 @@ def converter_folder() -> Path:
     for place in (*(Path(folder) / "_upstream" for folder in halfv_edge.__path__), libs.lib_dir().parent / "llama.cpp"):
         if (place / "conversion").is_dir() and (place / "gguf-py" / "gguf").is_dir():
             return place
-    raise HalfvError("llama.cpp's converter is not in this installation: install it again with `pip install .`.")
+    raise HalfVError("llama.cpp's converter is not in this installation: install it again with `pip install .`.")
 
 
 def check_space(target: Path, n_bytes: int) -> None:
@@ -145,9 +145,9 @@ def check_space(target: Path, n_bytes: int) -> None:
         raise no_room(target.parent, n_bytes)
 
 
-def no_room(folder: Path, n_bytes: int | None = None) -> HalfvError:
+def no_room(folder: Path, n_bytes: int | None = None) -> HalfVError:
     needs = f"about {n_bytes / 1e9:.1f} GB are needed" if n_bytes else "the disk became full"
-    return HalfvError(f"There is not enough room in {folder}: {needs}, free some or choose another folder with -o.")
+    return HalfVError(f"There is not enough room in {folder}: {needs}, free some or choose another folder with -o.")
 
 
 # --- the worker ---
@@ -179,7 +179,7 @@ def run_worker(
             for line in child.stdout:
                 event = json.loads(line)
                 if "error" in event:
-                    raise HalfvError(
+                    raise HalfVError(
                         event["error"] + (" --verbose keeps the log." if event.get("unforeseen") and not log else "")
                     )
                 if event.get("full_disk"):
@@ -191,7 +191,7 @@ def run_worker(
         finally:
             child.kill()  # when we leave early; nothing happens to one that has ended
     if code:
-        raise HalfvError(
+        raise HalfVError(
             f"The conversion of {found.folder} was ended by the system (code {code}): most often memory ran out."
         )
     return chosen
@@ -230,7 +230,7 @@ def temporary_folder(output: Path) -> Iterator[Path]:
     try:
         scratch = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
     except OSError as error:
-        raise HalfvError(f"{output.parent} cannot be written to ({error.strerror}): choose another folder.") from error
+        raise HalfVError(f"{output.parent} cannot be written to ({error.strerror}): choose another folder.") from error
     try:
         yield scratch
     finally:
@@ -251,7 +251,7 @@ def publish(files: tuple[tuple[Path, Path], ...]) -> None:
             target.unlink(missing_ok=True)
         if error.errno in FULL_DISK:
             raise no_room(files[0][1].parent) from error
-        raise HalfvError(f"{error.filename or files[0][1]} cannot be written: {error.strerror or error}.") from error
+        raise HalfVError(f"{error.filename or files[0][1]} cannot be written: {error.strerror or error}.") from error
 
 
 def sync(path: Path) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 from halfv_convert import llama_log
 from halfv_edge import libs
-from halfv_edge.errors import HalfvError
+from halfv_edge.errors import HalfVError
 from halfv_edge.gguf_edit import FULL_DISK
 
 Report = Callable[..., None]
@@ -36,7 +36,7 @@ def main() -> None:
 
     try:
         run(job, report)
-    except HalfvError as error:
+    except HalfVError as error:
         report(error=str(error))
         sys.exit(1)
     except Exception as error:
@@ -182,5 +182,5 @@ def quantize(job: dict[str, Any], report: Report) -> None:
         why = llama_log.first_error(lines)
         if "iostream error" in why:
             raise OSError(errno.ENOSPC, why)
-        raise HalfvError(f"llama.cpp cannot quantise this model to {type_}: {why}.")
+        raise HalfVError(f"llama.cpp cannot quantise this model to {type_}: {why}.")
     os.unlink(job["text"])

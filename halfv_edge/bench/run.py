@@ -12,7 +12,7 @@ from typing import Any
 
 from halfv_edge import encoder_meta, gguf_meta
 from halfv_edge.bench.workers import Answer, Worker
-from halfv_edge.errors import HalfvError, RunError
+from halfv_edge.errors import HalfVError, RunError
 from halfv_edge.policies import CHOICES, STOCK, Policy
 
 N_PREFIX, N_QUESTION = 8, 40  # text tokens before and after the picture
@@ -243,7 +243,7 @@ def pruned(one: Contender, answers: list[Answer]) -> Answer | None:
         raise RunError(f"The run {one.name} was to be pruned, but these libraries or this kind of context cannot.")
     if stats["n_deep"] >= last["n_patches"]:
         why = "every token was kept" if stats["outcome"] == "pruned" else stats["reason"]
-        raise HalfvError(f"The run {one.name} was to be pruned and was not: {why}, of {stats['n_visual']} tokens.")
+        raise HalfVError(f"The run {one.name} was to be pruned and was not: {why}, of {stats['n_visual']} tokens.")
     return stats
 
 

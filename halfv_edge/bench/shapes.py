@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from halfv_edge.errors import HalfvError
+from halfv_edge.errors import HalfVError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,5 +132,5 @@ def _writers() -> SimpleNamespace:
         from halfv_edge.bench.random_mmproj import write_mmproj
         from halfv_edge.bench.random_models import write_model
     except ModuleNotFoundError as error:
-        raise HalfvError(f"Models of random weights need {error.name}: run pip install 'halfv-edge[bench]'.") from error
+        raise HalfVError(f"Models of random weights need {error.name}: run pip install 'halfv-edge[bench]'.") from error
     return SimpleNamespace(write_model=write_model, write_mmproj=write_mmproj)

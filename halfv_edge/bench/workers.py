@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from halfv_edge.errors import HalfvError, RunError
+from halfv_edge.errors import HalfVError, RunError
 
 Answer = dict[str, Any]
 
@@ -20,7 +20,7 @@ class Worker(contextlib.AbstractContextManager):
 
     def __init__(self, lib_dir: Path, options: dict[str, Any]):
         if not any(lib_dir.glob("*llama.*")):
-            raise HalfvError(f"{lib_dir} holds no llama library: give the folder of one with --stock-lib.")
+            raise HalfVError(f"{lib_dir} holds no llama library: give the folder of one with --stock-lib.")
         self.lib_dir = lib_dir
         places = {"LLAMA_CPP_LIB_PATH": str(lib_dir), "MTMD_CPP_LIB": str(lib_dir)}
         command = [sys.executable, "-m", "halfv_edge.bench.worker", json.dumps(options)]

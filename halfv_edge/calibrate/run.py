@@ -15,7 +15,7 @@ from halfv_edge.calibrate.picking import Curves, Pick
 from halfv_edge.calibrate.samples import LEAST, Sample, too_few
 from halfv_edge.calibrate.search import Check, Found, Search
 from halfv_edge.calibrate.taps import Answer, Observation, Probe, n_tokens
-from halfv_edge.errors import HalfvError
+from halfv_edge.errors import HalfVError
 from halfv_edge.profile import Calibration, Profile
 from halfv_edge.work_file import WorkFile
 
@@ -114,12 +114,12 @@ class Calibrator:
 
     def _first_items(self) -> tuple[list[Any], float]:
         """Of the first sample that can be encoded, and the seconds that took."""
-        failed: HalfvError | None = None
+        failed: HalfVError | None = None
         for sample in self.samples:
             start = time.perf_counter()
             try:
                 return self._items(sample), time.perf_counter() - start
-            except HalfvError as error:
+            except HalfVError as error:
                 failed = error
         raise failed or too_few("There are no samples")
 
@@ -185,7 +185,7 @@ class Calibrator:
             if key not in self.work.results:
                 try:
                     observation = self._observe(at)
-                except HalfvError as error:
+                except HalfVError as error:
                     self._skip(f"sample {at + 1} ({sample.name}): {str(error).rstrip('.')}")
                 else:
                     self.work.add(key, dataclasses.asdict(observation))
@@ -196,7 +196,7 @@ class Calibrator:
             why = f"; the last: {self.skipped[-1]}" if self.skipped else ""
             raise too_few(f"{len(seen)} of {len(self.samples)} samples could be used{why}")
         if all(one.layer_kl is None for one in seen.values()):
-            raise HalfvError("None of the samples on which layers were to be frozen could be used: give others.")
+            raise HalfVError("None of the samples on which layers were to be frozen could be used: give others.")
         return seen
 
     def _skip(self, why: str) -> None:
@@ -225,7 +225,7 @@ class Calibrator:
         if key not in self.work.results:
             divergence, agree = self.probe.divergence(self._answers[at], profile)
             if not np.isfinite(divergence):
-                raise HalfvError(f"Sample {at + 1} ({self.samples[at].name}) gives NaN with {profile.to_json()}.")
+                raise HalfVError(f"Sample {at + 1} ({self.samples[at].name}) gives NaN with {profile.to_json()}.")
             self.work.add(key, [divergence, agree])
         self.progress(CHECK_SHARE)
         return tuple(self.work.results[key])

@@ -13,7 +13,7 @@ from typing import Any
 
 from halfv_edge import gguf_meta, images
 from halfv_edge.calibrate import pictures
-from halfv_edge.errors import HalfvError
+from halfv_edge.errors import HalfVError
 from halfv_edge.images import Picture
 
 LEAST = 4  # samples; fewer say nothing
@@ -51,7 +51,7 @@ def gather(given: Path | None, count: int, seed: int, skip: Callable[[str], None
         made = pictures.generate(min(count, MOST_GENERATED), seed)
         return [Sample(name, question, Picture(name, image)).keyed() for name, image, question in made], GENERATED
     if not given.exists():
-        raise HalfvError(f"{given} does not exist: give a folder of pictures, or a JSONL file.")
+        raise HalfVError(f"{given} does not exist: give a folder of pictures, or a JSONL file.")
     listed = _folder(given) if given.is_dir() else list(_lines(given))
     random.Random(seed).shuffle(listed)
     usable: list[Sample] = []
@@ -61,7 +61,7 @@ def gather(given: Path | None, count: int, seed: int, skip: Callable[[str], None
             break
         try:
             usable.append(sample.keyed())
-        except HalfvError as error:
+        except HalfVError as error:
             n_bad += 1
             skip(str(error))
     if len(usable) < LEAST:
@@ -70,8 +70,8 @@ def gather(given: Path | None, count: int, seed: int, skip: Callable[[str], None
     return usable, given.name
 
 
-def too_few(what: str) -> HalfvError:
-    return HalfvError(f"{what}: calibration needs at least {LEAST}, and about 100 for a result to rely on.")
+def too_few(what: str) -> HalfVError:
+    return HalfVError(f"{what}: calibration needs at least {LEAST}, and about 100 for a result to rely on.")
 
 
 def _folder(folder: Path) -> list[Sample]:
@@ -81,18 +81,18 @@ def _folder(folder: Path) -> list[Sample]:
 
 def _lines(path: Path) -> Iterator[Sample]:
     if path.suffix.lower() in SUFFIXES:
-        raise HalfvError(f"{path} is one picture: give the folder it is in, or a JSONL file of pictures and questions.")
+        raise HalfVError(f"{path} is one picture: give the folder it is in, or a JSONL file of pictures and questions.")
     with gguf_meta.reading(path) as file:
         raw = file.read(MAX_LIST_BYTES + 1)
     if len(raw) > MAX_LIST_BYTES:
-        raise HalfvError(f"{path} is longer than {MAX_LIST_BYTES >> 20} MB: give fewer samples.")
+        raise HalfVError(f"{path} is longer than {MAX_LIST_BYTES >> 20} MB: give fewer samples.")
     for number, line in enumerate(raw.splitlines(), 1):
         if not line.strip():
             continue
         try:
             yield _sample(json.loads(line.decode("utf-8-sig")), path, number)
         except (ValueError, RecursionError) as error:
-            raise HalfvError(
+            raise HalfVError(
                 f'{path}, line {number} is not JSON: it must be like {{"image": "a.png", "question": "..."}}.'
             ) from error
 
@@ -100,7 +100,7 @@ def _lines(path: Path) -> Iterator[Sample]:
 def _sample(value: Any, path: Path, number: int) -> Sample:
     image, question = (value.get(key) if isinstance(value, dict) else None for key in ("image", "question"))
     if not isinstance(image, str) or not (question is None or isinstance(question, str)):
-        raise HalfvError(
+        raise HalfVError(
             f"{path}, line {number} is {gguf_meta.quote(value)}: it must be like "
             '{"image": "a.png", "question": "..."}.'
         )

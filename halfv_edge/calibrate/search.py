@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from halfv_edge.errors import HalfvError
+from halfv_edge.errors import HalfVError
 from halfv_edge.profile import DROPPED, FROZEN, Profile
 
 ANCHORS = 0.1
@@ -99,7 +99,7 @@ class Search:
         checks = self._checks(found, wanted, target)
         if not checks:
             closest = max(self._fastest(found, wanted), key=self.speedup)
-            raise HalfvError(
+            raise HalfVError(
                 f"This model cannot become {target:g} times faster without keeping less than {LEAST_KEEP:.0%} of a "
                 f"picture: the closest is {math.floor(100 * self.speedup(closest)) / 100:g}; ask for that with "
                 "--target-speedup."
@@ -129,7 +129,7 @@ class Search:
             try:
                 first = self._at(start, found)
                 break
-            except HalfvError:
+            except HalfVError:
                 start -= 0.5
                 if start <= 1:
                     raise
@@ -147,7 +147,7 @@ class Search:
             else:
                 high = middle
         if best is None:
-            raise HalfvError(
+            raise HalfVError(
                 f"No profile stays within a divergence of {limit:g}: the closest has {_rounded_up(least.divergence)} "
                 f"and is {least.speedup:.2f} times faster; ask for that with --max-divergence."
             )

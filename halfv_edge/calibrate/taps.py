@@ -13,7 +13,7 @@ from halfv_edge import libs, native_log
 from halfv_edge.calibrate import entropy
 from halfv_edge.encoder import Chunk
 from halfv_edge.engine import Model
-from halfv_edge.errors import HalfvError, RunError
+from halfv_edge.errors import HalfVError, RunError
 from halfv_edge.images import Picture
 from halfv_edge.kv import SEQ, Context, Item, n_cells
 from halfv_edge.profile import Profile
@@ -28,7 +28,7 @@ ROOM = 64  # tokens of an answer, and more than enough
 RATE_TOKENS = 96  # of text, to see how fast this machine is
 
 
-class NotANumberError(HalfvError):
+class NotANumberError(HalfVError):
     """The model gives NaN or infinity on this sample."""
 
 
@@ -95,13 +95,13 @@ class Probe:
         model = self.model
         before, mark, after = model.template.render([{"role": "user", "content": MARK + question}]).partition(MARK)
         if not mark:
-            raise HalfvError("The model's chat template drops the picture, so nothing can be calibrated.")
+            raise HalfVError("The model's chat template drops the picture, so nothing can be calibrated.")
         encoded = model.encoder.tokens(picture)
         model.encoder.encode(encoded)
         bos = [llama_cpp.llama_vocab_bos(model.vocab)] if llama_cpp.llama_vocab_get_add_bos(model.vocab) else []
         items = [*bos, *(model.tokenize(before) if before else []), *encoded.items, *model.tokenize(after)]
         if isinstance(items[-1], Chunk):
-            raise HalfvError("The chat template ends with the picture, so there is nothing to answer to.")
+            raise HalfVError("The chat template ends with the picture, so there is nothing to answer to.")
         return items
 
     def observe(self, items: Sequence[Item], freeze: bool) -> Observation:
@@ -109,7 +109,7 @@ class Probe:
         watch = _Watch(self.n_layer)
         context = self.context()
         if n_cells(items) + ROOM > context.n_ctx:
-            raise HalfvError(
+            raise HalfVError(
                 f"it has {n_cells(items)} tokens, too many for a context of {context.n_ctx}: give more --ctx"
             )
         halfv_cpp.check(halfv_h.halfv_hold(context.pointer, True))
@@ -207,7 +207,7 @@ class _Watch:
 
     def __init__(self, n_layer: int):
         self.n_layer = n_layer
-        self.error: HalfvError | None = None
+        self.error: HalfVError | None = None
         self.curves: dict[str, list[float]] = {"visual": [], "text": [], "all": [], "attention": []}
         self.frozen: list[np.ndarray] = []  # log-probabilities, float32
         self.layer_kl: list[float] = []

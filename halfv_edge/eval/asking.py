@@ -17,7 +17,7 @@ from halfv_edge.calibrate import entropy
 from halfv_edge.conversation import Chat
 from halfv_edge.encoder import Chunk, Encoder
 from halfv_edge.engine import Model
-from halfv_edge.errors import HalfvError, RunError
+from halfv_edge.errors import HalfVError, RunError
 from halfv_edge.images import Picture
 from halfv_edge.kv import Context, Item, n_cells
 from halfv_edge.policies import CHOICES, Policy
@@ -106,7 +106,7 @@ class Asker:
     def _check_limit(policy: Policy, encoder: Encoder) -> None:
         n_tokens = n_cells(encoder.tokens(Picture("A large picture", Image.new("RGB", BIG))).chunks)
         if n_tokens > policy.max_tokens:
-            raise HalfvError(
+            raise HalfVError(
                 f"The policy {policy.name} has no effect: {encoder.path.name} gives {n_tokens} tokens whatever the "
                 "size of a picture, so nothing is saved by a smaller one."
             )
@@ -156,7 +156,7 @@ class Asker:
         model, encoder = self.model, self.encoder(policy)
         before, mark, after = model.template.render([{"role": "user", "content": MARK + question}]).partition(MARK)
         if not mark:
-            raise HalfvError("The model's chat template drops the picture, so nothing can be asked about it.")
+            raise HalfVError("The model's chat template drops the picture, so nothing can be asked about it.")
         encoded = encoder.tokens(picture)
         seconds = encoder.encode(encoded)
         key = encoded.digest, policy.max_tokens, policy.weights  # a digest knows of tau
@@ -166,7 +166,7 @@ class Asker:
         head = [*bos, *(model.tokenize(before) if before else []), *encoded.items]
         tail = model.tokenize(after)
         if not tail:
-            raise HalfvError("The chat template ends with the picture, so there is nothing to answer to.")
+            raise HalfVError("The chat template ends with the picture, so there is nothing to answer to.")
         return head, tail, self._encode_s[key]
 
     def ask(self, policy: Policy, picture: Picture, question: str, teacher: Given | None = None) -> Given:

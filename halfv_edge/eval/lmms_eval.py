@@ -10,7 +10,7 @@ from lmms_eval.models.registry_v2 import ModelManifest
 from tqdm import tqdm
 
 from halfv_edge.engine import Model
-from halfv_edge.errors import HalfvError, RunError
+from halfv_edge.errors import HalfVError, RunError
 
 MARK = "<image>"  # what task templates put where the picture goes
 MAX_NEW_TOKENS = 128
@@ -30,7 +30,7 @@ class HalfV(lmms):
     def __init__(self, model: str, **options: Any):
         super().__init__()
         if int(options.get("batch_size") or 1) != 1:
-            raise HalfvError(f"batch_size = {options['batch_size']!r} is not valid: questions are asked one by one.")
+            raise HalfVError(f"batch_size = {options['batch_size']!r} is not valid: questions are asked one by one.")
         given = {name: value for name, value in options.items() if name not in PASSED_ON}
         self.halfv = Model.load(model, **given)
         self.n_pictures = self.n_pruned = 0

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from halfv_edge import gguf_meta
-from halfv_edge.errors import HalfvError
+from halfv_edge.errors import HalfVError
 from halfv_edge.eval.metrics import METRICS
 
 MAX_BYTES = 512 << 20
@@ -34,11 +34,11 @@ def gather(paths: Sequence[Path], metric: str | None, suffix: str, limit: int | 
     """The questions of the files; `metric` in place of theirs, `suffix` behind each, `limit` of them."""
     found = [question for path in paths for question in _read(path, metric, suffix)]
     if not found:
-        raise HalfvError(f"{paths[0]} has no questions: its lines must be like {EXAMPLE}.")
+        raise HalfVError(f"{paths[0]} has no questions: its lines must be like {EXAMPLE}.")
     found = some(found, limit)
     missing = next((question for question in found if not question.image.is_file()), None)
     if missing:
-        raise HalfvError(f"{missing.image} does not exist: it is named for {missing.question[:60]!r}.")
+        raise HalfVError(f"{missing.image} does not exist: it is named for {missing.question[:60]!r}.")
     return found
 
 
@@ -61,19 +61,19 @@ def _read(path: Path, metric: str | None, suffix: str) -> Iterator[Question]:
     with gguf_meta.reading(path) as file:
         raw = file.read(MAX_BYTES + 1)
     if len(raw) > MAX_BYTES:
-        raise HalfvError(f"{path} is longer than {MAX_BYTES >> 20} MB: split it.")
+        raise HalfVError(f"{path} is longer than {MAX_BYTES >> 20} MB: split it.")
     for number, line in enumerate(raw.splitlines(), 1):
         if line.strip():
             try:
                 value = json.loads(line.decode("utf-8-sig"))
             except (ValueError, RecursionError) as error:
-                raise HalfvError(f"{path}, line {number} is not JSON: it must be like {EXAMPLE}.") from error
+                raise HalfVError(f"{path}, line {number} is not JSON: it must be like {EXAMPLE}.") from error
             yield _question(value, path, number, metric, suffix)
 
 
 def _question(value: Any, path: Path, number: int, metric: str | None, suffix: str) -> Question:
-    def wrong(what: str) -> HalfvError:
-        return HalfvError(f"{path}, line {number} {what}: it must be like {EXAMPLE}.")
+    def wrong(what: str) -> HalfVError:
+        return HalfVError(f"{path}, line {number} {what}: it must be like {EXAMPLE}.")
 
     if not isinstance(value, dict):
         raise wrong(f"is {gguf_meta.quote(value)}")
@@ -88,7 +88,7 @@ def _question(value: Any, path: Path, number: int, metric: str | None, suffix: s
     if not isinstance(task, str):
         raise wrong(f"has the task {gguf_meta.quote(task)}")
     if named not in METRICS:
-        raise HalfvError(
+        raise HalfVError(
             f"{path}, line {number} has the metric {gguf_meta.quote(named)}: it must be one of {', '.join(METRICS)}."
         )
     return Question(

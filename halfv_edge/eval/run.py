@@ -11,7 +11,7 @@ from typing import Any
 
 from halfv_edge import images
 from halfv_edge.conversation import Stats
-from halfv_edge.errors import HalfvError, RunError
+from halfv_edge.errors import HalfVError, RunError
 from halfv_edge.eval.asking import Asker, Given
 from halfv_edge.eval.metrics import tidy
 from halfv_edge.eval.questions import Question
@@ -64,7 +64,7 @@ def open_work(path: Path, asker: Asker, follow_up: bool) -> WorkFile:
         with path.open("rb") as file:
             first = file.readline(1 << 16)
         if first.strip() and mark.encode() not in first:
-            raise HalfvError(f"{path} has results of another model or other settings: name another file with --work.")
+            raise HalfVError(f"{path} has results of another model or other settings: name another file with --work.")
     return WorkFile(path, settings)
 
 
