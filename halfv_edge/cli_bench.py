@@ -9,10 +9,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from halfv_edge import cli_model, gguf_edit, libs, models, policies, profile
+from halfv_edge import cli_model, libs, models, policies, profile
 from halfv_edge.bench import machine, shapes
 from halfv_edge.console import Console
 from halfv_edge.errors import HalfVError
+from halfv_edge.gguf import write as gguf_write
 
 if TYPE_CHECKING:
     from halfv_edge.bench.run import Bench, Contender, Subject
@@ -89,7 +90,7 @@ def _bench(args: argparse.Namespace) -> int:
         found = _measure(args, subject, policies.Given(subject.n_layer, own))
         if args.plot:
             image = report.as_png(found)
-            with gguf_edit.writing(args.plot, len(image)) as out:
+            with gguf_write.writing(args.plot, len(image)) as out:
                 out.write(image)
             console.say(f"halfv: wrote {args.plot}.")
         print(json.dumps(found, indent=2) if args.json else report.as_table(found))

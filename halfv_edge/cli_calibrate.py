@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from halfv_edge import cli_model, gguf_edit, profile
+from halfv_edge import cli_model, profile
 from halfv_edge.console import Console
 from halfv_edge.errors import HalfVError
+from halfv_edge.gguf import write as gguf_write
 
 if TYPE_CHECKING:
     from halfv_edge.calibrate.run import Estimate, Goal, Result
@@ -193,10 +194,10 @@ def _settings(args: argparse.Namespace, model: Model) -> dict[str, Any]:
 def _fingerprint(path: Path) -> list[Any]:
     import hashlib
 
-    from halfv_edge import gguf_meta
+    from halfv_edge.gguf import read as gguf_read
 
-    metadata = gguf_meta.read(path)
-    with gguf_meta.reading(path) as file:
+    metadata = gguf_read.read(path)
+    with gguf_read.reading(path) as file:
         file.seek(metadata.data)
         head = file.read(1 << 20)
     return [metadata.text("general.name"), metadata.size - metadata.data, hashlib.blake2b(head).hexdigest()[:32]]
@@ -227,13 +228,13 @@ def _duration(seconds: float) -> str:
 def _write(args: argparse.Namespace, console: Console, path: Path, result: Result) -> None:
     if args.output:
         text = json.dumps(result.profile.to_json(), indent=2) + "\n"
-        with gguf_edit.writing(args.output, len(text)) as out:
+        with gguf_write.writing(args.output, len(text)) as out:
             out.write(text.encode())
         console.say(f"halfv: wrote {args.output}.")
         return
     about = profile.Model.read(path)
     before = profile.find(about).profile
-    gguf_edit.replace_keys(about.metadata, profile.PREFIX, result.profile.to_gguf(), path)
+    gguf_write.replace_keys(about.metadata, profile.PREFIX, result.profile.to_gguf(), path)
     console.say(f"halfv: wrote the profile into {path}.")
     if before and before.pixel_tau is not None and result.profile.pixel_tau is None:
         console.say(f"halfv: its halfv.pixel.tau = {before.pixel_tau:g} is gone; --pixel-tau calibrates with one.")

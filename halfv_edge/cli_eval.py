@@ -8,10 +8,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from halfv_edge import cli_model, gguf_edit, policies
+from halfv_edge import cli_model, policies
 from halfv_edge.console import Console
 from halfv_edge.errors import HalfVError
 from halfv_edge.eval.metrics import METRICS
+from halfv_edge.gguf import write as gguf_write
 
 if TYPE_CHECKING:
     from halfv_edge.engine import Model
@@ -71,7 +72,7 @@ def _eval(args: argparse.Namespace) -> int:
             from halfv_edge.eval import plot
 
             image = plot.as_png(report)
-            with gguf_edit.writing(args.plot, len(image)) as out:
+            with gguf_write.writing(args.plot, len(image)) as out:
                 out.write(image)
             console.say(f"halfv: wrote {args.plot}.")
         from halfv_edge.eval.report import as_table

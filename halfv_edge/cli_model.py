@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from halfv_edge import default_model, gguf_meta, models, presets, profile
+from halfv_edge import default_model, models, presets, profile
 from halfv_edge.console import Console
 from halfv_edge.errors import HalfVError, RunError
+from halfv_edge.gguf import read as gguf_read
 
 if TYPE_CHECKING:
     from halfv_edge.engine import Model
@@ -226,7 +227,7 @@ def check_there(path: str) -> None:
 def read_text(path: str, flag: str) -> str:
     """A small text file that a flag names."""
     check_there(path)
-    with gguf_meta.reading(Path(path)) as file:
+    with gguf_read.reading(Path(path)) as file:
         raw = file.read(MAX_TEXT_BYTES + 1)
     if len(raw) > MAX_TEXT_BYTES:
         raise HalfVError(f"{path} is too long for {flag}: it must be at most {MAX_TEXT_BYTES >> 20} MB.")

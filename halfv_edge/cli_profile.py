@@ -10,9 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from halfv_edge import gguf_edit, presets, profile
+from halfv_edge import presets, profile
 from halfv_edge.cli_model import levels
 from halfv_edge.errors import HalfVError
+from halfv_edge.gguf import write as gguf_write
 from halfv_edge.profile import Calibration, Model, Profile, Resolved
 
 SOURCES = {
@@ -98,7 +99,7 @@ def _add(args: argparse.Namespace) -> None:
         target = profile.write_sidecar(wanted, model.path)
     else:
         target = _target(args, model)
-        gguf_edit.replace_keys(model.metadata, profile.PREFIX, wanted.to_gguf(), target)
+        gguf_write.replace_keys(model.metadata, profile.PREFIX, wanted.to_gguf(), target)
         _warn_of_sidecar(target)
     if args.json:
         print(json.dumps({"file": str(target), "profile": wanted.to_json()}, indent=2))
@@ -118,7 +119,7 @@ def _strip(args: argparse.Namespace) -> None:
         target = _target(args, model)
         carries = any(key.startswith(profile.PREFIX) for key in model.metadata.entries)
         if carries or not args.in_place:
-            gguf_edit.replace_keys(model.metadata, profile.PREFIX, {}, target)
+            gguf_write.replace_keys(model.metadata, profile.PREFIX, {}, target)
             _say(f"wrote {target}.")
         else:
             _say(f"{target} carries no profile: nothing to do.")

@@ -7,8 +7,8 @@ import json
 import sys
 from pathlib import Path
 
-from halfv_edge import gguf_meta
 from halfv_edge.errors import HalfVError
+from halfv_edge.gguf import read as gguf_read
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
@@ -28,11 +28,11 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 
 
 def _quantize(args: argparse.Namespace) -> None:
-    from halfv_edge import mmproj_file  # here, as it loads the libraries
+    from halfv_edge.gguf import mmproj as mmproj_file  # here, as it loads the libraries
 
     if args.output.exists() and not args.force:
         raise HalfVError(f"{args.output} is there already: give another name, or --force to replace it.")
-    source = gguf_meta.read(args.file)
+    source = gguf_read.read(args.file)
     changed = mmproj_file.retype(source, args.output, args.type.lower())
     sizes = args.file.stat().st_size, args.output.stat().st_size
     if args.json:

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from halfv_edge import encoder_meta, gguf_meta, libs, native_log, profile
+from halfv_edge import libs, native_log, profile
 from halfv_edge.errors import HalfVError, RunError
+from halfv_edge.gguf import encoder_keys
+from halfv_edge.gguf import read as gguf_read
 from halfv_edge.images import Picture
 from halfv_edge.tokens import Layout, Tile, TokenMap
 
@@ -125,7 +127,7 @@ class Encoder:
         params.flash_attn_type = flash_attn
         params.warmup = False
         metadata = _metadata(path)
-        own_limit = encoder_meta.token_limit(metadata) if metadata else None
+        own_limit = encoder_keys.token_limit(metadata) if metadata else None
         if limits := [limit for limit in (image_max_tokens, own_limit) if limit]:
             params.image_max_tokens = min(limits)
         native_log.clear()
@@ -135,8 +137,8 @@ class Encoder:
         if not mtmd.mtmd_support_vision(pointer):
             mtmd.mtmd_free(pointer)
             raise HalfVError(f"{path} hears but does not see: give an mmproj with a vision encoder.")
-        metadata = metadata or gguf_meta.read(path)
-        tau = pixel_tau if encoder_meta.projector(metadata) in encoder_meta.PATCHWISE else None
+        metadata = metadata or gguf_read.read(path)
+        tau = pixel_tau if encoder_keys.projector(metadata) in encoder_keys.PATCHWISE else None
         n_embd = llama_cpp.llama_model_n_embd_inp(model)
         # a tile fills a CPU, and one call cannot be interrupted
         batches = use_gpu and llama_cpp.llama_supports_gpu_offload()
@@ -269,19 +271,19 @@ class Encoder:
                 yield Chunk(copy(chunk))
 
 
-def _metadata(path: Path) -> gguf_meta.Metadata | None:
+def _metadata(path: Path) -> gguf_read.Metadata | None:
     try:
-        return gguf_meta.read(path)
+        return gguf_read.read(path)
     except HalfVError:
         return None  # libmtmd's refusal says more
 
 
-def _layout(metadata: gguf_meta.Metadata) -> Layout:
+def _layout(metadata: gguf_read.Metadata) -> Layout:
     """How llama.cpp will tile for this encoder."""
     side = metadata.value("clip.vision.image_size") or 1
     pinpoints = metadata.value("clip.vision.image_grid_pinpoints") or []
     grids = zip(pinpoints[::2], pinpoints[1::2], strict=False)
-    first = encoder_meta.projector(metadata) in OVERVIEW_FIRST
+    first = encoder_keys.projector(metadata) in OVERVIEW_FIRST
     return Layout(tuple((width // side, height // side) for width, height in grids), first)
 
 
@@ -301,7 +303,7 @@ def find(given: str | os.PathLike[str] | None, model: profile.Model) -> Path:
     """The encoder's file: as given, else the one in the model's folder that is most likely its own."""
     if given is not None:
         path = Path(given)
-        if gguf_meta.read(path).text("general.architecture") != "clip":
+        if gguf_read.read(path).text("general.architecture") != "clip":
             raise HalfVError(f"{path} is not a vision encoder: give the mmproj GGUF that belongs to {model.path.name}.")
         return path
     found = [path for path in sorted(model.path.parent.glob("*.gguf")) if "mmproj" in path.name.lower()]
@@ -315,7 +317,7 @@ def find(given: str | os.PathLike[str] | None, model: profile.Model) -> Path:
 
     def likeness(path: Path) -> tuple[bool, int, bool]:
         # an old llava's projection_dim says something else, so it is no reason to refuse
-        fits = gguf_meta.read(path).value("clip.vision.projection_dim") == width
+        fits = gguf_read.read(path).value("clip.vision.projection_dim") == width
         return fits, len(words & _words(path)), "f16" in path.name.lower()
 
     return find(max(found, key=likeness), model)

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from halfv_edge import default_model, gguf_meta
+from halfv_edge import default_model
 from halfv_edge.errors import HalfVError
+from halfv_edge.gguf import read as gguf_read
 
 # Vision-language GGUFs that their publishers or llama.cpp's own documentation and tests name, by the name of their
 # preset. Nobody has run them here.
@@ -62,7 +63,7 @@ def find(model: str | None, hub: str | None, mmproj: str | None) -> Files:
     path = Path(model)
     if not os.path.lexists(path):
         _refuse(model)
-    if gguf_meta.read(path).text("general.architecture") == "clip":
+    if gguf_read.read(path).text("general.architecture") == "clip":
         raise HalfVError(f"{path} is a vision encoder: give it with --mmproj, and its language model with -m.")
     return Files(path, given)
 

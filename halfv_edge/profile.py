@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from halfv_edge import gguf_edit, gguf_meta
 from halfv_edge.errors import HalfVError
-from halfv_edge.gguf_meta import ARRAY, FLOAT32, STRING, TYPE_NAMES, UINT32, Metadata, quote
+from halfv_edge.gguf import read as gguf_read
+from halfv_edge.gguf import write as gguf_write
+from halfv_edge.gguf.read import ARRAY, FLOAT32, STRING, TYPE_NAMES, UINT32, Metadata, quote
 
 if TYPE_CHECKING:
     import halfv_cpp
@@ -216,7 +217,7 @@ class Model:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Model:
-        metadata = gguf_meta.read(path)
+        metadata = gguf_read.read(path)
         path = metadata.path
         architecture = metadata.text("general.architecture")
         if not architecture:
@@ -314,14 +315,14 @@ def read_sidecar(model: Model) -> Profile | None:
 def write_sidecar(profile: Profile, model: str | os.PathLike[str]) -> Path:
     path = sidecar_path(model)
     text = json.dumps(profile.to_json(), indent=2) + "\n"
-    with gguf_edit.writing(path, len(text)) as out:
+    with gguf_write.writing(path, len(text)) as out:
         out.write(text.encode())
     return path
 
 
 def read_json(path: Path) -> Profile:
     """A profile from a JSON file, not yet validated against a model."""
-    with gguf_meta.reading(path) as file:
+    with gguf_read.reading(path) as file:
         raw = file.read(MAX_SIDECAR_BYTES + 1)
     if len(raw) > MAX_SIDECAR_BYTES:
         raise HalfVError(f"{path} is too long for a profile.")

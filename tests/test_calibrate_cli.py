@@ -15,9 +15,10 @@ from PIL import Image
 from test_calibrate_taps import poisoned
 from vlm import Vlms, picture
 
-from halfv_edge import cli, cli_calibrate, gguf_edit, profile
+from halfv_edge import cli, cli_calibrate, profile
 from halfv_edge.calibrate.taps import Probe
 from halfv_edge.engine import Model
+from halfv_edge.gguf import write as gguf_write
 
 N_LAYER = 6
 
@@ -27,7 +28,7 @@ def place(tmp_path: Path, vlms: Vlms, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A model without a profile, its encoder, and a folder of six pictures, all read by relative names."""
     source = vlms.path("qwen2vl")
     metadata = profile.Model.read(source).metadata
-    gguf_edit.replace_keys(metadata, profile.PREFIX, {}, tmp_path / "model.gguf", progress=False)
+    gguf_write.replace_keys(metadata, profile.PREFIX, {}, tmp_path / "model.gguf", progress=False)
     shutil.copy(source.parent / "mmproj-model.gguf", tmp_path)
     (tmp_path / "pictures").mkdir()
     for number in range(6):

@@ -18,11 +18,13 @@ from test_identity import stock_lib_dir  # noqa: F401
 from tiny_encoders import KINDS, make_windowed
 from vlm import Vlms
 
-from halfv_edge import gguf_meta, libs, mmproj_file
+from halfv_edge import libs
 from halfv_edge.bench.random_mmproj import write_mmproj
 from halfv_edge.encoder import MMPROJ_TYPES
 from halfv_edge.engine import Model
 from halfv_edge.errors import HalfVError
+from halfv_edge.gguf import mmproj as mmproj_file
+from halfv_edge.gguf import read as gguf_read
 
 MIN_COSINE = 0.9995  # of the default choice
 # random matrices of 64 columns are the worst case of blocks of 32
@@ -50,7 +52,7 @@ def mmproj(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def in_f16(path: Path) -> Path:
     target = path.with_name("f16-" + path.name)
-    mmproj_file.retype(gguf_meta.read(path), target, "f16", progress=False)
+    mmproj_file.retype(gguf_read.read(path), target, "f16", progress=False)
     return target
 
 
@@ -165,7 +167,7 @@ def test_file_in_bf16_is_the_same_as_conversion_at_load(eyes: Eyes, tmp_path: Pa
 @pytest.mark.parametrize("type_name", ["f16", "bf16", "q8_0", "q4_0"])
 def test_only_matrices_change(type_name: str, mmproj: Path, tmp_path: Path) -> None:
     target = tmp_path / "out.gguf"
-    mmproj_file.retype(gguf_meta.read(mmproj), target, type_name, progress=False)
+    mmproj_file.retype(gguf_read.read(mmproj), target, type_name, progress=False)
     before, after = gguf.GGUFReader(mmproj), gguf.GGUFReader(target)
     keys = set(before.fields) | {"general.file_type"}
     assert set(after.fields) == keys

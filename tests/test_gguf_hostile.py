@@ -20,8 +20,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import make_tiny
 
-from halfv_edge import cli, cli_profile, gguf_edit, gguf_meta, profile
+from halfv_edge import cli, cli_profile, profile
 from halfv_edge.errors import HalfVError
+from halfv_edge.gguf import read as gguf_read
+from halfv_edge.gguf import write as gguf_write
 from halfv_edge.profile import Model, Profile
 
 WHOLE = gguf([*MODEL, *PROFILE], TENSORS)
@@ -241,7 +243,7 @@ def test_a_file_that_shrinks(tmp_path: Path) -> None:
     model = Model.read(path)
     path.write_bytes(WHOLE[:-1])
     with pytest.raises(HalfVError, match="changed while it was read"):
-        gguf_edit.replace_keys(model.metadata, "halfv.", {}, tmp_path / "out.gguf")
+        gguf_write.replace_keys(model.metadata, "halfv.", {}, tmp_path / "out.gguf")
     path.write_bytes(WHOLE[:60])
     with pytest.raises(HalfVError, match="changed while it was read"):
         profile.read_gguf(model)
@@ -303,8 +305,8 @@ def test_rewriting_what_can_be_read(tmp_path_factory: pytest.TempPathFactory, fl
     except HalfVError:
         return
     wanted = Profile.default(max(model.n_layer, 2))
-    gguf_edit.replace_keys(model.metadata, "halfv.", wanted.to_gguf(), target, progress=False)
-    again = gguf_meta.read(target)
+    gguf_write.replace_keys(model.metadata, "halfv.", wanted.to_gguf(), target, progress=False)
+    again = gguf_read.read(target)
     assert [key for key in again.entries if not key.startswith("halfv.")] == [
         key for key in model.metadata.entries if not key.startswith("halfv.")
     ]
@@ -343,7 +345,7 @@ def test_any_json(value: object, on_top: bool) -> None:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
     path = make_tiny(tmp_path_factory.mktemp("hostile") / "model.gguf", "llama", n_layer=6)
-    gguf_edit.replace_keys(gguf_meta.read(path), "halfv.", Profile(2, 0.5, 0.2, 4, 0.1, "dropped").to_gguf(), path)
+    gguf_write.replace_keys(gguf_read.read(path), "halfv.", Profile(2, 0.5, 0.2, 4, 0.1, "dropped").to_gguf(), path)
     return path, path.read_bytes()
 
 
@@ -353,11 +355,11 @@ def test_both_readers_say_the_same_of_damaged_values(model: tuple[Path, bytes], 
     """Bytes of the values of halfv.* change; the rest of the file is upstream's to read."""
     path, raw = model
     path.write_bytes(raw)
-    values = [entry for key, entry in gguf_meta.read(path).entries.items() if key.startswith("halfv.")]
+    values = [entry for key, entry in gguf_read.read(path).entries.items() if key.startswith("halfv.")]
     entry = data.draw(st.sampled_from(values))
     size = entry.end - entry.value
     printable = st.text(st.characters(min_codepoint=35, max_codepoint=91), min_size=size, max_size=size).map(str.encode)
-    new = data.draw(printable if entry.type == gguf_meta.STRING else st.binary(min_size=size, max_size=size))
+    new = data.draw(printable if entry.type == gguf_read.STRING else st.binary(min_size=size, max_size=size))
     path.write_bytes(raw[: entry.value] + new + raw[entry.end :])
 
     try:

@@ -20,9 +20,11 @@ from tiny_mmproj import make_tiny_mmproj
 from tiny_models import make_tiny
 from vlm import CHATML, NEXT, PROFILE, QUESTION, Vlms, greedy, last_prompt, retell, text_of
 
-from halfv_edge import gguf_edit, gguf_meta, native_log
+from halfv_edge import native_log
 from halfv_edge.engine import Chat, Model, resolve_profile
 from halfv_edge.errors import HalfVError
+from halfv_edge.gguf import read as gguf_read
+from halfv_edge.gguf import write as gguf_write
 from halfv_edge.images import load as load_image
 from halfv_edge.profile import Model as ProfileModel
 from halfv_edge.profile import Profile
@@ -214,7 +216,7 @@ def test_handler(tmp_path: Path) -> None:
     for _ in llama_chat.closing(place):
         carries = tmp_path / "tau.gguf"
         keys = dataclasses.replace(WHOLE, pixel_tau=0).to_gguf()
-        gguf_edit.replace_keys(gguf_meta.read(place.whole), "halfv.", keys, carries, progress=False)
+        gguf_write.replace_keys(gguf_read.read(place.whole), "halfv.", keys, carries, progress=False)
         ours, upstream = place.ours(path=place.whole, profile=WHOLE, pixel_tau=0), place.upstream(path=carries)
         answers = [(chat.text(talk[:1]), chat.text(talk)) for chat in (ours, upstream, place.ours(path=carries))]
         assert answers[0] == answers[1] == answers[2]

@@ -19,13 +19,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import make_tiny
 
-from halfv_edge import gguf_edit, gguf_meta, presets, profile
+from halfv_edge import presets, profile
 from halfv_edge.errors import HalfVError
+from halfv_edge.gguf import read as gguf_read
+from halfv_edge.gguf import write as gguf_write
 from halfv_edge.profile import KEYS, Calibration, Model, Profile
 
 TABLE = json.loads((Path(__file__).parent / "profile_cases.json").read_text())
 N_LAYER, BASE, CASES = TABLE["n_layer"], TABLE["base"], TABLE["cases"]
-TYPES = {"version": "u32"} | {key: gguf_meta.TYPE_NAMES[type_] for key, type_ in KEYS.values()}
+TYPES = {"version": "u32"} | {key: gguf_read.TYPE_NAMES[type_] for key, type_ in KEYS.values()}
 GOOD = Profile(2, 0.5, 0.2, 4, 0.1, "dropped")
 
 
@@ -60,7 +62,7 @@ def by_hand(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def put(keys: dict[str, tuple[int, Any]], source: Path, target: Path) -> Path:
-    gguf_edit.replace_keys(gguf_meta.read(source), "halfv.", keys, target, progress=False)
+    gguf_write.replace_keys(gguf_read.read(source), "halfv.", keys, target, progress=False)
     return target
 
 
@@ -315,7 +317,7 @@ def test_evidence_never_stops_a_model(tmp_path: Path) -> None:
 
 
 def test_unknown_keys_are_passed_over(plain: Path, tmp_path: Path) -> None:
-    path = put(GOOD.to_gguf() | {"halfv.colour": (gguf_meta.STRING, "red")}, plain, tmp_path / "model.gguf")
+    path = put(GOOD.to_gguf() | {"halfv.colour": (gguf_read.STRING, "red")}, plain, tmp_path / "model.gguf")
     assert profile.read_gguf(Model.read(path)) == GOOD
     with Client(path) as client:
         assert Profile.from_c(halfv_cpp.model_profile(client.model)) == GOOD
@@ -514,7 +516,7 @@ def test_specified_keys(specification: str) -> None:
         *(key for key, _ in KEYS.values()),
         *(f"calibration.{name}" for name in profile.CALIBRATION_KEYS),
     ]
-    types = [gguf_meta.UINT32, *(type_ for _, type_ in KEYS.values()), *profile.CALIBRATION_KEYS.values()]
+    types = [gguf_read.UINT32, *(type_ for _, type_ in KEYS.values()), *profile.CALIBRATION_KEYS.values()]
     assert [type_.split(",")[0] for _, type_ in rows] == [profile.TYPE_WORDS[type_] for type_ in types]
 
 
@@ -526,7 +528,7 @@ def test_specified_sidecar(specification: str) -> None:
 
 def test_specified_bytes(specification: str) -> None:
     shown = re.search(r"^((?:[0-9a-f]{2} +){29}[0-9a-f]{2})$", specification, re.MULTILINE)[1]
-    assert bytes.fromhex(shown) == gguf_meta.encode("halfv.ivr.keep", gguf_meta.FLOAT32, 0.25)
+    assert bytes.fromhex(shown) == gguf_read.encode("halfv.ivr.keep", gguf_read.FLOAT32, 0.25)
 
 
 def test_specified_presets(specification: str) -> None:
@@ -542,7 +544,7 @@ def test_specified_presets(specification: str) -> None:
 
 
 def test_specified_limits(specification: str) -> None:
-    limits = (gguf_meta.MAX_KEYS, gguf_meta.MAX_TENSORS, gguf_meta.MAX_STRINGS)
+    limits = (gguf_read.MAX_KEYS, gguf_read.MAX_TENSORS, gguf_read.MAX_STRINGS)
     assert "refuse more than {} keys, {} tensors, {} strings,".format(*limits) in specification
-    assert (gguf_meta.MAX_KEY_BYTES + 1, gguf_meta.MAX_ALIGNMENT) == (64 << 10, 1 << 20)
-    assert gguf_meta.MAX_VALUE_BYTES == profile.MAX_SIDECAR_BYTES == 1 << 20
+    assert (gguf_read.MAX_KEY_BYTES + 1, gguf_read.MAX_ALIGNMENT) == (64 << 10, 1 << 20)
+    assert gguf_read.MAX_VALUE_BYTES == profile.MAX_SIDECAR_BYTES == 1 << 20

@@ -21,7 +21,7 @@ from typing import Any
 from halfv_convert import llama_log
 from halfv_edge import libs
 from halfv_edge.errors import HalfVError
-from halfv_edge.gguf_edit import FULL_DISK
+from halfv_edge.gguf.write import FULL_DISK
 
 Report = Callable[..., None]
 

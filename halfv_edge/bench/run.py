@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from halfv_edge import encoder_meta, gguf_meta
 from halfv_edge.bench.workers import Answer, Worker
 from halfv_edge.errors import HalfVError, RunError
+from halfv_edge.gguf import encoder_keys
+from halfv_edge.gguf import read as gguf_read
 from halfv_edge.policies import CHOICES, STOCK, Policy
 
 N_PREFIX, N_QUESTION = 8, 40  # text tokens before and after the picture
@@ -80,7 +81,7 @@ class Bench(contextlib.ExitStack):
         options = options | {
             "model": str(subject.model),
             "mmproj": str(subject.mmproj) if subject.mmproj else None,
-            "image_max_tokens": encoder_meta.token_limit(gguf_meta.read(subject.mmproj)) if subject.mmproj else None,
+            "image_max_tokens": encoder_keys.token_limit(gguf_read.read(subject.mmproj)) if subject.mmproj else None,
             "n_prefix": N_PREFIX,
             "n_question": N_QUESTION,
         }

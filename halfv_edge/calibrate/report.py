@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from halfv_edge import gguf_edit
 from halfv_edge.calibrate.run import Result, spread
 from halfv_edge.calibrate.samples import Sample
 from halfv_edge.calibrate.search import Check
 from halfv_edge.calibrate.taps import Probe
 from halfv_edge.canvas import Canvas
 from halfv_edge.engine import Model
+from halfv_edge.gguf import write as gguf_write
 from halfv_edge.profile import Profile
 from halfv_edge.tokens import TokenMap, draw_token_map
 
@@ -43,7 +43,7 @@ def write(path: Path, result: Result, model: Model, probe: Probe, samples: Seque
         body = f'<body style="margin:24px;background:{PAPER}">\n{page.svg()}\n</body>'
         head = f'<head><meta charset="utf-8"><title>{title}</title></head>'
         raw = f'<!DOCTYPE html>\n<html lang="en">{head}\n{body}</html>\n'.encode()
-    with gguf_edit.writing(path, len(raw)) as out:
+    with gguf_write.writing(path, len(raw)) as out:
         out.write(raw)
 
 

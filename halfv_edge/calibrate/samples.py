@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from halfv_edge import gguf_meta, images
+from halfv_edge import images
 from halfv_edge.calibrate import pictures
 from halfv_edge.errors import HalfVError
+from halfv_edge.gguf import read as gguf_read
 from halfv_edge.images import Picture
 
 LEAST = 4  # samples; fewer say nothing
@@ -82,7 +83,7 @@ def _folder(folder: Path) -> list[Sample]:
 def _lines(path: Path) -> Iterator[Sample]:
     if path.suffix.lower() in SUFFIXES:
         raise HalfVError(f"{path} is one picture: give the folder it is in, or a JSONL file of pictures and questions.")
-    with gguf_meta.reading(path) as file:
+    with gguf_read.reading(path) as file:
         raw = file.read(MAX_LIST_BYTES + 1)
     if len(raw) > MAX_LIST_BYTES:
         raise HalfVError(f"{path} is longer than {MAX_LIST_BYTES >> 20} MB: give fewer samples.")
@@ -101,7 +102,7 @@ def _sample(value: Any, path: Path, number: int) -> Sample:
     image, question = (value.get(key) if isinstance(value, dict) else None for key in ("image", "question"))
     if not isinstance(image, str) or not (question is None or isinstance(question, str)):
         raise HalfVError(
-            f"{path}, line {number} is {gguf_meta.quote(value)}: it must be like "
+            f"{path}, line {number} is {gguf_read.quote(value)}: it must be like "
             '{"image": "a.png", "question": "..."}.'
         )
     return Sample(str(path.parent / image), question or QUESTIONS[(number - 1) % len(QUESTIONS)])

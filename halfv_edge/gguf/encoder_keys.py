@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from halfv_edge.gguf_meta import Metadata
+from halfv_edge.gguf.read import Metadata
 
 # Encoders of pictures of any size, from which libmtmd keeps patches that their neighbours predict.
 PATCHWISE = ("qwen2vl_merger", "qwen2.5vl_merger", "qwen2.5o", "qwen3vl_merger")

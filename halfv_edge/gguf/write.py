@@ -14,9 +14,9 @@ from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
-from halfv_edge import gguf_meta
 from halfv_edge.errors import HalfVError
-from halfv_edge.gguf_meta import Metadata
+from halfv_edge.gguf import read as gguf_read
+from halfv_edge.gguf.read import Metadata
 
 CHUNK = 256 << 10  # as fast as cp; with chunks of 1 MiB and more ext4 took five times as long
 BAR_DELAY_SEC = 1  # no bar for what is done sooner
@@ -50,8 +50,8 @@ def rewriting(
     infos: those of the new tensors, as many as before, with n_data bytes of data; else the old ones.
     """
     kept = [entry for key, entry in source.entries.items() if not key.startswith(prefix)]
-    encoded = b"".join(gguf_meta.encode(key, type_, value) for key, (type_, value) in new.items())
-    header = struct.pack("<4sIQQ", gguf_meta.MAGIC, source.version, source.n_tensors, len(kept) + len(new))
+    encoded = b"".join(gguf_read.encode(key, type_, value) for key, (type_, value) in new.items())
+    header = struct.pack("<4sIQQ", gguf_read.MAGIC, source.version, source.n_tensors, len(kept) + len(new))
     n_infos = source.infos_end - source.infos if infos is None else len(infos)
     n_data = source.size - source.data if n_data is None else n_data
     infos_end = len(header) + sum(entry.end - entry.start for entry in kept) + len(encoded) + n_infos
@@ -60,7 +60,7 @@ def rewriting(
     total = infos_end + len(padding) + n_data
 
     copied = total - len(header) - len(encoded) - len(padding)
-    with gguf_meta.reading(source.path) as old, writing(target, total) as out, _bar(copied, target, progress) as bar:
+    with gguf_read.reading(source.path) as old, writing(target, total) as out, _bar(copied, target, progress) as bar:
         info = os.fstat(old.fileno())
         if info.st_size != source.size:
             raise HalfVError(f"{source.path} changed while it was read: try again.")
@@ -102,7 +102,7 @@ def writing(target: Path, size: int = 0) -> Iterator[BinaryIO]:
             partial.unlink(missing_ok=True)
 
 
-def _joined(entries: list[gguf_meta.Entry]) -> Iterator[tuple[int, int]]:
+def _joined(entries: list[gguf_read.Entry]) -> Iterator[tuple[int, int]]:
     """The byte ranges of neighbouring entries as one."""
     start = end = None
     for entry in entries:

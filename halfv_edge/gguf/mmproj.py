@@ -12,9 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from halfv_edge import gguf_edit, gguf_meta, libs
+from halfv_edge import libs
 from halfv_edge.errors import HalfVError
-from halfv_edge.gguf_meta import Metadata
+from halfv_edge.gguf import read as gguf_read
+from halfv_edge.gguf import write as gguf_write
+from halfv_edge.gguf.read import Metadata
 
 # ggml's numbers
 TYPES = {"f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q6_k": 14, "q5_1": 7, "q5_0": 6, "q4_1": 3, "q4_0": 2}
@@ -56,8 +58,8 @@ def retype(source: Metadata, target: Path, type_name: str, *, progress: bool = T
                 f"{source.path} has {tensor.name} in a type that loses: give it in {', '.join(READABLE.values())}."
             )
     infos, total = _infos(tensors, types, source.alignment)
-    file_type = {"general.file_type": (gguf_meta.UINT32, FTYPES[type_name])}
-    with gguf_edit.rewriting(source, target, "general.file_type", file_type, infos, total, progress=progress) as (
+    file_type = {"general.file_type": (gguf_read.UINT32, FTYPES[type_name])}
+    with gguf_write.rewriting(source, target, "general.file_type", file_type, infos, total, progress=progress) as (
         old,
         out,
         bar,
@@ -79,7 +81,7 @@ def _is_matrix(tensor: Tensor, wanted: int) -> bool:
 
 
 def _tensors(source: Metadata) -> Iterator[Tensor]:
-    with gguf_meta.reading(source.path) as file:
+    with gguf_read.reading(source.path) as file:
         file.seek(source.infos)
         raw = file.read(source.infos_end - source.infos)
     at = 0

@@ -1,0 +1,1 @@
+"""GGUF files: their metadata, read and replaced, and vision encoders written in another type."""
