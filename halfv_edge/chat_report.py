@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from halfv_edge import profile
+from halfv_edge.profile import profile
 
 if TYPE_CHECKING:
     from halfv_edge.engine import Chat, Model, Stats

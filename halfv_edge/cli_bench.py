@@ -9,11 +9,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from halfv_edge import cli_model, libs, models, policies, profile
+from halfv_edge import cli_model, libs, models, policies
 from halfv_edge.bench import machine, shapes
 from halfv_edge.console import Console
 from halfv_edge.errors import HalfVError
 from halfv_edge.gguf import write as gguf_write
+from halfv_edge.profile import profile
 
 if TYPE_CHECKING:
     from halfv_edge.bench.run import Bench, Contender, Subject

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from halfv_edge import cli_model, profile
+from halfv_edge import cli_model
 from halfv_edge.console import Console
 from halfv_edge.errors import HalfVError
 from halfv_edge.gguf import write as gguf_write
+from halfv_edge.profile import profile
 
 if TYPE_CHECKING:
     from halfv_edge.calibrate.run import Estimate, Goal, Result

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from halfv_edge import presets, profile
 from halfv_edge.errors import HalfVError
-from halfv_edge.profile import Profile
+from halfv_edge.profile import presets, profile
+from halfv_edge.profile.profile import Profile
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:

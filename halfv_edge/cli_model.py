@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from halfv_edge import default_model, models, presets, profile
+from halfv_edge import default_model, models
 from halfv_edge.console import Console
 from halfv_edge.errors import HalfVError, RunError
 from halfv_edge.gguf import read as gguf_read
+from halfv_edge.profile import presets, profile
 
 if TYPE_CHECKING:
     from halfv_edge.engine import Model

@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from halfv_edge import presets, profile
 from halfv_edge.cli_model import levels
 from halfv_edge.errors import HalfVError
 from halfv_edge.gguf import write as gguf_write
-from halfv_edge.profile import Calibration, Model, Profile, Resolved
+from halfv_edge.profile import presets, profile
+from halfv_edge.profile.profile import Calibration, Model, Profile, Resolved
 
 SOURCES = {
     "sidecar": "halfv itself takes the sidecar {sidecar}",

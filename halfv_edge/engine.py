@@ -12,13 +12,14 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from halfv_edge import libs, native_log, presets
-from halfv_edge import profile as profiles
+from halfv_edge import libs, native_log
 from halfv_edge.conversation import Answer, Chat, Stats
 from halfv_edge.encoder import MMPROJ_TYPES, Encoder, find
 from halfv_edge.errors import HalfVError
 from halfv_edge.kv import Context
-from halfv_edge.profile import Profile, Resolved
+from halfv_edge.profile import presets
+from halfv_edge.profile import profile as profiles
+from halfv_edge.profile.profile import Profile, Resolved
 from halfv_edge.templates import Template
 from halfv_edge.turn_lock import TurnLock
 

@@ -21,13 +21,13 @@ from typing import Any, Literal
 import numpy as np
 
 from halfv_edge import conversation, encoder, engine, images, libs, native_log
-from halfv_edge import profile as profiles
 from halfv_edge.conversation import Stats
 from halfv_edge.encoder import Chunk, Encoded, Encoder
 from halfv_edge.errors import HalfVError
 from halfv_edge.handler_prompt import StandIn, formatter, mark_pictures
 from halfv_edge.kv import SEQ, Context, Item, n_cells
-from halfv_edge.profile import Profile
+from halfv_edge.profile import profile as profiles
+from halfv_edge.profile.profile import Profile
 
 llama_cpp = libs.load()
 

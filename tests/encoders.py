@@ -16,7 +16,7 @@ from tiny_models import make_tiny
 from halfv_edge import native_log
 from halfv_edge.encoder import Encoder
 from halfv_edge.images import Picture
-from halfv_edge.profile import Profile
+from halfv_edge.profile.profile import Profile
 
 N_EMBD, N_LAYER = 64, 4  # of the language model that they belong to
 STOCK, WINDOWS, FAST = 0, 1, 2  # enum halfv_attention

@@ -15,10 +15,11 @@ from PIL import Image
 from test_calibrate_taps import poisoned
 from vlm import Vlms, picture
 
-from halfv_edge import cli, cli_calibrate, profile
+from halfv_edge import cli, cli_calibrate
 from halfv_edge.calibrate.taps import Probe
 from halfv_edge.engine import Model
 from halfv_edge.gguf import write as gguf_write
+from halfv_edge.profile import profile
 
 N_LAYER = 6
 

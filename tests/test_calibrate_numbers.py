@@ -13,7 +13,7 @@ from halfv_edge.calibrate.picking import Curves
 from halfv_edge.calibrate.run import spread
 from halfv_edge.calibrate.search import Check, Search
 from halfv_edge.errors import HalfVError
-from halfv_edge.profile import DROPPED, FROZEN, Profile
+from halfv_edge.profile.profile import DROPPED, FROZEN, Profile
 
 # --- entropy ---
 

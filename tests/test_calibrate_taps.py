@@ -23,7 +23,7 @@ from halfv_edge.calibrate.taps import NotANumberError, Probe, n_tokens
 from halfv_edge.engine import Model
 from halfv_edge.errors import HalfVError
 from halfv_edge.images import load
-from halfv_edge.profile import DROPPED, FROZEN, Profile
+from halfv_edge.profile.profile import DROPPED, FROZEN, Profile
 
 N_LAYER = 6
 BEFORE, AFTER = [1, 40, 41], [50, 51, 52, 53]

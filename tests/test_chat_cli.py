@@ -22,11 +22,12 @@ from tiny_mmproj import make_tiny_mmproj
 from tiny_models import make_tiny
 from vlm import CHATML, NEXT, PROFILE, QUESTION, picture
 
-from halfv_edge import cli, cli_chat, cli_tokens, default_model, models, presets
+from halfv_edge import cli, cli_chat, cli_tokens, default_model, models
 from halfv_edge.chat_session import TWICE_SEC
 from halfv_edge.engine import Model
 from halfv_edge.errors import RunError
 from halfv_edge.kv import Context
+from halfv_edge.profile import presets
 
 ARCHS = {"llava": "llama", "qwen2vl": "qwen2vl", "llava-next": "llama"}
 N_TOKENS = 24

@@ -29,10 +29,10 @@ from hf_reference import SIZES, random_picture
 from look import MARKER, look
 from safetensors.torch import load_file, save_file
 
-from halfv_edge import presets, profile
 from halfv_edge.cli import main
 from halfv_edge.errors import HalfVError
-from halfv_edge.profile import Model, Profile
+from halfv_edge.profile import presets, profile
+from halfv_edge.profile.profile import Model, Profile
 
 MINE = Profile(1, 0.5, 0.2, 3, 0.0, "frozen", 8)
 

@@ -17,7 +17,7 @@ from tiny_encoders import KINDS, make_windowed
 from tiny_mmproj import make_tiny_mmproj
 
 from halfv_edge import native_log
-from halfv_edge.profile import Profile
+from halfv_edge.profile.profile import Profile
 
 # whole windows; edges to the right and below, and both; smaller than a window; a single row of windows
 SIZES = [(672, 448), (420, 448), (448, 420), (420, 300), (56, 28), (1000, 61)]

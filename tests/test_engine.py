@@ -35,7 +35,7 @@ from halfv_edge.encoder import Chunk
 from halfv_edge.engine import Chat, Model
 from halfv_edge.errors import HalfVError
 from halfv_edge.kv import ABORT, StoppedError, n_cells
-from halfv_edge.profile import Profile
+from halfv_edge.profile.profile import Profile
 from halfv_edge.turn_lock import TurnLock
 
 #

@@ -20,11 +20,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import make_tiny
 
-from halfv_edge import cli, cli_profile, profile
+from halfv_edge import cli, cli_profile
 from halfv_edge.errors import HalfVError
 from halfv_edge.gguf import read as gguf_read
 from halfv_edge.gguf import write as gguf_write
-from halfv_edge.profile import Model, Profile
+from halfv_edge.profile import profile
+from halfv_edge.profile.profile import Model, Profile
 
 WHOLE = gguf([*MODEL, *PROFILE], TENSORS)
 GIB = 1 << 30

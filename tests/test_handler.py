@@ -16,7 +16,7 @@ from llama_cpp.llama_chat_format import Llava15ChatHandler, MTMDChatHandler, Qwe
 from tiny_models import make_tiny_lora
 
 from halfv_edge.handler import ChatError
-from halfv_edge.profile import Profile
+from halfv_edge.profile.profile import Profile
 
 SAME_PROFILE = Profile(2, 0.5, 0.2, 4, 0.1, "dropped")  # as in the GGUF
 SCHEMA = {

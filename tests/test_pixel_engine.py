@@ -26,8 +26,8 @@ from halfv_edge.errors import HalfVError
 from halfv_edge.gguf import read as gguf_read
 from halfv_edge.gguf import write as gguf_write
 from halfv_edge.images import load as load_image
-from halfv_edge.profile import Model as ProfileModel
-from halfv_edge.profile import Profile
+from halfv_edge.profile.profile import Model as ProfileModel
+from halfv_edge.profile.profile import Profile
 from halfv_edge.tokens import REPEATED, draw_token_map
 
 SIDE = 28

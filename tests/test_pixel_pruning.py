@@ -22,7 +22,7 @@ from holes import PICTURES, QWEN, entering
 from llama_cpp import mtmd_cpp as mtmd
 from look import MARKER, chunks_of, each, look, open_mmproj
 
-from halfv_edge.profile import Profile
+from halfv_edge.profile.profile import Profile
 
 PROMPT = f"what is in {MARKER}the picture? it's 1314 o'clock\n\nyes."
 LIKE_GGML = 2e-3  # standard deviations of the logits, as in test_convert_logits.py

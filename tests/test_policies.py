@@ -21,7 +21,7 @@ from tiny_models import ARCHS, make_tiny
 from halfv_edge import policies
 from halfv_edge.errors import HalfVError
 from halfv_edge.policies import Given, Policy
-from halfv_edge.profile import Profile
+from halfv_edge.profile.profile import Profile
 
 GRID, GRIDS = [(9, 12)], [(9, 12), (7, 19)]
 IVR = FREEZE | {"ssr.layer": N_LAYER}

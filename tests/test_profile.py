@@ -19,11 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import make_tiny
 
-from halfv_edge import presets, profile
 from halfv_edge.errors import HalfVError
 from halfv_edge.gguf import read as gguf_read
 from halfv_edge.gguf import write as gguf_write
-from halfv_edge.profile import KEYS, Calibration, Model, Profile
+from halfv_edge.profile import presets, profile
+from halfv_edge.profile.profile import KEYS, Calibration, Model, Profile
 
 TABLE = json.loads((Path(__file__).parent / "profile_cases.json").read_text())
 N_LAYER, BASE, CASES = TABLE["n_layer"], TABLE["base"], TABLE["cases"]

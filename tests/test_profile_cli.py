@@ -22,11 +22,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import make_tiny
 
-from halfv_edge import cli, presets, profile
+from halfv_edge import cli
 from halfv_edge.errors import HalfVError
 from halfv_edge.gguf import read as gguf_read
 from halfv_edge.gguf import write as gguf_write
-from halfv_edge.profile import Calibration, Model, Profile
+from halfv_edge.profile import presets, profile
+from halfv_edge.profile.profile import Calibration, Model, Profile
 
 GOOD = Profile(2, 0.5, 0.2, 4, 0.1, "dropped")
 QWEN = (

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from halfv_edge import presets
-from halfv_edge.profile import Profile
+from halfv_edge.profile import presets
+from halfv_edge.profile.profile import Profile
 
 VICUNA_WORDS = 33000  # Llama 2's 32000 tokens and a few added ones; Yi's and Llama 3's vocabularies are larger
 

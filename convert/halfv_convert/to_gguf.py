@@ -24,7 +24,7 @@ from halfv_convert.checkpoint import Checkpoint
 from halfv_edge import libs
 from halfv_edge.errors import HalfVError
 from halfv_edge.gguf.write import FULL_DISK
-from halfv_edge.profile import Profile
+from halfv_edge.profile.profile import Profile
 
 # bits per weight, of which only the disk space needed is reckoned
 DIRECT = {"f32": 32.0, "f16": 16.0, "bf16": 16.0, "q8_0": 8.5}  # what the converter itself writes

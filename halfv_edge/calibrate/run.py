@@ -16,7 +16,7 @@ from halfv_edge.calibrate.samples import LEAST, Sample, too_few
 from halfv_edge.calibrate.search import Check, Found, Search
 from halfv_edge.calibrate.taps import Answer, Observation, Probe, n_tokens
 from halfv_edge.errors import HalfVError
-from halfv_edge.profile import Calibration, Profile
+from halfv_edge.profile.profile import Calibration, Profile
 from halfv_edge.work_file import WorkFile
 
 FROZEN_SAMPLES = 8  # on which every layer is frozen once, at the cost of half the layers per layer

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from halfv_edge.errors import HalfVError
-from halfv_edge.profile import DROPPED, FROZEN, Profile
+from halfv_edge.profile.profile import DROPPED, FROZEN, Profile
 
 ANCHORS = 0.1
 MAP_KEEPS = (0.5, 0.25)

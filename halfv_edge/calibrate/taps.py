@@ -16,7 +16,7 @@ from halfv_edge.engine import Model
 from halfv_edge.errors import HalfVError, RunError
 from halfv_edge.images import Picture
 from halfv_edge.kv import SEQ, Context, Item, n_cells
-from halfv_edge.profile import Profile
+from halfv_edge.profile.profile import Profile
 
 llama_cpp = libs.load()
 

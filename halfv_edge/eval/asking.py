@@ -21,7 +21,7 @@ from halfv_edge.errors import HalfVError, RunError
 from halfv_edge.images import Picture
 from halfv_edge.kv import Context, Item, n_cells
 from halfv_edge.policies import CHOICES, Policy
-from halfv_edge.profile import Profile
+from halfv_edge.profile.profile import Profile
 
 llama_cpp = libs.load()
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from halfv_edge.errors import HalfVError
-from halfv_edge.profile import DROPPED, FROZEN, Profile
+from halfv_edge.profile.profile import DROPPED, FROZEN, Profile
 
 DEEP = 24  # layers from which ivr.layer does not scale
 

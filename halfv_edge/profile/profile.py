@@ -268,7 +268,7 @@ def switched_off() -> bool:
 
 def find(model: Model) -> Resolved:
     """The profile that a model comes with: sidecar, GGUF, preset, off."""
-    from halfv_edge import presets  # which needs Profile
+    from halfv_edge.profile import presets  # which needs Profile
 
     if profile := read_sidecar(model):
         return Resolved(profile, "sidecar")
