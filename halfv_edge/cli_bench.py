@@ -9,11 +9,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from halfv_edge import cli_model, libs, models, policies
+from halfv_edge import cli_model, libs, policies
 from halfv_edge.bench import machine, shapes
 from halfv_edge.console import Console
 from halfv_edge.errors import HalfVError
 from halfv_edge.gguf import write as gguf_write
+from halfv_edge.hub import find as hub_find
 from halfv_edge.profile import profile
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def _subject(args: argparse.Namespace, console: Console) -> tuple[Subject, profi
     cli_model.read_images(args.images)
     pictures = [Picture(Path(image).name, str(Path(image).resolve())) for image in args.images]
     if not args.shape:
-        files = models.find(args.model, args.hf, args.mmproj)
+        files = hub_find.find(args.model, args.hf, args.mmproj)
         about = profile.Model.read(files.model)
         sizes = [(None, SQUARE)]
         mmproj = find(files.mmproj, about)

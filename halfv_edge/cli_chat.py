@@ -9,9 +9,10 @@ import sys
 import tempfile
 from typing import TYPE_CHECKING, Any
 
-from halfv_edge import chat_report, cli_model, models
+from halfv_edge import chat_report, cli_model
 from halfv_edge.console import Console
 from halfv_edge.errors import HalfVError
+from halfv_edge.hub import find as hub_find
 
 if TYPE_CHECKING:
     from halfv_edge.chat_session import Session
@@ -54,7 +55,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 
 def _chat(args: argparse.Namespace) -> int:
     if args.list_models:
-        print(models.listing())
+        print(hub_find.listing())
         print("Nobody has tried these files with this version: they are named by their publishers.", file=sys.stderr)
         return 0
     console = Console(False if args.no_color else None)

@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from halfv_edge import default_model, models
 from halfv_edge.console import Console
 from halfv_edge.errors import HalfVError, RunError
 from halfv_edge.gguf import read as gguf_read
+from halfv_edge.hub import demo as hub_demo
+from halfv_edge.hub import find as hub_find
 from halfv_edge.profile import presets, profile
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ def load(args: argparse.Namespace, console: Console) -> Model:
         raise HalfVError(f"--keep {args.keep:g} needs a profile, and --profile off says none: leave one of them out.")
     if args.pixel_tau not in (None, "off") and not 0 <= args.pixel_tau <= 255:
         raise HalfVError(f"--pixel-tau {args.pixel_tau:g} is not valid: it must be between 0 and 255.")
-    files = models.find(args.model, args.hf, args.mmproj)
+    files = hub_find.find(args.model, args.hf, args.mmproj)
     from halfv_edge.engine import Model  # here, as it loads the libraries
 
     console.status(f"loading {files.model.name} ...")
@@ -177,7 +178,7 @@ def load(args: argparse.Namespace, console: Console) -> Model:
         raise _too_few_tokens(error, args.image_max_tokens) or error from error
     finally:
         console.clear_status()
-    built_in = [default_model.NOTE] if files.model.parent == default_model.FOLDER else []
+    built_in = [hub_demo.NOTE] if files.model.parent == hub_demo.FOLDER else []
     for note in [*built_in, *model.notes, *_without_effect(args, model)]:
         console.say(note)
     return model

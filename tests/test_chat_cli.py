@@ -22,10 +22,12 @@ from tiny_mmproj import make_tiny_mmproj
 from tiny_models import make_tiny
 from vlm import CHATML, NEXT, PROFILE, QUESTION, picture
 
-from halfv_edge import cli, cli_chat, cli_tokens, default_model, models
+from halfv_edge import cli, cli_chat, cli_tokens
 from halfv_edge.chat_session import TWICE_SEC
 from halfv_edge.engine import Model
 from halfv_edge.errors import RunError
+from halfv_edge.hub import demo as hub_demo
+from halfv_edge.hub import find as hub_find
 from halfv_edge.kv import Context
 from halfv_edge.profile import presets
 
@@ -291,13 +293,13 @@ def test_mistakes(
 
 def test_no_model(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
-    monkeypatch.setattr(default_model, "FOLDER", place)
+    monkeypatch.setattr(hub_demo, "FOLDER", place)
     assert cli.main(["chat", "cat.jpg"]) == 2
     assert capsys.readouterr().err.startswith("halfv: No model was given: name one with -m MODEL.gguf")
     assert cli.main(["chat", "--list-models"]) == 0
     listed = capsys.readouterr().out.splitlines()
-    assert [line.split() for line in listed] == [list(pair) for pair in models.KNOWN.items()]
-    assert set(models.KNOWN) <= set(presets.PRESETS)
+    assert [line.split() for line in listed] == [list(pair) for pair in hub_find.KNOWN.items()]
+    assert set(hub_find.KNOWN) <= set(presets.PRESETS)
 
 
 def test_memory(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,16 +13,17 @@ from PIL import Image
 
 from demo.examples import EXAMPLES, Example
 from demo.scenes import make
-from halfv_edge import default_model, models
 from halfv_edge.engine import Model
 from halfv_edge.errors import HalfVError
+from halfv_edge.hub import demo as hub_demo
+from halfv_edge.hub import find as hub_find
 
 MOST_MB = 40
 
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    with Model.load(*default_model.paths(), n_ctx=1024) as loaded:
+    with Model.load(*hub_demo.paths(), n_ctx=1024) as loaded:
         yield loaded
 
 
@@ -31,7 +32,7 @@ def test_answers(model: Model, example: Example) -> None:
     """Whole, and with the profile that is inside."""
     assert model.profile is not None
     for options in ({}, {"profile": "off"}):
-        with Model.load(*default_model.paths(), n_ctx=1024, **options) as loaded, loaded.chat(mode="exact") as chat:
+        with Model.load(*hub_demo.paths(), n_ctx=1024, **options) as loaded, loaded.chat(mode="exact") as chat:
             assert chat.answer(example.question, example.path, temperature=0) == example.answer
 
 
@@ -48,12 +49,12 @@ def test_chat_without_a_model(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "halfv_edge", "chat", str(example.path), "-p", example.question]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout == example.answer + "\n"
-    assert default_model.NOTE in done.stderr
+    assert hub_demo.NOTE in done.stderr
 
 
 def test_default_files() -> None:
-    found = models.find(None, None, None)
-    assert (found.model, found.mmproj) == default_model.paths()
-    assert sum(path.stat().st_size for path in default_model.paths()) < MOST_MB << 20
+    found = hub_find.find(None, None, None)
+    assert (found.model, found.mmproj) == hub_demo.paths()
+    assert sum(path.stat().st_size for path in hub_demo.paths()) < MOST_MB << 20
     with pytest.raises(HalfVError, match="No model was given"):
-        models.find(None, None, str(found.mmproj))
+        hub_find.find(None, None, str(found.mmproj))

@@ -17,7 +17,8 @@ from tiny_mmproj import make_tiny_mmproj
 from tiny_models import make_tiny
 from vlm import PROFILE
 
-from halfv_edge import cli, models
+from halfv_edge import cli
+from halfv_edge.hub import find as hub_find
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 ANSWER = ("chat", "-p", "what is it", "--max-tokens", "2", "--threads", "1", "--json")
@@ -148,7 +149,7 @@ def test_without_the_package(capsys: pytest.CaptureFixture[str], monkeypatch: py
     ],
 )
 def test_choice(names: list[str], wanted: str | None, chosen: str) -> None:
-    assert models.choose("a/b", names, wanted) == chosen
+    assert hub_find.choose("a/b", names, wanted) == chosen
 
 
 def test_all_parts() -> None:
@@ -158,5 +159,5 @@ def test_all_parts() -> None:
         "m-Q8_0-00003-of-00003.gguf",
         "n-00002-of-00003.gguf",
     ]
-    assert list(models.parts(names[0], names)) == names[:3]
-    assert list(models.parts("m.gguf", [*names, "m.gguf"])) == ["m.gguf"]
+    assert list(hub_find.parts(names[0], names)) == names[:3]
+    assert list(hub_find.parts("m.gguf", [*names, "m.gguf"])) == ["m.gguf"]

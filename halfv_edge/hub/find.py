@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from halfv_edge import default_model
 from halfv_edge.errors import HalfVError
 from halfv_edge.gguf import read as gguf_read
+from halfv_edge.hub import demo as hub_demo
 
 # Vision-language GGUFs that their publishers or llama.cpp's own documentation and tests name, by the name of their
 # preset. Nobody has run them here.
@@ -53,7 +53,7 @@ def find(model: str | None, hub: str | None, mmproj: str | None) -> Files:
         raise HalfVError(f"{given} does not exist: check the name and the folder, or get the mmproj of this model.")
     if hub is not None:
         return _from_hub(hub, given)
-    if model is None and given is None and (default := default_model.paths()):
+    if model is None and given is None and (default := hub_demo.paths()):
         return Files(*default)
     if model is None:
         raise HalfVError(
