@@ -5,7 +5,7 @@ python examples/ask.py MODEL.gguf PICTURE "What is this?"
 
 import sys
 
-from halfv_edge.engine import Model
+from halfv_edge.engine.model import Model
 from halfv_edge.errors import HalfVError
 
 

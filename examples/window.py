@@ -19,10 +19,11 @@ from typing import Any
 
 from PIL import Image, ImageGrab, ImageOps, ImageTk
 
-from halfv_edge import images
-from halfv_edge.engine import Chat, Model
+from halfv_edge.engine import images
+from halfv_edge.engine.chat import Chat
+from halfv_edge.engine.model import Model
+from halfv_edge.engine.tokens import draw_token_map
 from halfv_edge.errors import HalfVError
-from halfv_edge.tokens import draw_token_map
 
 POLL_MS = 20
 PAPER, INK, QUIET, ALERT = "#ffffff", "#1c1c1e", "#6b6b70", "#b00020"

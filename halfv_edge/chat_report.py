@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from halfv_edge.profile import profile
 
 if TYPE_CHECKING:
-    from halfv_edge.engine import Chat, Model, Stats
-    from halfv_edge.images import Picture
-    from halfv_edge.tokens import TokenMap
+    from halfv_edge.engine.chat import Chat, Stats
+    from halfv_edge.engine.images import Picture
+    from halfv_edge.engine.model import Model
+    from halfv_edge.engine.tokens import TokenMap
 
 
 def one_line(stats: Stats, wait_sec: float, why_whole: str) -> str:

@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from halfv_edge import chat_report, cli_model, console, images, token_png
+from halfv_edge import chat_report, cli_model, console, token_png
 from halfv_edge.console import Console
-from halfv_edge.engine import Chat
+from halfv_edge.engine import images
+from halfv_edge.engine.chat import Chat
+from halfv_edge.engine.images import Picture
 from halfv_edge.errors import HalfVError
-from halfv_edge.images import Picture
 
 POLL_SEC = 0.1  # how soon Ctrl-C is noticed where a wait cannot be interrupted
 SHOW_AFTER_SEC = 0.5  # waits longer than this are explained

@@ -123,8 +123,8 @@ def _subject(args: argparse.Namespace, console: Console) -> tuple[Subject, profi
     from halfv_edge.bench.run import Picture, Subject
 
     libs.load()
-    from halfv_edge.encoder import find
-    from halfv_edge.engine import resolve_profile
+    from halfv_edge.engine.encoder import find
+    from halfv_edge.engine.model import resolve_profile
 
     cli_model.read_images(args.images)
     pictures = [Picture(Path(image).name, str(Path(image).resolve())) for image in args.images]

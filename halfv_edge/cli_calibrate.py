@@ -19,7 +19,7 @@ from halfv_edge.profile import profile
 
 if TYPE_CHECKING:
     from halfv_edge.calibrate.run import Estimate, Goal, Result
-    from halfv_edge.engine import Model
+    from halfv_edge.engine.model import Model
 
 USUAL_IMAGE_TOKENS = 256  # per picture while calibrating, for encoders that take any size: layers behave alike
 DEFAULT_CTX = 4096

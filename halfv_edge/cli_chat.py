@@ -16,7 +16,7 @@ from halfv_edge.hub import find as hub_find
 
 if TYPE_CHECKING:
     from halfv_edge.chat_session import Session
-    from halfv_edge.images import Picture
+    from halfv_edge.engine.images import Picture
 
 INTERRUPTED = 130
 CODES = "Exit codes: 0 fine, 1 a failure while running, 2 a mistake in what was given, 130 interrupted."
@@ -97,7 +97,7 @@ def _question(prompt: str | None) -> str | None:
 
 def _sampling(args: argparse.Namespace) -> dict[str, Any]:
     """What Chat.ask takes, checked as far as that goes without a model."""
-    from halfv_edge.sampling import Sampling
+    from halfv_edge.engine.sampling import Sampling
 
     settings = {"temperature": args.temp, "top_k": args.top_k, "top_p": args.top_p, "min_p": args.min_p}
     settings |= {"seed": args.seed, "grammar": None, "json_schema": None}
@@ -115,7 +115,7 @@ def _sampling(args: argparse.Namespace) -> dict[str, Any]:
 
 def _check_grammar(path: str, text: str, vocab: int) -> None:
     """Its parser says what is wrong on stderr, in several lines."""
-    from halfv_edge.sampling import Sampler, Sampling
+    from halfv_edge.engine.sampling import Sampler, Sampling
 
     with tempfile.TemporaryFile() as said:
         sys.stderr.flush()

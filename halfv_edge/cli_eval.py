@@ -15,7 +15,7 @@ from halfv_edge.eval.metrics import METRICS
 from halfv_edge.gguf import write as gguf_write
 
 if TYPE_CHECKING:
-    from halfv_edge.engine import Model
+    from halfv_edge.engine.model import Model
     from halfv_edge.eval.asking import Asker
     from halfv_edge.eval.questions import Question
     from halfv_edge.eval.run import Turns
@@ -146,8 +146,8 @@ def _run(args: argparse.Namespace, console: Console, model: Model, asked: list[Q
 
 def _given(model: Model, asker: Asker, first: Question) -> policies.Given:
     """FLOPs are matched for the first question."""
-    from halfv_edge import images
-    from halfv_edge.kv import n_cells
+    from halfv_edge.engine import images
+    from halfv_edge.engine.context import n_cells
 
     unpruned = policies.one(policies.UNPRUNED, policies.Given(model.n_layer, model.profile))
     head, tail, _ = asker.items(unpruned, images.load(first.image), first.question)

@@ -18,8 +18,8 @@ from halfv_edge.hub import find as hub_find
 from halfv_edge.profile import presets, profile
 
 if TYPE_CHECKING:
-    from halfv_edge.engine import Model
-    from halfv_edge.images import Picture
+    from halfv_edge.engine.images import Picture
+    from halfv_edge.engine.model import Model
 
 MISTAKE, FAILURE = 2, 1  # exit codes: what was given can be changed, or what was run has failed
 MAX_TEXT_BYTES = 1 << 20
@@ -156,7 +156,7 @@ def load(args: argparse.Namespace, console: Console) -> Model:
     if args.pixel_tau not in (None, "off") and not 0 <= args.pixel_tau <= 255:
         raise HalfVError(f"--pixel-tau {args.pixel_tau:g} is not valid: it must be between 0 and 255.")
     files = hub_find.find(args.model, args.hf, args.mmproj)
-    from halfv_edge.engine import Model  # here, as it loads the libraries
+    from halfv_edge.engine.model import Model  # here, as it loads the libraries
 
     console.status(f"loading {files.model.name} ...")
     try:
@@ -216,7 +216,7 @@ def _without_effect(args: argparse.Namespace, model: Model) -> Iterator[str]:
 
 def read_images(paths: list[str]) -> list[Picture]:
     """Before anything slow, so that a bad one is known at once."""
-    from halfv_edge import images  # here, so that commands without pictures start fast
+    from halfv_edge.engine import images  # here, so that commands without pictures start fast
 
     return [images.load(path) for path in paths]
 

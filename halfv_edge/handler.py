@@ -20,12 +20,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from halfv_edge import conversation, encoder, engine, images, libs, native_log
-from halfv_edge.conversation import Stats
-from halfv_edge.encoder import Chunk, Encoded, Encoder
+from halfv_edge import libs, native_log
+from halfv_edge.engine import chat as engine_chat
+from halfv_edge.engine import encoder, images
+from halfv_edge.engine import model as engine_model
+from halfv_edge.engine.chat import Stats
+from halfv_edge.engine.context import SEQ, Context, Item, n_cells
+from halfv_edge.engine.encoder import Chunk, Encoded, Encoder
 from halfv_edge.errors import HalfVError
 from halfv_edge.handler_prompt import StandIn, formatter, mark_pictures
-from halfv_edge.kv import SEQ, Context, Item, n_cells
 from halfv_edge.profile import profile as profiles
 from halfv_edge.profile.profile import Profile
 
@@ -69,7 +72,7 @@ class HalfVChatHandler:
 
         like: the handler whose prompt format is used; by default that is the chat template in the GGUF.
         profile, keep, pixel_tau, mmproj_type, image_max_tokens, image_cache_mb, topup_mb: as in
-        halfv_edge.engine.Model.load.
+        halfv_edge.engine.model.Model.load.
         exact: an edited question chooses its visual tokens anew, as if the conversation came for the first time.
         Without it those of the former question stay and the ones that matter to the new one join them: that is faster.
         """
@@ -83,7 +86,7 @@ class HalfVChatHandler:
         self._keep = keep
         self._pixel_tau = pixel_tau
         self._exact = exact
-        engine.check_choice("mmproj_type", mmproj_type, encoder.MMPROJ_TYPES)
+        engine_model.check_choice("mmproj_type", mmproj_type, encoder.MMPROJ_TYPES)
         self._mmproj_type = mmproj_type
         self._image_max_tokens = image_max_tokens
         self._cache_bytes = image_cache_mb << 20
@@ -154,8 +157,8 @@ class HalfVChatHandler:
             return self._session
         native_log.capture(llama.verbose)
         about = profiles.Model.read(llama.model_path)
-        wanted = engine.resolve_profile(about, self._wanted, self._keep, self._pixel_tau)
-        resolved = engine.if_supported(wanted, llama.model, about.path)
+        wanted = engine_model.resolve_profile(about, self._wanted, self._keep, self._pixel_tau)
+        resolved = engine_model.if_supported(wanted, llama.model, about.path)
         _set_profile(llama, resolved.profile)  # before the encoder, which takes pixel_tau from the model
         flash_attn = llama.context_params.flash_attn_type == llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
         vision = Encoder.load(
@@ -165,7 +168,7 @@ class HalfVChatHandler:
             use_gpu=self._use_gpu,
             n_threads=llama.n_threads,
             # a Llama has none unless it is told to, and an encoder takes several times as long without
-            flash_attn=int(flash_attn) if self._mmproj_type == "off" else engine.FLASH["auto"],
+            flash_attn=int(flash_attn) if self._mmproj_type == "off" else engine_model.FLASH["auto"],
             image_max_tokens=self._image_max_tokens,
             pixel_tau=resolved.profile and resolved.profile.pixel_tau,
             weights=self._mmproj_type,
@@ -382,8 +385,8 @@ def _check_room(session: _Session, llama: llama_cpp.Llama, parts: list[list[Item
 
 def _pruning(context: Context, before: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of Stats from halfv_stats before and now."""
-    counts = conversation.visual_counts(context.items)
-    return counts | conversation.pruning_between(before, context.stats())
+    counts = engine_chat.visual_counts(context.items)
+    return counts | engine_chat.pruning_between(before, context.stats())
 
 
 def _set_profile(llama: llama_cpp.Llama, wanted: Profile | None) -> None:

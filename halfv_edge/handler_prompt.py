@@ -12,7 +12,8 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from halfv_edge import libs, templates
+from halfv_edge import libs
+from halfv_edge.engine import template as templates
 from halfv_edge.errors import HalfVError
 
 llama_cpp = libs.load()

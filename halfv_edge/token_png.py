@@ -12,8 +12,8 @@ from halfv_edge.errors import HalfVError
 from halfv_edge.gguf import write as gguf_write
 
 if TYPE_CHECKING:
-    from halfv_edge.images import Picture
-    from halfv_edge.tokens import TokenMap
+    from halfv_edge.engine.images import Picture
+    from halfv_edge.engine.tokens import TokenMap
 
 
 def check(out: Path, pictures: Sequence[Picture]) -> None:
@@ -37,7 +37,7 @@ def targets(out: Path, count: int) -> list[Path]:
 
 def write(maps: Sequence[TokenMap], pictures: Sequence[Picture], out: Path) -> list[Path]:
     """Draw and write all; what was there is replaced."""
-    from halfv_edge.tokens import draw_token_map  # here, so that commands without pictures start fast
+    from halfv_edge.engine.tokens import draw_token_map  # here, so that commands without pictures start fast
 
     check(out, pictures)
     paths = targets(out, len(maps))

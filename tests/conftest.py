@@ -15,7 +15,7 @@ libs.load()
 
 from vlm import KINDS, Vlms  # noqa: E402
 
-from halfv_edge.engine import Model  # noqa: E402
+from halfv_edge.engine.model import Model  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -14,8 +14,8 @@ from PIL import Image
 from tiny_models import make_tiny
 
 from halfv_edge import native_log
-from halfv_edge.encoder import Encoder
-from halfv_edge.images import Picture
+from halfv_edge.engine.encoder import Encoder
+from halfv_edge.engine.images import Picture
 from halfv_edge.profile.profile import Profile
 
 N_EMBD, N_LAYER = 64, 4  # of the language model that they belong to

@@ -17,7 +17,7 @@ from vlm import Vlms, picture
 
 from halfv_edge import cli, cli_calibrate
 from halfv_edge.calibrate.taps import Probe
-from halfv_edge.engine import Model
+from halfv_edge.engine.model import Model
 from halfv_edge.gguf import write as gguf_write
 from halfv_edge.profile import profile
 

@@ -20,9 +20,9 @@ from vlm import picture
 
 from halfv_edge.calibrate import entropy
 from halfv_edge.calibrate.taps import NotANumberError, Probe, n_tokens
-from halfv_edge.engine import Model
+from halfv_edge.engine.images import load
+from halfv_edge.engine.model import Model
 from halfv_edge.errors import HalfVError
-from halfv_edge.images import load
 from halfv_edge.profile.profile import DROPPED, FROZEN, Profile
 
 N_LAYER = 6

@@ -24,11 +24,11 @@ from vlm import CHATML, NEXT, PROFILE, QUESTION, picture
 
 from halfv_edge import cli, cli_chat, cli_tokens
 from halfv_edge.chat_session import TWICE_SEC
-from halfv_edge.engine import Model
+from halfv_edge.engine.context import Context
+from halfv_edge.engine.model import Model
 from halfv_edge.errors import RunError
 from halfv_edge.hub import demo as hub_demo
 from halfv_edge.hub import find as hub_find
-from halfv_edge.kv import Context
 from halfv_edge.profile import presets
 
 ARCHS = {"llava": "llama", "qwen2vl": "qwen2vl", "llava-next": "llama"}

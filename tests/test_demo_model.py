@@ -19,7 +19,7 @@ from demo.model import GRID, N_PREFIX, DemoModel, Shape, normalised, sized
 from demo.pointing import Places, targets
 from demo.scenes import Question, Sample, make
 from demo.vocabulary import ASSISTANT, END, USER, Vocabulary, words_of_questions
-from halfv_edge.engine import Model
+from halfv_edge.engine.model import Model
 
 TEXTS = (
     "What is the total?",

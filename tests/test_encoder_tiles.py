@@ -12,9 +12,9 @@ from client import Client
 from converted import convert_tiny
 from encoders import FAST, STOCK, nmse, noise
 
-from halfv_edge.encoder import Encoder
-from halfv_edge.encoder import mtmd as native
-from halfv_edge.images import Picture
+from halfv_edge.engine.encoder import Encoder
+from halfv_edge.engine.encoder import mtmd as native
+from halfv_edge.engine.images import Picture
 
 BATCHING = {"internvl": True, "llava_next_mistral": False}
 

@@ -20,8 +20,8 @@ from vlm import Vlms
 
 from halfv_edge import libs
 from halfv_edge.bench.random_mmproj import write_mmproj
-from halfv_edge.encoder import MMPROJ_TYPES
-from halfv_edge.engine import Model
+from halfv_edge.engine.encoder import MMPROJ_TYPES
+from halfv_edge.engine.model import Model
 from halfv_edge.errors import HalfVError
 from halfv_edge.gguf import mmproj as mmproj_file
 from halfv_edge.gguf import read as gguf_read

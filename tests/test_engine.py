@@ -31,12 +31,13 @@ from vlm import (
 )
 
 from halfv_edge import native_log
-from halfv_edge.encoder import Chunk
-from halfv_edge.engine import Chat, Model
+from halfv_edge.engine.chat import Chat
+from halfv_edge.engine.context import ABORT, StoppedError, n_cells
+from halfv_edge.engine.encoder import Chunk
+from halfv_edge.engine.model import Model
+from halfv_edge.engine.turn_lock import TurnLock
 from halfv_edge.errors import HalfVError
-from halfv_edge.kv import ABORT, StoppedError, n_cells
 from halfv_edge.profile.profile import Profile
-from halfv_edge.turn_lock import TurnLock
 
 #
 # one question

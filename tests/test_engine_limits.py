@@ -23,10 +23,10 @@ from vlm import (
 )
 
 from halfv_edge import native_log
-from halfv_edge.encoder import Chunk, Encoder
-from halfv_edge.engine import Model
+from halfv_edge.engine.context import n_cells
+from halfv_edge.engine.encoder import Chunk, Encoder
+from halfv_edge.engine.model import Model
 from halfv_edge.errors import HalfVError
-from halfv_edge.kv import n_cells
 
 #
 # sampling
@@ -201,7 +201,7 @@ def test_too_little_memory_is_said(tmp_path: Path) -> None:
     wide = make_tiny(tmp_path / "model.gguf", "llama", profile=PROFILE, **{"llama.context_length": 1 << 22})
     make_tiny_mmproj(tmp_path / "mmproj-model.gguf", "llava", n_embd=64)
     script = (
-        "import resource, sys\nfrom halfv_edge.engine import Model\nfrom halfv_edge.errors import HalfVError\n"
+        "import resource, sys\nfrom halfv_edge.engine.model import Model\nfrom halfv_edge.errors import HalfVError\n"
         "resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))\n"
         "try:\n    Model.load(sys.argv[1], n_ctx=1 << 22, n_threads=1, kv_type='f32')\n"
         "except HalfVError as error:\n    print(error)\n"

@@ -11,13 +11,14 @@ from holes import entering, page
 from PIL import Image
 from vlm import QUESTION, Vlms, picture, retell
 
-from halfv_edge import cli, images
+from halfv_edge import cli
 from halfv_edge.calibrate import entropy
-from halfv_edge.engine import Model
+from halfv_edge.engine import images
+from halfv_edge.engine.context import n_cells
+from halfv_edge.engine.model import Model
 from halfv_edge.eval import frontier, report, run
 from halfv_edge.eval.asking import Asker
 from halfv_edge.eval.questions import Question
-from halfv_edge.kv import n_cells
 from halfv_edge.policies import Given, one
 
 TOKENS = 6

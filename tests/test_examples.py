@@ -18,8 +18,9 @@ import pytest
 from PIL import Image, ImageDraw, ImageGrab
 from vlm import CHATML, NEXT, QUESTION, Vlms, picture
 
-from halfv_edge import engine, libs
-from halfv_edge.engine import Model
+from halfv_edge import libs
+from halfv_edge.engine import model as engine_model
+from halfv_edge.engine.model import Model
 
 ROOT = Path(__file__).parent.parent
 TEMPLATE = {"tokenizer.chat_template": CHATML}
@@ -193,7 +194,7 @@ def module(screen: str) -> ModuleType:
 def open_window(
     module: ModuleType, screen: str, vlms: Vlms, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., Any]]:
-    monkeypatch.setattr(engine, "_n_cores", lambda: 1)
+    monkeypatch.setattr(engine_model, "_n_cores", lambda: 1)
     windows = []
 
     def start(*arguments: object, model: Path | None = None) -> Any:

@@ -210,7 +210,7 @@ def test_keep_needs_a_profile(llava: Place) -> None:
 
 
 def test_picture_that_must_be_one_batch(llava: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    from halfv_edge.encoder import Encoder
+    from halfv_edge.engine.encoder import Encoder
 
     monkeypatch.setattr(Encoder, "non_causal", True)
     chat = llava.ours(n_ubatch=64)

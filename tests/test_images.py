@@ -1,4 +1,4 @@
-"""Pictures of every kind, good and bad, through halfv_edge.images."""
+"""Pictures of every kind, good and bad, through halfv_edge.engine.images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from halfv_edge import images
+from halfv_edge.engine import images
 from halfv_edge.errors import HalfVError
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)

@@ -21,14 +21,15 @@ from tiny_models import make_tiny
 from vlm import CHATML, NEXT, PROFILE, QUESTION, Vlms, greedy, last_prompt, retell, text_of
 
 from halfv_edge import native_log
-from halfv_edge.engine import Chat, Model, resolve_profile
+from halfv_edge.engine.chat import Chat
+from halfv_edge.engine.images import load as load_image
+from halfv_edge.engine.model import Model, resolve_profile
+from halfv_edge.engine.tokens import REPEATED, draw_token_map
 from halfv_edge.errors import HalfVError
 from halfv_edge.gguf import read as gguf_read
 from halfv_edge.gguf import write as gguf_write
-from halfv_edge.images import load as load_image
 from halfv_edge.profile.profile import Model as ProfileModel
 from halfv_edge.profile.profile import Profile
-from halfv_edge.tokens import REPEATED, draw_token_map
 
 SIDE = 28
 COLUMNS, ROWS = 18, 17

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from vlm import Vlms, picture
 
-from halfv_edge import engine
+from halfv_edge.engine import model as engine_model
 
 EXAMPLES = (Path(__file__).parent.parent / "docs" / "python.md").read_text().split("```python\n")[1:]
 
@@ -17,7 +17,7 @@ EXAMPLES = (Path(__file__).parent.parent / "docs" / "python.md").read_text().spl
 )
 def test_examples_of_the_docs(example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vlms: Vlms) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(engine, "_n_cores", lambda: 1)
+    monkeypatch.setattr(engine_model, "_n_cores", lambda: 1)
     source = vlms.path("qwen2vl")
     for name, file in (("model.gguf", source), ("mmproj-model.gguf", source.with_name("mmproj-model.gguf"))):
         (tmp_path / name).symlink_to(file)

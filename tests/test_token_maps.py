@@ -12,9 +12,9 @@ from vlm import (
     picture,
 )
 
-from halfv_edge.engine import Model
-from halfv_edge.images import load as load_image
-from halfv_edge.tokens import draw_token_map
+from halfv_edge.engine.images import load as load_image
+from halfv_edge.engine.model import Model
+from halfv_edge.engine.tokens import draw_token_map
 
 
 @pytest.mark.parametrize("kind", KINDS)

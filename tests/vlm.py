@@ -15,7 +15,8 @@ from PIL import Image
 from tiny_mmproj import make_tiny_mmproj
 from tiny_models import make_tiny
 
-from halfv_edge.engine import Chat, Model
+from halfv_edge.engine.chat import Chat
+from halfv_edge.engine.model import Model
 
 KINDS = {"llava": "llama", "qwen2vl": "qwen2vl"}
 PROFILE = {

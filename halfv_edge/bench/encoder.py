@@ -21,8 +21,8 @@ from halfv_edge.bench.run import spread
 
 llama_cpp = libs.load()
 
-from halfv_edge.encoder import MMPROJ_TYPES, Encoder  # noqa: E402
-from halfv_edge.images import Picture  # noqa: E402
+from halfv_edge.engine.encoder import MMPROJ_TYPES, Encoder  # noqa: E402
+from halfv_edge.engine.images import Picture  # noqa: E402
 
 
 def main() -> None:

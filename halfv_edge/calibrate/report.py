@@ -16,10 +16,10 @@ from halfv_edge.calibrate.samples import Sample
 from halfv_edge.calibrate.search import Check
 from halfv_edge.calibrate.taps import Probe
 from halfv_edge.canvas import Canvas
-from halfv_edge.engine import Model
+from halfv_edge.engine.model import Model
+from halfv_edge.engine.tokens import TokenMap, draw_token_map
 from halfv_edge.gguf import write as gguf_write
 from halfv_edge.profile.profile import Profile
-from halfv_edge.tokens import TokenMap, draw_token_map
 
 PAPER, INK, DIM, GRID = "#ffffff", "#1f2328", "#6b7280", "#e5e7eb"
 VISUAL, TEXT, ALL = "#d97706", "#2563eb", "#9ca3af"

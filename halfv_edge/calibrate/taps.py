@@ -11,11 +11,11 @@ import numpy as np
 
 from halfv_edge import libs, native_log
 from halfv_edge.calibrate import entropy
-from halfv_edge.encoder import Chunk
-from halfv_edge.engine import Model
+from halfv_edge.engine.context import SEQ, Context, Item, n_cells
+from halfv_edge.engine.encoder import Chunk
+from halfv_edge.engine.images import Picture
+from halfv_edge.engine.model import Model
 from halfv_edge.errors import HalfVError, RunError
-from halfv_edge.images import Picture
-from halfv_edge.kv import SEQ, Context, Item, n_cells
 from halfv_edge.profile.profile import Profile
 
 llama_cpp = libs.load()

@@ -9,7 +9,7 @@ from lmms_eval.api.model import lmms
 from lmms_eval.models.registry_v2 import ModelManifest
 from tqdm import tqdm
 
-from halfv_edge.engine import Model
+from halfv_edge.engine.model import Model
 from halfv_edge.errors import HalfVError, RunError
 
 MARK = "<image>"  # what task templates put where the picture goes

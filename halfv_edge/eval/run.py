@@ -9,14 +9,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from halfv_edge import images
-from halfv_edge.conversation import Stats
+from halfv_edge.engine import images
+from halfv_edge.engine.chat import Stats
+from halfv_edge.engine.context import n_cells
+from halfv_edge.engine.images import Picture
 from halfv_edge.errors import HalfVError, RunError
 from halfv_edge.eval.asking import Asker, Given
 from halfv_edge.eval.metrics import tidy
 from halfv_edge.eval.questions import Question
-from halfv_edge.images import Picture
-from halfv_edge.kv import n_cells
 from halfv_edge.policies import Policy
 from halfv_edge.work_file import WorkFile
 

@@ -13,21 +13,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from halfv_edge import libs, native_log
-from halfv_edge.conversation import Answer, Chat, Stats
-from halfv_edge.encoder import MMPROJ_TYPES, Encoder, find
+from halfv_edge.engine.chat import Chat
+from halfv_edge.engine.context import Context
+from halfv_edge.engine.encoder import MMPROJ_TYPES, Encoder, find
+from halfv_edge.engine.template import Template
+from halfv_edge.engine.turn_lock import TurnLock
 from halfv_edge.errors import HalfVError
-from halfv_edge.kv import Context
 from halfv_edge.profile import presets
 from halfv_edge.profile import profile as profiles
 from halfv_edge.profile.profile import Profile, Resolved
-from halfv_edge.templates import Template
-from halfv_edge.turn_lock import TurnLock
 
 llama_cpp = libs.load()
 
 import halfv_cpp  # noqa: E402
-
-__all__ = ["Answer", "Chat", "Model", "Stats"]
 
 DEFAULT_N_CTX = 8192
 KV_TYPES = {"f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7}

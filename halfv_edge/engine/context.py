@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from halfv_edge import libs, native_log
-from halfv_edge.encoder import Chunk, Encoder
+from halfv_edge.engine.encoder import Chunk, Encoder
 from halfv_edge.errors import HalfVError, RunError
 
 llama_cpp = libs.load()

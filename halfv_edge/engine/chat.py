@@ -11,15 +11,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from halfv_edge import libs
-from halfv_edge.encoder import Chunk, Encoded
+from halfv_edge.engine.context import Context, Item, StoppedError, common, n_cells
+from halfv_edge.engine.encoder import Chunk, Encoded
+from halfv_edge.engine.images import Picture, Source, load_all
+from halfv_edge.engine.sampling import Sampler, Sampling
+from halfv_edge.engine.tokens import TokenMap
 from halfv_edge.errors import HalfVError
-from halfv_edge.images import Picture, Source, load_all
-from halfv_edge.kv import Context, Item, StoppedError, common, n_cells
-from halfv_edge.sampling import Sampler, Sampling
-from halfv_edge.tokens import TokenMap
 
 if TYPE_CHECKING:
-    from halfv_edge.engine import Model
+    from halfv_edge.engine.model import Model
 
 llama_cpp = libs.load()
 

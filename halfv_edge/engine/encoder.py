@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from halfv_edge import libs, native_log
+from halfv_edge.engine.images import Picture
+from halfv_edge.engine.tokens import Layout, Tile, TokenMap
 from halfv_edge.errors import HalfVError, RunError
 from halfv_edge.gguf import encoder_keys
 from halfv_edge.gguf import read as gguf_read
-from halfv_edge.images import Picture
 from halfv_edge.profile import profile
-from halfv_edge.tokens import Layout, Tile, TokenMap
 
 llama_cpp = libs.load()
 

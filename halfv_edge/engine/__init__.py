@@ -1,0 +1,1 @@
+"""The engine: a model, its chats, their answers."""
