@@ -6,7 +6,7 @@ python examples/handler.py MODEL.gguf MMPROJ.gguf PICTURE "What is this?" ["And 
 import sys
 from pathlib import Path
 
-from halfv_edge.handler import ChatError, HalfVChatHandler  # before llama_cpp, which then finds our libraries
+from halfv_edge.handler.handler import ChatError, HalfVChatHandler  # before llama_cpp, which then finds our libraries
 
 from llama_cpp import Llama  # isort: skip
 

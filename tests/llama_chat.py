@@ -14,7 +14,7 @@ from tiny_mmproj import make_tiny_mmproj
 from tiny_models import make_tiny
 from vlm import PROFILE, picture
 
-from halfv_edge.handler import HalfVChatHandler
+from halfv_edge.handler.handler import HalfVChatHandler
 
 KINDS = {"llava": "llama", "llava-next": "llama", "qwen2vl": "qwen2vl"}  # encoder: language model
 N_VISUAL = {"llava": 100, "llava-next": 500, "qwen2vl": 70}  # of png()

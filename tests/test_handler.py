@@ -15,7 +15,7 @@ from llama_cpp import Llama
 from llama_cpp.llama_chat_format import Llava15ChatHandler, MTMDChatHandler, Qwen25VLChatHandler
 from tiny_models import make_tiny_lora
 
-from halfv_edge.handler import ChatError
+from halfv_edge.handler.handler import ChatError
 from halfv_edge.profile.profile import Profile
 
 SAME_PROFILE = Profile(2, 0.5, 0.2, 4, 0.1, "dropped")  # as in the GGUF
@@ -368,7 +368,7 @@ def test_switched_off_wins(place: Place) -> None:
 
 
 def test_profile_that_does_not_fit_leaves_the_llama_as_it_was(llava: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    from halfv_edge import handler
+    from halfv_edge.handler import handler
 
     chat = llava.ours(llava.whole, profile=SAME_PROFILE)
     make, calls = handler._internals.LlamaContext, []

@@ -19,7 +19,7 @@ from llama_chat import Chat, Place, assistant, closing, data_uri, png, user
 from llama_cpp.llama_chat_format import Llava15ChatHandler
 
 from halfv_edge import libs
-from halfv_edge.handler import ChatError, HalfVChatHandler
+from halfv_edge.handler.handler import ChatError, HalfVChatHandler
 
 STRING_TEMPLATE = "{% for m in messages %}{{ m.role + ':' + m.content + '\n' }}{% endfor %}answer:"
 QUESTION = "what is in the picture"
@@ -236,7 +236,7 @@ def test_llama_cpp_with_other_libraries_came_first(tmp_path: Path) -> None:
     for library in libs.lib_dir().iterdir():
         (tmp_path / library.name).symlink_to(library)
     env = os.environ | {"LLAMA_CPP_LIB_PATH": str(tmp_path), "MTMD_CPP_LIB": str(tmp_path)}
-    code = "import llama_cpp, halfv_edge.handler"
+    code = "import llama_cpp, halfv_edge.handler.handler"
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     last = done.stderr.strip().splitlines()[-1]
     assert "llama_cpp was already imported with the libraries in" in last

@@ -28,7 +28,7 @@ from halfv_edge.engine.chat import Stats
 from halfv_edge.engine.context import SEQ, Context, Item, n_cells
 from halfv_edge.engine.encoder import Chunk, Encoded, Encoder
 from halfv_edge.errors import HalfVError
-from halfv_edge.handler_prompt import StandIn, formatter, mark_pictures
+from halfv_edge.handler.prompt import StandIn, formatter, mark_pictures
 from halfv_edge.profile import profile as profiles
 from halfv_edge.profile.profile import Profile
 

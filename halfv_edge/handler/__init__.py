@@ -1,0 +1,1 @@
+"""The chat handler for llama-cpp-python."""
