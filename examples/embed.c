@@ -65,7 +65,7 @@ static int load(struct app * app, const char * model_path, const char * mmproj_p
         return say(WRONG, "%s cannot be loaded as a language model.", model_path);
     }
     // a program that chooses the profile itself calls halfv_model_set_profile here, before it makes a context
-    struct halfv_profile profile;
+    struct halfv_profile profile = {.size = sizeof(profile)};
     if (halfv_model_get_profile(app->model, &profile) < 0) {
         return say(WRONG, "%s: %s", model_path, halfv_last_error());
     }
@@ -188,7 +188,7 @@ static int answer(struct app * app, int number) {
 }
 
 static void report(const struct app * app) {
-    struct halfv_stats stats;
+    struct halfv_stats stats = {.size = sizeof(stats)};
     if (halfv_get_stats(app->ctx, 0, &stats) != HALFV_OK) {
         say(DONE, "the model runs whole: %s", halfv_last_error());
         return;

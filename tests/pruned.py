@@ -22,7 +22,7 @@ def set_profile(model: int, profile: Mapping[str, Any] | None) -> None:
     """For Client's on_model. Keys as in the GGUF metadata, `ivr.layer`; those left out have the default."""
     values = None
     if profile is not None:
-        values = halfv_cpp.halfv_profile_default(llama_cpp.llama_model_n_layer(model))
+        values = halfv_cpp.default_profile(llama_cpp.llama_model_n_layer(model))
         for key, value in profile.items():
             setattr(values, key.replace(".", "_"), REST[value] if key == "ssr.rest" else value)
     halfv_cpp.set_model_profile(model, values)

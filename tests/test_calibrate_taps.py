@@ -13,7 +13,7 @@ import pruned
 import pytest
 import torch
 from client import Client
-from halfv_cpp import halfv_h
+from halfv_cpp import halfv_compare
 from reference.halfv_torch import Image, Reference, Text
 from tiny_models import ARCHS, grid_positions, make_tiny, tiny_image
 from vlm import picture
@@ -51,7 +51,7 @@ class Seen:
 
 
 def hold(client: Client, embd: np.ndarray, pos: np.ndarray | None) -> None:
-    halfv_cpp.check(halfv_h.halfv_hold(client.ctx, True))
+    halfv_cpp.check(halfv_compare.halfv_hold(client.ctx, True))
     client.text(BEFORE, logits_last=False)
     client.image(embd, pos)
     client.text(AFTER, logits_last=False)
@@ -60,8 +60,11 @@ def hold(client: Client, embd: np.ndarray, pos: np.ndarray | None) -> None:
 def observe(client: Client, freeze: list[int]) -> Seen:
     seen = Seen()
     flags = (ctypes.c_uint8 * N_LAYER)(*freeze)
-    assert halfv_cpp.check(halfv_h.halfv_observe(client.ctx, flags, halfv_h.halfv_observer(seen), None)) == pruned.OK
-    halfv_cpp.check(halfv_h.halfv_hold(client.ctx, False))
+    assert (
+        halfv_cpp.check(halfv_compare.halfv_observe(client.ctx, flags, halfv_compare.halfv_observer(seen), None))
+        == pruned.OK
+    )
+    halfv_cpp.check(halfv_compare.halfv_hold(client.ctx, False))
     return seen
 
 
@@ -150,7 +153,7 @@ def test_a_held_prompt_in_a_small_context(tmp_path: Path) -> None:
         assert caught.value.code == halfv_cpp.HALFV_ERR_MEMORY
         llama_cpp.llama_memory_clear(client.memory, True)
         client.next_pos = [0]
-        halfv_cpp.check(halfv_h.halfv_hold(client.ctx, False))
+        halfv_cpp.check(halfv_compare.halfv_hold(client.ctx, False))
         client.text(BEFORE)
 
 

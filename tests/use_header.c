@@ -4,8 +4,8 @@
 #include <stdio.h>
 
 int main(void) {
-    struct halfv_profile profile = halfv_profile_default(24);
-    if (halfv_profile_validate(&profile, 24) != HALFV_OK) {
+    struct halfv_profile profile = { .size = sizeof(profile) };
+    if (halfv_profile_default(&profile, 24) != HALFV_OK || halfv_profile_validate(&profile, 24) != HALFV_OK) {
         fprintf(stderr, "%s\n", halfv_last_error());
         return 1;
     }

@@ -34,6 +34,13 @@ def check(rc: int) -> int:
     return rc
 
 
+def default_profile(n_layer: int) -> halfv_h.halfv_profile:
+    """For a model of n_layer layers: prunes nothing until it is changed."""
+    out = halfv_h.halfv_profile()
+    check(halfv_h.halfv_profile_default(byref(out), n_layer))
+    return out
+
+
 def model_profile(model: int) -> halfv_h.halfv_profile | None:
     """The profile of contexts made from now on, None when there is none."""
     out = halfv_h.halfv_profile()
@@ -49,7 +56,7 @@ def stats(ctx: int, seq: int = 0) -> dict[str, Any]:
     """halfv_stats as plain values; outcome and reason as words."""
     out = halfv_h.halfv_stats()
     check(halfv_h.halfv_get_stats(ctx, seq, byref(out)))
-    values = {name: getattr(out, name) for name, _ in out._fields_}
+    values = {name: getattr(out, name) for name, _ in out._fields_ if name != "size"}
     values = {name: list(value) if isinstance(value, Array) else value for name, value in values.items()}
     return values | {"outcome": OUTCOMES[out.outcome], "reason": REASONS[out.reason]}
 

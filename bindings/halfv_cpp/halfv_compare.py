@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ctypes import c_int32, c_uint32
+from ctypes import CFUNCTYPE, POINTER, Structure, c_bool, c_float, c_int32, c_uint8, c_uint32, c_void_p
 
 from llama_cpp import llama_cpp
 
@@ -26,3 +26,57 @@ HALFV_CHOICE_DART = 4
 @ctypes_function("halfv_set_choice", [llama_cpp.llama_context_p_ctypes, c_int32, c_uint32], c_int32)
 def halfv_set_choice(ctx: int | None, choice: int, seed: int, /) -> int:
     """Another way to choose; before a picture, or when none waits."""
+
+
+#
+# looking inside an unpruned prompt, for calibration
+#
+
+
+# struct halfv_boundary {
+#     uint32_t        size;      // sizeof(struct halfv_boundary), set by the library
+#     int32_t         layer;     // which layer's input this is; the number of layers: the output of the last
+#     int32_t         n_tokens;
+#     int32_t         n_embd;
+#     int32_t         n_vocab;
+#     float           norm_eps;
+#     const float   * norm;      // [n_embd], of the model's final RMS norm
+#     const float   * states;    // [n_tokens][n_embd], in prompt order, before any norm
+#     const uint8_t * visual;    // [n_tokens], 1 where a token is visual
+#     const float   * attention; // [n_tokens]: where the last token looks here, mean over heads; null at the end
+#     const float   * logits;    // [n_vocab], of the last token. At the end the model's; before that what they would
+#                                // be if this layer left the visual tokens as they are, null where not asked for
+# };
+class halfv_boundary(Structure):  # noqa: N801
+    _fields_ = (
+        ("size", c_uint32),
+        ("layer", c_int32),
+        ("n_tokens", c_int32),
+        ("n_embd", c_int32),
+        ("n_vocab", c_int32),
+        ("norm_eps", c_float),
+        ("norm", POINTER(c_float)),
+        ("states", POINTER(c_float)),
+        ("visual", POINTER(c_uint8)),
+        ("attention", POINTER(c_float)),
+        ("logits", POINTER(c_float)),
+    )
+
+
+# typedef bool (*halfv_observer)(const struct halfv_boundary * boundary, void * user);
+halfv_observer = CFUNCTYPE(c_bool, POINTER(halfv_boundary), c_void_p)
+
+
+# LLAMA_API int32_t halfv_hold(struct llama_context * ctx, bool hold);
+@ctypes_function("halfv_hold", [llama_cpp.llama_context_p_ctypes, c_bool], c_int32)
+def halfv_hold(ctx: int | None, hold: bool, /) -> int:
+    """From here on llama_decode only keeps what it is given: one sequence, into empty memory, without outputs."""
+
+
+# LLAMA_API int32_t halfv_observe(struct llama_context * ctx, const uint8_t * freeze, halfv_observer observer,
+#                                 void * user);
+@ctypes_function(
+    "halfv_observe", [llama_cpp.llama_context_p_ctypes, POINTER(c_uint8), halfv_observer, c_void_p], c_int32
+)
+def halfv_observe(ctx: int | None, freeze: object, observer: object, user: object, /) -> int:
+    """Run what was held through the model layer by layer; the observer sees each boundary."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from ctypes import (
     CDLL,
-    CFUNCTYPE,
     POINTER,
     Structure,
     c_bool,
@@ -17,11 +16,11 @@ from ctypes import (
     c_int,
     c_int32,
     c_int64,
-    c_uint8,
     c_uint32,
     c_uint64,
-    c_void_p,
+    sizeof,
 )
+from typing import Any
 
 try:
     from llama_cpp import llama_cpp
@@ -78,6 +77,7 @@ HALFV_REST_DROPPED = 1
 
 
 # struct halfv_profile {
+#     uint32_t size;              // sizeof(struct halfv_profile)
 #     uint32_t ivr_layer;         // first layer of stage II
 #     float    ivr_keep;          // share of the visual tokens that stage II sees, (0, 1]
 #     float    ivr_anchors;       // share of the kept that attention chooses, [0, 1]
@@ -90,6 +90,7 @@ HALFV_REST_DROPPED = 1
 # };
 class halfv_profile(Structure):  # noqa: N801
     _fields_ = (
+        ("size", c_uint32),
         ("ivr_layer", c_uint32),
         ("ivr_keep", c_float),
         ("ivr_anchors", c_float),
@@ -101,10 +102,13 @@ class halfv_profile(Structure):  # noqa: N801
         ("pixel_tau", c_float),
     )
 
+    def __init__(self, **values: Any) -> None:
+        super().__init__(sizeof(halfv_profile), **values)
 
-# LLAMA_API struct halfv_profile halfv_profile_default(uint32_t n_layer);
-@ctypes_function("halfv_profile_default", [c_uint32], halfv_profile)
-def halfv_profile_default(n_layer: int, /) -> halfv_profile:
+
+# LLAMA_API int32_t halfv_profile_default(struct halfv_profile * out, uint32_t n_layer);
+@ctypes_function("halfv_profile_default", [POINTER(halfv_profile), c_uint32], c_int32)
+def halfv_profile_default(out: halfv_profile | None, n_layer: int, /) -> int:
     """keep = 1 and no stage III, for a model of n_layer layers: prunes nothing until it is changed."""
 
 
@@ -243,6 +247,7 @@ HALFV_REASON_SHARED = 4
 
 
 # struct halfv_stats {
+#     uint32_t size;           // sizeof(struct halfv_stats)
 #     int32_t  outcome;        // enum halfv_outcome, of the last picture
 #     int32_t  reason;         // enum halfv_reason
 #     uint32_t n_images;
@@ -263,6 +268,7 @@ HALFV_REASON_SHARED = 4
 # };
 class halfv_stats(Structure):  # noqa: N801
     _fields_ = (
+        ("size", c_uint32),
         ("outcome", c_int32),
         ("reason", c_int32),
         ("n_images", c_uint32),
@@ -281,6 +287,9 @@ class halfv_stats(Structure):  # noqa: N801
         ("kv_cells", c_uint32 * 3),
         ("kv_bytes", c_uint64 * 3),
     )
+
+    def __init__(self) -> None:
+        super().__init__(sizeof(halfv_stats))
 
 
 # LLAMA_API int32_t halfv_get_stats(const struct llama_context * ctx, llama_seq_id seq, struct halfv_stats * out);
@@ -334,58 +343,6 @@ def halfv_flops(
     /,
 ) -> int:
     """What halfv_stats would count for a prompt of text, one picture and text, from the picture on."""
-
-
-#
-# looking inside an unpruned prompt, for calibration
-#
-
-
-# struct halfv_boundary {
-#     int32_t         layer;     // which layer's input this is; the number of layers: the output of the last
-#     int32_t         n_tokens;
-#     int32_t         n_embd;
-#     int32_t         n_vocab;
-#     float           norm_eps;
-#     const float   * norm;      // [n_embd], of the model's final RMS norm
-#     const float   * states;    // [n_tokens][n_embd], in prompt order, before any norm
-#     const uint8_t * visual;    // [n_tokens], 1 where a token is visual
-#     const float   * attention; // [n_tokens]: where the last token looks here, mean over heads; null at the end
-#     const float   * logits;    // [n_vocab], of the last token. At the end the model's; before that what they would
-#                                // be if this layer left the visual tokens as they are, null where not asked for
-# };
-class halfv_boundary(Structure):  # noqa: N801
-    _fields_ = (
-        ("layer", c_int32),
-        ("n_tokens", c_int32),
-        ("n_embd", c_int32),
-        ("n_vocab", c_int32),
-        ("norm_eps", c_float),
-        ("norm", POINTER(c_float)),
-        ("states", POINTER(c_float)),
-        ("visual", POINTER(c_uint8)),
-        ("attention", POINTER(c_float)),
-        ("logits", POINTER(c_float)),
-    )
-
-
-# typedef bool (*halfv_observer)(const struct halfv_boundary * boundary, void * user);
-halfv_observer = CFUNCTYPE(c_bool, POINTER(halfv_boundary), c_void_p)
-
-
-# LLAMA_API int32_t halfv_hold(struct llama_context * ctx, bool hold);
-@ctypes_function("halfv_hold", [llama_cpp.llama_context_p_ctypes, c_bool], c_int32)
-def halfv_hold(ctx: int | None, hold: bool, /) -> int:
-    """From here on llama_decode only keeps what it is given: one sequence, into empty memory, without outputs."""
-
-
-# LLAMA_API int32_t halfv_observe(struct llama_context * ctx, const uint8_t * freeze, halfv_observer observer,
-#                                 void * user);
-@ctypes_function(
-    "halfv_observe", [llama_cpp.llama_context_p_ctypes, POINTER(c_uint8), halfv_observer, c_void_p], c_int32
-)
-def halfv_observe(ctx: int | None, freeze: object, observer: object, user: object, /) -> int:
-    """Run what was held through the model layer by layer; the observer sees each boundary."""
 
 
 __all__ = [name for name in dir() if name.lower().startswith("halfv_")]

@@ -102,7 +102,7 @@ class Bench(contextlib.ExitStack):
         room = max(look["n_visual"] + look["n_text"] for look in found) + N_PREFIX + 2 * N_QUESTION + 2 * self.n_decode
         for one in self.contenders:
             struct = one.policy.profile.to_c() if one.policy.profile else None
-            values = {name: getattr(struct, name) for name, _ in struct._fields_} if struct else None
+            values = {name: getattr(struct, name) for name, _ in struct._fields_ if name != "size"} if struct else None
             one.worker.ask(
                 "add", name=one.name, profile=values, switched_off=one.switched_off, n_ctx=-(-room // 256) * 256,
                 choice=CHOICES.index(one.policy.choice), seed=one.policy.seed, **one.eyes,

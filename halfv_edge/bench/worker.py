@@ -96,7 +96,7 @@ class Bench:
     def flops(self, n_tokens: int) -> float:
         """What the whole model costs for n_tokens and one output."""
         dense, spent = ctypes.c_double(), ctypes.c_double()
-        profile = self.halfv.halfv_profile_default(llama_cpp.llama_model_n_layer(self.first.model))
+        profile = self.halfv.default_profile(llama_cpp.llama_model_n_layer(self.first.model))
         self.halfv.check(
             self.halfv.halfv_flops(
                 self.first.model, ctypes.byref(profile), 0, 0, n_tokens, ctypes.byref(dense), ctypes.byref(spent)
@@ -218,7 +218,7 @@ class Bench:
             if limits := [limit for limit in (max_tokens, self.options["image_max_tokens"]) if limit]:
                 params.image_max_tokens = min(limits)
             if self.halfv:  # libmtmd asks the model for it
-                profile = self.halfv.halfv_profile_default(llama_cpp.llama_model_n_layer(self.first.model))
+                profile = self.halfv.default_profile(llama_cpp.llama_model_n_layer(self.first.model))
                 profile.pixel_prune, profile.pixel_tau = tau is not None, tau or 0.0
                 self.halfv.set_model_profile(self.first.model, profile)
                 is_stock = (weights or self.options["mmproj_type"]) == "off"

@@ -21,7 +21,7 @@ from halfv_edge.profile.profile import Profile
 llama_cpp = libs.load()
 
 import halfv_cpp  # noqa: E402
-from halfv_cpp import halfv_h  # noqa: E402
+from halfv_cpp import halfv_compare, halfv_h  # noqa: E402
 
 MARK = "<|picture-of-the-calibration|>"
 ROOM = 64  # tokens of an answer, and more than enough
@@ -112,14 +112,14 @@ class Probe:
             raise HalfVError(
                 f"it has {n_cells(items)} tokens, too many for a context of {context.n_ctx}: give more --ctx"
             )
-        halfv_cpp.check(halfv_h.halfv_hold(context.pointer, True))
+        halfv_cpp.check(halfv_compare.halfv_hold(context.pointer, True))
         try:
             context.evaluate(items, output=False)
             flags = (ctypes.c_uint8 * self.n_layer)(*[freeze] * self.n_layer)
-            observer = halfv_h.halfv_observer(watch)
-            rc = halfv_h.halfv_observe(context.pointer, flags, observer, None)
+            observer = halfv_compare.halfv_observer(watch)
+            rc = halfv_compare.halfv_observe(context.pointer, flags, observer, None)
         finally:
-            halfv_h.halfv_hold(context.pointer, False)
+            halfv_compare.halfv_hold(context.pointer, False)
         if watch.error:
             context.clear()
             raise watch.error
@@ -220,7 +220,7 @@ class _Watch:
             self.error = error
         return self.error is None
 
-    def look(self, at: halfv_h.halfv_boundary) -> None:
+    def look(self, at: halfv_compare.halfv_boundary) -> None:
         states = np.ctypeslib.as_array(at.states, (at.n_tokens, at.n_embd))
         if not np.isfinite(states).all():
             what = f"enter layer {at.layer}" if at.layer < self.n_layer else "leave the last layer"

@@ -120,7 +120,7 @@ class Profile:
 
     @classmethod
     def default(cls, n_layer: int) -> Profile:
-        """As halfv_profile_default: prunes nothing until it is changed."""
+        """As halfv_cpp.default_profile: prunes nothing until it is changed."""
         return cls(1, 1.0, 0.1, n_layer, 1.0, DROPPED)
 
     def validate(self, n_layer: int) -> Profile:

@@ -1,14 +1,19 @@
 #ifndef HALFV_COMPARE_H
 #define HALFV_COMPARE_H
 
-// Other ways to choose tokens, to compare HalfV with: for `halfv bench` and `halfv eval`, not part of the plug-in's promise.
-// They take their layers and shares from the profile; pictures are then neither prepared nor topped up.
+// For `halfv bench`, `halfv eval` and `halfv calibrate`: not part of the plug-in's promise, and only there when libllama was
+// built with HALFV_COMPARE, the default.
 
 #include "halfv.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
+
+//
+// other ways to choose tokens, to compare HalfV with. They take their layers and shares from the profile; pictures are then
+// neither prepared nor topped up.
+//
 
 enum halfv_choice {
     HALFV_CHOICE_HALFV     = 0, // anchors and coverage in stage II, attention in stage III: the default
@@ -21,6 +26,40 @@ enum halfv_choice {
 // ATTENTION and DART hold back text before a picture as well, from an empty sequence on; `seed` is RANDOM's.
 // HALFV_OK; HALFV_ERR_ARGUMENT: no such choice, or a picture waits for its question; HALFV_ERR_UNSUPPORTED
 LLAMA_API int32_t halfv_set_choice(struct llama_context * ctx, int32_t choice, uint32_t seed);
+
+//
+// looking inside an unpruned prompt, for calibration. The context needs a profile; the default one will do.
+//
+
+struct halfv_boundary {
+    uint32_t        size;      // sizeof(struct halfv_boundary), set by the library
+    int32_t         layer;     // which layer's input this is; the number of layers: the output of the last
+    int32_t         n_tokens;
+    int32_t         n_embd;
+    int32_t         n_vocab;
+    float           norm_eps;
+    const float   * norm;      // [n_embd], of the model's final RMS norm
+    const float   * states;    // [n_tokens][n_embd], in prompt order, before any norm
+    const uint8_t * visual;    // [n_tokens], 1 where a token is visual
+    const float   * attention; // [n_tokens]: where the last token looks here, mean over heads; null at the end
+    const float   * logits;    // [n_vocab], of the last token. At the end the model's; before that what they would
+                               // be if this layer left the visual tokens as they are, null where not asked for
+};
+
+// Called at each boundary in turn; the pointers are valid until it returns. false stops.
+typedef bool (*halfv_observer)(const struct halfv_boundary * boundary, void * user);
+
+// From here on llama_decode only keeps what it is given: one sequence, into empty memory, without outputs. false, or a
+// second true, forgets it.
+// HALFV_OK, HALFV_ERR_UNSUPPORTED
+LLAMA_API int32_t halfv_hold(struct llama_context * ctx, bool hold);
+
+// Run what was held through the model layer by layer, unpruned, and leave the sequence as if it had been decoded (its
+// last token asked for no output). `freeze` (null: none) has a flag per layer: whether to try that layer frozen, at the
+// cost of all layers behind it. Host memory: about five times the states of one boundary and the logits of one token.
+// HALFV_OK; HALFV_NOTHING: nothing is held; HALFV_ERR_ARGUMENT: the prompt ends with a picture, or memory is not empty;
+// HALFV_ERR_UNSUPPORTED, _MEMORY; HALFV_ERR_COMPUTE: failed, aborted or stopped. After an error the sequence is empty.
+LLAMA_API int32_t halfv_observe(struct llama_context * ctx, const uint8_t * freeze, halfv_observer observer, void * user);
 
 #ifdef __cplusplus
 }

@@ -8,6 +8,12 @@
 //
 // Functions that return int32_t give HALFV_OK or another value listed above them; halfv_last_error() then says what was
 // wrong, in one sentence. None throws. A context and its sequences belong to one thread at a time, as in llama.h.
+//
+// Structs begin with their size, so that a program or binding goes on working when a later library has more members; those
+// are only ever added at the end. Set it before you hand a struct over, to be read or to be filled:
+//     struct halfv_profile profile = { .size = sizeof(profile) };
+// The library reads and fills what the size covers and takes defaults for members that it does not. A size that no version
+// of the struct has, 0 or one from a newer header, is HALFV_ERR_ARGUMENT.
 
 #include "llama.h"
 
@@ -43,6 +49,7 @@ enum halfv_rest {
 };
 
 struct halfv_profile {
+    uint32_t size;              // sizeof(struct halfv_profile)
     uint32_t ivr_layer;         // first layer of stage II
     float    ivr_keep;          // share of the visual tokens that stage II sees, (0, 1]
     float    ivr_anchors;       // share of the kept that attention chooses, [0, 1]
@@ -54,8 +61,8 @@ struct halfv_profile {
     float    pixel_tau;         // how far each of their 8-bit pixels may be from the prediction, [0, 255]
 };
 
-// keep = 1 and no stage III, for a model of n_layer layers: prunes nothing until it is changed
-LLAMA_API struct halfv_profile halfv_profile_default(uint32_t n_layer);
+// keep = 1 and no stage III, for a model of n_layer layers: prunes nothing until it is changed. HALFV_OK, HALFV_ERR_ARGUMENT
+LLAMA_API int32_t halfv_profile_default(struct halfv_profile * out, uint32_t n_layer);
 
 // HALFV_OK, or HALFV_ERR_ARGUMENT with a sentence that names the key and the value
 LLAMA_API int32_t halfv_profile_validate(const struct halfv_profile * profile, uint32_t n_layer);
@@ -148,6 +155,7 @@ enum halfv_reason {
 };
 
 struct halfv_stats {
+    uint32_t size;           // sizeof(struct halfv_stats)
     int32_t  outcome;        // enum halfv_outcome, of the last picture
     int32_t  reason;         // enum halfv_reason
     uint32_t n_images;
@@ -182,39 +190,6 @@ LLAMA_API int32_t halfv_image_tokens(const struct llama_context * ctx, llama_seq
 // HALFV_OK, HALFV_ERR_ARGUMENT
 LLAMA_API int32_t halfv_flops(const struct llama_model * model, const struct halfv_profile * profile, uint32_t n_before,
                               uint32_t n_visual, uint32_t n_after, double * dense, double * spent);
-
-//
-// looking inside an unpruned prompt, for calibration. The context needs a profile; the default one will do.
-//
-
-struct halfv_boundary {
-    int32_t         layer;     // which layer's input this is; the number of layers: the output of the last
-    int32_t         n_tokens;
-    int32_t         n_embd;
-    int32_t         n_vocab;
-    float           norm_eps;
-    const float   * norm;      // [n_embd], of the model's final RMS norm
-    const float   * states;    // [n_tokens][n_embd], in prompt order, before any norm
-    const uint8_t * visual;    // [n_tokens], 1 where a token is visual
-    const float   * attention; // [n_tokens]: where the last token looks here, mean over heads; null at the end
-    const float   * logits;    // [n_vocab], of the last token. At the end the model's; before that what they would
-                               // be if this layer left the visual tokens as they are, null where not asked for
-};
-
-// Called at each boundary in turn; the pointers are valid until it returns. false stops.
-typedef bool (*halfv_observer)(const struct halfv_boundary * boundary, void * user);
-
-// From here on llama_decode only keeps what it is given: one sequence, into empty memory, without outputs. false, or a
-// second true, forgets it.
-// HALFV_OK, HALFV_ERR_UNSUPPORTED
-LLAMA_API int32_t halfv_hold(struct llama_context * ctx, bool hold);
-
-// Run what was held through the model layer by layer, unpruned, and leave the sequence as if it had been decoded (its
-// last token asked for no output). `freeze` (null: none) has a flag per layer: whether to try that layer frozen, at the
-// cost of all layers behind it. Host memory: about five times the states of one boundary and the logits of one token.
-// HALFV_OK; HALFV_NOTHING: nothing is held; HALFV_ERR_ARGUMENT: the prompt ends with a picture, or memory is not empty;
-// HALFV_ERR_UNSUPPORTED, _MEMORY; HALFV_ERR_COMPUTE: failed, aborted or stopped. After an error the sequence is empty.
-LLAMA_API int32_t halfv_observe(struct llama_context * ctx, const uint8_t * freeze, halfv_observer observer, void * user);
 
 #ifdef __cplusplus
 }

@@ -3,6 +3,7 @@
 #include "halfv-encoder.h"
 #include "halfv-prefill.h"
 #include "halfv-profile.h"
+#include "halfv-sized.h"
 
 #include "llama-context.h"
 #include "llama-model.h"
@@ -61,18 +62,24 @@ static int32_t check_seq(const llama_context * ctx, llama_seq_id seq) {
 const char * halfv_last_error(void) { return last_error.c_str(); }
 const char * halfv_version(void)    { return HALFV_VERSION; }
 
-halfv_profile halfv_profile_default(uint32_t n_layer) {
-    return {
-        /*.ivr_layer         =*/ 1,
-        /*.ivr_keep          =*/ 1.0f,
-        /*.ivr_anchors       =*/ 0.1f,
-        /*.ssr_layer         =*/ n_layer,
-        /*.ssr_update        =*/ 1.0f,
-        /*.ssr_rest          =*/ HALFV_REST_DROPPED,
-        /*.min_visual_tokens =*/ 64,
-        /*.pixel_prune       =*/ false,
-        /*.pixel_tau         =*/ 0.0f,
-    };
+// throws std::runtime_error with the sentence of validate()
+static halfv_profile valid_profile(const halfv_profile * given, uint32_t n_layer) {
+    const halfv_profile profile = halfv::read_sized(given, halfv::default_profile(n_layer));
+    const std::string wrong = halfv::validate(profile, n_layer);
+    if (!wrong.empty()) {
+        throw std::runtime_error(wrong);
+    }
+    return profile;
+}
+
+int32_t halfv_profile_default(halfv_profile * out, uint32_t n_layer) {
+    return guarded([&]() -> int32_t {
+        if (!out) {
+            return fail(HALFV_ERR_ARGUMENT, "halfv: the place for the profile is null");
+        }
+        halfv::write_sized(out, halfv::default_profile(n_layer));
+        return HALFV_OK;
+    });
 }
 
 int32_t halfv_profile_validate(const halfv_profile * profile, uint32_t n_layer) {
@@ -80,8 +87,8 @@ int32_t halfv_profile_validate(const halfv_profile * profile, uint32_t n_layer) 
         if (!profile) {
             return fail(HALFV_ERR_ARGUMENT, "halfv: the profile is null");
         }
-        const std::string wrong = halfv::validate(*profile, n_layer);
-        return wrong.empty() ? HALFV_OK : fail(HALFV_ERR_ARGUMENT, wrong);
+        valid_profile(profile, n_layer);
+        return HALFV_OK;
     });
 }
 
@@ -94,11 +101,12 @@ int32_t halfv_model_get_profile(const llama_model * model, halfv_profile * out) 
         if (!model || !out) {
             return fail(HALFV_ERR_ARGUMENT, "halfv: the model or the place for its profile is null");
         }
-        const auto profile = model->halfv_profile.get(model->hparams.n_layer());
+        halfv::checked_size(out);
+        const auto profile = model->halfv_profile->get(model->hparams.n_layer());
         if (!profile) {
             return HALFV_NOTHING;
         }
-        *out = *profile;
+        halfv::write_sized(out, *profile);
         return HALFV_OK;
     });
 }
@@ -108,16 +116,14 @@ int32_t halfv_model_set_profile(llama_model * model, const halfv_profile * profi
         if (!model) {
             return fail(HALFV_ERR_ARGUMENT, "halfv: the model is null");
         }
-        if (profile) {
-            if (!halfv::arch_supported(*model)) {
-                return fail(HALFV_ERR_UNSUPPORTED, "halfv: the architecture " + model->arch_name() + " has no hooks and runs unpruned");
-            }
-            const std::string wrong = halfv::validate(*profile, model->hparams.n_layer());
-            if (!wrong.empty()) {
-                return fail(HALFV_ERR_ARGUMENT, wrong);
-            }
+        if (!profile) {
+            model->halfv_profile->set(std::nullopt);
+            return HALFV_OK;
         }
-        model->halfv_profile.set(profile);
+        if (!halfv::arch_supported(*model)) {
+            return fail(HALFV_ERR_UNSUPPORTED, "halfv: the architecture " + model->arch_name() + " has no hooks and runs unpruned");
+        }
+        model->halfv_profile->set(valid_profile(profile, model->hparams.n_layer()));
         return HALFV_OK;
     });
 }
@@ -127,7 +133,7 @@ int32_t halfv_model_set_stage_cells(llama_model * model, uint32_t stage1, uint32
         if (!model) {
             return fail(HALFV_ERR_ARGUMENT, "halfv: the model is null");
         }
-        model->halfv_profile.stage_cells = { stage1, stage2, stage3 };
+        model->halfv_profile->stage_cells = { stage1, stage2, stage3 };
         return HALFV_OK;
     });
 }
@@ -137,7 +143,7 @@ int32_t halfv_get_profile(const llama_context * ctx, halfv_profile * out) {
         if (!out) {
             return fail(HALFV_ERR_ARGUMENT, "halfv: the place for the profile is null");
         }
-        *out = prefill.memory.profile;
+        halfv::write_sized(out, prefill.memory.profile);
         return HALFV_OK;
     });
 }
@@ -223,28 +229,29 @@ int32_t halfv_get_stats(const llama_context * ctx, llama_seq_id seq, halfv_stats
             return rc;
         }
         const auto & memory = prefill.memory;
-        *out = {};
+        halfv_stats stats = {};
         if (const auto * s = memory.find(seq)) {
-            *out = s->stats;
+            stats = s->stats;
             for (const auto & im : s->images) {
-                out->n_visual += im.n;
-                out->n_kept   += im.kept.size();
-                out->n_deep   += memory.has_stage(2) ? im.deep.size() : im.kept.size();
+                stats.n_visual += im.n;
+                stats.n_kept   += im.kept.size();
+                stats.n_deep   += memory.has_stage(2) ? im.deep.size() : im.kept.size();
             }
-            out->n_images  = s->images.size();
-            out->n_pending = s->rows.size();
-            out->n_stored  = s->stored.size();
+            stats.n_images  = s->images.size();
+            stats.n_pending = s->rows.size();
+            stats.n_stored  = s->stored.size();
             if (!s->images.empty()) {
                 const auto & im = s->images.back();
-                out->reason  = im.reason;
-                out->outcome = !im.settled                        ? HALFV_OUTCOME_PENDING :
-                               im.reason != HALFV_REASON_NONE     ? HALFV_OUTCOME_UNPRUNED : HALFV_OUTCOME_PRUNED;
+                stats.reason  = im.reason;
+                stats.outcome = !im.settled                        ? HALFV_OUTCOME_PENDING :
+                                im.reason != HALFV_REASON_NONE     ? HALFV_OUTCOME_UNPRUNED : HALFV_OUTCOME_PRUNED;
             }
         }
         for (int stage = 0; stage < halfv::n_stages; ++stage) {
-            out->kv_cells[stage] = memory.n_cells(stage, seq);
-            out->kv_bytes[stage] = out->kv_cells[stage]*memory.cell_bytes(stage);
+            stats.kv_cells[stage] = memory.n_cells(stage, seq);
+            stats.kv_bytes[stage] = stats.kv_cells[stage]*memory.cell_bytes(stage);
         }
+        halfv::write_sized(out, stats);
         return HALFV_OK;
     });
 }
@@ -292,14 +299,11 @@ int32_t halfv_flops(const llama_model * model, const halfv_profile * profile, ui
         if (!model || !profile || !dense || !spent) {
             return fail(HALFV_ERR_ARGUMENT, "halfv: the model, the profile or a place for FLOPs is null");
         }
-        const std::string wrong = halfv::validate(*profile, model->hparams.n_layer());
-        if (!wrong.empty()) {
-            return fail(HALFV_ERR_ARGUMENT, wrong);
-        }
+        const halfv_profile valid = valid_profile(profile, model->hparams.n_layer());
         if (model->layers.size() < model->hparams.n_layer()) {
             return fail(HALFV_ERR_ARGUMENT, "halfv: the model was loaded without its weights");
         }
-        halfv::cost_model(*model).prompt(*profile, n_before, n_visual, n_after, *dense, *spent);
+        halfv::cost_model(*model).prompt(valid, n_before, n_visual, n_after, *dense, *spent);
         return HALFV_OK;
     });
 }

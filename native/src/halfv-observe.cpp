@@ -99,6 +99,7 @@ int prefill::observe_layers(held_prompt & prompt, const uint8_t * freeze, halfv_
     }
     const auto & norm = final_norm();
     halfv_boundary seen = {
+        /*.size      =*/ sizeof(halfv_boundary),
         /*.layer     =*/ 0,
         /*.n_tokens  =*/ (int32_t) n,
         /*.n_embd    =*/ (int32_t) n_embd,

@@ -21,6 +21,21 @@ static std::string complaint(const char * key, const T & value, const std::strin
     return out.str();
 }
 
+halfv_profile default_profile(uint32_t n_layer) {
+    return {
+        /*.size              =*/ sizeof(halfv_profile),
+        /*.ivr_layer         =*/ 1,
+        /*.ivr_keep          =*/ 1.0f,
+        /*.ivr_anchors       =*/ 0.1f,
+        /*.ssr_layer         =*/ n_layer,
+        /*.ssr_update        =*/ 1.0f,
+        /*.ssr_rest          =*/ HALFV_REST_DROPPED,
+        /*.min_visual_tokens =*/ 64,
+        /*.pixel_prune       =*/ false,
+        /*.pixel_tau         =*/ 0.0f,
+    };
+}
+
 std::string validate(const halfv_profile & p, uint32_t n_layer) {
     const std::string layers = std::to_string(n_layer);
 
@@ -92,6 +107,10 @@ struct key_reader {
 };
 } // namespace
 
+std::shared_ptr<model_profile> make_model_profile() {
+    return std::make_shared<model_profile>();
+}
+
 void model_profile::read(const gguf_context * metadata) {
     value.reset();
     error.clear();
@@ -106,7 +125,7 @@ void model_profile::read(const gguf_context * metadata) {
         keys.error = complaint("halfv.version", version, "this build reads version 1; a newer halfv-edge may read it, or set HALFV=off to run unpruned");
     }
 
-    halfv_profile p = halfv_profile_default(0);
+    halfv_profile p = default_profile(0);
     std::string rest;
     keys.get("halfv.ivr.layer",   p.ivr_layer);
     keys.get("halfv.ivr.keep",    p.ivr_keep);
@@ -130,12 +149,9 @@ void model_profile::read(const gguf_context * metadata) {
     value = p;
 }
 
-void model_profile::set(const halfv_profile * profile) {
+void model_profile::set(std::optional<halfv_profile> profile) {
     error.clear();
-    value.reset();
-    if (profile) {
-        value = *profile;
-    }
+    value = profile;
 }
 
 std::optional<halfv_profile> model_profile::get(uint32_t n_layer) const {

@@ -3,12 +3,16 @@
 #include "halfv.h"
 
 #include <array>
+#include <memory>
 #include <optional>
 #include <string>
 
 struct gguf_context;
 
 namespace halfv {
+
+// keep = 1 and no stage III: prunes nothing until it is changed
+halfv_profile default_profile(uint32_t n_layer);
 
 // "" when the profile fits a model of n_layer layers, else one sentence that names the key and the value
 std::string validate(const halfv_profile & profile, uint32_t n_layer);
@@ -20,7 +24,7 @@ bool prunes(const halfv_profile & profile, uint32_t n_layer);
 class model_profile {
 public:
     void read(const gguf_context * metadata);
-    void set(const halfv_profile * profile);
+    void set(std::optional<halfv_profile> profile); // a valid one, or none
 
     // the profile, none, or a std::runtime_error that says what is wrong with it; HALFV=off in the environment: none
     std::optional<halfv_profile> get(uint32_t n_layer) const;
@@ -31,5 +35,7 @@ private:
     std::optional<halfv_profile> value;
     std::string error; // of read()
 };
+
+std::shared_ptr<model_profile> make_model_profile(); // for llama-model.h, which knows the name alone
 
 } // namespace halfv

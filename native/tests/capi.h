@@ -2,7 +2,7 @@
 
 // What the C programs share: checks, and a client of llama.h.
 
-#include "halfv.h"
+#include "halfv-compare.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -116,12 +116,14 @@ static llama_pos prompt_without_question(struct llama_context * ctx, int32_t n_i
 static struct halfv_stats stats_of(struct llama_context * ctx) {
     struct halfv_stats stats;
     memset(&stats, 0xff, sizeof(stats));
+    stats.size = sizeof(stats);
     CHECK_RC(halfv_get_stats(ctx, 0, &stats), HALFV_OK);
     return stats;
 }
 
 static struct halfv_profile test_profile(const struct llama_model * model) {
-    struct halfv_profile profile = halfv_profile_default((uint32_t) llama_model_n_layer(model));
+    struct halfv_profile profile = { .size = sizeof(profile) };
+    CHECK_RC(halfv_profile_default(&profile, (uint32_t) llama_model_n_layer(model)), HALFV_OK);
     profile.ivr_layer   = 2;
     profile.ivr_keep    = 0.5f;
     profile.ivr_anchors = 0.2f;

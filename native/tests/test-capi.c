@@ -31,7 +31,9 @@ static void test_encoder_settings(void) {
 static void test_profile_rules(void) {
     CHECK(strlen(halfv_version()) > 0);
 
-    struct halfv_profile good = halfv_profile_default(24);
+    struct halfv_profile good = { .size = sizeof(good) };
+    CHECK_RC(halfv_profile_default(&good, 24), HALFV_OK);
+    CHECK_ERR(halfv_profile_default(NULL, 24), HALFV_ERR_ARGUMENT, "null");
     CHECK(good.ivr_keep == 1.0f && good.ssr_layer == 24);
     CHECK_RC(halfv_profile_validate(&good, 24), HALFV_OK);
     CHECK_ERR(halfv_profile_validate(NULL, 24), HALFV_ERR_ARGUMENT, "null");
@@ -66,7 +68,7 @@ static void test_profile_rules(void) {
 
 static void test_model(struct llama_model * model) {
     const uint32_t n_layer = (uint32_t) llama_model_n_layer(model);
-    struct halfv_profile profile = test_profile(model), out;
+    struct halfv_profile profile = test_profile(model), out = { .size = sizeof(out) };
 
     CHECK(halfv_model_supported(model));
     CHECK(!halfv_model_supported(NULL));
@@ -90,8 +92,60 @@ static void test_model(struct llama_model * model) {
     CHECK_RC(halfv_model_set_stage_cells(model, 0, 0, 0), HALFV_OK);
 }
 
+// A program built with an older header knows fewer members: those behind are neither read nor written.
+static void test_sizes(struct llama_model * model) {
+    const uint32_t n_layer = (uint32_t) llama_model_n_layer(model);
+    const uint32_t before_pixels = offsetof(struct halfv_profile, pixel_prune);
+    struct halfv_profile older = { .size = before_pixels }, out = { .size = sizeof(out) };
+    older.pixel_tau = -7.0f;
+    CHECK_RC(halfv_profile_default(&older, n_layer), HALFV_OK);
+    CHECK(older.size == before_pixels && older.ssr_layer == n_layer && older.pixel_tau == -7.0f);
+    older.pixel_prune = true; // would be invalid with such a tau
+    CHECK_RC(halfv_profile_validate(&older, n_layer), HALFV_OK);
+    CHECK_RC(halfv_model_set_profile(model, &older), HALFV_OK);
+    CHECK_RC(halfv_model_get_profile(model, &out), HALFV_OK);
+    CHECK(out.size == sizeof(out) && out.ssr_layer == n_layer && !out.pixel_prune && out.pixel_tau == 0.0f);
+    CHECK_RC(halfv_model_get_profile(model, &older), HALFV_OK);
+    CHECK(older.size == before_pixels && older.pixel_prune && older.pixel_tau == -7.0f);
+
+    struct llama_context * ctx = new_context(model);
+    require(ctx != NULL, "no context with a profile");
+    struct halfv_stats few;
+    memset(&few, 0x5a, sizeof(few));
+    const struct halfv_stats untouched = few;
+    few.size = offsetof(struct halfv_stats, kv_cells);
+    llama_pos pos = prompt_without_question(ctx, N_IMG);
+    CHECK_RC(halfv_get_stats(ctx, 0, &few), HALFV_OK);
+    CHECK(few.size == offsetof(struct halfv_stats, kv_cells) && few.n_visual == N_IMG && pos == 4 + N_IMG);
+    CHECK(memcmp(few.kv_cells, untouched.kv_cells, sizeof(few) - few.size) == 0);
+
+    // none of these can be
+    const uint32_t sizes[] = { 0, 4, before_pixels - 4, before_pixels + 1, sizeof(older) + 4, UINT32_MAX };
+    double dense, spent;
+    for (size_t i = 0; i < sizeof(sizes)/sizeof(sizes[0]); ++i) {
+        struct halfv_profile profile = older;
+        char word[32];
+        snprintf(word, sizeof(word), "size = %u ", sizes[i]);
+        profile.size = sizes[i];
+        CHECK_ERR(halfv_profile_default(&profile, n_layer), HALFV_ERR_ARGUMENT, word);
+        CHECK_ERR(halfv_profile_validate(&profile, n_layer), HALFV_ERR_ARGUMENT, word);
+        CHECK_ERR(halfv_model_set_profile(model, &profile), HALFV_ERR_ARGUMENT, word);
+        CHECK_ERR(halfv_model_get_profile(model, &profile), HALFV_ERR_ARGUMENT, word);
+        CHECK_ERR(halfv_get_profile(ctx, &profile), HALFV_ERR_ARGUMENT, word);
+        CHECK_ERR(halfv_flops(model, &profile, 4, N_IMG, 5, &dense, &spent), HALFV_ERR_ARGUMENT, word);
+        CHECK(profile.size == sizes[i] && profile.ivr_keep == older.ivr_keep);
+    }
+    const uint32_t stats_sizes[] = { 0, 8, offsetof(struct halfv_stats, kv_cells) - 8, sizeof(few) - 4, sizeof(few) + 8, UINT32_MAX };
+    for (size_t i = 0; i < sizeof(stats_sizes)/sizeof(stats_sizes[0]); ++i) {
+        few.size = stats_sizes[i];
+        CHECK_ERR(halfv_get_stats(ctx, 0, &few), HALFV_ERR_ARGUMENT, "size = ");
+    }
+    llama_free(ctx);
+    CHECK_RC(halfv_model_set_profile(model, NULL), HALFV_OK);
+}
+
 static void test_other_architecture(struct llama_model * model) {
-    struct halfv_profile profile = halfv_profile_default((uint32_t) llama_model_n_layer(model));
+    struct halfv_profile profile = test_profile(model);
     CHECK(!halfv_model_supported(model));
     CHECK_RC(halfv_model_get_profile(model, &profile), HALFV_NOTHING);
     CHECK_ERR(halfv_model_set_profile(model, &profile), HALFV_ERR_UNSUPPORTED, "architecture");
@@ -99,7 +153,7 @@ static void test_other_architecture(struct llama_model * model) {
 }
 
 static void test_bad_file(struct llama_model * model) {
-    struct halfv_profile profile;
+    struct halfv_profile profile = { .size = sizeof(profile) };
     CHECK_ERR(halfv_model_get_profile(model, &profile), HALFV_ERR_ARGUMENT, "halfv.ivr.keep = 7 ");
     CHECK(new_context(model) == NULL);
 
@@ -114,8 +168,8 @@ static void test_bad_file(struct llama_model * model) {
 
 // what each function of a context says to a context that is null or unpruned
 static void test_refusals(struct llama_context * ctx, int32_t code, const char * word) {
-    struct halfv_profile profile;
-    struct halfv_stats stats;
+    struct halfv_profile profile = { .size = sizeof(profile) };
+    struct halfv_stats stats = { .size = sizeof(stats) };
     int32_t tokens[4];
     CHECK_ERR(halfv_get_profile(ctx, &profile), code, word);
     CHECK_ERR(halfv_set_enabled(ctx, false), code, word);
@@ -133,7 +187,7 @@ static void test_refusals(struct llama_context * ctx, int32_t code, const char *
 }
 
 static void test_arguments(struct llama_context * ctx, const struct halfv_profile * profile) {
-    struct halfv_profile out;
+    struct halfv_profile out = { .size = sizeof(out) };
     CHECK_RC(halfv_get_profile(ctx, &out), HALFV_OK);
     CHECK(memcmp(&out, profile, sizeof(out)) == 0);
     CHECK_ERR(halfv_get_profile(ctx, NULL), HALFV_ERR_ARGUMENT, "null");
@@ -147,7 +201,7 @@ static void test_arguments(struct llama_context * ctx, const struct halfv_profil
     CHECK_RC(halfv_set_keep(ctx, profile->ivr_keep), HALFV_OK);
 
     const llama_seq_id no_seq[] = { -1, 1, INT32_MAX, INT32_MIN };
-    struct halfv_stats stats;
+    struct halfv_stats stats = { .size = sizeof(stats) };
     int32_t tokens[4];
     for (size_t i = 0; i < sizeof(no_seq)/sizeof(no_seq[0]); ++i) {
         CHECK_ERR(halfv_prepare(ctx, no_seq[i]), HALFV_ERR_ARGUMENT, "sequence");
@@ -392,6 +446,7 @@ int main(int argc, char ** argv) {
 
     struct llama_model * model = load(argv[1], false);
     test_model(model);
+    test_sizes(model);
     test_refusals(NULL, HALFV_ERR_ARGUMENT, "null");
     struct llama_context * plain = new_context(model);
     require(plain != NULL, "no context");

@@ -19,7 +19,7 @@ static double larger(double a, double b) {
 static bool watch(const struct halfv_boundary * at, void * user) {
     struct seen * seen = user;
     const bool is_end = at->layer == seen->n_layer;
-    seen->fine = seen->fine && at->layer == seen->n_boundaries && at->n_tokens == 9 + N_IMG && at->states && at->norm;
+    seen->fine = seen->fine && at->size == sizeof(*at) && at->layer == seen->n_boundaries && at->n_tokens == 9 + N_IMG && at->states && at->norm;
     seen->fine = seen->fine && !at->visual[3] && at->visual[4] && at->visual[3 + N_IMG] && !at->visual[4 + N_IMG];
     seen->fine = seen->fine && (at->attention == NULL) == is_end && (at->logits != NULL) == (is_end || at->layer == 1);
     double sum = is_end;
