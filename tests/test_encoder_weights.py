@@ -19,12 +19,12 @@ from tiny_encoders import KINDS, make_windowed
 from vlm import Vlms
 
 from halfv_edge import libs
-from halfv_edge.bench.random_mmproj import write_mmproj
 from halfv_edge.engine.encoder import MMPROJ_TYPES
 from halfv_edge.engine.model import Model
 from halfv_edge.errors import HalfVError
 from halfv_edge.gguf import mmproj as mmproj_file
 from halfv_edge.gguf import read as gguf_read
+from halfv_edge.testing.random_mmproj import write_mmproj
 
 MIN_COSINE = 0.9995  # of the default choice
 # random matrices of 64 columns are the worst case of blocks of 32

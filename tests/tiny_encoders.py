@@ -7,7 +7,7 @@ from typing import Any
 
 from gguf import GGMLQuantizationType
 
-from halfv_edge.bench.random_mmproj import Plan, _linear, _norm, _write
+from halfv_edge.testing.random_mmproj import Plan, _linear, _norm, _write
 
 PATCH = 14
 

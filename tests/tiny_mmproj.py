@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from halfv_edge.bench.random_mmproj import write_mmproj
+from halfv_edge.testing.random_mmproj import write_mmproj
 
 KINDS = ("llava", "llava-next", "qwen2vl")
 TILES = (140, 280, 280, 140, 280, 280)  # width, height of each resolution that llava-next may choose

@@ -8,8 +8,8 @@ from gguf import GGMLQuantizationType
 
 from halfv_edge.bench.pictures import grid_positions
 from halfv_edge.bench.pictures import random_image as tiny_image
-from halfv_edge.bench.random_models import ARCHS, MROPE_ARCHS, layer_shapes, write_gguf
-from halfv_edge.bench.random_models import write_model as make_tiny
+from halfv_edge.testing.random_models import ARCHS, MROPE_ARCHS, layer_shapes, write_gguf
+from halfv_edge.testing.random_models import write_model as make_tiny
 
 __all__ = ["ARCHS", "MROPE_ARCHS", "grid_positions", "make_tiny", "make_tiny_lora", "tiny_image"]
 

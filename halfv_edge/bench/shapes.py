@@ -129,8 +129,8 @@ def _place(folder: Path, name: str, described: list[Any]) -> Path:
 def _writers() -> SimpleNamespace:
     """They need gguf, which nothing else here does."""
     try:
-        from halfv_edge.bench.random_mmproj import write_mmproj
-        from halfv_edge.bench.random_models import write_model
+        from halfv_edge.testing.random_mmproj import write_mmproj
+        from halfv_edge.testing.random_models import write_model
     except ModuleNotFoundError as error:
         raise HalfVError(f"Models of random weights need {error.name}: run pip install 'halfv-edge[bench]'.") from error
     return SimpleNamespace(write_model=write_model, write_mmproj=write_mmproj)

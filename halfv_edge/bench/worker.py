@@ -21,7 +21,7 @@ from llama_cpp import mtmd_cpp as mtmd
 from PIL import Image
 
 from halfv_edge.bench import pictures, shapes
-from halfv_edge.bench.client import Client, collect_log, log_text
+from halfv_edge.testing.client import Client, collect_log, log_text
 
 DEVICE = re.compile(r"using device (\w+ \([^)]*\))")
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
