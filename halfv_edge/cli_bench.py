@@ -9,16 +9,17 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from halfv_edge import cli_model, libs, policies
-from halfv_edge.bench import machine, shapes
+from halfv_edge import cli_model, libs
 from halfv_edge.console import Console
 from halfv_edge.errors import HalfVError
 from halfv_edge.gguf import write as gguf_write
 from halfv_edge.hub import find as hub_find
+from halfv_edge.measure import policies
+from halfv_edge.measure.bench import machine, shapes
 from halfv_edge.profile import profile
 
 if TYPE_CHECKING:
-    from halfv_edge.bench.run import Bench, Contender, Subject
+    from halfv_edge.measure.bench.run import Bench, Contender, Subject
 
 ABOUT = """Measures time to first token, decoding speed and memory: a model unpruned, with its profile and with other
 policies, in turn in one run. Random weights of a known shape will do, as speed does not depend on them."""
@@ -83,7 +84,7 @@ def _whole_list(text: str) -> list[int]:
 
 
 def _bench(args: argparse.Namespace) -> int:
-    from halfv_edge.bench import report  # here, as it needs Pillow
+    from halfv_edge.measure.bench import report  # here, as it needs Pillow
 
     console = Console()
     with cli_model.mistakes():
@@ -120,7 +121,7 @@ def _check(args: argparse.Namespace) -> None:
 
 def _subject(args: argparse.Namespace, console: Console) -> tuple[Subject, profile.Profile | None]:
     """What to measure, and the profile it comes with."""
-    from halfv_edge.bench.run import Picture, Subject
+    from halfv_edge.measure.bench.run import Picture, Subject
 
     libs.load()
     from halfv_edge.engine.encoder import find
@@ -167,7 +168,7 @@ def _subject(args: argparse.Namespace, console: Console) -> tuple[Subject, profi
 def _measure(args: argparse.Namespace, subject: Subject, given: policies.Given) -> dict[str, Any]:
     from tqdm import tqdm
 
-    from halfv_edge.bench.run import Bench
+    from halfv_edge.measure.bench.run import Bench
 
     options = {
         "n_batch": args.batch,
@@ -216,7 +217,7 @@ def _measure(args: argparse.Namespace, subject: Subject, given: policies.Given) 
 
 def _contenders(args: argparse.Namespace, bench: Bench, given: policies.Given) -> list[Contender]:
     """The first one is what the others are compared with."""
-    from halfv_edge.bench import run
+    from halfv_edge.measure.bench import run
 
     stock = [run.Contender(policies.STOCK, bench.stock)] if bench.stock else []
     own = policies.one("profile", given)

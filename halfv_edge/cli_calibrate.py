@@ -18,8 +18,8 @@ from halfv_edge.gguf import write as gguf_write
 from halfv_edge.profile import profile
 
 if TYPE_CHECKING:
-    from halfv_edge.calibrate.run import Estimate, Goal, Result
     from halfv_edge.engine.model import Model
+    from halfv_edge.measure.calibrate.run import Estimate, Goal, Result
 
 USUAL_IMAGE_TOKENS = 256  # per picture while calibrating, for encoders that take any size: layers behave alike
 DEFAULT_CTX = 4096
@@ -69,7 +69,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     console = Console()
     with cli_model.mistakes():
         _check(args)
-        from halfv_edge.calibrate import samples  # here, so that other commands start fast
+        from halfv_edge.measure.calibrate import samples  # here, so that other commands start fast
 
         gathered, source = samples.gather(
             args.images, args.samples, args.seed, lambda why: console.say(f"halfv: skipped: {why}")
@@ -89,7 +89,7 @@ def _calibrate(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     """Before anything slow."""
-    from halfv_edge.calibrate.samples import LEAST
+    from halfv_edge.measure.calibrate.samples import LEAST
 
     if args.samples < LEAST:
         raise HalfVError(f"--samples {args.samples} is too few: it must be at least {LEAST}.")
@@ -137,9 +137,9 @@ def _load(args: argparse.Namespace, console: Console) -> Model:
 
 
 def _run(args: argparse.Namespace, console: Console, model: Model, gathered: list, source: str) -> Result:
-    from halfv_edge.calibrate.run import Calibrator
-    from halfv_edge.calibrate.taps import Probe
-    from halfv_edge.work_file import WorkFile
+    from halfv_edge.measure.calibrate.run import Calibrator
+    from halfv_edge.measure.calibrate.taps import Probe
+    from halfv_edge.measure.work_file import WorkFile
 
     work = WorkFile(_work_path(args, model), _settings(args, model))
     if work.results:
@@ -156,7 +156,7 @@ def _run(args: argparse.Namespace, console: Console, model: Model, gathered: lis
         result = calibrator.run(_goal(args))
         bar.close()
         if args.report:
-            from halfv_edge.calibrate import report  # here, as most runs want none
+            from halfv_edge.measure.calibrate import report  # here, as most runs want none
 
             report.write(args.report, result, model, probe, gathered)
             console.say(f"halfv: wrote {args.report}.")
@@ -205,7 +205,7 @@ def _fingerprint(path: Path) -> list[Any]:
 
 
 def _goal(args: argparse.Namespace) -> Goal:
-    from halfv_edge.calibrate.run import Goal
+    from halfv_edge.measure.calibrate.run import Goal
 
     if args.max_divergence is not None:
         return Goal(None, args.max_divergence)

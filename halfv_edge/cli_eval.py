@@ -8,17 +8,18 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from halfv_edge import cli_model, policies
+from halfv_edge import cli_model
 from halfv_edge.console import Console
 from halfv_edge.errors import HalfVError
-from halfv_edge.eval.metrics import METRICS
 from halfv_edge.gguf import write as gguf_write
+from halfv_edge.measure import policies
+from halfv_edge.measure.eval.metrics import METRICS
 
 if TYPE_CHECKING:
     from halfv_edge.engine.model import Model
-    from halfv_edge.eval.asking import Asker
-    from halfv_edge.eval.questions import Question
-    from halfv_edge.eval.run import Turns
+    from halfv_edge.measure.eval.asking import Asker
+    from halfv_edge.measure.eval.questions import Question
+    from halfv_edge.measure.eval.run import Turns
 
 ABOUT = """Asks a model the questions of JSONL files, unpruned and under other policies in turn, and says what is
 retained. A line is {"image": ..., "question": ..., "answers": [...]}, with "task" and "metric" if there are several."""
@@ -62,20 +63,20 @@ def _eval(args: argparse.Namespace) -> int:
     console = Console()
     with cli_model.mistakes():
         _check(args)
-        from halfv_edge.eval import questions  # here, so that other commands start fast
+        from halfv_edge.measure.eval import questions  # here, so that other commands start fast
 
         limit = None if args.follow_up else args.limit
         asked = questions.gather(args.questions, args.metric, args.suffix, limit)
         with cli_model.load(args, console) as model:
             report = _run(args, console, model, asked)
         if args.plot:
-            from halfv_edge.eval import plot
+            from halfv_edge.measure.eval import plot
 
             image = plot.as_png(report)
             with gguf_write.writing(args.plot, len(image)) as out:
                 out.write(image)
             console.say(f"halfv: wrote {args.plot}.")
-        from halfv_edge.eval.report import as_table
+        from halfv_edge.measure.eval.report import as_table
 
         print(json.dumps(report, indent=2) if args.json else as_table(report))
     return 0
@@ -92,9 +93,9 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _run(args: argparse.Namespace, console: Console, model: Model, asked: list[Question]) -> dict[str, Any]:
-    from halfv_edge.bench import machine
-    from halfv_edge.eval import frontier, questions, report, run
-    from halfv_edge.eval.asking import Asker, Seeing
+    from halfv_edge.measure.bench import machine
+    from halfv_edge.measure.eval import frontier, questions, report, run
+    from halfv_edge.measure.eval.asking import Asker, Seeing
 
     dialogues = questions.some(questions.dialogues(asked), args.limit) if args.follow_up else []
     if args.follow_up and not dialogues:
@@ -165,7 +166,7 @@ def _policies(text: str, given: policies.Given) -> list[policies.Policy]:
 
 
 def _ways(given: policies.Given) -> list[Turns]:
-    from halfv_edge.eval.run import Turns
+    from halfv_edge.measure.eval.run import Turns
 
     own = policies.one("profile", given)
     early = dataclasses.replace(own, prepared=True)

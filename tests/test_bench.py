@@ -12,7 +12,7 @@ from PIL import Image
 from vlm import Vlms, picture
 
 from halfv_edge import cli, libs
-from halfv_edge.bench.pictures import photo
+from halfv_edge.measure.bench.pictures import photo
 
 N_VISUAL, N_KEPT, N_DEEP = 256, 64, 12  # shape `tiny`: keep 0.25, update 0.05
 N_PREFIX, N_QUESTION = 8, 40

@@ -16,9 +16,9 @@ from test_calibrate_taps import poisoned
 from vlm import Vlms, picture
 
 from halfv_edge import cli, cli_calibrate
-from halfv_edge.calibrate.taps import Probe
 from halfv_edge.engine.model import Model
 from halfv_edge.gguf import write as gguf_write
+from halfv_edge.measure.calibrate.taps import Probe
 from halfv_edge.profile import profile
 
 N_LAYER = 6

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from halfv_edge.calibrate import entropy, picking, search
-from halfv_edge.calibrate.picking import Curves
-from halfv_edge.calibrate.run import spread
-from halfv_edge.calibrate.search import Check, Search
 from halfv_edge.errors import HalfVError
+from halfv_edge.measure.calibrate import entropy, picking, search
+from halfv_edge.measure.calibrate.picking import Curves
+from halfv_edge.measure.calibrate.run import spread
+from halfv_edge.measure.calibrate.search import Check, Search
 from halfv_edge.profile.profile import DROPPED, FROZEN, Profile
 
 # --- entropy ---

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from vlm import picture
 
-from halfv_edge.calibrate import pictures, samples
 from halfv_edge.errors import HalfVError
-from halfv_edge.work_file import WorkFile
+from halfv_edge.measure.calibrate import pictures, samples
+from halfv_edge.measure.work_file import WorkFile
 
 
 @pytest.fixture

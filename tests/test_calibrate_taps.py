@@ -18,11 +18,11 @@ from reference.halfv_torch import Image, Reference, Text
 from tiny_models import ARCHS, grid_positions, make_tiny, tiny_image
 from vlm import picture
 
-from halfv_edge.calibrate import entropy
-from halfv_edge.calibrate.taps import NotANumberError, Probe, n_tokens
 from halfv_edge.engine.images import load
 from halfv_edge.engine.model import Model
 from halfv_edge.errors import HalfVError
+from halfv_edge.measure.calibrate import entropy
+from halfv_edge.measure.calibrate.taps import NotANumberError, Probe, n_tokens
 from halfv_edge.profile.profile import DROPPED, FROZEN, Profile
 
 N_LAYER = 6

@@ -13,10 +13,10 @@ from halfv_convert import taps
 from hf_reference import SIZES, like_ggml, random_picture
 from look import Seen
 
-from halfv_edge.calibrate.taps import Probe, n_tokens
 from halfv_edge.engine.context import Item
 from halfv_edge.engine.images import load
 from halfv_edge.engine.model import Model
+from halfv_edge.measure.calibrate.taps import Probe, n_tokens
 
 # Measured: up to 3e-5 nats, and 2.5e-4 of a divergence.
 ENTROPY, RELATIVE_KL = 2e-4, 2e-3

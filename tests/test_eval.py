@@ -12,14 +12,14 @@ from PIL import Image
 from vlm import QUESTION, Vlms, picture, retell
 
 from halfv_edge import cli
-from halfv_edge.calibrate import entropy
 from halfv_edge.engine import images
 from halfv_edge.engine.context import n_cells
 from halfv_edge.engine.model import Model
-from halfv_edge.eval import frontier, report, run
-from halfv_edge.eval.asking import Asker
-from halfv_edge.eval.questions import Question
-from halfv_edge.policies import Given, one
+from halfv_edge.measure.calibrate import entropy
+from halfv_edge.measure.eval import frontier, report, run
+from halfv_edge.measure.eval.asking import Asker
+from halfv_edge.measure.eval.questions import Question
+from halfv_edge.measure.policies import Given, one
 
 TOKENS = 6
 QUESTIONS = (QUESTION, "where is the cat", "is the dog red")

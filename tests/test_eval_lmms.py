@@ -58,12 +58,12 @@ def plugin(monkeypatch: pytest.MonkeyPatch, root: Path):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     sys.modules["lmms_eval.api.model"].lmms = Lmms
     sys.modules["lmms_eval.models.registry_v2"].ModelManifest = ModelManifest
-    monkeypatch.delitem(sys.modules, "halfv_edge.eval.lmms_eval", raising=False)
+    monkeypatch.delitem(sys.modules, "halfv_edge.measure.eval.lmms_eval", raising=False)
     found = re.search(
         r'\[project\.entry-points\."(lmms_eval\.models)"\]\n(\w+) = "([^"]+)"', (root / "pyproject.toml").read_text()
     )
     yield EntryPoint(found[2], found[3], found[1]).load()
-    sys.modules.pop("halfv_edge.eval.lmms_eval", None)
+    sys.modules.pop("halfv_edge.measure.eval.lmms_eval", None)
 
 
 def load(manifest: ModelManifest, path: Path, **options: object):
@@ -102,7 +102,7 @@ def test_answers_are_those_of_a_chat(plugin, vlms: Vlms) -> None:
 
 def test_mistakes(plugin, vlms: Vlms) -> None:
     with pytest.raises(HalfVError, match="batch_size = 4 is not valid"):
-        importlib.import_module("halfv_edge.eval.lmms_eval").HalfV("model.gguf", batch_size=4)
+        importlib.import_module("halfv_edge.measure.eval.lmms_eval").HalfV("model.gguf", batch_size=4)
     model = load(plugin(), vlms.path("qwen2vl"))
     with pytest.raises(RunError, match="was to be pruned and never was, in 1 pictures"):
         ask(model, [picture(0, 112, 112)])

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from halfv_edge.eval import intervals, metrics
+from halfv_edge.measure.eval import intervals, metrics
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,9 @@ from reference.halfv_torch import Reference, share
 from reference.policies_torch import PolicyReference
 from tiny_models import ARCHS, make_tiny
 
-from halfv_edge import policies
 from halfv_edge.errors import HalfVError
-from halfv_edge.policies import Given, Policy
+from halfv_edge.measure import policies
+from halfv_edge.measure.policies import Given, Policy
 from halfv_edge.profile.profile import Profile
 
 GRID, GRIDS = [(9, 12)], [(9, 12), (7, 19)]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from gguf import GGMLQuantizationType
 
-from halfv_edge.bench.pictures import grid_positions
-from halfv_edge.bench.pictures import random_image as tiny_image
+from halfv_edge.measure.bench.pictures import grid_positions
+from halfv_edge.measure.bench.pictures import random_image as tiny_image
 from halfv_edge.testing.random_models import ARCHS, MROPE_ARCHS, layer_shapes, write_gguf
 from halfv_edge.testing.random_models import write_model as make_tiny
 

@@ -22,7 +22,7 @@ TOP = 50
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """As halfv_edge.calibrate.taps.Observation, without the attention."""
+    """As halfv_edge.measure.calibrate.taps.Observation, without the attention."""
 
     visual: list[float]
     text: list[float]

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from halfv_edge import libs, native_log
-from halfv_edge.bench import machine, pictures, shapes
-from halfv_edge.bench.run import spread
+from halfv_edge.measure.bench import machine, pictures, shapes
+from halfv_edge.measure.bench.run import spread
 
 llama_cpp = libs.load()
 

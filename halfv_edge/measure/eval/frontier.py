@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
-from halfv_edge.policies import STOCK, UNPRUNED
+from halfv_edge.measure.policies import STOCK, UNPRUNED
 
 Row = dict[str, Any]
 PROFILE = "profile"

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from halfv_edge.bench.workers import Answer, Worker
 from halfv_edge.errors import HalfVError, RunError
 from halfv_edge.gguf import encoder_keys
 from halfv_edge.gguf import read as gguf_read
-from halfv_edge.policies import CHOICES, STOCK, Policy
+from halfv_edge.measure.bench.workers import Answer, Worker
+from halfv_edge.measure.policies import CHOICES, STOCK, Policy
 
 N_PREFIX, N_QUESTION = 8, 40  # text tokens before and after the picture
 OFF, SWITCHED_OFF = "HALFV=off", "switched off"

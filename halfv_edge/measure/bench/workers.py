@@ -23,7 +23,7 @@ class Worker(contextlib.AbstractContextManager):
             raise HalfVError(f"{lib_dir} holds no llama library: give the folder of one with --stock-lib.")
         self.lib_dir = lib_dir
         places = {"LLAMA_CPP_LIB_PATH": str(lib_dir), "MTMD_CPP_LIB": str(lib_dir)}
-        command = [sys.executable, "-m", "halfv_edge.bench.worker", json.dumps(options)]
+        command = [sys.executable, "-m", "halfv_edge.measure.bench.worker", json.dumps(options)]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | places
         )

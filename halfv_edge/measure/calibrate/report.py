@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from halfv_edge.calibrate.run import Result, spread
-from halfv_edge.calibrate.samples import Sample
-from halfv_edge.calibrate.search import Check
-from halfv_edge.calibrate.taps import Probe
 from halfv_edge.canvas import Canvas
 from halfv_edge.engine.model import Model
 from halfv_edge.engine.tokens import TokenMap, draw_token_map
 from halfv_edge.gguf import write as gguf_write
+from halfv_edge.measure.calibrate.run import Result, spread
+from halfv_edge.measure.calibrate.samples import Sample
+from halfv_edge.measure.calibrate.search import Check
+from halfv_edge.measure.calibrate.taps import Probe
 from halfv_edge.profile.profile import Profile
 
 PAPER, INK, DIM, GRID = "#ffffff", "#1f2328", "#6b7280", "#e5e7eb"

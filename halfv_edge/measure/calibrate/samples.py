@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from halfv_edge.calibrate import pictures
 from halfv_edge.engine import images
 from halfv_edge.engine.images import Picture
 from halfv_edge.errors import HalfVError
 from halfv_edge.gguf import read as gguf_read
+from halfv_edge.measure.calibrate import pictures
 
 LEAST = 4  # samples; fewer say nothing
 MAX_LIST_BYTES = 64 << 20

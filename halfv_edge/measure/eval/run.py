@@ -14,11 +14,11 @@ from halfv_edge.engine.chat import Stats
 from halfv_edge.engine.context import n_cells
 from halfv_edge.engine.images import Picture
 from halfv_edge.errors import HalfVError, RunError
-from halfv_edge.eval.asking import Asker, Given
-from halfv_edge.eval.metrics import tidy
-from halfv_edge.eval.questions import Question
-from halfv_edge.policies import Policy
-from halfv_edge.work_file import WorkFile
+from halfv_edge.measure.eval.asking import Asker, Given
+from halfv_edge.measure.eval.metrics import tidy
+from halfv_edge.measure.eval.questions import Question
+from halfv_edge.measure.policies import Policy
+from halfv_edge.measure.work_file import WorkFile
 
 TOPUP_BYTES = 256 << 20  # as in a conversation
 MEASURED = (

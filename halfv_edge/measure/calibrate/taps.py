@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from halfv_edge import libs, native_log
-from halfv_edge.calibrate import entropy
 from halfv_edge.engine.context import SEQ, Context, Item, n_cells
 from halfv_edge.engine.encoder import Chunk
 from halfv_edge.engine.images import Picture
 from halfv_edge.engine.model import Model
 from halfv_edge.errors import HalfVError, RunError
+from halfv_edge.measure.calibrate import entropy
 from halfv_edge.profile.profile import Profile
 
 llama_cpp = libs.load()

@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from halfv_edge.calibrate import entropy, picking, search
-from halfv_edge.calibrate.picking import Curves, Pick
-from halfv_edge.calibrate.samples import LEAST, Sample, too_few
-from halfv_edge.calibrate.search import Check, Found, Search
-from halfv_edge.calibrate.taps import Answer, Observation, Probe, n_tokens
 from halfv_edge.errors import HalfVError
+from halfv_edge.measure.calibrate import entropy, picking, search
+from halfv_edge.measure.calibrate.picking import Curves, Pick
+from halfv_edge.measure.calibrate.samples import LEAST, Sample, too_few
+from halfv_edge.measure.calibrate.search import Check, Found, Search
+from halfv_edge.measure.calibrate.taps import Answer, Observation, Probe, n_tokens
+from halfv_edge.measure.work_file import WorkFile
 from halfv_edge.profile.profile import Calibration, Profile
-from halfv_edge.work_file import WorkFile
 
 FROZEN_SAMPLES = 8  # on which every layer is frozen once, at the cost of half the layers per layer
 TRIED_SAMPLES = 16  # on which candidates are run

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from halfv_edge.eval import frontier, intervals, metrics
-from halfv_edge.eval.questions import Question
-from halfv_edge.eval.run import Result
+from halfv_edge.measure.eval import frontier, intervals, metrics
+from halfv_edge.measure.eval.questions import Question
+from halfv_edge.measure.eval.run import Result
 
 MEAN = "mean of tasks"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from halfv_edge.errors import HalfVError
-from halfv_edge.eval.metrics import METRICS
 from halfv_edge.gguf import read as gguf_read
+from halfv_edge.measure.eval.metrics import METRICS
 
 MAX_BYTES = 512 << 20
 Item = TypeVar("Item")

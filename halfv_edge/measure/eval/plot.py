@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from halfv_edge.canvas import Canvas
-from halfv_edge.eval.frontier import AXES, kind
+from halfv_edge.measure.eval.frontier import AXES, kind
 
 PAPER, INK, FAINT, GRID = "#ffffff", "#1a1a1a", "#8a8a8a", "#e6e6e6"
 OWN = "#d1603d"  # the profile and what is made of it

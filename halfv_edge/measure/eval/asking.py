@@ -13,14 +13,14 @@ import numpy as np
 from PIL import Image
 
 from halfv_edge import libs
-from halfv_edge.calibrate import entropy
 from halfv_edge.engine.chat import Chat
 from halfv_edge.engine.context import Context, Item, n_cells
 from halfv_edge.engine.encoder import Chunk, Encoder
 from halfv_edge.engine.images import Picture
 from halfv_edge.engine.model import Model
 from halfv_edge.errors import HalfVError, RunError
-from halfv_edge.policies import CHOICES, Policy
+from halfv_edge.measure.calibrate import entropy
+from halfv_edge.measure.policies import CHOICES, Policy
 from halfv_edge.profile.profile import Profile
 
 llama_cpp = libs.load()

@@ -20,7 +20,7 @@ from llama_cpp import llama_cpp
 from llama_cpp import mtmd_cpp as mtmd
 from PIL import Image
 
-from halfv_edge.bench import pictures, shapes
+from halfv_edge.measure.bench import pictures, shapes
 from halfv_edge.testing.client import Client, collect_log, log_text
 
 DEVICE = re.compile(r"using device (\w+ \([^)]*\))")

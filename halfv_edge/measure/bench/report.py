@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from halfv_edge.bench.run import Spread
 from halfv_edge.canvas import Canvas
+from halfv_edge.measure.bench.run import Spread
 
 MIB = 2**20
 PAPER, INK, FAINT = "#ffffff", "#1a1a1a", "#8a8a8a"

@@ -1,0 +1,1 @@
+"""What pruning saves and costs: bench, eval and calibrate."""
