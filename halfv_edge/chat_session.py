@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from halfv_edge import chat_report, cli_model, console, token_png
+from halfv_edge import chat_report, cli_model, console
 from halfv_edge.console import Console
+from halfv_edge.draw import png as token_png
 from halfv_edge.engine import images
 from halfv_edge.engine.chat import Chat
 from halfv_edge.engine.images import Picture

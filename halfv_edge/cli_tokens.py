@@ -6,9 +6,10 @@ import argparse
 import json
 from pathlib import Path
 
-from halfv_edge import chat_report, cli_model, token_png
+from halfv_edge import chat_report, cli_model
 from halfv_edge.cli_chat import CODES
 from halfv_edge.console import Console
+from halfv_edge.draw import png as token_png
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from halfv_edge.canvas import Canvas
+from halfv_edge.draw.canvas import Canvas
 from halfv_edge.measure.bench.run import Spread
 
 MIB = 2**20

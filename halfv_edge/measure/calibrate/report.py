@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from halfv_edge.canvas import Canvas
+from halfv_edge.draw.canvas import Canvas
 from halfv_edge.engine.model import Model
 from halfv_edge.engine.tokens import TokenMap, draw_token_map
 from halfv_edge.gguf import write as gguf_write

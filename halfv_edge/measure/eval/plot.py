@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from halfv_edge.canvas import Canvas
+from halfv_edge.draw.canvas import Canvas
 from halfv_edge.measure.eval.frontier import AXES, kind
 
 PAPER, INK, FAINT, GRID = "#ffffff", "#1a1a1a", "#8a8a8a", "#e6e6e6"

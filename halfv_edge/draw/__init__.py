@@ -1,0 +1,1 @@
+"""Drawings: plots, and which tokens of a picture were kept."""
