@@ -1,3 +1,3 @@
-from halfv_edge.cli import main
+from halfv_edge.cli.main import main
 
 raise SystemExit(main())

@@ -13,8 +13,8 @@ if memory:
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
 if file_size:
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
-from halfv_edge import cli
-raise SystemExit(cli.main(sys.argv[3:]))
+from halfv_edge.cli import main
+raise SystemExit(main(sys.argv[3:]))
 """
 
 

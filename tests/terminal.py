@@ -19,8 +19,8 @@ ROWS, COLUMNS = 50, 200
 PROGRAM = """
 import fcntl, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C reaches this process
-from halfv_edge import cli
-raise SystemExit(cli.main(sys.argv[1:]))
+from halfv_edge.cli import main
+raise SystemExit(main(sys.argv[1:]))
 """
 
 

@@ -11,7 +11,8 @@ from holes import entering, page
 from PIL import Image
 from vlm import Vlms, picture
 
-from halfv_edge import cli, libs
+from halfv_edge import libs
+from halfv_edge.cli.main import main
 from halfv_edge.measure.bench.pictures import photo
 
 N_VISUAL, N_KEPT, N_DEEP = 256, 64, 12  # shape `tiny`: keep 0.25, update 0.05
@@ -28,7 +29,7 @@ def shapes_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bench(shapes_dir: Path, capsys: pytest.CaptureFixture[str]):
     def run(*flags: str, shape: str | None = "tiny", code: int = 0) -> tuple[str, str]:
         which = ["--shape", shape, "--models", str(shapes_dir)] if shape else []
-        assert cli.main(["bench", *which, *QUICK, *flags]) == code
+        assert main(["bench", *which, *QUICK, *flags]) == code
         return capsys.readouterr()
 
     return run

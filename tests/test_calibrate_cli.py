@@ -15,7 +15,8 @@ from PIL import Image
 from test_calibrate_taps import poisoned
 from vlm import Vlms, picture
 
-from halfv_edge import cli, cli_calibrate
+from halfv_edge.cli import calibrate as cli_calibrate
+from halfv_edge.cli.main import main
 from halfv_edge.engine.model import Model
 from halfv_edge.gguf import write as gguf_write
 from halfv_edge.measure.calibrate.taps import Probe
@@ -41,7 +42,7 @@ def place(tmp_path: Path, vlms: Vlms, monkeypatch: pytest.MonkeyPatch) -> Path:
 def run(*flags: str, code: int = 0, images: str | None = "pictures") -> None:
     fixed = ["calibrate", "-m", "model.gguf", "--threads", "1", "--ctx", "1024", "--kv-type", "f32"]
     fixed += ["--images", images] if images else []
-    assert cli.main([*fixed, *flags]) == code
+    assert main([*fixed, *flags]) == code
 
 
 def results(path: str = "p.calibration") -> list[str]:
@@ -131,7 +132,7 @@ def test_write(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert after.entries.keys() - before.entries.keys() == set(found.to_gguf())
     assert "wrote the profile into" in capsys.readouterr().err
     Path("link.gguf").symlink_to("model.gguf")
-    assert cli.main(["calibrate", "-m", "link.gguf", "--images", "pictures", "--write"]) == 2
+    assert main(["calibrate", "-m", "link.gguf", "--images", "pictures", "--write"]) == 2
     assert "link.gguf is a link: name the file" in capsys.readouterr().err
     # the results still belong to the file
     run("--max-divergence", "5", "-o", "model.json", "--samples", "4")

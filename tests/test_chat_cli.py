@@ -22,8 +22,10 @@ from tiny_mmproj import make_tiny_mmproj
 from tiny_models import make_tiny
 from vlm import CHATML, NEXT, PROFILE, QUESTION, picture
 
-from halfv_edge import cli, cli_chat, cli_tokens
-from halfv_edge.chat_session import TWICE_SEC
+from halfv_edge.cli import chat as cli_chat
+from halfv_edge.cli import tokens as cli_tokens
+from halfv_edge.cli.main import main
+from halfv_edge.cli.session import TWICE_SEC
 from halfv_edge.engine.context import Context
 from halfv_edge.engine.model import Model
 from halfv_edge.errors import RunError
@@ -152,7 +154,7 @@ def test_what_has_no_effect_is_said(
     for name, value in env.items():
         monkeypatch.setenv(name, value)
     command = ["chat", "-m", "llava/m.gguf", "--threads", "1", "cat.jpg", "-p", QUESTION, "--max-tokens", "1", *args]
-    assert cli.main(command) == 0
+    assert main(command) == 0
     assert why in capsys.readouterr().err
 
 
@@ -212,7 +214,7 @@ def test_same_answer_as_llama_mtmd_cli(
             for name, value in env.items():
                 patch.setenv(name, value)
             run = ["chat", "-m", f"{kind}/m.gguf", "cat.png", "-p", QUESTION, "--temp", "0", "--threads", "1"]
-            assert cli.main([*run, "--max-tokens", str(N_TOKENS)]) == 0
+            assert main([*run, "--max-tokens", str(N_TOKENS)]) == 0
         answers.append(capsys.readouterr().out.strip("\n"))
         assert len(answers[-1]) > 10
         assert answers[-1] in (ask_mtmd_cli(mtmd_cli, place, kind, **env) for _ in range(N_TRIES))
@@ -282,7 +284,7 @@ def test_mistakes(
     given = ["" if word == "EMPTY" else word for word in mistake.split()]
     model = [] if {"-m", "--hf"} & set(given) else ["-m", "llava/m.gguf"]
     try:
-        code = cli.main(["chat", "--threads", "1", "-p", QUESTION, *model, *given])
+        code = main(["chat", "--threads", "1", "-p", QUESTION, *model, *given])
     except SystemExit as stop:  # from argparse
         code = stop.code
     out, err = capfd.readouterr()
@@ -294,9 +296,9 @@ def test_mistakes(
 def test_no_model(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     monkeypatch.setattr(hub_demo, "FOLDER", place)
-    assert cli.main(["chat", "cat.jpg"]) == 2
+    assert main(["chat", "cat.jpg"]) == 2
     assert capsys.readouterr().err.startswith("halfv: No model was given: name one with -m MODEL.gguf")
-    assert cli.main(["chat", "--list-models"]) == 0
+    assert main(["chat", "--list-models"]) == 0
     listed = capsys.readouterr().out.splitlines()
     assert [line.split() for line in listed] == [list(pair) for pair in hub_find.KNOWN.items()]
     assert set(hub_find.KNOWN) <= set(presets.PRESETS)
@@ -321,7 +323,7 @@ def test_a_failure_while_running(
 
     monkeypatch.setattr(Context, "evaluate", fail)
     monkeypatch.chdir(place)
-    assert cli.main(["chat", "-m", "llava/m.gguf", "--threads", "1", "-p", QUESTION]) == 1
+    assert main(["chat", "-m", "llava/m.gguf", "--threads", "1", "-p", QUESTION]) == 1
     assert capsys.readouterr() == ("", "halfv: llama.cpp could not compute (-3): the device is gone.\n")
 
 
@@ -468,7 +470,7 @@ def test_tokens(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: py
     monkeypatch.chdir(place)
     for kind, counts in (("qwen2vl", "165 -> 82 -> 16"), ("llava-next", "500 -> 250 -> 50")):
         run = ["tokens", "-m", f"{kind}/m.gguf", "--threads", "1", "cat.jpg", "-p", QUESTION]
-        assert cli.main([*run, "-o", f"{kind}.png", "--json"]) == 0
+        assert main([*run, "-o", f"{kind}.png", "--json"]) == 0
         out, err = capsys.readouterr()
         assert err == f"halfv: wrote {kind}.png: {counts}.\n"
         (image,) = json.loads(out)["images"]
@@ -477,7 +479,7 @@ def test_tokens(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: py
         with Image.open(place / image["file"]) as drawn:
             assert drawn.format == "PNG"
     run = ["tokens", "-m", "llava/m.gguf", "--threads", "1", "cat.jpg", "dog.png", "-p", QUESTION, "--prepare"]
-    assert cli.main([*run, "-o", "both.png", "--profile", "off"]) == 0
+    assert main([*run, "-o", "both.png", "--profile", "off"]) == 0
     assert "halfv: nothing was pruned: --profile off.\n" in capsys.readouterr().err
     assert (place / "both-1.png").exists() and (place / "both-2.png").exists() and not (place / "both.png").exists()
 
@@ -495,7 +497,7 @@ def test_tokens_that_cannot_be_written(
 ) -> None:
     monkeypatch.chdir(place)
     before = (place / "dog.png").read_bytes()
-    assert cli.main(["tokens", "-m", "llava/m.gguf", "--threads", "1", "dog.png", "-p", QUESTION, "-o", out]) == 2
+    assert main(["tokens", "-m", "llava/m.gguf", "--threads", "1", "dog.png", "-p", QUESTION, "-o", out]) == 2
     assert capsys.readouterr().err == f"halfv: {why}\n"
     assert (place / "dog.png").read_bytes() == before
 

@@ -29,7 +29,7 @@ from hf_reference import SIZES, random_picture
 from look import MARKER, look
 from safetensors.torch import load_file, save_file
 
-from halfv_edge.cli import main
+from halfv_edge.cli.main import main
 from halfv_edge.errors import HalfVError
 from halfv_edge.profile import presets, profile
 from halfv_edge.profile.profile import Model, Profile

@@ -11,7 +11,7 @@ from holes import entering, page
 from PIL import Image
 from vlm import QUESTION, Vlms, picture, retell
 
-from halfv_edge import cli
+from halfv_edge.cli.main import main
 from halfv_edge.engine import images
 from halfv_edge.engine.context import n_cells
 from halfv_edge.engine.model import Model
@@ -59,7 +59,7 @@ def evaluate(vlms: Vlms, folder: Path, capsys: pytest.CaptureFixture[str]):
     def call(*flags: str, kind: str = "qwen2vl", code: int = 0) -> tuple[str, str]:
         path = vlms.path(kind)
         common = ["-m", str(path), "--threads", "1", "--max-tokens", str(TOKENS), "--work", str(folder / "work.jsonl")]
-        assert cli.main(["eval", str(folder / "q.jsonl"), *common, *flags]) == code
+        assert main(["eval", str(folder / "q.jsonl"), *common, *flags]) == code
         return capsys.readouterr()
 
     return call

@@ -20,7 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import make_tiny
 
-from halfv_edge import cli, cli_profile
+from halfv_edge.cli import profile as cli_profile
+from halfv_edge.cli.main import main
 from halfv_edge.errors import HalfVError
 from halfv_edge.gguf import read as gguf_read
 from halfv_edge.gguf import write as gguf_write
@@ -146,7 +147,7 @@ def test_bad_file(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     path = tmp_path / "bad.gguf"
     path.write_bytes(raw)
     with bounded(mib=1, seconds=5):
-        assert cli.main(["profile", "show", str(path)]) == 1
+        assert main(["profile", "show", str(path)]) == 1
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.startswith(f"halfv: {path} ")
@@ -234,7 +235,7 @@ def test_not_a_file(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
     path = tmp_path / "model.gguf"
     make(path)
     with as_nobody() if make is no_permission else contextlib.nullcontext():
-        assert cli.main(["profile", "show", str(path)]) == 1
+        assert main(["profile", "show", str(path)]) == 1
     assert capsys.readouterr().err == f"halfv: {path} {sentence}\n"
 
 
@@ -255,7 +256,7 @@ def test_text_of_a_file_is_shown_harmlessly(tmp_path: Path, capsys: pytest.Captu
     path = tmp_path / "model.gguf"
     name = pair("general.name", "str", b"\x1b]0;owned\x07\xff\n\xe2\x80\xaex")
     path.write_bytes(gguf([MODEL[0], name, MODEL[2], *PROFILE], TENSORS))
-    assert cli.main(["profile", "show", str(path)]) == 0
+    assert main(["profile", "show", str(path)]) == 0
     out = capsys.readouterr().out
     assert out.isascii()
     assert "\x1b" not in out

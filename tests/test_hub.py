@@ -17,7 +17,7 @@ from tiny_mmproj import make_tiny_mmproj
 from tiny_models import make_tiny
 from vlm import PROFILE
 
-from halfv_edge import cli
+from halfv_edge.cli.main import main
 from halfv_edge.hub import find as hub_find
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -126,7 +126,7 @@ def test_what_the_hub_does_not_have(server: Server, tmp_path: Path) -> None:
 
 def test_without_the_package(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    assert cli.main([*ANSWER, "--hf", "a/b"]) == 2
+    assert main([*ANSWER, "--hf", "a/b"]) == 2
     assert capsys.readouterr().err.startswith(
         "halfv: Downloading needs the package huggingface_hub: `pip install huggingface_hub`"
     )

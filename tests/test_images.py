@@ -189,7 +189,7 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
 def test_a_bomb_costs_no_memory() -> None:
     """In a process that may not have the 1.2 GB that it would decode to."""
     script = (
-        "import sys\nfrom halfv_edge import images\nfrom halfv_edge.errors import HalfVError\n"
+        "import sys\nfrom halfv_edge.engine import images\nfrom halfv_edge.errors import HalfVError\n"
         "try:\n    images.load(sys.stdin.buffer.read())\nexcept HalfVError as error:\n    print(error)\n"
     )
 

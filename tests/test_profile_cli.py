@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import make_tiny
 
-from halfv_edge import cli
+from halfv_edge.cli.main import main
 from halfv_edge.errors import HalfVError
 from halfv_edge.gguf import read as gguf_read
 from halfv_edge.gguf import write as gguf_write
@@ -60,7 +60,7 @@ class Run:
 
     def __call__(self, *args: str | Path, code: int = 0) -> str:
         self.capsys.readouterr()
-        found = cli.main(["profile", *map(str, args)])
+        found = main(["profile", *map(str, args)])
         said = self.capsys.readouterr()
         self.err = said.err
         assert found == code, self.err
@@ -439,7 +439,7 @@ def test_refused(model: Path, bare: Path, run: Run) -> None:
 )
 def test_usage(args: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        cli.main(["profile", *args])
+        main(["profile", *args])
     assert stop.value.code == 2
     assert "usage: halfv profile" in capsys.readouterr().err
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import llama_cpp
 import pytest
 
-from halfv_edge import info, libs
+from halfv_edge import libs
+from halfv_edge.cli import info
 
 IS_VULKAN_BUILD = any(libs.lib_dir().glob("*ggml-vulkan*"))
 collect_ignore_glob = [] if IS_VULKAN_BUILD else ["test_*.py"]

@@ -8,19 +8,16 @@ import os
 import sys
 from collections.abc import Sequence
 
-from halfv_edge import (
-    __version__,
-    cli_bench,
-    cli_calibrate,
-    cli_chat,
-    cli_convert,
-    cli_eval,
-    cli_model,
-    cli_profile,
-    cli_quantize,
-    cli_tokens,
-    info,
-)
+from halfv_edge import __version__
+from halfv_edge.cli import bench as cli_bench
+from halfv_edge.cli import calibrate as cli_calibrate
+from halfv_edge.cli import chat as cli_chat
+from halfv_edge.cli import convert as cli_convert
+from halfv_edge.cli import eval as cli_eval
+from halfv_edge.cli import flags, info
+from halfv_edge.cli import profile as cli_profile
+from halfv_edge.cli import quantize_mmproj as cli_quantize
+from halfv_edge.cli import tokens as cli_tokens
 from halfv_edge.errors import HalfVError
 
 
@@ -45,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="halfv", description="Visual token pruning for llama.cpp.")
-    cli_model.one_line_errors(parser)
+    flags.one_line_errors(parser)
     parser.add_argument("--version", action="version", version=f"halfv-edge {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from halfv_edge import cli_model
-from halfv_edge.console import Console
+from halfv_edge.cli import flags
+from halfv_edge.cli.console import Console
 from halfv_edge.errors import HalfVError
 from halfv_edge.gguf import write as gguf_write
 from halfv_edge.profile import profile
@@ -36,8 +36,8 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         usage="halfv calibrate -m MODEL.gguf [--images DIR|FILE.jsonl] [options] (-o PROFILE.json | --write)",
         description=f"{text[0].upper()}{text[1:]}. docs/calibration.md explains the rule.",
     )
-    cli_model.one_line_errors(command)
-    cli_model.add_flags(command)
+    flags.one_line_errors(command)
+    flags.add_flags(command)
     for action in command._actions:  # refused in _check, so that a mistake is told and not ignored
         if action.dest in PRUNING_FLAGS:
             action.help = argparse.SUPPRESS
@@ -46,15 +46,15 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         "--images", metavar="DIR|FILE.jsonl", type=Path,
         help='pictures, or lines of {"image": ..., "question": ...}; else generated ones',
     )  # fmt: skip
-    what.add_argument("--samples", metavar="N", type=cli_model.positive, default=100, help="at most (%(default)s)")
+    what.add_argument("--samples", metavar="N", type=flags.positive, default=100, help="at most (%(default)s)")
     goal = what.add_mutually_exclusive_group()
     goal.add_argument(
-        "--target-speedup", metavar="X", type=cli_model.number, help="FLOPs of a picture, unpruned by pruned (4)"
+        "--target-speedup", metavar="X", type=flags.number, help="FLOPs of a picture, unpruned by pruned (4)"
     )
     goal.add_argument(
-        "--max-divergence", metavar="X", type=cli_model.number, help="KL from the unpruned model, nats per token"
+        "--max-divergence", metavar="X", type=flags.number, help="KL from the unpruned model, nats per token"
     )
-    what.add_argument("--seed", metavar="N", type=cli_model.integer, default=0, help="of the choice of samples (0)")
+    what.add_argument("--seed", metavar="N", type=flags.integer, default=0, help="of the choice of samples (0)")
 
     out = command.add_argument_group("output")
     target = out.add_mutually_exclusive_group(required=True)
@@ -67,7 +67,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 
 def _calibrate(args: argparse.Namespace) -> int:
     console = Console()
-    with cli_model.mistakes():
+    with flags.mistakes():
         _check(args)
         from halfv_edge.measure.calibrate import samples  # here, so that other commands start fast
 
@@ -119,12 +119,12 @@ def _load(args: argparse.Namespace, console: Console) -> Model:
     given = args.image_max_tokens
     try:
         args.image_max_tokens = given or USUAL_IMAGE_TOKENS
-        model = cli_model.load(args, console)
+        model = flags.load(args, console)
     except HalfVError as error:
         if given or "--image-max-tokens" not in str(error):
             raise
         args.image_max_tokens = None  # this encoder's least is more
-        model = cli_model.load(args, console)
+        model = flags.load(args, console)
     import halfv_cpp  # after the libraries
 
     if not halfv_cpp.halfv_model_supported(model.pointer):
@@ -246,7 +246,7 @@ def _write(args: argparse.Namespace, console: Console, path: Path, result: Resul
 
 def as_text(result: Result, path: Path) -> str:
     """For people."""
-    from halfv_edge.cli_profile import as_text as profile_text
+    from halfv_edge.cli.profile import as_text as profile_text
 
     resolved = profile.Resolved(result.profile, "gguf")
     told = profile_text(profile.Model.read(path), resolved).splitlines()

@@ -6,9 +6,9 @@ import argparse
 import json
 from pathlib import Path
 
-from halfv_edge import chat_report, cli_model
-from halfv_edge.cli_chat import CODES
-from halfv_edge.console import Console
+from halfv_edge.cli import flags, report
+from halfv_edge.cli.chat import CODES
+from halfv_edge.cli.console import Console
 from halfv_edge.draw import png as token_png
 
 
@@ -16,7 +16,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     """Put `tokens` among the commands."""
     text = "draw which visual tokens of pictures a question keeps"
     command = commands.add_parser("tokens", help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=CODES)
-    cli_model.one_line_errors(command)
+    flags.one_line_errors(command)
     command.add_argument("images", metavar="IMAGE", nargs="+")
     command.add_argument("-p", "--prompt", metavar="TEXT", required=True, help="the question")
     command.add_argument(
@@ -28,16 +28,16 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         help="of several pictures OUT-1.png, OUT-2.png, ...",
     )
     command.add_argument("--json", action="store_true", help="print one JSON object with the kept tokens")
-    cli_model.add_flags(command)
+    flags.add_flags(command)
     command.set_defaults(run=_tokens)
 
 
 def _tokens(args: argparse.Namespace) -> int:
     console = Console()
-    with cli_model.mistakes():
-        pictures = cli_model.read_images(args.images)
+    with flags.mistakes():
+        pictures = flags.read_images(args.images)
         token_png.check(args.output, pictures)
-        with cli_model.load(args, console) as model:
+        with flags.load(args, console) as model:
             chat = model.chat(mode="prepare" if args.prepare else "exact")
             if args.prepare:
                 for picture in pictures:
@@ -46,12 +46,12 @@ def _tokens(args: argparse.Namespace) -> int:
             maps = chat.token_maps
             paths = token_png.write(maps, pictures, args.output)
             for path, token_map in zip(paths, maps, strict=True):
-                console.say(f"halfv: wrote {path}: {chat_report.funnel(token_map)}.")
-            if why := chat_report.why_whole(model, maps):
+                console.say(f"halfv: wrote {path}: {report.funnel(token_map)}.")
+            if why := report.why_whole(model, maps):
                 console.say(f"halfv: nothing was pruned: {why}.")
             if args.json:
                 drawn = [
-                    chat_report.picture_json(picture, token_map)
+                    report.picture_json(picture, token_map)
                     | {
                         "file": str(path),
                         "grid": [[t.columns, t.rows] for t in token_map.tiles],
@@ -61,5 +61,5 @@ def _tokens(args: argparse.Namespace) -> int:
                     }
                     for picture, token_map, path in zip(pictures, maps, paths, strict=True)
                 ]
-                print(json.dumps({"model": chat_report.model_json(chat), "images": drawn}, indent=2))
+                print(json.dumps({"model": report.model_json(chat), "images": drawn}, indent=2))
     return 0

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from halfv_edge.console import Console
+from halfv_edge.cli.console import Console
 from halfv_edge.errors import HalfVError, RunError
 from halfv_edge.gguf import read as gguf_read
 from halfv_edge.hub import demo as hub_demo

@@ -9,8 +9,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from halfv_edge import cli_model, libs
-from halfv_edge.console import Console
+from halfv_edge import libs
+from halfv_edge.cli import flags
+from halfv_edge.cli.console import Console
 from halfv_edge.errors import HalfVError
 from halfv_edge.gguf import write as gguf_write
 from halfv_edge.hub import find as hub_find
@@ -32,7 +33,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         "bench", help="measure speed and memory, unpruned and pruned, in one run", description=ABOUT,
         epilog=f"Policies: {policies.describe()}.",
     )  # fmt: skip
-    cli_model.one_line_errors(command)
+    flags.one_line_errors(command)
     command.add_argument("images", metavar="IMAGE", nargs="*", help="pictures to measure with (a generated one)")
     command.add_argument("--draw", choices=("photo", "page", "photo,page"), help="what generated pictures show (photo)")
     kind = command.add_mutually_exclusive_group()
@@ -62,15 +63,13 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 
     running = command.add_argument_group("running")
     running.add_argument("--stock-lib", metavar="DIR", type=Path, help="compare with these unpatched libraries")
-    running.add_argument("--repeats", metavar="N", type=cli_model.positive, default=5, help="(%(default)s)")
-    running.add_argument(
-        "--warm-up", metavar="N", type=cli_model.count, default=1, help="rounds not counted (%(default)s)"
-    )
-    running.add_argument("--decode", metavar="N", type=cli_model.positive, default=32, help="tokens (%(default)s)")
-    running.add_argument("--gpu-layers", metavar="N", type=cli_model.integer, default=0, help="(%(default)s)")
-    running.add_argument("--threads", metavar="N", type=cli_model.positive, help="on the CPU (one per core)")
-    running.add_argument("--batch", metavar="N", type=cli_model.positive, default=2048, help="(%(default)s)")
-    running.add_argument("--ubatch", metavar="N", type=cli_model.positive, default=512, help="(%(default)s)")
+    running.add_argument("--repeats", metavar="N", type=flags.positive, default=5, help="(%(default)s)")
+    running.add_argument("--warm-up", metavar="N", type=flags.count, default=1, help="rounds not counted (%(default)s)")
+    running.add_argument("--decode", metavar="N", type=flags.positive, default=32, help="tokens (%(default)s)")
+    running.add_argument("--gpu-layers", metavar="N", type=flags.integer, default=0, help="(%(default)s)")
+    running.add_argument("--threads", metavar="N", type=flags.positive, help="on the CPU (one per core)")
+    running.add_argument("--batch", metavar="N", type=flags.positive, default=2048, help="(%(default)s)")
+    running.add_argument("--ubatch", metavar="N", type=flags.positive, default=512, help="(%(default)s)")
     running.add_argument("--mmproj-type", metavar="TYPE", default="auto", help="of the encoder in memory (%(default)s)")
     running.add_argument("--kv-type", choices=("f16", "q8_0", "q4_0"), default="f16", help="(%(default)s)")
 
@@ -80,14 +79,14 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 
 
 def _whole_list(text: str) -> list[int]:
-    return [cli_model.positive(part) for part in text.split(",")]
+    return [flags.positive(part) for part in text.split(",")]
 
 
 def _bench(args: argparse.Namespace) -> int:
     from halfv_edge.measure.bench import report  # here, as it needs Pillow
 
     console = Console()
-    with cli_model.mistakes():
+    with flags.mistakes():
         _check(args)
         subject, own = _subject(args, console)
         found = _measure(args, subject, policies.Given(subject.n_layer, own))
@@ -127,7 +126,7 @@ def _subject(args: argparse.Namespace, console: Console) -> tuple[Subject, profi
     from halfv_edge.engine.encoder import find
     from halfv_edge.engine.model import resolve_profile
 
-    cli_model.read_images(args.images)
+    flags.read_images(args.images)
     pictures = [Picture(Path(image).name, str(Path(image).resolve())) for image in args.images]
     if not args.shape:
         files = hub_find.find(args.model, args.hf, args.mmproj)
@@ -161,7 +160,7 @@ def _subject(args: argparse.Namespace, console: Console) -> tuple[Subject, profi
         for count, size in sizes
         for drawing in (args.draw or "photo").split(",")
     ]
-    own = resolve_profile(about, cli_model._profile(args.profile), None).profile
+    own = resolve_profile(about, flags._profile(args.profile), None).profile
     return Subject(name, about.architecture, about.n_layer, about.path, mmproj, pictures), own
 
 

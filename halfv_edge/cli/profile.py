@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from halfv_edge.cli_model import levels
+from halfv_edge.cli.flags import levels
 from halfv_edge.errors import HalfVError
 from halfv_edge.gguf import write as gguf_write
 from halfv_edge.profile import presets, profile

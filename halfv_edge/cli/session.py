@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from halfv_edge import chat_report, cli_model, console
-from halfv_edge.console import Console
+from halfv_edge.cli import console, flags, report
+from halfv_edge.cli.console import Console
 from halfv_edge.draw import png as token_png
 from halfv_edge.engine import images
 from halfv_edge.engine.chat import Chat
@@ -124,7 +124,7 @@ class Session:
 
     def _add(self, picture: Picture) -> None:
         self._doing = f"reading {picture.name}"
-        with cli_model.mistakes():
+        with flags.mistakes():
             self.chat.add_image(picture)
         self.pictures.append(picture)
 
@@ -147,7 +147,7 @@ class Session:
                     with_it = ()
                 self._doing = f"reading {', '.join(p.name for p in with_it) or 'the question'}"
                 reply.wait_sec = time.perf_counter() - start
-                with cli_model.mistakes(), self.chat.ask(question, with_it, **self.sampling) as made:
+                with flags.mistakes(), self.chat.ask(question, with_it, **self.sampling) as made:
                     for piece in made if not cancelled.is_set() else ():  # ask() forgets a stop that came before it
                         pieces.put(piece)
             except BaseException as error:
@@ -206,9 +206,9 @@ class Session:
     def report(self) -> None:
         """The dim line after an answer."""
         maps = self.chat.token_maps
-        why = chat_report.why_whole(self.chat.model, maps)
-        self.out.dim(chat_report.one_line(self.chat.stats, self.wait_sec, why))
-        if note := chat_report.size_note(self._image_max_tokens, maps):
+        why = report.why_whole(self.chat.model, maps)
+        self.out.dim(report.one_line(self.chat.stats, self.wait_sec, why))
+        if note := report.size_note(self._image_max_tokens, maps):
             self.out.say(note)
 
     #
@@ -266,7 +266,7 @@ class Session:
         if not line:
             return True
         command, _, rest = line.partition(" ")
-        with cli_model.mistakes():
+        with flags.mistakes():
             if command == "/quit" or line in ("/exit", "/bye"):
                 return False
             if command in COMMANDS:
@@ -317,7 +317,7 @@ class Session:
         if not self.chat.stats.stopped:
             raise HalfVError("Nothing was answered yet: ask something first.")
         maps = self.chat.token_maps[: self.n_asked]
-        self.out.say(chat_report.in_full(self.chat.stats, self.wait_sec, self.pictures, maps, self.chat.model))
+        self.out.say(report.in_full(self.chat.stats, self.wait_sec, self.pictures, maps, self.chat.model))
 
     def _tokens(self, rest: str) -> None:
         paths = _paths(rest)

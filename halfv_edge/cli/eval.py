@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from halfv_edge import cli_model
-from halfv_edge.console import Console
+from halfv_edge.cli import flags
+from halfv_edge.cli.console import Console
 from halfv_edge.errors import HalfVError
 from halfv_edge.gguf import write as gguf_write
 from halfv_edge.measure import policies
@@ -31,18 +31,18 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         "eval", help="measure what pruning costs in quality", description=ABOUT,
         epilog=f"Policies: {policies.describe()}.",
     )  # fmt: skip
-    cli_model.one_line_errors(command)
+    flags.one_line_errors(command)
     command.add_argument("questions", metavar="FILE.jsonl", nargs="+", type=Path)
     what = command.add_argument_group("evaluation")
     what.add_argument("--policy", metavar="NAME,NAME", default="profile", help="beside the unpruned model (profile)")
     what.add_argument("--metric", choices=METRICS, help="of all questions, in place of theirs")
     what.add_argument("--suffix", metavar="TEXT", default="", help="put behind every question")
     what.add_argument(
-        "--limit", metavar="N", type=cli_model.positive, help="questions, or conversations, spread over the files"
+        "--limit", metavar="N", type=flags.positive, help="questions, or conversations, spread over the files"
     )
-    what.add_argument("--max-tokens", metavar="N", type=cli_model.positive, default=32, help="of an answer (32)")
+    what.add_argument("--max-tokens", metavar="N", type=flags.positive, default=32, help="of an answer (32)")
     what.add_argument(
-        "--kl-tokens", metavar="N", type=cli_model.positive, default=4, help="of an answer whose KL is measured (4)"
+        "--kl-tokens", metavar="N", type=flags.positive, default=4, help="of an answer whose KL is measured (4)"
     )
     what.add_argument(
         "--follow-up",
@@ -55,19 +55,19 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     )
     out.add_argument("--json", action="store_true", help="print everything that was found")
     out.add_argument("--plot", metavar="OUT.png", type=Path, help="draw the frontier as well")
-    cli_model.add_flags(command)
+    flags.add_flags(command)
     command.set_defaults(run=_eval)
 
 
 def _eval(args: argparse.Namespace) -> int:
     console = Console()
-    with cli_model.mistakes():
+    with flags.mistakes():
         _check(args)
         from halfv_edge.measure.eval import questions  # here, so that other commands start fast
 
         limit = None if args.follow_up else args.limit
         asked = questions.gather(args.questions, args.metric, args.suffix, limit)
-        with cli_model.load(args, console) as model:
+        with flags.load(args, console) as model:
             report = _run(args, console, model, asked)
         if args.plot:
             from halfv_edge.measure.eval import plot

@@ -9,13 +9,13 @@ import sys
 import tempfile
 from typing import TYPE_CHECKING, Any
 
-from halfv_edge import chat_report, cli_model
-from halfv_edge.console import Console
+from halfv_edge.cli import flags, report
+from halfv_edge.cli.console import Console
 from halfv_edge.errors import HalfVError
 from halfv_edge.hub import find as hub_find
 
 if TYPE_CHECKING:
-    from halfv_edge.chat_session import Session
+    from halfv_edge.cli.session import Session
     from halfv_edge.engine.images import Picture
 
 INTERRUPTED = 130
@@ -26,7 +26,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     """Put `chat` among the commands."""
     text = "talk about pictures with a vision-language model"
     command = commands.add_parser("chat", help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=CODES)
-    cli_model.one_line_errors(command)
+    flags.one_line_errors(command)
     command.add_argument("images", metavar="IMAGE", nargs="*", help="pictures that the first question is about")
     command.add_argument(
         "-p", "--prompt", metavar="TEXT", help="answer this and exit; the answer alone is on stdout (- reads stdin)"
@@ -36,17 +36,17 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument("--list-models", action="store_true", help="names for -m, and where they are downloaded from")
     command.add_argument("--no-color", action="store_true", help="plain text; so does NO_COLOR in the environment")
-    cli_model.add_flags(command)
+    flags.add_flags(command)
     answers = command.add_argument_group("answers")
     answers.add_argument("--system", metavar="TEXT", help="the system message")
-    answers.add_argument("--max-tokens", metavar="N", type=cli_model.positive, help="of an answer (as many as fit)")
+    answers.add_argument("--max-tokens", metavar="N", type=flags.positive, help="of an answer (as many as fit)")
     answers.add_argument(
-        "--temp", metavar="T", type=cli_model.number, default=0.2, help="0: always the likeliest (%(default)s)"
+        "--temp", metavar="T", type=flags.number, default=0.2, help="0: always the likeliest (%(default)s)"
     )
-    answers.add_argument("--top-k", metavar="K", type=cli_model.integer, default=40, help="0: all (%(default)s)")
-    answers.add_argument("--top-p", metavar="P", type=cli_model.number, default=0.95, help="1: off (%(default)s)")
-    answers.add_argument("--min-p", metavar="P", type=cli_model.number, default=0.05, help="0: off (%(default)s)")
-    answers.add_argument("--seed", metavar="N", type=cli_model.integer, help="the same answer every time")
+    answers.add_argument("--top-k", metavar="K", type=flags.integer, default=40, help="0: all (%(default)s)")
+    answers.add_argument("--top-p", metavar="P", type=flags.number, default=0.95, help="1: off (%(default)s)")
+    answers.add_argument("--min-p", metavar="P", type=flags.number, default=0.05, help="0: off (%(default)s)")
+    answers.add_argument("--seed", metavar="N", type=flags.integer, help="the same answer every time")
     form = answers.add_mutually_exclusive_group()
     form.add_argument("--grammar", metavar="FILE", help="answers follow this GBNF grammar")
     form.add_argument("--json-schema", metavar="FILE", help="answers are JSON of this schema")
@@ -59,17 +59,17 @@ def _chat(args: argparse.Namespace) -> int:
         print("Nobody has tried these files with this version: they are named by their publishers.", file=sys.stderr)
         return 0
     console = Console(False if args.no_color else None)
-    with cli_model.mistakes():
+    with flags.mistakes():
         if args.json and args.prompt is None:
             raise HalfVError("--json needs a question: give it with -p.")
         question = _question(args.prompt)
-        pictures = cli_model.read_images(args.images)
+        pictures = flags.read_images(args.images)
         sampling = _sampling(args)
-        model = cli_model.load(args, console)
-    from halfv_edge.chat_session import Session
+        model = flags.load(args, console)
+    from halfv_edge.cli.session import Session
 
     with model:
-        with cli_model.mistakes():
+        with flags.mistakes():
             if args.grammar:
                 _check_grammar(args.grammar, sampling["grammar"], model.vocab)
             exact = args.exact or (question is not None and not args.prepare)
@@ -103,9 +103,9 @@ def _sampling(args: argparse.Namespace) -> dict[str, Any]:
     settings |= {"seed": args.seed, "grammar": None, "json_schema": None}
     Sampling(**settings)
     if args.grammar:
-        settings["grammar"] = cli_model.read_text(args.grammar, "--grammar")
+        settings["grammar"] = flags.read_text(args.grammar, "--grammar")
     if args.json_schema:
-        settings["json_schema"] = cli_model.read_text(args.json_schema, "--json-schema")
+        settings["json_schema"] = flags.read_text(args.json_schema, "--json-schema")
         try:
             Sampling(**settings).gbnf()
         except HalfVError as error:
@@ -141,8 +141,8 @@ def _answer_once(session: Session, question: str, pictures: list[Picture], as_js
         session.out.say("halfv: interrupted.")
         return INTERRUPTED
     if as_json:
-        why = chat_report.why_whole(chat.model, chat.token_maps)
-        print(json.dumps(chat_report.as_json(reply.text, chat.stats, session.pictures, chat, why), indent=2))
+        why = report.why_whole(chat.model, chat.token_maps)
+        print(json.dumps(report.as_json(reply.text, chat.stats, session.pictures, chat, why), indent=2))
         return 0
     session.report()
     return 0

@@ -1,0 +1,1 @@
+"""The `halfv` command, also `python -m halfv_edge`."""
