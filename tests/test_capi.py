@@ -1,4 +1,4 @@
-"""Runs native/tests/test-capi.c and test-observe.c, plain C99 programs, on tiny models."""
+"""Runs the programs of native/tests that need a model, on tiny ones."""
 
 from __future__ import annotations
 
@@ -45,6 +45,12 @@ def test_every_function(arch: str, program: Path, llama_tree: Path, tmp_path: Pa
 def test_observing(arch: str, build_dir: Path, tmp_path: Path) -> None:
     model = make_tiny(tmp_path / "model.gguf", arch)
     done = subprocess.run([built(build_dir, "test-observe"), model], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def test_a_batch_costs_what_it_holds(build_dir: Path, tmp_path: Path) -> None:
+    model = make_tiny(tmp_path / "model.gguf", "llama")
+    done = subprocess.run([built(build_dir, "batch-cost"), model], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
 
 

@@ -24,7 +24,8 @@ staged_memory::staged_memory(const llama_model & model, const llama_memory_param
     bounds{ 0, (int32_t) profile.ivr_layer, (int32_t) profile.ssr_layer, (int32_t) model.hparams.n_layer() },
     profile(profile),
     n_hidden(input_width(model.hparams, bounds[1])),
-    n_key(model.hparams.n_embd_k_gqa(bounds[1])) {
+    n_key(model.hparams.n_embd_k_gqa(bounds[1])),
+    hparams(model.hparams) {
     static const char * const tags[n_stages] = { "stage1_", "stage2_", "stage3_" };
 
     for (int s = 0; s < n_stages; ++s) {
@@ -108,7 +109,7 @@ void staged_memory::clear(bool data) {
 }
 
 bool staged_memory::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
-    if (in_transaction) {
+    if (running) {
         return true; // a batch that failed is about to be undone as a whole
     }
     bool res = true;
@@ -170,12 +171,7 @@ uint32_t staged_memory::n_cells(int s, llama_seq_id seq_id) const {
     if (!stages[s]) {
         return 0;
     }
-    const auto & cells = stages[s]->get_cells(seq_id);
-    uint32_t n = 0;
-    for (uint32_t i = cells.used_min(); i < cells.used_max_p1(); ++i) {
-        n += !cells.is_empty(i) && cells.seq_has(i, seq_id);
-    }
-    return n;
+    return stages[s]->get_cells(seq_id).seq_pos_get(seq_id).size();
 }
 
 size_t staged_memory::cell_bytes(int s) const {
@@ -184,8 +180,8 @@ size_t staged_memory::cell_bytes(int s) const {
     }
     const auto & kv = *stages[s];
     size_t bytes = 0;
-    for (const auto & layer : kv.layers) {
-        bytes += ggml_row_size(layer.k->type, layer.k->ne[0]) + (layer.v ? ggml_row_size(layer.v->type, layer.v->ne[0]) : 0);
+    for (const uint32_t il : kv.get_layer_ids()) {
+        bytes += ggml_row_size(kv.type_k(), hparams.n_embd_k_gqa(il)) + ggml_row_size(kv.type_v(), hparams.n_embd_v_gqa(il));
     }
     return bytes;
 }
@@ -297,28 +293,23 @@ void staged_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_
 staged_memory::transaction::transaction(staged_memory & memory, const std::vector<llama_seq_id> & seq_ids) :
     memory(memory), seq_ids(seq_ids) {
     for (int s = 0; s < n_stages; ++s) {
-        if (memory.stages[s]) {
-            saved[s] = { memory.stages[s]->v_cells, memory.stages[s]->v_heads };
-        }
+        if (memory.stages[s]) { heads[s] = memory.stages[s]->get_heads(); }
     }
     for (const auto id : seq_ids) {
         if (const auto * s = memory.find(id)) {
             marks.emplace(id, *s);
         }
     }
-    memory.in_transaction = true;
+    memory.running = this;
 }
 
 staged_memory::transaction::~transaction() {
     if (!open) {
         return;
     }
-    memory.in_transaction = false;
+    memory.running = nullptr;
     for (int s = 0; s < n_stages; ++s) {
-        if (memory.stages[s]) {
-            memory.stages[s]->v_cells.swap(saved[s].v_cells);
-            memory.stages[s]->v_heads.swap(saved[s].v_heads);
-        }
+        if (memory.stages[s]) { memory.stages[s]->take_back(filled[s], heads[s]); }
     }
     for (const auto id : seq_ids) {
         if (const auto mark = marks.find(id); mark != marks.end()) {
@@ -330,12 +321,23 @@ staged_memory::transaction::~transaction() {
 }
 
 void staged_memory::transaction::commit() {
-    memory.in_transaction = false;
+    memory.running = nullptr;
     open = false;
     for (const auto id : seq_ids) {
         if (const auto it = memory.sequences.find(id); it != memory.sequences.end()) {
             it->second.compact();
         }
+    }
+}
+
+void staged_memory::keep_lists(llama_seq_id seq_id) {
+    if (!running) {
+        return;
+    }
+    const auto mark = running->marks.find(seq_id);
+    const auto s    = sequences.find(seq_id);
+    if (mark != running->marks.end() && s != sequences.end()) {
+        mark->second.keep_lists(s->second);
     }
 }
 
@@ -360,6 +362,10 @@ staged_context::staged_context(staged_memory & memory, std::vector<step> steps_i
         if (slots.empty()) {
             status = LLAMA_MEMORY_STATUS_FAILED_PREPARE;
             return;
+        }
+        if (memory.running) {
+            auto & filled = memory.running->filled[s];
+            filled.insert(filled.end(), slots.begin(), slots.end());
         }
         stages[s] = std::make_unique<llama_kv_cache_context>(memory.stages[s].get(), std::move(slots), std::move(ubatches));
     }
@@ -439,3 +445,16 @@ llama_memory_i * create_memory(const llama_model & model, const llama_memory_par
 }
 
 } // namespace halfv
+
+// also restores where the search for empty cells starts, so that a batch that is tried again gets the same ones
+void llama_kv_cache::take_back(const slot_info_vec_t & filled, const std::vector<uint32_t> & heads) {
+    for (const auto & slot : filled) {
+        for (size_t s = 0; s < slot.n_stream(); ++s) {
+            auto & cells = v_cells[slot.strm[s]];
+            for (const uint32_t i : slot.idxs[s]) {
+                if (!cells.is_empty(i)) { cells.rm(i); }
+            }
+        }
+    }
+    v_heads = heads;
+}

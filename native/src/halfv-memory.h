@@ -92,7 +92,8 @@ public:
     const uint32_t n_hidden;
     const uint32_t n_key;
 
-    // Cells and pending tokens as they were, put back unless commit() is called.
+    // What a batch puts into cells, and what it does to its sequences, is taken back unless commit() is called.
+    // New tokens only ever go to empty cells, so it notes which: it costs what the batch costs, whatever the context holds.
     class transaction {
     public:
         transaction(staged_memory & memory, const std::vector<llama_seq_id> & seq_ids);
@@ -100,23 +101,29 @@ public:
         void commit();
 
     private:
-        struct cells { std::vector<llama_kv_cells> v_cells; std::vector<uint32_t> v_heads; };
+        friend class staged_memory;
+        friend class staged_context;
 
         staged_memory & memory;
-        std::array<cells, n_stages> saved;
+        std::array<llama_kv_cache::slot_info_vec_t, n_stages> filled;
+        std::array<std::vector<uint32_t>, n_stages> heads;
         std::map<llama_seq_id, sequence_mark> marks; // of sequences that existed
         std::vector<llama_seq_id> seq_ids;
         bool open = true;
     };
+
+    // before a batch changes what a sequence carries in other ways than adding tokens
+    void keep_lists(llama_seq_id seq_id);
 
 private:
     friend class staged_context;
 
     sequence empty_sequence() const;
 
+    const llama_hparams & hparams;
     std::array<std::unique_ptr<llama_kv_cache>, n_stages> stages;
     std::map<llama_seq_id, sequence> sequences;
-    bool in_transaction = false;
+    transaction * running = nullptr;
 
     template <typename F> void each_stage(F && f) {
         for (auto & stage : stages) { if (stage) { f(*stage); } }

@@ -336,6 +336,7 @@ int prefill::settle(llama_seq_id seq_id, when moment, std::vector<step> * last) 
     const bool three     = memory.has_stage(2);
     const bool asks_deep = three && prunes_now() && p.ssr_update > 0.0f && p.ssr_update < 1.0f; // stage III needs the question
     auto & s = memory.at(seq_id);
+    memory.keep_lists(seq_id);
 
     // what this batch asked for
     uint64_t n_outputs = 0;

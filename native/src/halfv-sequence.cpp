@@ -212,16 +212,32 @@ void sequence::read(llama_io_read_i & io, uint32_t max_rows) {
 }
 
 sequence_mark::sequence_mark(const sequence & s) :
-    rows(s.rows), stored(s.stored), images(s.images), query(s.query),
+    n_rows(s.rows.size()), n_images(s.images.size()),
     n_hidden(s.hidden.size()), n_keys(s.keys.size()),
     n_stored_hidden(s.stored_hidden.size()), n_stored_keys(s.stored_keys.size()),
-    new_question(s.new_question), stats(s.stats) {
+    query(s.query), new_question(s.new_question), stats(s.stats) {
+    if (n_images > 0) {
+        n_last      = s.images.back().n;
+        last_closed = s.images.back().closed;
+    }
+}
+
+void sequence_mark::keep_lists(const sequence & s) {
+    if (!kept) { kept = { s.rows, s.stored, s.images }; }
 }
 
 void sequence_mark::restore(sequence & s) {
-    s.rows         = std::move(rows);
-    s.stored       = std::move(stored);
-    s.images       = std::move(images);
+    if (kept) {
+        s.rows   = std::move(kept->rows);
+        s.stored = std::move(kept->stored);
+        s.images = std::move(kept->images);
+    }
+    s.rows  .resize(n_rows);
+    s.images.resize(n_images);
+    if (n_images > 0) {
+        s.images.back().n      = n_last;
+        s.images.back().closed = last_closed;
+    }
     s.query        = std::move(query);
     s.new_question = new_question;
     s.stats        = stats;

@@ -5,6 +5,7 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 class llama_io_write_i;
@@ -81,15 +82,24 @@ struct sequence {
     void read(llama_io_read_i & io, uint32_t max_rows); // throws std::runtime_error on what cannot be
 };
 
-// what a failed batch has to put back; slabs only grow within a batch
+// What a failed batch has to put back. While a batch only adds tokens, lists and slabs grow at their ends, and their
+// lengths will do; keep_lists() comes before anything else changes.
 struct sequence_mark {
     explicit sequence_mark(const sequence & s);
+    void keep_lists(const sequence & s);
     void restore(sequence & s); // allocates nothing
 
-    std::vector<row> rows, stored;
-    std::vector<image> images;
-    std::vector<float> query;
+    struct lists {
+        std::vector<row> rows, stored;
+        std::vector<image> images;
+    };
+    std::optional<lists> kept;
+
+    size_t n_rows, n_images;
+    int32_t n_last = 0; // of the last picture
+    bool last_closed = false;
     uint32_t n_hidden, n_keys, n_stored_hidden, n_stored_keys;
+    std::vector<float> query;
     bool new_question;
     halfv_stats stats;
 };

@@ -72,7 +72,7 @@ static int32_t feed(struct llama_context * ctx, bool picture, int32_t n, bool ou
     llama_seq_id   seq  = 0;
     llama_seq_id * seq_id[N_CTX];
     int8_t         logits[N_CTX];
-    float *        embd = malloc((size_t) n*width*sizeof(float));
+    float *        embd = (float *) malloc((size_t) n*width*sizeof(float));
 
     require(n <= N_CTX && embd != NULL, "a batch is too long");
     for (int32_t i = 0; i < n; ++i) {
@@ -135,6 +135,6 @@ static struct halfv_profile test_profile(const struct llama_model * model) {
 
 // aborts once the countdown has run out
 static bool countdown(void * data) {
-    int * left = data;
+    int * left = (int *) data;
     return (*left)-- <= 0;
 }
