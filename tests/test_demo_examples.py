@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from demo.examples import EXAMPLES, Example
-from demo.scenes import make
 from halfv_edge.engine.model import Model
 from halfv_edge.errors import HalfVError
 from halfv_edge.hub import demo as hub_demo
 from halfv_edge.hub import find as hub_find
+from training.examples import EXAMPLES, Example
+from training.pictures import make
 
 MOST_MB = 40
 

@@ -12,14 +12,14 @@ import pytest
 import torch
 from look import MARKER, look
 
-from demo import export
-from demo.batches import CHAR_CLASS, COLOUR_CLASS, HEADS, KIND_CLASS, NOTHING, collate, lay_out, patch_labels
-from demo.dynamic import TOKEN, DynamicModel, DynamicShape
-from demo.model import GRID, N_PREFIX, DemoModel, Shape, normalised, sized
-from demo.pointing import Places, targets
-from demo.scenes import Question, Sample, make
-from demo.vocabulary import ASSISTANT, END, USER, Vocabulary, words_of_questions
 from halfv_edge.engine.model import Model
+from training import export
+from training.batches import CHAR_CLASS, COLOUR_CLASS, HEADS, KIND_CLASS, NOTHING, collate, lay_out, patch_labels
+from training.pictures import Question, Sample, make
+from training.pointing import Places, targets
+from training.student import TOKEN, Student, StudentShape
+from training.teacher import GRID, N_PREFIX, Teacher, TeacherShape, normalised, sized
+from training.vocabulary import ASSISTANT, END, USER, Vocabulary, words_of_questions
 
 TEXTS = (
     "What is the total?",
@@ -38,10 +38,10 @@ def vocabulary() -> Vocabulary:
 
 
 @pytest.fixture(scope="module")
-def random_model(vocabulary: Vocabulary) -> DemoModel:
+def random_model(vocabulary: Vocabulary) -> Teacher:
     """Small, and far from the start of a training, where many matrices are zero."""
     torch.manual_seed(1)
-    model = DemoModel(Shape(len(vocabulary), n_vision_layer=2, n_layer=3))
+    model = Teacher(TeacherShape(len(vocabulary), n_vision_layer=2, n_layer=3))
     for parameter in model.parameters():
         if parameter.dim() == 2:
             torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
@@ -49,13 +49,13 @@ def random_model(vocabulary: Vocabulary) -> DemoModel:
 
 
 @pytest.fixture(scope="module")
-def files(random_model: DemoModel, vocabulary: Vocabulary, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def files(random_model: Teacher, vocabulary: Vocabulary, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo")
     export.export(random_model, vocabulary, folder, "f32")
     return folder
 
 
-def torch_logits(model: DemoModel, vocabulary: Vocabulary, pixels: np.ndarray, question: str) -> tuple:
+def torch_logits(model: Teacher, vocabulary: Vocabulary, pixels: np.ndarray, question: str) -> tuple:
     """The projector's output, and the logits after the whole prompt."""
     text = torch.tensor([[*vocabulary.encode(question), vocabulary.end, vocabulary.assistant]])
     n = text.shape[1]
@@ -68,7 +68,7 @@ def torch_logits(model: DemoModel, vocabulary: Vocabulary, pixels: np.ndarray, q
         return visual[0].numpy(), model.language.head(states[0, -1]).numpy()
 
 
-def test_same_logits(files: Path, random_model: DemoModel, vocabulary: Vocabulary) -> None:
+def test_same_logits(files: Path, random_model: Teacher, vocabulary: Vocabulary) -> None:
     """From pixels: the patches, position and class embeddings, which layer's output, activations, rotation, order."""
     image = make(3, "validation").image
     question = "What is the total?"
@@ -87,7 +87,7 @@ def test_same_logits(files: Path, random_model: DemoModel, vocabulary: Vocabular
 def test_same_logits_of_any_size(vocabulary: Vocabulary, tmp_path: Path, side: int) -> None:
     """Of the model for pictures of any size: windows that edges cut, and positions in rows and columns."""
     torch.manual_seed(2)
-    model = DynamicModel(DynamicShape(len(vocabulary), n_vision_layer=4, n_layer=3))
+    model = Student(StudentShape(len(vocabulary), n_vision_layer=4, n_layer=3))
     for parameter in model.parameters():
         if parameter.dim() == 2:
             torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
@@ -196,7 +196,17 @@ def test_pointing(vocabulary: Vocabulary) -> None:
 
 def test_a_killed_training_goes_on(tmp_path: Path, root: Path) -> None:
     """Killed at any moment after its first checkpoint, it goes on; its export loads, and another learns of it."""
-    command = [sys.executable, "-m", "demo.train", str(tmp_path), "--patch-minutes", "0.05", "--batch", "1", "--tiny"]
+    command = [
+        sys.executable,
+        "-m",
+        "training.train_teacher",
+        str(tmp_path),
+        "--patch-minutes",
+        "0.05",
+        "--batch",
+        "1",
+        "--tiny",
+    ]
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), *sys.path])}
     first = subprocess.Popen([*command, "--minutes", "60"], cwd=root, env=env, stderr=subprocess.PIPE, text=True)
     try:
@@ -215,7 +225,13 @@ def test_a_killed_training_goes_on(tmp_path: Path, root: Path) -> None:
     with Model.load(tmp_path / "model.gguf", tmp_path / "mmproj.gguf") as loaded, loaded.chat() as chat:
         chat.answer("What is this?", make(1, "test").image, max_tokens=2)
 
-    command = [sys.executable, "-m", "demo.train_dynamic", str(tmp_path / "dynamic"), str(tmp_path / "checkpoint.pt")]
+    command = [
+        sys.executable,
+        "-m",
+        "training.train_student",
+        str(tmp_path / "dynamic"),
+        str(tmp_path / "checkpoint.pt"),
+    ]
     subprocess.run(
         [*command, "--patch-minutes", "0.05", "--minutes", "0.15", "--batch", "1", "--tiny"], cwd=root, env=env,
         timeout=120, check=True,

@@ -15,40 +15,40 @@ from itertools import pairwise
 import pytest
 from PIL import Image
 
-from demo import scenes, testset
-from demo.scenes import fonts, words
-from demo.scenes.colours import distance
-from demo.scenes.phrases import PHRASES
-from demo.scenes.quiz import LONGEST_ANSWER
-from demo.scenes.shapes import plural
+from training import pictures, testset
+from training.pictures import fonts, words
+from training.pictures.colours import distance
+from training.pictures.phrases import PHRASES
+from training.pictures.quiz import LONGEST_ANSWER
+from training.pictures.shapes import plural
 
 PER_KIND = {"train": 60, "validation": 6, "test": 20}
 
 
 @pytest.fixture(scope="module")
-def samples() -> dict[str, list[scenes.Sample]]:
+def samples() -> dict[str, list[pictures.Sample]]:
     return {
-        split: [scenes.make(seed, split, kind) for kind in scenes.KINDS for seed in range(count)]
+        split: [pictures.make(seed, split, kind) for kind in pictures.KINDS for seed in range(count)]
         for split, count in PER_KIND.items()
     }
 
 
 @pytest.fixture(scope="module")
-def everything(samples) -> list[scenes.Sample]:
+def everything(samples) -> list[pictures.Sample]:
     return [sample for drawn in samples.values() for sample in drawn]
 
 
-def questions(drawn: list[scenes.Sample], *groups: str) -> list[tuple[scenes.Sample, scenes.Question]]:
+def questions(drawn: list[pictures.Sample], *groups: str) -> list[tuple[pictures.Sample, pictures.Question]]:
     return [(sample, one) for sample in drawn for one in sample.questions if one.group in groups]
 
 
-def written(sample: scenes.Sample) -> str:
+def written(sample: pictures.Sample) -> str:
     """All that is written, in the order in which it was, without spaces."""
     return "".join(char for char, *_ in sample.chars)
 
 
-def named(sample: scenes.Sample) -> list[tuple[str, str]]:
-    return [(kind, colour) for kind, colour, *_ in sample.shapes if kind in scenes.NAMED_SHAPES]
+def named(sample: pictures.Sample) -> list[tuple[str, str]]:
+    return [(kind, colour) for kind, colour, *_ in sample.shapes if kind in pictures.NAMED_SHAPES]
 
 
 def test_every_picture_is_complete(everything):
@@ -57,13 +57,13 @@ def test_every_picture_is_complete(everything):
         assert 6 <= len(sample.questions) <= 10
         assert len({one.text.lower() for one in sample.questions}) == len(sample.questions)
         for one in sample.questions:
-            assert one.task in scenes.TASKS + scenes.EXTRA_TASKS and one.group.startswith(one.task + "/")
+            assert one.task in pictures.TASKS + pictures.EXTRA_TASKS and one.group.startswith(one.task + "/")
             assert 0 < len(one.answer) <= LONGEST_ANSWER and one.answer == one.answer.strip()
             assert "{" not in one.text
 
 
 def test_every_layout_and_every_phrase_is_used(everything):
-    layouts = {layout.__name__ for kind in scenes.KINDS.values() for layout, _ in kind}
+    layouts = {layout.__name__ for kind in pictures.KINDS.values() for layout, _ in kind}
     assert {sample.layout for sample in everything} == layouts
     used = {one.group for sample in everything for one in sample.questions}
     assert used == set(PHRASES)
@@ -71,11 +71,11 @@ def test_every_layout_and_every_phrase_is_used(everything):
 
 DIGEST = """
 import hashlib
-from demo import scenes
+from training import pictures
 digest = hashlib.sha256()
 for seed in range(2):
-    for kind in [None, *scenes.KINDS]:
-        sample = scenes.make(seed, "test", kind)
+    for kind in [None, *pictures.KINDS]:
+        sample = pictures.make(seed, "test", kind)
         digest.update(sample.image.tobytes())
         digest.update(repr((sample.questions, sample.chars, sample.shapes)).encode())
 print(digest.hexdigest())
@@ -98,22 +98,22 @@ def test_a_seed_is_a_picture_in_every_process(root):
 
 
 def test_seeds_and_splits_give_different_pictures():
-    pictures = [scenes.make(seed, split, "words").image.tobytes() for split in scenes.SPLITS for seed in range(4)]
-    assert len(set(pictures)) == len(pictures)
+    drawn = [pictures.make(seed, split, "words").image.tobytes() for split in pictures.SPLITS for seed in range(4)]
+    assert len(set(drawn)) == len(drawn)
 
 
 @pytest.mark.parametrize(("split", "kind", "said"), [("dev", None, "'dev'"), ("train", "photo", "'photo'")])
 def test_unknown_names_are_quoted(split, kind, said):
     with pytest.raises(ValueError, match=said):
-        scenes.make(0, split, kind)
+        pictures.make(0, split, kind)
 
 
 def test_no_font_serves_two_splits():
     files = {
-        split: {path.name.split("-")[0] for pair in fonts.families(split) for path in pair} for split in scenes.SPLITS
+        split: {path.name.split("-")[0] for pair in fonts.families(split) for path in pair} for split in pictures.SPLITS
     }
     for split, names in files.items():
-        others = set().union(*(files[other] for other in scenes.SPLITS if other != split))
+        others = set().union(*(files[other] for other in pictures.SPLITS if other != split))
         assert names and not names & others
 
 
@@ -140,41 +140,41 @@ def test_training_keeps_words_and_layouts_for_later(samples):
 def test_boxes_hold_what_was_drawn(everything):
     for sample in everything:
         for char, *box in sample.chars:
-            assert char in scenes.CHARACTERS
+            assert char in pictures.CHARACTERS
             assert 0 <= box[0] < box[2] <= 320 and 0 <= box[1] < box[3] <= 320
             around = (max(0, box[0] - 1), max(0, box[1] - 1), min(320, box[2] + 1), min(320, box[3] + 1))
             assert max(high - low for low, high in sample.image.crop(around).getextrema()) > 40, (sample.layout, char)
         for kind, colour, *box in sample.shapes:
-            assert kind in scenes.SHAPE_KINDS and colour in scenes.COLOURS
+            assert kind in pictures.SHAPE_KINDS and colour in pictures.COLOURS
             assert 0 <= box[0] < box[2] <= 320 and 0 <= box[1] < box[3] <= 320
-            if kind in scenes.NAMED_SHAPES and kind != "ring":
+            if kind in pictures.NAMED_SHAPES and kind != "ring":
                 x, y = (box[0] + box[2]) // 2, (box[1] + box[3]) // 2
                 seen = (
                     sample.image.crop((x - 3, y - 3, x + 4, y + 4))
                     .resize((1, 1), Image.Resampling.BOX)
                     .getpixel((0, 0))
                 )
-                nearest = min(scenes.COLOURS, key=lambda name: distance(scenes.COLOURS[name], seen))
+                nearest = min(pictures.COLOURS, key=lambda name: distance(pictures.COLOURS[name], seen))
                 assert nearest == colour
 
 
 def test_shapes_are_counted_right(everything):
     """Counts, existence and colours, again from the list of shapes."""
-    plurals = {plural(kind): kind for kind in scenes.NAMED_SHAPES} | {"shapes": ""}
+    plurals = {plural(kind): kind for kind in pictures.NAMED_SHAPES} | {"shapes": ""}
     checked = Counter()
     for sample, one in questions(everything, "count/things", "existence/thing", "existence/colour", "attribute/colour"):
         if sample.kind != "shapes" or "frame" in one.text:
             continue
         things = named(sample)
         found = re.findall(r"[a-z]+", one.text.lower())
-        colour = next((word for word in found if word in scenes.COLOURS), "")
+        colour = next((word for word in found if word in pictures.COLOURS), "")
         if one.group == "count/things":
             kinds = [plurals[word] for word in found if word in plurals]
             if not kinds:
                 continue  # rows and columns
             expected = str(sum(colour in ("", tint) and kinds[-1] in ("", kind) for kind, tint in things))
         else:
-            kind = next((word for word in found if word in scenes.NAMED_SHAPES), "")
+            kind = next((word for word in found if word in pictures.NAMED_SHAPES), "")
             fitting = [tint for shape, tint in things if kind in ("", shape) and colour in ("", tint)]
             expected = fitting[0] if one.task == "attribute" else "yes" if fitting else "no"
         assert one.answer == expected, one
@@ -187,7 +187,7 @@ def test_sides_are_true(everything):
     for sample, one in questions(everything, "relation/which side", "relation/which height"):
         if sample.kind != "shapes":
             continue
-        pattern = "|".join(f"(?:(?:{'|'.join(scenes.COLOURS)}) )?{kind}" for kind in scenes.NAMED_SHAPES)
+        pattern = "|".join(f"(?:(?:{'|'.join(pictures.COLOURS)}) )?{kind}" for kind in pictures.NAMED_SHAPES)
         first, second = re.findall(pattern, one.text)
         if one.text.lower().startswith("on which side"):
             first, second = second, first
@@ -277,7 +277,7 @@ def test_guessing_without_the_picture_is_poor(samples):
             by_task[one.task][one.answer] += 1
             by_group[one.group][one.answer] += 1
     most = {"existence": 0.58, "count": 0.32, "attribute": 0.12, "relation": 0.25, "reading": 0.06}
-    for task in scenes.TASKS:
+    for task in pictures.TASKS:
         answers = by_task[task]
         assert answers.total() > 100
         assert answers.most_common(1)[0][1] / answers.total() < most.get(task, 0.1), task
@@ -288,7 +288,7 @@ def test_guessing_without_the_picture_is_poor(samples):
 
 
 def test_questions_about_shapes_need_few_words(everything):
-    vocabulary = set(scenes.template_words())
+    vocabulary = set(pictures.template_words())
     assert len(vocabulary) <= 700
     for sample in everything:
         if sample.kind == "shapes":
@@ -301,7 +301,7 @@ def test_pairs_are_about_different_parts(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "set" / "questions.jsonl").read_text().splitlines()]
     assert len(lines) == 40
     assert len({line["image"] for line in lines}) == 20
-    assert not {line["task"] for line in lines} & {*testset.WHOLE_PICTURE, *scenes.EXTRA_TASKS}
+    assert not {line["task"] for line in lines} & {*testset.WHOLE_PICTURE, *pictures.EXTRA_TASKS}
     for first, second in zip(lines[::2], lines[1::2], strict=True):
         assert first["image"] == second["image"] and first["question"] != second["question"]
 
@@ -309,8 +309,8 @@ def test_pairs_are_about_different_parts(tmp_path):
 def test_far_apart():
     """Letters at the top, beside it and at the bottom."""
     chars = [("K", 10, 10, 20, 24), ("Q", 200, 280, 210, 294), ("Z", 30, 10, 40, 24)]
-    asked = [scenes.Question("reading", "Is it?", letter, "") for letter in "KZQ"]
-    sample = scenes.Sample(scenes.make(1, "train").image, asked, chars, [], "", "")
+    asked = [pictures.Question("reading", "Is it?", letter, "") for letter in "KZQ"]
+    sample = pictures.Sample(pictures.make(1, "train").image, asked, chars, [], "", "")
     assert testset.far_apart(sample) == (asked[0], asked[2])
     sample.questions = asked[:2]
     assert testset.far_apart(sample) is None
@@ -322,7 +322,7 @@ def test_a_test_set_is_even_and_whole(tmp_path, capsys):
     assert capsys.readouterr().out.strip() == str(folder / "questions.jsonl")
     lines = [json.loads(line) for line in (folder / "questions.jsonl").read_text().splitlines()]
     counts = Counter(line["task"] for line in lines)
-    assert len(lines) == 51 and set(counts) == set(scenes.TASKS) and set(counts.values()) == {6, 7}
+    assert len(lines) == 51 and set(counts) == set(pictures.TASKS) and set(counts.values()) == {6, 7}
     for line in lines:
         assert set(line) == {"image", "question", "answers", "task", "metric"} and len(line["answers"]) == 1
     assert {path.name for path in folder.glob("*.png")} == {line["image"] for line in lines}
@@ -349,7 +349,7 @@ def test_a_test_set_replaces_nothing(tmp_path, capsys, monkeypatch):
     def broken(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(scenes, "make", broken)
+    monkeypatch.setattr(pictures, "make", broken)
     with pytest.raises(KeyboardInterrupt):
         testset.main(["-o", str(tmp_path / "half")])
     assert list(tmp_path.iterdir()) == []

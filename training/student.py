@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from demo.model import HEAD_DIM, VISION_EPS, DemoModel, Language, Layer, attend, gelu, heads, joined, rotate
+from training.teacher import HEAD_DIM, VISION_EPS, Language, Layer, Teacher, attend, gelu, heads, joined, rotate
 
 PATCH, MERGE = 10, 2
 TOKEN = PATCH * MERGE  # pixels of a token, along a side
@@ -85,7 +85,7 @@ class Block(Layer):
         return self.fed(x + self.out(a))
 
 
-class DynamicVision(nn.Module):
+class StudentVision(nn.Module):
     """From pixels to the four patches of each token, one after the other."""
 
     def __init__(self, n: int, n_ff: int, n_layer: int):
@@ -113,7 +113,7 @@ class Merger(nn.Module):
 
 
 @dataclass(frozen=True, slots=True)
-class DynamicShape:
+class StudentShape:
     n_vocab: int
     n_vision: int = 192
     n_vision_ff: int = 512
@@ -126,12 +126,12 @@ class DynamicShape:
         return dataclasses.asdict(self)
 
 
-class DynamicModel(nn.Module):
-    def __init__(self, shape: DynamicShape):
+class Student(nn.Module):
+    def __init__(self, shape: StudentShape):
         super().__init__()
         self.shape = shape
         self.n_features = MERGE * MERGE * shape.n_vision
-        self.vision = DynamicVision(shape.n_vision, shape.n_vision_ff, shape.n_vision_layer)
+        self.vision = StudentVision(shape.n_vision, shape.n_vision_ff, shape.n_vision_layer)
         self.projector = Merger(self.n_features, shape.n_embd)
         self.language = Language(shape)
         for name, parameter in self.named_parameters():
@@ -144,6 +144,6 @@ class DynamicModel(nn.Module):
         for layer in (self.projector.up, self.projector.down):
             nn.init.zeros_(layer.bias)
 
-    def start_from(self, taught: DemoModel) -> None:
+    def start_from(self, taught: Teacher) -> None:
         """The language model that has learnt to answer from another encoder."""
         self.language.load_state_dict(taught.language.state_dict())

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from demo import scenes
-from demo.model import GRID, N_PATCHES
-from demo.vocabulary import FIRST_WORD, PRINTABLE, SPECIALS, Vocabulary
+from training import pictures
+from training.teacher import GRID, N_PATCHES
+from training.vocabulary import FIRST_WORD, PRINTABLE, SPECIALS, Vocabulary
 
 MOST_PLACES = 3  # of the same text; more say nothing
 MOST_PATCHES = 16  # that an answer is read from, if it is to be in one part of the picture
@@ -22,13 +22,13 @@ PUNCTUATION = ",.?!;:\"'"  # around what is read, of the question
 
 def nearest(place: float) -> int:
     """The row or column of patches in which a pixel of the drawn picture is."""
-    return min(max(int(place * GRID / scenes.SIZE), 0), GRID - 1)
+    return min(max(int(place * GRID / pictures.SIZE), 0), GRID - 1)
 
 
 class Places:
     """Where what is in a picture can be seen."""
 
-    def __init__(self, sample: scenes.Sample):
+    def __init__(self, sample: pictures.Sample):
         self._text = "".join(char for char, *_ in sample.chars)
         self._patches = [nearest((y0 + y1) / 2) * GRID + nearest((x0 + x1) / 2) for _, x0, y0, x1, y1 in sample.chars]
         self._named: dict[str, np.ndarray] = {}
@@ -85,7 +85,7 @@ class Places:
 
 
 def middle_of_answer(
-    sample: scenes.Sample, question: scenes.Question, vocabulary: Vocabulary
+    sample: pictures.Sample, question: pictures.Question, vocabulary: Vocabulary
 ) -> tuple[float, float] | None:
     """Row and column around which the answer is read; None when that is nowhere or all over."""
     asked, answer = vocabulary.encode(question.text), vocabulary.encode(question.answer)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import random
 
-from demo import scenes
-from demo.scenes import colours, words
-from demo.scenes.canvas import Canvas
-from demo.scenes.colours import SIZE
+from training import pictures
+from training.pictures import colours, words
+from training.pictures.canvas import Canvas
+from training.pictures.colours import SIZE
 
 SIZES = (13, 28)
 BAND = 0.25  # lines on a colour of their own
 
 
-def page(seed: int) -> scenes.Sample:
+def page(seed: int) -> pictures.Sample:
     """A page of the training split."""
     rng = random.Random(f"page/{seed}")
     canvas = Canvas(rng, "train", dark=0.25)
@@ -35,7 +35,7 @@ def page(seed: int) -> scenes.Sample:
             x += face.width(text) + round(face.size * rng.uniform(0.25, 1.2))
         y = bottom
     image = colours.with_grain(rng, canvas.image) if rng.random() < 0.3 else canvas.image
-    return scenes.Sample(image, [], canvas.chars, canvas.shapes, "page", "page")
+    return pictures.Sample(image, [], canvas.chars, canvas.shapes, "page", "page")
 
 
 def _piece(rng: random.Random) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from demo.scenes import colours, words
-from demo.scenes.canvas import Canvas, NoRoomError
-from demo.scenes.colours import SIZE
-from demo.scenes.phrases import NTH
-from demo.scenes.quiz import Quiz
+from training.pictures import colours, words
+from training.pictures.canvas import Canvas, NoRoomError
+from training.pictures.colours import SIZE
+from training.pictures.phrases import NTH
+from training.pictures.quiz import Quiz
 
 SHOP_KINDS = words.listed("Shop Market Store Cafe Bakery Deli Kitchen Foods Mart Bistro Bar Grill")
 INK = (25, 25, 25)

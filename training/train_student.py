@@ -1,4 +1,5 @@
-"""`python -m demo.train_dynamic`: the demo model, for pictures of any size, taught by the model of `demo.train`.
+"""`python -m training.train_student`: the demo model, for pictures of any size, taught by the model of
+`training.train_teacher`.
 
 Its encoder first learns to see as that model's does, token by token; then both of its parts learn to answer, from
 whole pictures and from smaller ones.
@@ -14,13 +15,13 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from demo import scenes
-from demo.batches import HEADS, Batch
-from demo.dynamic import TOKEN, DynamicModel, DynamicShape
-from demo.export import load
-from demo.model import GRID, IMAGE_SIZE, DemoModel, normalised
-from demo.train import PATCH_WEIGHT, RARE, Run, char_accuracy
-from demo.vocabulary import Vocabulary
+from training import pictures
+from training.batches import HEADS, Batch
+from training.export import load
+from training.student import TOKEN, Student, StudentShape
+from training.teacher import GRID, IMAGE_SIZE, Teacher, normalised
+from training.train_teacher import PATCH_WEIGHT, RARE, Run, char_accuracy
+from training.vocabulary import Vocabulary
 
 WHOLE = 0.5  # batches of pictures at their own size, once answers are learnt
 LEAST_SIDE = 8  # tokens of the smallest
@@ -29,13 +30,11 @@ LIKENESS_WEIGHT = 20.0
 PLACES = ("row", "column")  # learnt from padding by the other encoder; here M-RoPE tells them
 
 
-class DynamicRun(Run):
-    side, grid = scenes.SIZE, (GRID, GRID)
+class StudentRun(Run):
+    side, grid = pictures.SIZE, (GRID, GRID)
     rate_later, encoder_later = 0.5, 1.0  # the language model comes taught, the encoder still learns most
 
-    def __init__(
-        self, folder: Path, model: DynamicModel, teacher: DemoModel, vocabulary: Vocabulary, minutes: list[float]
-    ):
+    def __init__(self, folder: Path, model: Student, teacher: Teacher, vocabulary: Vocabulary, minutes: list[float]):
         model.start_from(teacher)
         self.teacher = teacher.bfloat16().requires_grad_(False)
         super().__init__(folder, model, vocabulary, *minutes)
@@ -80,9 +79,9 @@ class DynamicRun(Run):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m demo.train_dynamic", description="Train it on this CPU.")
+    parser = argparse.ArgumentParser(prog="python -m training.train_student", description="Train it on this CPU.")
     parser.add_argument("folder", type=Path, help="of checkpoint.pt and log.jsonl; a run in it goes on")
-    parser.add_argument("taught", type=Path, help="checkpoint of demo.train")
+    parser.add_argument("taught", type=Path, help="checkpoint of training.train_teacher")
     parser.add_argument("--minutes", type=float, default=60, help="in all (%(default)g)")
     parser.add_argument("--patch-minutes", type=float, default=24, help="of them for the encoder alone (%(default)g)")
     parser.add_argument("--batch", type=int, default=8, help="pictures per step (%(default)d)")
@@ -96,9 +95,9 @@ def main() -> None:
     teacher, vocabulary = load(args.taught)
     language = {name: getattr(teacher.shape, name) for name in ("n_embd", "n_ff", "n_layer")}
     vision = {"n_vision": 64, "n_vision_ff": 64, "n_vision_layer": 3} if args.tiny else {}
-    model = DynamicModel(DynamicShape(len(vocabulary), **language, **vision))
+    model = Student(StudentShape(len(vocabulary), **language, **vision))
     minutes = [args.minutes, args.patch_minutes, args.patch_minutes]
-    run = DynamicRun(args.folder, model, teacher, vocabulary, minutes)
+    run = StudentRun(args.folder, model, teacher, vocabulary, minutes)
     if args.tiny:
         run.checkpoint_sec, run.n_validate = 1, 16
     run.train(args.batch, args.draw_core)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from demo.scenes import colours, words
-from demo.scenes.canvas import Box, Canvas, NoRoomError
-from demo.scenes.colours import RGB, SIZE
-from demo.scenes.documents import field_value
-from demo.scenes.phrases import NTH
-from demo.scenes.quiz import Quiz
+from training.pictures import colours, words
+from training.pictures.canvas import Box, Canvas, NoRoomError
+from training.pictures.colours import RGB, SIZE
+from training.pictures.documents import field_value
+from training.pictures.phrases import NTH
+from training.pictures.quiz import Quiz
 
 BUTTONS = words.listed(
     "OK Cancel Save Open Close Yes No Apply Back Next Help Send Delete Retry Skip Login Start Stop Print Edit Copy Add "

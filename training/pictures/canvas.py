@@ -8,8 +8,8 @@ from functools import cache, lru_cache
 
 from PIL import Image, ImageDraw
 
-from demo.scenes import colours, fonts
-from demo.scenes.colours import RGB, SIZE
+from training.pictures import colours, fonts
+from training.pictures.colours import RGB, SIZE
 
 Box = tuple[int, int, int, int]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 
-from demo.scenes.words import listed
+from training.pictures.words import listed
 
 PHRASES: dict[str, list[str]] = {
     "existence/thing": [

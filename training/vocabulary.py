@@ -76,13 +76,13 @@ class Vocabulary:
 
 def words_of_questions() -> list[str]:
     """The words of all templates with a space before them, and without one where they begin a question or answer."""
-    from demo import scenes
-    from demo.scenes.phrases import PHRASES
+    from training import pictures
+    from training.pictures.phrases import PHRASES
 
-    inside = [word for word in scenes.template_words() if word.isalpha() and len(word) > 1]
+    inside = [word for word in pictures.template_words() if word.isalpha() and len(word) > 1]
     firsts = {text.split()[0] for group in PHRASES.values() for text in group}
     firsts |= {word[0].lower() + word[1:] for word in firsts}
-    answers = {*scenes.COLOURS, *scenes.NAMED_SHAPES, "yes", "no", "left", "right", "above", "below", "up", "down"}
+    answers = {*pictures.COLOURS, *pictures.NAMED_SHAPES, "yes", "no", "left", "right", "above", "below", "up", "down"}
     bare = [word for word in sorted(firsts | answers) if word.isalpha() and len(word) > 1]
     return [*bare, *(" " + word for word in [*inside, "I", "a", "i"]), ' "', '"?', '".']
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from demo.scenes import charts, colours, documents, interfaces, reading, shapes
-from demo.scenes.canvas import CHARACTERS, NAMED_SHAPES, SHAPE_KINDS, Canvas, NoRoomError
-from demo.scenes.colours import COLOURS, SIZE
-from demo.scenes.phrases import template_words
-from demo.scenes.quiz import Question, Quiz
+from training.pictures import charts, colours, documents, interfaces, reading, shapes
+from training.pictures.canvas import CHARACTERS, NAMED_SHAPES, SHAPE_KINDS, Canvas, NoRoomError
+from training.pictures.colours import COLOURS, SIZE
+from training.pictures.phrases import template_words
+from training.pictures.quiz import Question, Quiz
 
 __all__ = [
     "CHARACTERS",

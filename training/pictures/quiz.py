@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from demo.scenes.phrases import phrase
+from training.pictures.phrases import phrase
 
 LONGEST_ANSWER = 60
 # Groups that every picture could have: kept only so often

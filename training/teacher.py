@@ -28,7 +28,7 @@ N_PREFIX = N_BEFORE + N_PATCHES + N_AFTER
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class TeacherShape:
     n_vocab: int
     n_stem: int = 32
     n_first: int = 64
@@ -142,7 +142,7 @@ class Look(nn.Module):
 class Vision(nn.Module):
     """From pixels to one feature per patch. It is told no places: it learns them from where the padding is."""
 
-    def __init__(self, shape: Shape):
+    def __init__(self, shape: TeacherShape):
         super().__init__()
         n = shape.n_embd
         self.stem = kernel(shape.n_stem, 3, 3)
@@ -166,7 +166,7 @@ class Vision(nn.Module):
 
 
 class Projector(nn.Module):
-    def __init__(self, shape: Shape):
+    def __init__(self, shape: TeacherShape):
         super().__init__()
         self.linear = nn.Linear(shape.n_embd, shape.n_embd, bias=False)
 
@@ -244,7 +244,7 @@ class Block(Layer):
 
 
 class Language(nn.Module):
-    def __init__(self, shape: Shape):
+    def __init__(self, shape: TeacherShape):
         super().__init__()
         self.embed = nn.Embedding(shape.n_vocab, shape.n_embd)
         self.blocks = nn.ModuleList(Block(shape.n_embd, shape.n_ff, EPS) for _ in range(shape.n_layer))
@@ -279,8 +279,8 @@ class Language(nn.Module):
         return self.norm(x), looked
 
 
-class DemoModel(nn.Module):
-    def __init__(self, shape: Shape):
+class Teacher(nn.Module):
+    def __init__(self, shape: TeacherShape):
         super().__init__()
         self.shape, self.n_features = shape, shape.n_embd
         self.vision = Vision(shape)

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from demo import scenes
-from demo.model import GRID, IMAGE_SIZE, N_PATCHES, N_PREFIX, sized
-from demo.pages import page
-from demo.pointing import Places, nearest, targets
-from demo.scenes.canvas import CHARACTERS, SHAPE_KINDS
-from demo.scenes.colours import COLOURS
-from demo.vocabulary import Vocabulary
+from training import pictures
+from training.pages import page
+from training.pictures.canvas import CHARACTERS, SHAPE_KINDS
+from training.pictures.colours import COLOURS
+from training.pointing import Places, nearest, targets
+from training.teacher import GRID, IMAGE_SIZE, N_PATCHES, N_PREFIX, sized
+from training.vocabulary import Vocabulary
 
 N_TEXT = 224  # tokens of text per picture
 MOST_QUESTIONS = 30  # asked of a picture in training, as far as they fit: its visual tokens are paid once
@@ -26,7 +26,7 @@ N_SLOTS = 4  # characters of a patch that are told apart
 CHAINED = 0.3  # pictures whose questions follow each other as in a conversation
 NOTHING = -100  # no label here
 FIRST_TOKEN = 2.0  # of an answer weighs more: it takes finding the place, the others going on from there
-HALF = scenes.SIZE / GRID / 2  # a patch, in pixels of the drawn picture
+HALF = pictures.SIZE / GRID / 2  # a patch, in pixels of the drawn picture
 
 CHAR_CLASS = {char: i + 1 for i, char in enumerate(CHARACTERS)}
 KIND_CLASS = {kind: i + 1 for i, kind in enumerate(SHAPE_KINDS)}
@@ -61,7 +61,7 @@ class Batch:
     patches_only: bool  # nothing to answer here
 
 
-def patch_labels(sample: scenes.Sample) -> np.ndarray:
+def patch_labels(sample: pictures.Sample) -> np.ndarray:
     labels = np.zeros((N_PATCHES, len(HEADS)), np.int16)
     columns = {name: i for i, name in enumerate(HEADS)}
     labels[:, columns["row"]], labels[:, columns["column"]] = np.divmod(np.arange(N_PATCHES), GRID)
@@ -115,14 +115,14 @@ class Row:
     ahead: np.ndarray | None
 
 
-def lay_out(vocabulary: Vocabulary, sample: scenes.Sample, chained: bool) -> tuple[list[Row], list[str]]:
+def lay_out(vocabulary: Vocabulary, sample: pictures.Sample, chained: bool) -> tuple[list[Row], list[str]]:
     """Questions and answers, and the tasks of those that fit. Chained ones are one group, as in a conversation."""
     rows: list[Row] = []
     tasks: list[str] = []
     places = Places(sample)
     questions = sample.questions
     if chained:  # long readings last: later answers could be copied from them
-        questions = sorted(questions, key=lambda q: q.task in scenes.EXTRA_TASKS)
+        questions = sorted(questions, key=lambda q: q.task in pictures.EXTRA_TASKS)
     for question in questions:
         asked = [*vocabulary.encode(question.text), vocabulary.end, vocabulary.assistant]
         answer = [*vocabulary.encode(question.answer), vocabulary.end]
@@ -144,7 +144,7 @@ def lay_out(vocabulary: Vocabulary, sample: scenes.Sample, chained: bool) -> tup
 
 
 def collate(
-    samples: Iterable[scenes.Sample],
+    samples: Iterable[pictures.Sample],
     vocabulary: Vocabulary,
     rng: random.Random,
     patches_only: bool = False,
@@ -204,7 +204,7 @@ def batches(
     for start in itertools.count(first, size):
         patches_only = patches > 0 and start // size % patches == 0
         samples = [
-            page(seed) if patches_only and seed % 2 else scenes.make(seed, split, most=most)
+            page(seed) if patches_only and seed % 2 else pictures.make(seed, split, most=most)
             for seed in range(start, start + size)
         ]
         yield collate(samples, vocabulary, random.Random(start), patches_only, side)

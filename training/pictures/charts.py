@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from PIL import ImageDraw
 
-from demo.scenes import colours, words
-from demo.scenes.canvas import Canvas, NoRoomError
-from demo.scenes.colours import SIZE
-from demo.scenes.phrases import NTH
-from demo.scenes.quiz import Quiz
+from training.pictures import colours, words
+from training.pictures.canvas import Canvas, NoRoomError
+from training.pictures.colours import SIZE
+from training.pictures.phrases import NTH
+from training.pictures.quiz import Quiz
 
 TITLE_WORDS = words.listed(
     "Sales Visits Rain Scores Costs Orders Profit Users Votes Guests Water Energy Books Goals Steps Income Wind Trips"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import combinations
 
-from demo.scenes import colours
-from demo.scenes.canvas import NAMED_SHAPES, Canvas
-from demo.scenes.colours import SIZE
-from demo.scenes.phrases import an
-from demo.scenes.quiz import Quiz
+from training.pictures import colours
+from training.pictures.canvas import NAMED_SHAPES, Canvas
+from training.pictures.colours import SIZE
+from training.pictures.phrases import an
+from training.pictures.quiz import Quiz
 
 
 @dataclass(frozen=True)

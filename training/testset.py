@@ -1,4 +1,4 @@
-"""Writes pictures and questions for `halfv eval`: python -m demo.testset -o DIR"""
+"""Writes pictures and questions for `halfv eval`: python -m training.testset -o DIR"""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from demo import scenes
+from training import pictures
 
 QUESTIONS_FILE = "questions.jsonl"
 SEED_STRIDE = 10_000_000  # pictures of different seeds never meet
@@ -38,11 +38,11 @@ SLACK = 3  # how far a task may run ahead of the one that lacks most, so that ev
 
 def quotas(questions: int) -> Counter[str]:
     """How many questions each task gets: evenly, the first ones one more where it does not divide."""
-    each, more = divmod(questions, len(scenes.TASKS))
-    return Counter({task: each + (index < more) for index, task in enumerate(scenes.TASKS)})
+    each, more = divmod(questions, len(pictures.TASKS))
+    return Counter({task: each + (index < more) for index, task in enumerate(pictures.TASKS)})
 
 
-def line(name: str, question: scenes.Question) -> str:
+def line(name: str, question: pictures.Question) -> str:
     told = {
         "image": name,
         "question": question.text,
@@ -56,7 +56,7 @@ def line(name: str, question: scenes.Question) -> str:
 def write(folder: Path, questions: int, seed: int, split: str) -> int:
     """Fills an empty folder; the number of pictures. A picture gives one question of a task at most."""
     missing = quotas(questions)
-    pictures = 0
+    count = 0
     with (
         open(folder / QUESTIONS_FILE, "w", encoding="utf-8") as out,
         tqdm(total=questions, unit=" questions", file=sys.stderr) as bar,
@@ -64,7 +64,7 @@ def write(folder: Path, questions: int, seed: int, split: str) -> int:
         index = seed * SEED_STRIDE
         while missing.total():
             task, most = missing.most_common(1)[0]
-            sample = scenes.make(index, split, KIND_FOR[task])
+            sample = pictures.make(index, split, KIND_FOR[task])
             index += 1
             wanted = {
                 question.task: question
@@ -73,46 +73,46 @@ def write(folder: Path, questions: int, seed: int, split: str) -> int:
             }
             if not wanted:
                 continue
-            name = f"{pictures:05d}.png"
+            name = f"{count:05d}.png"
             sample.image.save(folder / name)
-            pictures += 1
+            count += 1
             for question in wanted.values():
                 missing[question.task] -= 1
                 out.write(line(name, question))
                 bar.update()
-    return pictures
+    return count
 
 
 def write_pairs(folder: Path, questions: int, seed: int, split: str) -> int:
     """Two questions on each picture, answered from parts of it that are far from each other."""
-    pictures, index, kinds = 0, seed * SEED_STRIDE, list(dict.fromkeys(KIND_FOR.values()))
+    count, index, kinds = 0, seed * SEED_STRIDE, list(dict.fromkeys(KIND_FOR.values()))
     with (
         open(folder / QUESTIONS_FILE, "w", encoding="utf-8") as out,
         tqdm(total=questions, unit=" questions", file=sys.stderr) as bar,
     ):
-        while 2 * pictures < questions:
-            sample = scenes.make(index, split, kinds[index % len(kinds)])
+        while 2 * count < questions:
+            sample = pictures.make(index, split, kinds[index % len(kinds)])
             index += 1
             pair = far_apart(sample)
             if pair:
-                name = f"{pictures:05d}.png"
+                name = f"{count:05d}.png"
                 sample.image.save(folder / name)
                 out.writelines(line(name, question) for question in pair)
-                pictures += 1
+                count += 1
                 bar.update(2)
-    return pictures
+    return count
 
 
-def far_apart(sample: scenes.Sample) -> tuple[scenes.Question, scenes.Question] | None:
+def far_apart(sample: pictures.Sample) -> tuple[pictures.Question, pictures.Question] | None:
     """The first two questions whose answers are seen far from each other."""
-    from demo.pointing import middle_of_answer  # here, as it needs torch
-    from demo.vocabulary import Vocabulary
+    from training.pointing import middle_of_answer  # here, as it needs torch
+    from training.vocabulary import Vocabulary
 
     vocabulary = Vocabulary.read()
     places = [
         (question, middle_of_answer(sample, question, vocabulary))
         for question in sample.questions
-        if question.task in scenes.TASKS and question.task not in WHOLE_PICTURE
+        if question.task in pictures.TASKS and question.task not in WHOLE_PICTURE
     ]
     for (first, a), (second, b) in itertools.combinations(places, 2):
         if a and b and math.dist(a, b) >= APART:
@@ -121,31 +121,31 @@ def far_apart(sample: scenes.Sample) -> tuple[scenes.Question, scenes.Question] 
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m demo.testset", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m training.testset", description=__doc__)
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder to make")
     parser.add_argument("--questions", type=int, default=2000, help="in all, evenly over the tasks (2000)")
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--split", choices=scenes.SPLITS, default="test")
+    parser.add_argument("--split", choices=pictures.SPLITS, default="test")
     parser.add_argument(
         "--pairs", action="store_true", help="two questions on each picture, for --follow-up; tasks as they come"
     )
     args = parser.parse_args(arguments)
-    if args.questions < len(scenes.TASKS):
-        return fail(f"--questions {args.questions} is too few: at least {len(scenes.TASKS)}, one for each task.")
+    if args.questions < len(pictures.TASKS):
+        return fail(f"--questions {args.questions} is too few: at least {len(pictures.TASKS)}, one for each task.")
     if args.output.exists():
         return fail(f"'{args.output}' exists already: name a new folder, or remove it first.")
     if not args.output.parent.is_dir():
         return fail(f"There is no folder '{args.output.parent}' to make '{args.output.name}' in.")
     partial = Path(tempfile.mkdtemp(prefix=f".{args.output.name}.", dir=args.output.parent))
     try:
-        pictures = (write_pairs if args.pairs else write)(partial, args.questions, args.seed, args.split)
+        count = (write_pairs if args.pairs else write)(partial, args.questions, args.seed, args.split)
         partial.chmod(0o755)
         partial.rename(args.output)
     except ModuleNotFoundError as error:
         return fail(str(error))
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    print(f"{args.questions} questions about {pictures} pictures", file=sys.stderr)
+    print(f"{args.questions} questions about {count} pictures", file=sys.stderr)
     print(args.output / QUESTIONS_FILE)
     return 0
 

@@ -1,4 +1,4 @@
-"""`python -m demo.train`: trains the demo model's teacher from nothing, for as many minutes as it is given.
+"""`python -m training.train_teacher`: trains the demo model's teacher from nothing, for as many minutes as it is given.
 
 First the vision encoder alone learns what is in each patch, then encoder and language model learn to answer. A run
 that was stopped, or killed, goes on from its last checkpoint.
@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from demo.batches import HEADS, NOTHING, Batch, Drawer, batches
-from demo.model import IMAGE_SIZE, N_AFTER, N_BEFORE, N_PREFIX, DemoModel, Shape, normalised
-from demo.optimizer import Optimizer
-from demo.vocabulary import FIRST_WORD, Vocabulary
+from training.batches import HEADS, NOTHING, Batch, Drawer, batches
+from training.optimizer import Optimizer
+from training.teacher import IMAGE_SIZE, N_AFTER, N_BEFORE, N_PREFIX, Teacher, TeacherShape, normalised
+from training.vocabulary import FIRST_WORD, Vocabulary
 
 MUON_RATE, ADAM_RATE = 0.02, 2e-3
 WARM_UP, DECAY, LEAST = 0.01, 0.3, 0.03  # shares of the time; of the rate in the end
@@ -280,7 +280,9 @@ def say(text: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m demo.train", description="Train the teacher on this CPU.")
+    parser = argparse.ArgumentParser(
+        prog="python -m training.train_teacher", description="Train the teacher on this CPU."
+    )
     parser.add_argument("folder", type=Path, help="of checkpoint.pt and log.jsonl; a run in it goes on")
     parser.add_argument("--minutes", type=float, default=71, help="in all (%(default)g)")
     parser.add_argument("--patch-minutes", type=float, default=25, help="of them for the encoder alone (%(default)g)")
@@ -295,9 +297,10 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     args.folder.mkdir(parents=True, exist_ok=True)
     vocabulary = Vocabulary.read()
-    shape = Shape(len(vocabulary), n_vision_layer=1, n_first=32, n_second=64) if args.tiny else Shape(len(vocabulary))
+    tiny = {"n_vision_layer": 1, "n_first": 32, "n_second": 64} if args.tiny else {}
+    shape = TeacherShape(len(vocabulary), **tiny)
     torch.manual_seed(0)
-    run = Run(args.folder, DemoModel(shape), vocabulary, args.minutes, args.patch_minutes, args.together_minutes)
+    run = Run(args.folder, Teacher(shape), vocabulary, args.minutes, args.patch_minutes, args.together_minutes)
     if args.tiny:
         run.checkpoint_sec, run.n_validate = 1, 16
     run.train(args.batch, args.draw_core)

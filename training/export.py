@@ -1,4 +1,4 @@
-"""`python -m demo.export`: a training's checkpoint as model.gguf and mmproj.gguf."""
+"""`python -m training.export`: a training's checkpoint as model.gguf and mmproj.gguf."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import torch
 from gguf import GGMLQuantizationType
 from torch import Tensor, nn
 
-from demo import scenes
-from demo.dynamic import FULL_EVERY, PATCH, DynamicModel, DynamicShape
-from demo.model import (
+from training import pictures
+from training.student import FULL_EVERY, PATCH, Student, StudentShape
+from training.teacher import (
     EPS,
     HEAD_DIM,
     IMAGE_SIZE,
@@ -25,26 +25,26 @@ from demo.model import (
     SECTIONS,
     STD,
     VISION_EPS,
-    DemoModel,
     Language,
     Mix,
     Narrow,
-    Shape,
+    Teacher,
+    TeacherShape,
 )
-from demo.vocabulary import CHAT_TEMPLATE, IMAGE, IMAGE_END, PRINTABLE, SPECIALS, Vocabulary
+from training.vocabulary import CHAT_TEMPLATE, IMAGE, IMAGE_END, PRINTABLE, SPECIALS, Vocabulary
 
 NAME = "HalfV Demo"
 CONTEXT = 4096
 TYPES = {"f32": GGMLQuantizationType.F32, "f16": GGMLQuantizationType.F16, "q8_0": GGMLQuantizationType.Q8_0}
 LICENSE_ID = "mit"
-DYNAMIC_NAMES = {IMAGE: "<|vision_start|>", IMAGE_END: "<|vision_end|>"}  # what the runtime looks for there
+STUDENT_NAMES = {IMAGE: "<|vision_start|>", IMAGE_END: "<|vision_end|>"}  # what the runtime looks for there
 
 
-def load(checkpoint: Path) -> tuple[DemoModel | DynamicModel, Vocabulary]:
+def load(checkpoint: Path) -> tuple[Teacher | Student, Vocabulary]:
     """The trained model in float32, of the kind that its shape tells."""
     saved = torch.load(checkpoint, weights_only=True)
-    is_dynamic = "n_vision" in saved["shape"]
-    model = DynamicModel(DynamicShape(**saved["shape"])) if is_dynamic else DemoModel(Shape(**saved["shape"]))
+    is_student = "n_vision" in saved["shape"]
+    model = Student(StudentShape(**saved["shape"])) if is_student else Teacher(TeacherShape(**saved["shape"]))
     prefix = "model."
     weights = {
         name.removeprefix(prefix): state["master"]
@@ -55,10 +55,10 @@ def load(checkpoint: Path) -> tuple[DemoModel | DynamicModel, Vocabulary]:
     return model.eval(), Vocabulary(saved["words"])
 
 
-def write_model(path: Path, model: DemoModel | DynamicModel, vocabulary: Vocabulary, kind: str) -> None:
+def write_model(path: Path, model: Teacher | Student, vocabulary: Vocabulary, kind: str) -> None:
     shape = model.shape
-    is_dynamic = isinstance(model, DynamicModel)
-    writer = gguf.GGUFWriter(_partial(path), "qwen2vl" if is_dynamic else "llama")
+    is_student = isinstance(model, Student)
+    writer = gguf.GGUFWriter(_partial(path), "qwen2vl" if is_student else "llama")
     writer.add_name(NAME)
     writer.add_license(LICENSE_ID)
     writer.add_description("Answers questions about drawings, text, charts, documents and interfaces; not the world.")
@@ -71,12 +71,12 @@ def write_model(path: Path, model: DemoModel | DynamicModel, vocabulary: Vocabul
     writer.add_layer_norm_rms_eps(EPS)
     writer.add_rope_dimension_count(HEAD_DIM)
     writer.add_rope_freq_base(ROPE_BASE)
-    if is_dynamic:
+    if is_student:
         writer.add_rope_dimension_sections([*SECTIONS, 0])
     writer.add_vocab_size(shape.n_vocab)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("llama-bpe")
-    names = DYNAMIC_NAMES if is_dynamic else {}
+    names = STUDENT_NAMES if is_student else {}
     writer.add_token_list([names.get(token, token) for token in vocabulary.tokens])
     normal = len(vocabulary) - len(SPECIALS)
     writer.add_token_types([gguf.TokenType.CONTROL] * len(SPECIALS) + [gguf.TokenType.NORMAL] * normal)
@@ -86,7 +86,7 @@ def write_model(path: Path, model: DemoModel | DynamicModel, vocabulary: Vocabul
     writer.add_eos_token_id(vocabulary.end)
     writer.add_add_bos_token(True)
     writer.add_chat_template(CHAT_TEMPLATE)
-    _finish(writer, language_tensors(model.language, not is_dynamic), path, kind)
+    _finish(writer, language_tensors(model.language, not is_student), path, kind)
 
 
 def language_tensors(language: Language, neighbours: bool) -> Iterator[tuple[str, Tensor]]:
@@ -113,24 +113,24 @@ def interleaved(weight: Tensor) -> Tensor:
     return weight.view(-1, 2, HEAD_DIM // 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
 
 
-def write_mmproj(path: Path, model: DemoModel | DynamicModel, kind: str) -> None:
-    is_dynamic = isinstance(model, DynamicModel)
+def write_mmproj(path: Path, model: Teacher | Student, kind: str) -> None:
+    is_student = isinstance(model, Student)
     writer = gguf.GGUFWriter(_partial(path), "clip")
     writer.add_name(NAME)
     writer.add_type("mmproj")
     writer.add_license(LICENSE_ID)
     writer.add_bool("clip.has_vision_encoder", True)
-    writer.add_string("clip.projector_type", "qwen2.5vl_merger" if is_dynamic else "gemma3nv")
-    writer.add_bool("clip.use_silu" if is_dynamic else "clip.use_gelu", True)
-    for key, value in (dynamic_numbers(model.shape) if is_dynamic else numbers(model)).items():
+    writer.add_string("clip.projector_type", "qwen2.5vl_merger" if is_student else "gemma3nv")
+    writer.add_bool("clip.use_silu" if is_student else "clip.use_gelu", True)
+    for key, value in (student_numbers(model.shape) if is_student else numbers(model)).items():
         writer.add_uint32(f"clip.vision.{key}", value)
     writer.add_float32("clip.vision.attention.layer_norm_epsilon", VISION_EPS)
     writer.add_array("clip.vision.image_mean", [MEAN] * 3)
     writer.add_array("clip.vision.image_std", [STD] * 3)
-    _finish(writer, dynamic_tensors(model) if is_dynamic else vision_tensors(model), path, kind)
+    _finish(writer, student_tensors(model) if is_student else vision_tensors(model), path, kind)
 
 
-def numbers(model: DemoModel) -> dict[str, int]:
+def numbers(model: Teacher) -> dict[str, int]:
     shape = model.shape
     return {
         "embedding_length": shape.n_embd,
@@ -144,21 +144,21 @@ def numbers(model: DemoModel) -> dict[str, int]:
     }
 
 
-def dynamic_numbers(shape: DynamicShape) -> dict[str, int]:
+def student_numbers(shape: StudentShape) -> dict[str, int]:
     return {
         "embedding_length": shape.n_vision,
         "projection_dim": shape.n_embd,
-        "image_size": scenes.SIZE,
+        "image_size": pictures.SIZE,
         "patch_size": PATCH,
         "block_count": shape.n_vision_layer,
         "feed_forward_length": shape.n_vision_ff,
         "attention.head_count": shape.n_vision // HEAD_DIM,
         "n_wa_pattern": FULL_EVERY,
-        "image_max_pixels": scenes.SIZE**2,  # larger ones were never trained with
+        "image_max_pixels": pictures.SIZE**2,  # larger ones were never trained with
     }
 
 
-def dynamic_tensors(model: DynamicModel) -> Iterator[tuple[str, Tensor]]:
+def student_tensors(model: Student) -> Iterator[tuple[str, Tensor]]:
     vision = model.vision
     kernel = vision.patch.weight.view(-1, 3, PATCH, PATCH)
     yield "v.patch_embd.weight", kernel
@@ -180,7 +180,7 @@ def dynamic_tensors(model: DynamicModel) -> Iterator[tuple[str, Tensor]]:
         yield f"mm.{number}.bias", layer.bias
 
 
-def vision_tensors(model: DemoModel) -> Iterator[tuple[str, Tensor]]:
+def vision_tensors(model: Teacher) -> Iterator[tuple[str, Tensor]]:
     vision = model.vision
     yield "v.conv_stem.conv.weight", vision.stem
     yield "v.conv_stem.conv.bias", vision.stem_bias.view(-1, 1, 1)
@@ -234,14 +234,14 @@ def _partial(path: Path) -> Path:
     return path.with_name(path.name + ".partial")
 
 
-def export(model: DemoModel | DynamicModel, vocabulary: Vocabulary, folder: Path, kind: str = "f16") -> None:
+def export(model: Teacher | Student, vocabulary: Vocabulary, folder: Path, kind: str = "f16") -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_model(folder / "model.gguf", model, vocabulary, kind)
     write_mmproj(folder / "mmproj.gguf", model, kind)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m demo.export", description="Write a checkpoint as two GGUFs.")
+    parser = argparse.ArgumentParser(prog="python -m training.export", description="Write a checkpoint as two GGUFs.")
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("folder", type=Path, help="of model.gguf and mmproj.gguf")
     parser.add_argument("--type", choices=TYPES, default="f16", help="of the matrices (%(default)s)")

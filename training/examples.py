@@ -1,11 +1,11 @@
-"""`python -m demo.examples`: draws the pictures of examples/ with the fonts of the test split."""
+"""`python -m training.examples`: draws the pictures of examples/ with the fonts of the test split."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from demo import scenes
+from training import pictures
 
 FOLDER = Path(__file__).resolve().parent.parent / "examples"
 
@@ -13,7 +13,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "examples"
 @dataclass(frozen=True, slots=True)
 class Example:
     name: str
-    kind: str  # of scenes.KINDS
+    kind: str  # of pictures.KINDS
     seed: int
     question: str
     answer: str
@@ -34,7 +34,7 @@ EXAMPLES = (
 
 def main() -> None:
     for example in EXAMPLES:
-        scenes.make(example.seed, "test", example.kind).image.save(example.path, optimize=True)
+        pictures.make(example.seed, "test", example.kind).image.save(example.path, optimize=True)
 
 
 if __name__ == "__main__":

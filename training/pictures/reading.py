@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from demo.scenes import colours, words
-from demo.scenes.canvas import NAMED_SHAPES, Box, Canvas, NoRoomError
-from demo.scenes.colours import SIZE
-from demo.scenes.phrases import NTH, an
-from demo.scenes.quiz import Quiz
-from demo.scenes.shapes import Thing, ask_attribute, ask_count, ask_existence, ask_relation, called
+from training.pictures import colours, words
+from training.pictures.canvas import NAMED_SHAPES, Box, Canvas, NoRoomError
+from training.pictures.colours import SIZE
+from training.pictures.phrases import NTH, an
+from training.pictures.quiz import Quiz
+from training.pictures.shapes import Thing, ask_attribute, ask_count, ask_existence, ask_relation, called
 
 
 def some_text(canvas: Canvas) -> str:
