@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,11 +14,15 @@ from halfv_edge import libs
 
 libs.load()
 
-from vlm import KINDS, Vlms  # noqa: E402
-
 from halfv_edge.engine.model import Model  # noqa: E402
+from tests.support import ROOT  # noqa: E402
+from tests.support.vlm import KINDS, Vlms  # noqa: E402
 
-ROOT = Path(__file__).resolve().parent.parent
+# What can change the bits must be the same in both builds.
+SAME_OPTIONS = re.compile(
+    r"(GGML|Vulkan)_(?!AVAILABLE_BACKENDS)\w+|HALFV_LLAMA_SOURCE"
+    r"|CMAKE_(BUILD_TYPE|MAKE_PROGRAM|CUDA_ARCHITECTURES|(C|CXX|CUDA)_(COMPILER|FLAGS\w*))"
+)
 
 
 @pytest.fixture(scope="session")
@@ -45,6 +50,21 @@ def cmake_cache(build_dir: Path) -> dict[str, str]:
 def llama_tree(build_dir: Path) -> Path:
     """The patched llama.cpp source; its models/ has upstream's vocabularies."""
     return build_dir / "llama.cpp"
+
+
+@pytest.fixture(scope="session")
+def stock_lib_dir(root: Path, build_dir: Path, cmake_cache: dict[str, str]) -> Path:
+    """The pinned llama.cpp without our patches, built once in build/stock."""
+    stock = build_dir.parent / "stock"
+    options = [f"-D{name}={value}" for name, value in cmake_cache.items() if SAME_OPTIONS.fullmatch(name) and value]
+    cmake = cmake_cache["CMAKE_COMMAND"]
+    for command in (
+        [cmake, "-S", root, "-B", stock, "-G", cmake_cache["CMAKE_GENERATOR"], "-DHALFV_STOCK=ON", *options],
+        [cmake, "--build", stock, "--parallel"],
+    ):
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert done.returncode == 0, done.stdout[-4000:]
+    return stock / "bin"
 
 
 @pytest.fixture(scope="module")

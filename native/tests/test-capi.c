@@ -428,7 +428,7 @@ static struct llama_model * load(const char * path, bool vocab_only) {
 
 int main(int argc, char ** argv) {
     if (argc != 4) {
-        fprintf(stderr, "usage: %s MODEL OTHER_MODEL BAD_PROFILE_MODEL (tests/test_capi.py makes them)\n", argv[0]);
+        fprintf(stderr, "usage: %s MODEL OTHER_MODEL BAD_PROFILE_MODEL (tests/native/test_capi.py makes them)\n", argv[0]);
         return 77;
     }
     llama_backend_init();

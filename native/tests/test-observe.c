@@ -114,7 +114,7 @@ static void test_observe(struct llama_context * ctx) {
 
 int main(int argc, char ** argv) {
     if (argc != 2) {
-        fprintf(stderr, "usage: %s MODEL (tests/test_capi.py makes it)\n", argv[0]);
+        fprintf(stderr, "usage: %s MODEL (tests/native/test_capi.py makes it)\n", argv[0]);
         return 77;
     }
     llama_backend_init();

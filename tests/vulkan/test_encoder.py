@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from encoders import FAST, N_EMBD, STOCK, WINDOWS, Eyes, least_cosine, nmse, noise
-from holes import entering, page
 from PIL import Image
-from test_vulkan import MAX_NMSE
-from tiny_encoders import make_windowed
-from tiny_mmproj import make_tiny_mmproj
 
 from halfv_edge import native_log
+from tests.support.encoders import FAST, N_EMBD, STOCK, WINDOWS, Eyes, least_cosine, nmse, noise
+from tests.support.holes import entering, page
+from tests.support.tiny_encoders import make_windowed
+from tests.support.tiny_mmproj import make_tiny_mmproj
+from tests.vulkan.test_vulkan import MAX_NMSE
 
 SIZE = 420, 300  # with edges to the right and below
 SIDE, COLUMNS, ROWS = 28, 13, 11  # of a visual token; a page of so many

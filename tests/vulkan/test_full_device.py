@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import limited
 import pytest
-from tiny_mmproj import make_tiny_mmproj
-from tiny_models import make_tiny
-from vlm import QUESTION, picture
+
+from tests.support import limited
+from tests.support.tiny_mmproj import make_tiny_mmproj
+from tests.support.tiny_models import make_tiny
+from tests.support.vlm import QUESTION, picture
 
 LIMIT_MIB = 6144  # of address space; lavapipe and its compiler take about two thirds
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pruned
 import pytest
-from client import Client
-from test_vulkan import ARCHS, FLASH, MAX_NMSE, PLAIN, nmse
-from tiny_models import grid_positions, make_tiny, tiny_image
+
+from halfv_edge.testing.client import Client
+from tests.support import pruned
+from tests.support.tiny_models import grid_positions, make_tiny, tiny_image
+from tests.vulkan.test_vulkan import ARCHS, FLASH, MAX_NMSE, PLAIN, nmse
 
 ROWS, COLS = 10, 12
 PROFILES = {

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from client import LOG, Client, log_text
-from tiny_models import grid_positions, make_tiny, tiny_image
+
+from halfv_edge.testing.client import LOG, Client, log_text
+from tests.support.tiny_models import grid_positions, make_tiny, tiny_image
 
 MAX_NMSE = 1e-4  # upstream's bound for whole models on another device (tests/test-llama-archs.cpp)
 N_DECODED = 16

@@ -1,0 +1,523 @@
+"""`halfv chat` and `halfv tokens` from end to end: real files, tiny random models, pipes and a pseudo-terminal."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from halfv_edge.cli import chat as cli_chat
+from halfv_edge.cli import tokens as cli_tokens
+from halfv_edge.cli.main import main
+from halfv_edge.cli.session import TWICE_SEC
+from halfv_edge.engine.context import Context
+from halfv_edge.engine.model import Model
+from halfv_edge.errors import RunError
+from halfv_edge.hub import demo as hub_demo
+from halfv_edge.hub import find as hub_find
+from halfv_edge.profile import presets
+from tests.files.test_images import bomb
+from tests.support import limited
+from tests.support.terminal import Terminal
+from tests.support.tiny_mmproj import make_tiny_mmproj
+from tests.support.tiny_models import make_tiny
+from tests.support.vlm import CHATML, NEXT, PROFILE, QUESTION, picture
+
+ARCHS = {"llava": "llama", "qwen2vl": "qwen2vl", "llava-next": "llama"}
+N_TOKENS = 24
+N_TRIES = 6  # llama-mtmd-cli prints in a thread that it does not wait for at its end, so the last words can be missing
+SPECIAL = rb"<\|\w+\|>|<s>|<unk>"  # tokens that it prints too
+ENDLESS = "root ::= [a-z ] root"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with models, pictures and whatever can be wrong with them."""
+    place = tmp_path_factory.mktemp("chat")
+    for kind, arch in ARCHS.items():
+        (place / kind).mkdir()
+        meta = {"tokenizer.chat_template": CHATML}
+        make_tiny(place / kind / "m.gguf", arch, seed=3, profile=PROFILE, **meta)  # this one answers at length
+        make_tiny_mmproj(place / kind / "mmproj-m.gguf", kind, n_embd=64)
+    (place / "alone").mkdir()
+    shutil.copy(place / "llava" / "m.gguf", place / "alone" / "m.gguf")
+    (place / "cut.gguf").write_bytes((place / "llava" / "m.gguf").read_bytes()[:200])
+    make_tiny_mmproj(place / "wide.gguf", "llava", n_embd=128)
+    make_tiny(place / "long.gguf", "llama", **{"llama.context_length": 1 << 28})
+
+    picture(0).save(place / "cat.jpg", quality=95)
+    picture(0).save(place / "cat.png")  # JPEGs are decoded a little differently by everyone
+    picture(1, 200, 300).save(place / "dog.png")
+    (place / "cut.jpg").write_bytes((place / "cat.jpg").read_bytes()[:2000])
+    (place / "zero.png").write_bytes(b"")
+    (place / "words.txt").write_text("just words\n")
+    (place / "bomb.png").write_bytes(bomb(20000, 20000))
+    (place / "endless.gbnf").write_text(ENDLESS)
+    (place / "undefined.gbnf").write_text('root ::= "a" b')
+    (place / "escape.gbnf").write_text(r'root ::= "cat\x1B]0;dog"')
+    (place / "schema.json").write_text(
+        '{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}'
+    )
+    return place
+
+
+def program(*args: str | Path) -> list[str]:
+    return [sys.executable, "-m", "halfv_edge", *map(str, args)]
+
+
+def chat(place: Path, *args: str, kind: str = "llava", stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+    """`halfv chat` with pipes for everything."""
+    command = program("chat", "-m", f"{kind}/m.gguf", "--threads", "1", *args)
+    done = subprocess.run(command, cwd=place, input=stdin.encode(), capture_output=True, env=os.environ | env)
+    return subprocess.CompletedProcess(command, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def talk(place: Path, *args: str) -> Terminal:
+    return Terminal("chat", "-m", "llava/m.gguf", "--threads", "1", *args, cwd=place)
+
+
+#
+# one answer
+#
+
+
+def test_the_answer_alone_on_stdout(place: Path) -> None:
+    with Model.load(place / "llava" / "m.gguf", n_threads=1) as model, model.chat(mode="exact") as alone:
+        wanted = alone.answer(QUESTION, [place / "cat.jpg"], max_tokens=N_TOKENS, temperature=0)
+    done = chat(place, "cat.jpg", "-p", QUESTION, "--temp", "0", "--max-tokens", str(N_TOKENS))
+    assert (done.returncode, done.stdout) == (0, wanted + "\n")
+    line = (
+        r"first token \S+ m?s \(encoder \S+ m?s, prefill \S+ m?s, selection \S+ m?s\) \| 100 -> 50 -> 10 visual tokens"
+    )
+    assert re.fullmatch(line + r" \| \S+ tokens/s \| unpruned: prefill ~\S+ m?s\n", done.stderr)
+    again = chat(place, "cat.jpg", "-p", "-", "--temp", "0", "--max-tokens", str(N_TOKENS), stdin=QUESTION + "\n")
+    assert again.stdout == done.stdout
+
+
+def test_json(place: Path) -> None:
+    args = ("cat.jpg", "dog.png", "-p", QUESTION, "--seed", "1", "--max-tokens", "8", "--json")
+    done = chat(place, *args, "--prepare", "--keep", "0.3")
+    found = json.loads(done.stdout)
+    assert found["model"]["mode"] == "prepare"
+    assert (found["model"]["path"], found["model"]["mmproj"]) == ("llava/m.gguf", "llava/mmproj-m.gguf")
+    assert found["model"]["profile"]["ivr"] == {"layer": 2, "keep": 0.3, "anchors": 0.2}
+    sizes = [(image["name"], image["width"], image["height"]) for image in found["images"]]
+    assert sizes == [("cat.jpg", 420, 300), ("dog.png", 200, 300)]
+    assert [(image["n_visual"], image["n_kept"], image["n_deep"]) for image in found["images"]] == [(100, 30, 10)] * 2
+    assert found["stats"]["n_generated"] <= 8 and found["stats"]["ahead_sec"] > 0
+    assert found["not_pruned"] is None and done.returncode == 0 and done.stderr == ""
+    exact = json.loads(chat(place, *args).stdout)
+    assert exact["model"]["mode"] == "exact" and exact["stats"]["ahead_sec"] == 0
+
+
+def test_answers_of_a_form(place: Path) -> None:
+    done = chat(place, "cat.jpg", "-p", QUESTION, "--json-schema", "schema.json", "--temp", "0")
+    assert list(json.loads(done.stdout)) == ["n"]
+    done = chat(place, "cat.jpg", "-p", QUESTION, "--grammar", "escape.gbnf", "--system", "Be short.")
+    assert done.stdout == "cat\x1b]0;dog\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "env", "why"),
+    [
+        (("--profile", "off"), {}, "100 visual tokens, not pruned: --profile off"),
+        (("--keep", "0.3"), {"HALFV": "off"}, "100 visual tokens, not pruned: HALFV=off is set in the environment"),
+        (("--profile", "big.json"), {}, "not pruned: the profile leaves pictures of fewer than 500 tokens whole"),
+        (("--profile", "whole.json"), {}, "not pruned: the profile keeps everything"),
+        (
+            ("--image-max-tokens", "20"),
+            {},
+            "--image-max-tokens 20 has no effect: this encoder gives a picture 100 tokens.",
+        ),
+        (("--gpu-layers", "3"), {"HALFV": "off"}, "--gpu-layers 3 has no effect: these libraries see no GPU"),
+    ],
+)
+def test_what_has_no_effect_is_said(
+    args: tuple[str, ...], env: dict[str, str], why: str, place: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    stages = {"ivr": {"layer": 2, "keep": 0.5, "anchors": 0.2}, "ssr": {"layer": 4, "update": 0.1, "rest": "dropped"}}
+    (place / "big.json").write_text(json.dumps(stages | {"version": 1, "min_visual_tokens": 500}))
+    stages["ivr"]["keep"] = stages["ssr"]["update"] = 1.0
+    (place / "whole.json").write_text(json.dumps(stages | {"version": 1}))
+    monkeypatch.chdir(place)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    command = ["chat", "-m", "llava/m.gguf", "--threads", "1", "cat.jpg", "-p", QUESTION, "--max-tokens", "1", *args]
+    assert main(command) == 0
+    assert why in capsys.readouterr().err
+
+
+def endless(place: Path) -> subprocess.Popen[bytes]:
+    command = program("chat", "-m", "llava/m.gguf", "--threads", "1", "cat.jpg", "-p", QUESTION)
+    pipe = subprocess.PIPE
+    return subprocess.Popen([*command, "--grammar", "endless.gbnf"], cwd=place, stdout=pipe, stderr=pipe)
+
+
+def test_interrupted(place: Path) -> None:
+    with endless(place) as process:
+        assert process.stdout.read(20)
+        process.send_signal(signal.SIGINT)
+        rest, talk = process.communicate(timeout=30)
+    assert (process.returncode, talk) == (130, b"halfv: interrupted.\n")
+    assert rest.endswith(b"\n")
+
+
+def test_a_reader_that_has_enough(place: Path) -> None:
+    with endless(place) as process:
+        assert process.stdout.read(20)
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(30) == 0
+
+
+#
+# the same model in llama.cpp's own program
+#
+
+
+@pytest.fixture(scope="module")
+def mtmd_cli(build_dir: Path, cmake_cache: dict[str, str]) -> Path:
+    command = [cmake_cache["CMAKE_COMMAND"], "--build", build_dir, "--parallel", "--target", "llama-mtmd-cli"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0, done.stdout[-4000:]
+    return build_dir / "bin" / "llama-mtmd-cli"
+
+
+def ask_mtmd_cli(mtmd_cli: Path, place: Path, kind: str, **env: str) -> str:
+    files = ("-m", f"{kind}/m.gguf", "--mmproj", f"{kind}/mmproj-m.gguf", "--image", "cat.png")
+    command = [mtmd_cli, *files, "-p", QUESTION, "-n", str(N_TOKENS), "--temp", "0", "-t", "1"]
+    done = subprocess.run(command, cwd=place, capture_output=True, env=os.environ | env)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return re.sub(SPECIAL, b"", done.stdout).decode("utf-8", "replace").strip("\n")
+
+
+@pytest.mark.parametrize("kind", ARCHS)
+def test_same_answer_as_llama_mtmd_cli(
+    kind: str, mtmd_cli: Path, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It knows nothing of HalfV: our libraries prune in it, and stop doing so when HALFV=off."""
+    monkeypatch.chdir(place)
+    answers = []
+    for env in ({}, {"HALFV": "off"}):
+        with monkeypatch.context() as patch:
+            for name, value in env.items():
+                patch.setenv(name, value)
+            run = ["chat", "-m", f"{kind}/m.gguf", "cat.png", "-p", QUESTION, "--temp", "0", "--threads", "1"]
+            assert main([*run, "--max-tokens", str(N_TOKENS)]) == 0
+        answers.append(capsys.readouterr().out.strip("\n"))
+        assert len(answers[-1]) > 10
+        assert answers[-1] in (ask_mtmd_cli(mtmd_cli, place, kind, **env) for _ in range(N_TRIES))
+    assert answers[0] != answers[1]
+
+
+#
+# mistakes
+#
+
+MISTAKES = {
+    # in pictures
+    "nope.jpg": "nope.jpg does not exist: check the name and the folder.",
+    ".": ". is a folder: name the image in it.",
+    "words.txt": "words.txt is not an image that can be read: give PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF.",
+    "cut.jpg": "cut.jpg is cut short or damaged (* bytes not processed)): get it again.",
+    "bomb.png": "bomb.png is too large to decode safely: scale it down to at most 100 million pixels.",
+    "zero.png": "zero.png is empty: it has 0 bytes.",
+    "cat.jpg dog.png cat.jpg --ctx 256": "* needs a context of * tokens, but --ctx is 256: load the model with --ctx *",
+    # in models
+    "-m nope.gguf": "nope.gguf does not exist: check the name and the folder, or choose one of `halfv chat "
+    "--list-models`.",
+    "-m qwen2.5-vl-3": "qwen2.5-vl-3 does not exist: did you mean -m qwen2.5-vl-3b.",
+    "-m a/b": "a/b does not exist: a Hugging Face repository is given with --hf a/b.",
+    "-m cat.jpg": "cat.jpg is not a GGUF file: it begins with *",
+    "-m cut.gguf": "cut.gguf is cut short or damaged: it ends at byte 200, *; get it again.",
+    "-m alone/m.gguf": "There is no vision encoder beside alone/m.gguf: put the model's mmproj GGUF into its folder, "
+    "or name it with --mmproj (a model for text alone has none).",
+    "-m alone/m.gguf --mmproj wide.gguf": "wide.gguf belongs to another model: it gives 128 numbers per token, m.gguf "
+    "takes 64; give the mmproj made for this model.",
+    "-m alone/m.gguf --mmproj alone/m.gguf": "alone/m.gguf is not a vision encoder: give the mmproj GGUF *",
+    "-m alone/m.gguf --mmproj nope.gguf": "nope.gguf does not exist: check *",
+    "-m llava/mmproj-m.gguf": "llava/mmproj-m.gguf is a vision encoder: give it with --mmproj, and its language model "
+    "with -m.",
+    "--hf nope": "--hf nope is not valid: it must be OWNER/REPO or OWNER/REPO:QUANT, like *",
+    # in settings
+    "--profile nope": "There is no preset 'nope': those are *",
+    "--profile nope.json": "nope.json does not exist: check the name and the folder.",
+    "--profile words.txt": "words.txt is not *",
+    "--keep 0": "--keep 0 is not valid: it must be above 0 and at most 1.",
+    "--keep half": "--keep 'half' is not valid: it must be a number; `halfv chat --help` lists the flags.",
+    "--keep 0.5 --profile off": "--keep 0.5 needs a profile, and --profile off says none: leave one of them out.",
+    "--ctx 0": "--ctx '0' is not valid: it must be a whole number of at least 1; `halfv chat --help` lists the flags.",
+    "--ctx 99999": "--ctx 99999 is more than the 32768 tokens that m.gguf can follow.",
+    "--kv-type q9": "--kv-type q9 is not valid: it must be one of *",
+    "--temp -1": "--temp -1.0 is not valid: it must be at least 0.",
+    "--top-p 2": "--top-p 2.0 is not valid: it must be between 0 and 1.",
+    "--seed -2": "--seed -2 is not valid: it must be from 0 to 4294967294.",
+    "--grammar nope.gbnf": "nope.gbnf does not exist: check the name and the folder.",
+    "--grammar undefined.gbnf": "undefined.gbnf is not a grammar: Undefined rule identifier 'b'; it must be GBNF with "
+    "a rule root.",
+    "--grammar cat.jpg": "cat.jpg is not UTF-8 text: --grammar needs a text file.",
+    "--json-schema words.txt": "words.txt: The JSON schema cannot be used: *",
+    "-m qwen2vl/m.gguf --image-max-tokens 1": "--image-max-tokens 1 is too few for this encoder: it needs at least 8.",
+    "--exact --prepare": "--prepare is not allowed with --exact; `halfv chat --help` lists the flags.",
+    "--bogus": "unrecognized arguments: --bogus; `halfv --help` lists the flags.",
+    "-p EMPTY": "The question '' is empty: ask something.",
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes(
+    mistake: str, place: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One sentence on stderr, nothing on stdout, exit code 2."""
+    monkeypatch.chdir(place)
+    given = ["" if word == "EMPTY" else word for word in mistake.split()]
+    model = [] if {"-m", "--hf"} & set(given) else ["-m", "llava/m.gguf"]
+    try:
+        code = main(["chat", "--threads", "1", "-p", QUESTION, *model, *given])
+    except SystemExit as stop:  # from argparse
+        code = stop.code
+    out, err = capfd.readouterr()
+    wanted = re.escape(f"halfv: {MISTAKES[mistake]}").replace(r"\*", ".*")
+    assert re.fullmatch(wanted, err.removesuffix("\n")), err
+    assert (code, out) == (2, "")
+
+
+def test_no_model(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(hub_demo, "FOLDER", place)
+    assert main(["chat", "cat.jpg"]) == 2
+    assert capsys.readouterr().err.startswith("halfv: No model was given: name one with -m MODEL.gguf")
+    assert main(["chat", "--list-models"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in listed] == [list(pair) for pair in hub_find.KNOWN.items()]
+    assert set(hub_find.KNOWN) <= set(presets.PRESETS)
+
+
+def test_memory(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    run = ("chat", "-m", "long.gguf", "--mmproj", "llava/mmproj-m.gguf", "-p", QUESTION, "--threads", "1")
+    done = limited.halfv(*run, "--ctx", "100000000", memory_mib=4096)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(
+        "halfv: There is not enough memory for a context of 100000000 tokens: lower --ctx, use --kv-type q8_0"
+    )
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_failure_while_running(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RunError("llama.cpp could not compute (-3): the device is gone.")
+
+    monkeypatch.setattr(Context, "evaluate", fail)
+    monkeypatch.chdir(place)
+    assert main(["chat", "-m", "llava/m.gguf", "--threads", "1", "-p", QUESTION]) == 1
+    assert capsys.readouterr() == ("", "halfv: llama.cpp could not compute (-3): the device is gone.\n")
+
+
+#
+# a conversation
+#
+
+
+def test_conversation(place: Path) -> None:
+    with talk(place, "cat.jpg", "--temp", "0", "--max-tokens", "12") as terminal:
+        terminal.expect("/help lists commands", "> ")
+        terminal.type("/stats\r")  # which waits for the picture
+        terminal.expect("halfv: Nothing was answered yet", "\n> ")
+        terminal.type(f"{QUESTION}\r")
+        first = terminal.expect("100 -> 50 -> 10 visual tokens", "\n> ")
+        assert "encoder" in first and "of it before you asked" in first and "cut off by --max-tokens" in first
+
+        terminal.type(f"{NEXT}\r")  # the picture is there already
+        second = terminal.expect("visual tokens", "\n> ")
+        assert "encoder" not in second and "100 -> 58 -> 18 visual tokens" in second
+
+        terminal.type("/stats\r")
+        stats = terminal.expect("\n> ")
+        assert re.search(r"prompt +\d+ tokens evaluated, pictures encoded: 0\r\n", stats)
+        assert re.search(r"picture +100 -> 58 -> 18 visual tokens, cat.jpg\r\n", stats)
+        assert re.search(r"answer +12 tokens, \S+ tokens/s, cut off at the limit\r\n", stats)
+
+        terminal.type("/ima\t dog.p\t\r")  # completed
+        terminal.expect("dog.png, 200 x 300, is part of the next question.", "\n> ")
+        terminal.type("\x1b[A\x1b[A\x1b[A\r")  # the question before /stats
+        terminal.expect(NEXT, "200 -> ", "visual tokens", "\n> ")
+        terminal.type("/tokens maps.png\r")
+        terminal.expect("wrote maps-1.png.", "wrote maps-2.png.", "\n> ")
+        for path in (place / "maps-1.png", place / "maps-2.png"):
+            with Image.open(path) as drawn:
+                assert drawn.format == "PNG" and min(drawn.size) > 400
+
+        terminal.type("/reset\r")
+        terminal.expect("Forgotten", "> ")
+        terminal.type("/tokens maps.png\r")
+        terminal.expect("halfv: No picture was asked about yet", "\n> ")
+        terminal.type('"""where\ris the dog"""\r')
+        assert "visual tokens" not in terminal.expect("first token", "\n> ")
+        terminal.type("/imagine\r")
+        terminal.expect("halfv: /imagine is not a command: did you mean /image.", "\n> ")
+        terminal.type("/image nope.jpg\r")
+        terminal.expect("halfv: nope.jpg does not exist: check the name and the folder.", "\n> ")
+        terminal.type(f"{place / 'cat.jpg'}\r")  # as a terminal pastes a file that is dropped on it
+        terminal.expect("cat.jpg, 420 x 300, is part of the next question.", "\n> ")
+        terminal.type("/help\r")
+        terminal.expect("/quit", "\n> ")
+        terminal.type("\x04")
+        assert terminal.code() == 0
+    history = (place / "halfv-edge" / "chat_history").read_text()
+    assert history.startswith(f"/stats\n{QUESTION}\n{NEXT}\n/stats\n")
+
+
+def test_ctrl_c_stops_the_answer(place: Path) -> None:
+    with talk(place, "cat.jpg", "--grammar", "endless.gbnf", "--seed", "1") as terminal:
+        terminal.expect("> ")
+        terminal.type(f"{QUESTION}\r")
+        terminal.expect(QUESTION, "\n")
+        terminal.expect("e", "a")  # it streams
+        terminal.interrupt("(stopped)", "tokens/s", "\n> ")
+        terminal.type(f"{NEXT}\r")
+        terminal.expect(NEXT, "\n", "e")
+        terminal.interrupt("(stopped)", "\n> ")
+        terminal.type("/quit\r")
+        assert terminal.code() == 0
+
+
+def test_ctrl_c_at_the_prompt(place: Path) -> None:
+    """In the instant of a key the terminal can drop that key, and readline then waits for the next one."""
+    with talk(place) as terminal:
+        terminal.expect("> ")
+        for _ in range(5):
+            terminal.type("half a line")
+            terminal.expect("half a line")
+            time.sleep(0.2)
+            terminal.type("\x03")
+            terminal.expect("(Ctrl-C again leaves, and so does Ctrl-D)", "\n> ", seconds=20)
+            time.sleep(TWICE_SEC)
+        for _ in range(20):  # two that a busy machine handles within two seconds
+            terminal.type("\x03")
+            time.sleep(TWICE_SEC / 4)
+            if terminal.process.poll() is not None:
+                break
+        assert terminal.code() == 130
+
+
+def test_a_picture_that_does_not_fit(place: Path) -> None:
+    """Found out while the person types."""
+    with talk(place, "--ctx", "256", "--max-tokens", "4", "--temp", "0") as terminal:
+        terminal.expect("> ")
+        terminal.type("/image cat.jpg dog.png cat.png\r")
+        terminal.expect("cat.png, 420 x 300", "\n> ")
+        terminal.type("where is")
+        terminal.expect(
+            "halfv: cat.png has 100 visual tokens and needs a context of", "but --ctx is 256", "\n> where is"
+        )
+        terminal.type(" the cat\r")
+        terminal.expect("200 -> 100 -> 20 visual tokens", "\n> ")
+        terminal.type("/quit\r")
+        assert terminal.code() == 0
+
+
+def test_leaving_does_not_wait_for_the_encoder(place: Path) -> None:
+    picture(2, 1800, 1800).save(place / "large.png")
+    with Terminal("chat", "-m", "qwen2vl/m.gguf", "large.png", "--threads", "1", cwd=place) as terminal:
+        terminal.expect("> ")
+        terminal.type("what is it\r")
+        terminal.expect("reading large.png: ")
+        terminal.interrupt("(stopped before the answer began)", "\n> ", seconds=5)
+        terminal.type("/quit\r")
+        assert terminal.code(seconds=5) == 0
+
+
+def test_an_answer_cannot_steer_the_terminal(place: Path) -> None:
+    with talk(place, "cat.jpg", "--grammar", "escape.gbnf") as terminal:
+        terminal.expect("> ")
+        terminal.type(f"{QUESTION}\r")
+        terminal.expect("cat\ufffd]0;dog", "\n> ")
+        terminal.type("/quit\r")
+        assert terminal.code() == 0
+
+
+def test_questions_from_a_file(place: Path) -> None:
+    lines = f"{QUESTION}\n\n/image dog.png\n{NEXT}\n/stat\nnever asked\n"
+    done = chat(place, "cat.jpg", "--grammar", "schema.gbnf", stdin=lines)
+    assert done.returncode == 2  # no such grammar
+    (place / "yes.gbnf").write_text('root ::= "yes"')
+    done = chat(place, "cat.jpg", "--grammar", "yes.gbnf", stdin=lines)
+    assert (done.returncode, done.stdout) == (2, "yes\nyes\n")
+    assert done.stderr.count("first token") == 2
+    assert done.stderr.endswith("halfv: /stat is not a command: did you mean /stats.\n")
+
+
+#
+# halfv tokens
+#
+
+
+def test_tokens(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    for kind, counts in (("qwen2vl", "165 -> 82 -> 16"), ("llava-next", "500 -> 250 -> 50")):
+        run = ["tokens", "-m", f"{kind}/m.gguf", "--threads", "1", "cat.jpg", "-p", QUESTION]
+        assert main([*run, "-o", f"{kind}.png", "--json"]) == 0
+        out, err = capsys.readouterr()
+        assert err == f"halfv: wrote {kind}.png: {counts}.\n"
+        (image,) = json.loads(out)["images"]
+        assert f"{image['n_visual']} -> {image['n_kept']} -> {image['n_deep']}" == counts
+        assert sum(map(len, image["kept"])) == image["n_kept"]
+        with Image.open(place / image["file"]) as drawn:
+            assert drawn.format == "PNG"
+    run = ["tokens", "-m", "llava/m.gguf", "--threads", "1", "cat.jpg", "dog.png", "-p", QUESTION, "--prepare"]
+    assert main([*run, "-o", "both.png", "--profile", "off"]) == 0
+    assert "halfv: nothing was pruned: --profile off.\n" in capsys.readouterr().err
+    assert (place / "both-1.png").exists() and (place / "both-2.png").exists() and not (place / "both.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("out", "why"),
+    [
+        ("map.jpg", "map.jpg is not a PNG: name the drawing map.jpg.png or the like."),
+        ("dog.png", "dog.png is one of the pictures: choose another name for the drawing."),
+        ("nope/map.png", "nope/map.png cannot be written: No such file or directory."),
+    ],
+)
+def test_tokens_that_cannot_be_written(
+    out: str, why: str, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    before = (place / "dog.png").read_bytes()
+    assert main(["tokens", "-m", "llava/m.gguf", "--threads", "1", "dog.png", "-p", QUESTION, "-o", out]) == 2
+    assert capsys.readouterr().err == f"halfv: {why}\n"
+    assert (place / "dog.png").read_bytes() == before
+
+
+#
+# docs
+#
+
+
+@pytest.mark.parametrize("command", ["chat", "tokens"])
+def test_docs_list_the_flags(command: str, root: Path) -> None:
+    """docs/chat.md has exactly these lines."""
+    commands = argparse.ArgumentParser().add_subparsers()
+    cli_chat.add_command(commands)
+    cli_tokens.add_command(commands)
+    rows = []
+    for action in commands.choices[command]._actions:
+        if action.option_strings and action.dest != "help":
+            names = ", ".join(f"`{name}`" for name in action.option_strings)
+            value = f" {action.metavar}".replace("|", "\\|") if action.metavar else ""
+            rows.append(f"| {names}{value} | {(action.help or '') % vars(action)} |\n")
+    wanted = f"## Flags of `halfv {command}`\n| flag | what |\n|---|---|\n{''.join(rows)}"
+    assert wanted in (root / "docs" / "chat.md").read_text(), f"docs/chat.md should have\n\n{wanted}"

@@ -1,0 +1,550 @@
+"""The profile: Python and C++ take and refuse the same ones in the same words; JSON, GGUF and C carry it unchanged."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import struct
+from ctypes import byref
+from pathlib import Path
+from typing import Any
+
+import halfv_cpp
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from halfv_edge.errors import HalfVError
+from halfv_edge.gguf import read as gguf_read
+from halfv_edge.gguf import write as gguf_write
+from halfv_edge.profile import presets, profile
+from halfv_edge.profile.profile import KEYS, Calibration, Model, Profile
+from halfv_edge.testing.client import LOG, Client, log_text
+from tests.support.gguf_bytes import CODES, MODEL, PROFILE, TENSORS, gguf, pair
+from tests.support.tiny_models import make_tiny
+
+TABLE = json.loads((Path(__file__).parent / "profile_cases.json").read_text())
+N_LAYER, BASE, CASES = TABLE["n_layer"], TABLE["base"], TABLE["cases"]
+TYPES = {"version": "u32"} | {key: gguf_read.TYPE_NAMES[type_] for key, type_ in KEYS.values()}
+GOOD = Profile(2, 0.5, 0.2, 4, 0.1, "dropped")
+
+
+def case_id(case: dict[str, Any]) -> str:
+    return case["name"].replace(" ", "-")
+
+
+def values_of(case: dict[str, Any]) -> dict[str, Any]:
+    values = {k: v for k, v in (BASE | case.get("set", {})).items() if k not in case.get("unset", ())}
+    return {k: float(v) if v in ("nan", "inf", "-inf") else v for k, v in values.items()}
+
+
+def nested(flat: dict[str, Any]) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in flat.items():
+        group, _, leaf = key.rpartition(".")
+        (out.setdefault(group, {}) if group else out)[leaf] = value
+    return out
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that llama.cpp runs, without a profile."""
+    return make_tiny(tmp_path_factory.mktemp("plain") / "plain.gguf", "llama", n_layer=N_LAYER)
+
+
+@pytest.fixture(scope="module")
+def by_hand(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("hand") / "model.gguf"
+    path.write_bytes(gguf(MODEL, TENSORS))
+    return path
+
+
+def put(keys: dict[str, tuple[int, Any]], source: Path, target: Path) -> Path:
+    gguf_write.replace_keys(gguf_read.read(source), "halfv.", keys, target, progress=False)
+    return target
+
+
+def said(error: pytest.ExceptionInfo) -> str:
+    return str(error.value)
+
+
+# the shared table
+
+
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_gguf(case: dict[str, Any], plain: Path, tmp_path: Path) -> None:
+    """The same file to both readers."""
+    types = TYPES | case.get("types", {})
+    keys = {f"halfv.{key}": (CODES[types[key]], value) for key, value in values_of(case).items()}
+    path = put(keys, plain, tmp_path / "model.gguf")
+    seen: list[Any] = []
+
+    def ask(model: int) -> None:
+        out = halfv_cpp.halfv_profile()
+        rc = halfv_cpp.halfv_model_get_profile(model, byref(out))
+        seen.append(Profile.from_c(out) if rc == 0 else halfv_cpp.halfv_last_error().decode())
+
+    LOG.clear()
+    if case["says"] is None:
+        expected = profile.read_gguf(Model.read(path))
+        with Client(path, on_model=ask):
+            assert seen == [expected]
+    else:
+        with pytest.raises(HalfVError) as error:
+            profile.read_gguf(Model.read(path))
+        assert said(error) == f"{path}: {case['says']}"
+        with pytest.raises(RuntimeError, match="cannot make a context"):
+            Client(path, on_model=ask)
+        assert seen == [f"halfv: {case['says']}"]
+        assert case["says"] in log_text()
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "types" not in case], ids=case_id)
+def test_json(case: dict[str, Any]) -> None:
+    value = nested(values_of(case))
+    if case["says"] is None:
+        assert Profile.from_json(value).validate(N_LAYER).to_json() == json.loads(
+            json.dumps(nested({"min_visual_tokens": 64} | values_of(case))), parse_float=as_f32
+        )
+    else:
+        with pytest.raises(HalfVError) as error:
+            Profile.from_json(value).validate(N_LAYER)
+        assert said(error) == case["says"]
+
+
+def as_f32(value: str) -> float:
+    return profile.to_f32(float(value))
+
+
+def complaints(given_: Profile, n_layer: int) -> tuple[str, str]:
+    """What Python and C++ say of a profile, "" when they take it."""
+    try:
+        given_.validate(n_layer)
+        ours = ""
+    except HalfVError as error:
+        ours = f"halfv: {error}"
+    rc = halfv_cpp.halfv_profile_validate(byref(given_.to_c()), n_layer)
+    theirs = halfv_cpp.halfv_last_error().decode() if rc else ""
+    return ours, theirs.replace("-nan", "nan")
+
+
+u32 = st.one_of(st.integers(0, 40), st.integers(0, 2**32 - 1))
+f32 = st.one_of(st.floats(0, 1, width=32), st.floats(width=32))
+tau = st.none() | st.floats(0, 255, width=32)
+anything = st.builds(Profile, u32, f32, f32, u32, f32, st.sampled_from(profile.REST), u32, tau | f32)
+
+
+@settings(deadline=None)
+@given(anything, st.integers(1, 40))
+def test_python_and_c_agree(given_: Profile, n_layer: int) -> None:
+    ours, theirs = complaints(given_, n_layer)
+    assert ours == theirs
+
+
+def test_rest_of_the_c_struct() -> None:
+    wrong = GOOD.to_c()
+    wrong.ssr_rest = 7
+    assert halfv_cpp.halfv_profile_validate(byref(wrong), N_LAYER) == halfv_cpp.HALFV_ERR_ARGUMENT
+    assert halfv_cpp.halfv_last_error().startswith(b"halfv: halfv.ssr.rest = 7 is not valid: it must be frozen (0) or ")
+
+
+def test_defaults_agree() -> None:
+    assert Profile.from_c(halfv_cpp.default_profile(28)) == Profile.default(28)
+    Profile.default(28).validate(28)
+    assert not Profile.default(28).prunes(28)
+    assert halfv_cpp.HALFV_PROFILE_VERSION == profile.VERSION
+    assert list(KEYS) == [name for name, _ in halfv_cpp.halfv_profile._fields_ if name not in ("size", "pixel_prune")]
+
+
+# through JSON, GGUF and C and back
+
+
+@st.composite
+def fitting(draw: st.DrawFn) -> tuple[Profile, int]:
+    """A profile with evidence, and the layers of a model that it fits."""
+    n_layer = draw(st.integers(2, 80))
+    ivr = draw(st.integers(1, n_layer - 1))
+    share = st.floats(0, 1, width=32)
+    finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+    def curve(count: int) -> st.SearchStrategy:
+        return st.none() | st.lists(finite, min_size=count, max_size=count).map(tuple)
+
+    text = st.text(st.characters(exclude_categories=["Cs"]))
+    calibration = st.builds(
+        Calibration, st.none() | u32, st.none() | text, curve(n_layer + 1), curve(n_layer + 1), curve(n_layer),
+        st.none() | finite,
+    )  # fmt: skip
+    found = Profile(
+        ivr, draw(st.floats(0, 1, width=32, exclude_min=True)), draw(share), draw(st.integers(ivr + 1, n_layer)),
+        draw(share), draw(st.sampled_from(profile.REST)), draw(u32), draw(tau),
+        draw(st.none() | calibration.filter(lambda c: c != Calibration())),
+    )  # fmt: skip
+    return found, n_layer
+
+
+@settings(deadline=None)
+@given(fitting())
+def test_json_and_back(pair_: tuple[Profile, int]) -> None:
+    given_, n_layer = pair_
+    again = Profile.from_json(json.loads(json.dumps(given_.to_json())))
+    assert again.validate(n_layer) == given_
+
+
+@settings(deadline=None)
+@given(fitting())
+def test_gguf_and_back(tmp_path_factory: pytest.TempPathFactory, pair_: tuple[Profile, int]) -> None:
+    given_, n_layer = pair_
+    folder = tmp_path_factory.getbasetemp()
+    (folder / "in.gguf").write_bytes(gguf([*MODEL[:2], pair("llama.block_count", "u32", n_layer)], TENSORS))
+    model = Model.read(put(given_.to_gguf(), folder / "in.gguf", folder / "out.gguf"))
+    assert profile.read_gguf(model) == given_
+    assert profile.notes(model) == []
+
+
+@settings(deadline=None)
+@given(anything.filter(lambda p: not math.isnan(p.ivr_keep + p.ivr_anchors + p.ssr_update + (p.pixel_tau or 0))))
+def test_c_and_back(given_: Profile) -> None:
+    assert Profile.from_c(given_.to_c()) == given_
+
+
+@settings(deadline=None)
+@given(st.floats(width=32, allow_nan=False))
+def test_shortest_decimal_is_the_same_float(value: float) -> None:
+    assert struct.pack("<f", profile.to_f32(value)) == struct.pack("<f", value)
+
+
+def test_decimals_stay_as_they_are_written(by_hand: Path, tmp_path: Path) -> None:
+    for decimal in (0.1, 0.05, 0.3, 0.123456, 1 / 3):
+        again = profile.read_gguf(
+            Model.read(put(dataclasses.replace(GOOD, ivr_keep=decimal).to_gguf(), by_hand, tmp_path / "a.gguf"))
+        )
+        assert again.ivr_keep == profile.to_f32(decimal)
+    assert profile.to_f32(0.1) == 0.1
+    assert profile.to_f32(1e300) == math.inf
+
+
+# JSON
+
+BAD_JSON = {
+    "[]": "a profile is a JSON object, not []",
+    "{}": "halfv.version is missing: a profile needs it",
+    "nonsense": "is not valid JSON: ",
+    "": "is not valid JSON: ",
+    "[" * 100_000: "nested too deep",
+    '{"version": 1, "version": 1}': 'the key "version" is there twice',
+    '{"version": "1"}': 'halfv.version = "1" is not valid: this build reads version 1; ',
+    '{"version": true}': "halfv.version = true is not valid: ",
+    '{"version": 1, "ivr": 2}': "halfv.ivr = 2 is not valid: it must be an object",
+    '{"version": 1, "ivr.layer": 2}': 'the key "ivr.layer" has a dot: write it as an object in an object',
+    '{"version": 1, "ivr": {"kep": 0.5}}': '"halfv.ivr.kep" is not a key of a profile: those are halfv.ivr.layer, ',
+    '{"version": 1, "ivr": {"layer": 2.0}}': "halfv.ivr.layer = 2.0 is not valid: it must be a whole number from 0",
+    '{"version": 1, "ivr": {"layer": -1}}': "halfv.ivr.layer = -1 is not valid: it must be a whole number from 0 to",
+    '{"version": 1, "ivr": {"layer": 4294967296}}': "halfv.ivr.layer = 4294967296 is not valid: it must be a whole",
+    '{"version": 1, "ivr": {"layer": true}}': "halfv.ivr.layer = true is not valid: it must be a whole number",
+    '{"version": 1, "ivr": {"layer": null}}': "halfv.ivr.layer = null is not valid: it must be a whole number",
+    '{"version": 1, "ivr": {"keep": "0.5"}}': 'halfv.ivr.keep = "0.5" is not valid: it must be a number',
+    '{"version": 1, "ssr": {"rest": 1}}': "halfv.ssr.rest = 1 is not valid: it must be text",
+}
+
+
+@pytest.mark.parametrize("text", BAD_JSON, ids=lambda text: text[:40] or "empty")
+def test_json_types(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.json"
+    path.write_text(text)
+    with pytest.raises(HalfVError) as error:
+        profile.read_json(path)
+    assert said(error).startswith(str(path))
+    assert BAD_JSON[text] in said(error)
+    assert "\n" not in said(error)
+
+
+BAD_CALIBRATION = {
+    "source": ("\ud800", 'halfv.calibration.source = "\\ud800" is not valid: it must be text'),
+    "samples": (-1, "halfv.calibration.samples = -1 is not valid: it must be a whole number from 0 to 4294967295"),
+    "visual_entropy": ([1] * 6, "halfv.calibration.visual_entropy = 6 values is not valid: a model of 6 layers has 7"),
+    "text_entropy": ([math.nan] * 7, "halfv.calibration.text_entropy = nan is not valid: it must be finite"),
+    "layer_kl": ([1.0] * 7, "halfv.calibration.layer_kl = 7 values is not valid: a model of 6 layers has 6"),
+    "divergence": (1e39, "halfv.calibration.divergence = inf is not valid: it must be finite"),
+    "mood": ("good", '"halfv.calibration.mood" is not a key of a profile: those are halfv.calibration.samples, '),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CALIBRATION)
+def test_json_calibration(name: str) -> None:
+    value, sentence = BAD_CALIBRATION[name]
+    with pytest.raises(HalfVError) as error:
+        Profile.from_json(GOOD.to_json() | {"calibration": {name: value}}).validate(N_LAYER)
+    assert said(error).startswith(sentence)
+
+
+def test_json_files(tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD.to_json()).encode())
+    assert profile.read_json(path) == GOOD
+    path.write_bytes(b"\xff\xfe{")
+    with pytest.raises(HalfVError, match="it is not UTF-8 text"):
+        profile.read_json(path)
+    path.write_bytes(b" " * (profile.MAX_SIDECAR_BYTES + 1))
+    with pytest.raises(HalfVError, match="is too long for a profile"):
+        profile.read_json(path)
+
+
+# what a GGUF may have besides
+
+
+def test_evidence_never_stops_a_model(tmp_path: Path) -> None:
+    """The native library does not read it, so a fault in it is a note."""
+    path = tmp_path / "model.gguf"
+    wrong = (
+        pair("halfv.calibration.samples", "str", "many"),
+        pair("halfv.calibration.layer_kl", "arr", [1.0], "f64"),
+        pair("halfv.calibration.visual_entropy", "arr", [1.0, 2.0]),
+        pair("halfv.calibration.text_entropy", "arr", [math.nan] * 7),
+        pair("halfv.calibration.divergence", "f32", 0.25),
+    )
+    path.write_bytes(gguf([*MODEL, *PROFILE, *wrong], TENSORS))
+    model = Model.read(path)
+    assert profile.resolve(model).profile == dataclasses.replace(GOOD, calibration=Calibration(divergence=0.25))
+    assert profile.notes(model) == [
+        "halfv.calibration.samples = str is not valid: its type must be u32, so it is left out",
+        "halfv.calibration.visual_entropy = 2 values is not valid: a model of 6 layers has 7, so it is left out",
+        "halfv.calibration.text_entropy = nan is not valid: it must be finite, so it is left out",
+        "halfv.calibration.layer_kl = arr is not valid: its type must be array of f32, so it is left out",
+    ]
+
+
+def test_unknown_keys_are_passed_over(plain: Path, tmp_path: Path) -> None:
+    path = put(GOOD.to_gguf() | {"halfv.colour": (gguf_read.STRING, "red")}, plain, tmp_path / "model.gguf")
+    assert profile.read_gguf(Model.read(path)) == GOOD
+    with Client(path) as client:
+        assert Profile.from_c(halfv_cpp.model_profile(client.model)) == GOOD
+
+
+def test_keys_without_a_version_are_no_profile(plain: Path, tmp_path: Path) -> None:
+    keys = GOOD.to_gguf()
+    del keys["halfv.version"]
+    model = Model.read(put(keys, plain, tmp_path / "model.gguf"))
+    assert profile.resolve(model) == profile.Resolved(None, "off")
+    assert profile.notes(model) == ["halfv.ivr.layer is there without halfv.version, so it has no effect"]
+    with Client(model.path) as client:
+        assert halfv_cpp.model_profile(client.model) is None
+
+
+# which profile
+
+
+def test_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after the other is taken away."""
+    path = tmp_path / "model.gguf"
+    qwen = (
+        pair("general.architecture", "str", "qwen2vl"),
+        pair("general.name", "str", "Qwen2.5 VL 7B Instruct"),
+        pair("qwen2vl.block_count", "u32", 28),
+    )
+    path.write_bytes(gguf([*qwen, *PROFILE], TENSORS))
+    beside = dataclasses.replace(GOOD, ivr_keep=0.75)
+    assert profile.write_sidecar(beside, path) == tmp_path / "model.halfv.json"
+    flag = dataclasses.replace(GOOD, ivr_keep=0.625)
+
+    monkeypatch.setenv("HALFV", "off")
+    assert profile.resolve(path, flag) == profile.Resolved(None, "environment")
+    monkeypatch.delenv("HALFV")
+    assert profile.resolve(path, flag) == profile.Resolved(flag, "flag")
+    assert profile.resolve(path, "off") == profile.Resolved(None, "flag")
+    assert profile.resolve(path) == profile.Resolved(beside, "sidecar")
+    (tmp_path / "model.halfv.json").unlink()
+    assert profile.resolve(path) == profile.Resolved(GOOD, "gguf")
+    path.write_bytes(gguf(qwen, TENSORS))
+    assert profile.resolve(path) == profile.Resolved(presets.QWEN, "preset", "qwen2.5-vl-7b", True)
+    path.write_bytes(gguf(MODEL, TENSORS))
+    assert profile.resolve(path) == profile.Resolved(None, "off")
+
+
+def test_a_wrong_profile_does_not_give_way_to_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(gguf([*MODEL, *PROFILE], TENSORS))
+    sidecar = profile.write_sidecar(dataclasses.replace(GOOD, ssr_layer=7), path)
+    with pytest.raises(HalfVError) as error:
+        profile.resolve(path)
+    assert said(error).startswith(f"{sidecar}: halfv.ssr.layer = 7 is not valid: it must be above ")
+    with pytest.raises(HalfVError, match=r"^halfv\.ivr\.layer = 6 is not valid"):
+        profile.resolve(path, dataclasses.replace(GOOD, ivr_layer=6))
+
+
+@pytest.mark.parametrize(
+    ("model", "sidecar"),
+    [("m.gguf", "m.halfv.json"), ("m.Q4.gguf", "m.Q4.halfv.json"), ("m.GGUF", "m.halfv.json"), ("m", "m.halfv.json")],
+)
+def test_name_of_the_sidecar(model: str, sidecar: str) -> None:
+    assert profile.sidecar_path(Path("models") / model) == Path("models") / sidecar
+
+
+NOT_LANGUAGE_MODELS = {
+    "has no general.architecture": (),
+    "is a vision projector": (pair("general.architecture", "str", "clip"),),
+    "is an adapter": (pair("general.architecture", "str", "llama"), pair("general.type", "str", "adapter")),
+    "is a later part of a split model": (*MODEL, pair("split.no", "u16", 1)),
+    'does not say how many layers it has ("llama".block_count)': MODEL[:1],
+    "does not say how many layers": (*MODEL[:1], pair("llama.block_count", "str", "six")),
+}
+
+
+@pytest.mark.parametrize("sentence", NOT_LANGUAGE_MODELS)
+def test_not_a_language_model(sentence: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(gguf(NOT_LANGUAGE_MODELS[sentence], TENSORS))
+    with pytest.raises(HalfVError) as error:
+        Model.read(path)
+    assert said(error).startswith(f"{path} {sentence}")
+
+
+# presets
+
+VICUNA, MISTRAL, QWEN = (0.5, 0.2, 0.0, "frozen"), (0.5, 0.1, 0.0, "frozen"), (0.25, 0.1, 0.05, "dropped")
+
+
+@pytest.mark.parametrize(
+    ("name", "n_layer", "ivr", "ssr", "shares", "published"),
+    [
+        ("llava-1.5-7b", 32, 3, 15, VICUNA, True),
+        ("llava-1.5-13b", 40, 3, 15, VICUNA, True),
+        ("llava-next-mistral-7b", 32, 2, 16, MISTRAL, True),
+        ("llava-next-vicuna-7b", 32, 3, 15, VICUNA, False),
+        ("llava-next-vicuna-13b", 40, 3, 15, VICUNA, False),
+        ("qwen2.5-vl-7b", 28, 2, 21, QWEN, True),
+        ("qwen2.5-vl-3b", 36, 2, 27, QWEN, False),
+        ("qwen2.5-vl-32b", 64, 2, 48, QWEN, False),
+        ("qwen2.5-vl-72b", 80, 2, 60, QWEN, False),
+        ("qwen2-vl-2b", 28, 2, 21, QWEN, False),
+        ("qwen2-vl-7b", 28, 2, 21, QWEN, False),
+        ("qwen2-vl-72b", 80, 2, 60, QWEN, False),
+        ("qwen3-vl-2b", 28, 2, 21, QWEN, False),
+        ("qwen3-vl-4b", 36, 2, 27, QWEN, False),
+        ("qwen3-vl-8b", 36, 2, 27, QWEN, False),
+        ("qwen3-vl-32b", 64, 2, 48, QWEN, False),
+    ],
+)
+def test_presets(name: str, n_layer: int, ivr: int, ssr: int, shares: tuple, published: bool) -> None:
+    preset = presets.get(name)
+    p = preset.profile
+    assert (preset.n_layer, preset.published) == (n_layer, published)
+    assert (p.ivr_layer, p.ssr_layer) == (ivr, ssr)
+    assert (p.ivr_keep, p.ivr_anchors, p.ssr_update, p.ssr_rest) == shares
+    assert p.min_visual_tokens == 64
+    p.validate(n_layer)
+
+
+def test_preset_table_is_whole() -> None:
+    named = test_presets.pytestmark[0].args[1]
+    assert sorted(presets.PRESETS) == sorted(row[0] for row in named)
+
+
+@settings(deadline=None)
+@given(st.sampled_from(list(presets.PRESETS.values())), st.integers(2, 200))
+def test_scaling(preset: presets.Preset, n_layer: int) -> None:
+    scaled = preset.scaled(n_layer)
+    p = scaled.profile.validate(n_layer)
+    assert p.ivr_layer <= preset.profile.ivr_layer or n_layer > preset.n_layer
+    if n_layer >= presets.DEEP:
+        assert p.ivr_layer == preset.profile.ivr_layer
+    if n_layer >= 8:
+        assert abs(p.ssr_layer / n_layer - preset.profile.ssr_layer / preset.n_layer) <= 0.5 / n_layer + 1e-9
+    assert scaled.published == (preset.published and n_layer == preset.n_layer)
+
+
+def test_scaling_rounds_half_up() -> None:
+    assert presets.scale(presets.QWEN, 28, 30).ssr_layer == 23  # 22.5
+    assert presets.scale(presets.QWEN, 28, 6) == dataclasses.replace(presets.QWEN, ivr_layer=1, ssr_layer=5)  # 0.4, 4.5
+    with pytest.raises(HalfVError, match="A model of 1 layers cannot be pruned"):
+        presets.scale(presets.QWEN, 28, 1)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name", "n_layer", "preset"),
+    [
+        ("qwen2vl", "Qwen2.5 VL 7B Instruct", 28, "qwen2.5-vl-7b"),
+        ("qwen2vl", "Qwen2.5-VL-3B-Instruct", 36, "qwen2.5-vl-3b"),
+        ("qwen2vl", "Qwen2.5 Vl 72B Instruct Awq", 80, "qwen2.5-vl-72b"),
+        ("qwen2vl", "Qwen2 VL 2B Instruct", 28, "qwen2-vl-2b"),
+        ("qwen2vl", "Qwen2-VL", 28, "qwen2-vl-7b"),
+        ("qwen3vl", "Qwen3 VL 8B Instruct", 36, "qwen3-vl-8b"),
+        ("qwen3vl", "Qwen3-VL-4B-Thinking", 36, "qwen3-vl-4b"),
+        ("llama", "Llava v1.5 7B", 32, "llava-1.5-7b"),
+        ("llama", "llava-1.5-13b-hf", 40, "llava-1.5-13b"),
+        ("llama", "Llava v1.6 Mistral 7b Hf", 32, "llava-next-mistral-7b"),
+        ("llama", "LLaVA-NeXT-Vicuna-13B", 40, "llava-next-vicuna-13b"),
+        ("llama", "Llava v1.6 34b", 60, None),
+        ("llama", "LLaMA v2", 32, None),
+        ("qwen2", "Qwen2.5 VL 7B Instruct", 28, None),
+        ("qwen2vl", "UI-TARS 7B", 28, None),
+        ("qwen2vl", "Qwen2.5-VL", 1, None),
+    ],
+)
+def test_match(architecture: str, name: str, n_layer: int, preset: str | None) -> None:
+    found = presets.match(architecture, ["", name], n_layer)
+    assert (found.name if found else None) == preset
+    assert found is None or found.n_layer == n_layer
+
+
+def test_match_scales_to_a_depth_that_no_size_has() -> None:
+    found = presets.match("qwen2vl", ["Qwen2.5-VL 5B"], 32)
+    assert (found.name, found.n_layer, found.profile.ssr_layer, found.published) == ("qwen2.5-vl-7b", 32, 24, False)
+
+
+def test_unknown_preset() -> None:
+    with pytest.raises(HalfVError, match=r"There is no preset 'qwen2.5-vl-8b': did you mean qwen2\.5-vl-"):
+        presets.get("qwen2.5-vl-8b")
+    with pytest.raises(HalfVError, match=r"There is no preset 'gpt': those are llava-1\.5-7b, "):
+        presets.get("gpt")
+
+
+# docs/gguf-format.md
+
+
+@pytest.fixture(scope="module")
+def specification(root: Path) -> str:
+    return (root / "docs" / "gguf-format.md").read_text()
+
+
+def test_specified_keys(specification: str) -> None:
+    rows = re.findall(r"^\| `halfv\.([\w.]+)` \| ([^|]+?) \|", specification, re.MULTILINE)
+    assert [key for key, _ in rows] == [
+        "version",
+        *(key for key, _ in KEYS.values()),
+        *(f"calibration.{name}" for name in profile.CALIBRATION_KEYS),
+    ]
+    types = [gguf_read.UINT32, *(type_ for _, type_ in KEYS.values()), *profile.CALIBRATION_KEYS.values()]
+    assert [type_.split(",")[0] for _, type_ in rows] == [profile.TYPE_WORDS[type_] for type_ in types]
+
+
+def test_specified_sidecar(specification: str) -> None:
+    example = re.search(r"```json\n(.*?)```", specification, re.DOTALL)[1]
+    found = Profile.from_json(json.loads(example)).validate(28)
+    assert dataclasses.replace(found, calibration=None) == presets.QWEN
+
+
+def test_specified_bytes(specification: str) -> None:
+    shown = re.search(r"^((?:[0-9a-f]{2} +){29}[0-9a-f]{2})$", specification, re.MULTILINE)[1]
+    assert bytes.fromhex(shown) == gguf_read.encode("halfv.ivr.keep", gguf_read.FLOAT32, 0.25)
+
+
+def test_specified_presets(specification: str) -> None:
+    rows = re.findall(r"^\| (`.+?`) \| (\d.*) \|$", specification, re.MULTILINE)
+    found = {name: values for names, values in rows for name in re.findall(r"`(.+?)`", names)}
+    assert found == {
+        preset.name: f"{preset.n_layer} | {p.ivr_layer} | {p.ivr_keep:g} | {p.ivr_anchors:g} | {p.ssr_layer} | "
+        f"{p.ssr_update:g} | {p.ssr_rest} |" + (" published" if preset.published else "")
+        for preset in presets.PRESETS.values()
+        for p in [preset.profile]
+    }
+    assert {p.name for p in presets.PRESETS.values() if p.profile.pixel_tau == 0} == {n for n in found if "qwen" in n}
+
+
+def test_specified_limits(specification: str) -> None:
+    limits = (gguf_read.MAX_KEYS, gguf_read.MAX_TENSORS, gguf_read.MAX_STRINGS)
+    assert "refuse more than {} keys, {} tensors, {} strings,".format(*limits) in specification
+    assert (gguf_read.MAX_KEY_BYTES + 1, gguf_read.MAX_ALIGNMENT) == (64 << 10, 1 << 20)
+    assert gguf_read.MAX_VALUE_BYTES == profile.MAX_SIDECAR_BYTES == 1 << 20

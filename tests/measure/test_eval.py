@@ -1,0 +1,273 @@
+"""`halfv eval` on a tiny model: what is asked, what is compared, what is kept on the disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from halfv_edge.cli.main import main
+from halfv_edge.engine import images
+from halfv_edge.engine.context import n_cells
+from halfv_edge.engine.model import Model
+from halfv_edge.measure.calibrate import entropy
+from halfv_edge.measure.eval import frontier, report, run
+from halfv_edge.measure.eval.asking import Asker
+from halfv_edge.measure.eval.questions import Question
+from halfv_edge.measure.policies import Given, one
+from tests.support.holes import entering, page
+from tests.support.vlm import QUESTION, Vlms, picture, retell
+
+TOKENS = 6
+QUESTIONS = (QUESTION, "where is the cat", "is the dog red")
+
+
+@pytest.fixture(scope="module")
+def model(vlms: Vlms) -> Model:
+    return vlms.load("qwen2vl")
+
+
+@pytest.fixture(scope="module")
+def given(model: Model) -> Given:
+    return Given(model.n_layer, model.profile)
+
+
+@pytest.fixture
+def asker(model: Model):
+    asker = Asker(model, TOKENS, 4, None)
+    yield asker
+    asker.close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three pictures with two questions each."""
+    lines = []
+    for at in range(3):
+        picture(at, 336, 280).save(tmp_path / f"{at}.png")
+        for question, task in ((QUESTIONS[at], "what"), (QUESTIONS[(at + 1) % 3], "where")):
+            lines.append({"image": f"{at}.png", "question": question, "answers": ["yes"], "task": task})
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    return tmp_path
+
+
+@pytest.fixture
+def evaluate(vlms: Vlms, folder: Path, capsys: pytest.CaptureFixture[str]):
+    def call(*flags: str, kind: str = "qwen2vl", code: int = 0) -> tuple[str, str]:
+        path = vlms.path(kind)
+        common = ["-m", str(path), "--threads", "1", "--max-tokens", str(TOKENS), "--work", str(folder / "work.jsonl")]
+        assert main(["eval", str(folder / "q.jsonl"), *common, *flags]) == code
+        return capsys.readouterr()
+
+    return call
+
+
+def test_an_answer_is_that_of_a_chat(asker: Asker, model: Model, given: Given) -> None:
+    """Unpruned, and with the profile, after a teacher whose tokens were followed first."""
+    shown = images.load(picture(0, 336, 280))
+    teacher = asker.ask(one("unpruned", given), shown, QUESTION)
+    head, tail, _ = asker.items(one("unpruned", given), shown, QUESTION)
+    assert teacher.text == retell_unpruned(asker, head + tail)
+    assert teacher.n_deep == teacher.n_visual == 120
+    assert teacher.unpruned == "unpruned"
+
+    alone = asker.ask(one("profile", given), shown, QUESTION)
+    taught = asker.ask(one("profile", given), shown, QUESTION, teacher)
+    asker.close()
+    asker._contexts.clear()
+    model_profile(model)
+    assert taught.text == alone.text == retell(model, head + tail, TOKENS)
+    assert taught.n_kept == 60
+    assert taught.n_deep == 12
+    assert taught.flops < teacher.flops
+
+
+def retell_unpruned(asker: Asker, items: list) -> str:
+    context = asker.context(one("unpruned", Given(6, None)), 400)
+    tokens = []
+    context.evaluate(items, output=True)
+    for _ in range(TOKENS):
+        tokens.append(int(asker._logits(context).argmax()))
+        context.evaluate(tokens[-1:], output=True)
+    return asker._text(tokens)
+
+
+def model_profile(model: Model) -> None:
+    import halfv_cpp
+
+    halfv_cpp.set_model_profile(model.pointer, model.profile.to_c())
+
+
+def test_kl_is_that_of_the_teachers_tokens(asker: Asker, given: Given) -> None:
+    shown = images.load(picture(0, 336, 280))
+    unpruned, profile = one("unpruned", given), one("profile", given)
+    teacher = asker.ask(unpruned, shown, QUESTION)
+    assert asker.ask(unpruned, shown, QUESTION, teacher).kl == 0
+    assert len(teacher.logits) == 4
+
+    head, tail, _ = asker.items(profile, shown, QUESTION)
+    context = asker.context(profile, 400)
+    context.evaluate([*head, *tail], output=True)
+    rows = [asker._logits(context)]
+    for token in teacher.tokens[:3]:
+        context.evaluate([token], output=True)
+        rows.append(asker._logits(context))
+    expected = entropy.kl(teacher.logits, np.stack(rows))
+    assert expected > 0
+    assert asker.ask(profile, shown, QUESTION, teacher).kl == pytest.approx(expected, rel=1e-4)
+
+
+def test_prepared_and_smaller_pictures(asker: Asker, given: Given) -> None:
+    shown = images.load(picture(0, 336, 280))
+    prepared = asker.ask(one("prepared", given), shown, QUESTION)
+    assert prepared.n_kept == 60
+    smaller = asker.ask(one("downscale:40", given), shown, QUESTION)
+    assert smaller.n_visual <= 40
+    assert smaller.flops < asker.ask(one("unpruned", given), shown, QUESTION).flops / 1.5
+
+
+def test_left_out_of_the_encoder_alone(asker: Asker, given: Given) -> None:
+    """As many FLOPs as a picture of the tokens that entered."""
+    shown = images.load(Image.fromarray(page(12 * 28, 10 * 28, 28)))
+    whole, spared = (asker.ask(one(name, given), shown, QUESTION) for name in ("unpruned", "pixel:0"))
+    assert spared.n_patches == whole.n_visual == 120
+    assert spared.n_visual == len(entering(np.asarray(shown.image), 28)) < 120
+    head, tail, _ = asker.items(one("unpruned", given), shown, QUESTION)
+    assert spared.flops == asker.flops(n_cells(head) + len(tail) - whole.n_visual + spared.n_visual) < whole.flops
+
+
+def test_report(evaluate, folder: Path) -> None:
+    plot = folder / "frontier.png"
+    out, _ = evaluate("--json", "--policy", "profile,keep:0.3,downscale:40,random,fastv:flops", "--plot", str(plot))
+    found = json.loads(out)
+    assert found["n_questions"] == 6
+    assert found["n_pictures"] == 3
+    rows = {row["policy"]: row for row in found["rows"]}
+    assert list(rows) == ["unpruned", "profile", "keep:0.3", "downscale:40", "random", "fastv:flops"]
+    whole = rows["unpruned"]
+    assert (whole["agreement"], whole["kl"], whole["flops_ratio"], whole["ttft_ratio"]) == (1, 0, 1, 1)
+    assert rows["profile"]["flops_ratio"] > 1.2
+    assert rows["profile"]["kl"] > 0
+    assert rows["profile"]["n_kept"] == 60
+    assert rows["keep:0.3"]["n_kept"] == 36
+    assert (rows["random"]["n_kept"], rows["random"]["n_deep"]) == (60, 12)
+    assert rows["random"]["kl"] != rows["profile"]["kl"]
+    assert rows["fastv:flops"]["n_deep"] == rows["fastv:flops"]["n_kept"] < 60
+    assert rows["fastv:flops"]["flops_ratio"] == pytest.approx(rows["profile"]["flops_ratio"], rel=0.04)
+    assert set(whole["tasks"]) == {"what", "where"}
+    assert whole["tasks"]["what"]["n"] == 3
+    assert Image.open(plot).width > 1000
+
+
+def test_a_run_goes_on(evaluate, folder: Path) -> None:
+    evaluate("--policy", "profile")
+    work = folder / "work.jsonl"
+    lines = work.read_text().splitlines(keepends=True)
+    assert len(lines) == 1 + 6 * 2
+    changed = lines[1].replace('"score": 0.0', '"score": 1.0')
+    assert changed != lines[1]
+    work.write_text("".join([lines[0], changed, *lines[2:-3]]) + lines[-3][:20])  # killed while it wrote
+    out, said = evaluate("--policy", "profile,vtw:3", "--json")
+    assert "has 9 results of an earlier run: going on from there." in said
+    row = json.loads(out)["rows"][0]
+    assert row["tasks"]["what"]["score"] == pytest.approx(1 / 3)  # the kept results are used
+    assert len(work.read_text().splitlines()) == 1 + 6 * 3
+    _, said = evaluate("--max-tokens", "2", code=2)
+    assert said.endswith(f"{work} has results of another model or other settings: name another file with --work.\n")
+
+
+def test_follow_up(evaluate) -> None:
+    out, _ = evaluate("--follow-up", "--json")
+    rows = {row["way"]: row for row in json.loads(out)["rows"]}
+    assert list(rows) == ["unpruned", "exact", "exact, topped up", "prepared", "prepared, topped up"]
+    assert rows["unpruned"]["n_kept_first"] == 120
+    for way in ("exact", "prepared"):
+        assert rows[way]["n_kept_last"] == rows[way]["n_kept_first"] == 60
+        assert rows[f"{way}, topped up"]["n_kept_last"] > 60
+    assert min(row["ahead_s"] for row in rows.values()) > 0
+    assert rows["exact"]["first"]["n"] == rows["exact"]["later"]["n"] == 3
+
+
+def test_tables(evaluate) -> None:
+    out, _ = evaluate()
+    assert [line.split(" | ")[0] for line in out.splitlines() if line.startswith("| ")] == [
+        "| policy", "| ---", "| unpruned", "| profile", "| policy", "| ---", "| unpruned", "| profile",
+    ]  # fmt: skip
+    assert "what (3)" in out
+
+
+def test_an_encoder_of_one_size_cannot_downscale(evaluate) -> None:
+    _, said = evaluate("--policy", "downscale:64", kind="llava", code=2)
+    assert said.splitlines()[-1] == (
+        "halfv: The policy downscale:64 has no effect: mmproj-model.gguf gives 100 tokens whatever the size of a "
+        "picture, so nothing is saved by a smaller one."
+    )
+
+
+def test_never_pruning_is_an_error(evaluate, folder: Path) -> None:
+    for at in range(3):
+        picture(at, 112, 112).save(folder / f"{at}.png")  # 16 tokens
+    _, said = evaluate(code=1)
+    assert said.splitlines()[-1] == "halfv: The policy profile was to prune and never did: small, of 6 pictures."
+
+
+def test_summary_of_scores() -> None:
+    """Retention is that of the mean over tasks, however many questions a task has."""
+    asked = [Question(str(at), Path(str(at)), "", ("yes",), task, "exact") for at, task in enumerate("aaab")]
+
+    def results(*scores: float) -> list[run.Result]:
+        times = {"encode_s": 1, "ahead_s": 0, "enter_s": 1, "flops": 1, "n_visual": 8, "n_kept": 4, "n_deep": 2}
+        return [{"score": score, "agrees": True, "kl": 0.5, "unpruned": "", "text": ""} | times for score in scores]
+
+    rows = report.summary(asked, {"unpruned": results(1, 1, 0, 1), "half": results(1, 0, 0, 1)})
+    assert rows[0]["score"] == pytest.approx((2 / 3 + 1) / 2)
+    assert rows[1]["retention"] == pytest.approx((1 / 3 + 1) / (2 / 3 + 1))
+    low, high = rows[1]["retention_interval"]
+    assert low <= rows[1]["retention"] <= high <= 1
+    assert rows[1]["tasks"]["a"]["retention"] == pytest.approx(0.5)
+
+
+def test_equal_time() -> None:
+    """By straight lines between the numbers that were run, the unpruned model at one end."""
+
+    def row(policy: str, time: float, retention: float) -> dict:
+        return {"policy": policy, "ttft_ratio": 1 / time, "flops_ratio": 2 / (1 + time), "retention": retention}
+
+    rows = [
+        row("unpruned", 1, 1),
+        row("profile", 0.4, 0.97),
+        row("downscale:9", 0.3, 0.5),
+        row("downscale:90", 0.5, 0.8),
+    ]
+    rows += [row("fastv", 0.6, 0.9), row("vtw", 0.2, 0.6)]
+    found = {one["kind"]: one for one in frontier.at_the_profiles(rows)}
+    assert found["profile"]["time"] == 0.97
+    assert found["downscale"]["time"] == pytest.approx(0.65)
+    assert found["downscale"]["flops"] == pytest.approx(0.65)
+    assert found["fastv"]["time"] is None  # not as fast
+    near = {one["kind"]: one for one in frontier.at_the_profiles([*rows, row("dart", 0.407, 0.7)])}
+    assert near["dart"]["time"] == 0.7
+    assert found["vtw"]["time"] == pytest.approx(0.6 + 0.4 * 0.2 / 0.8)
+    assert frontier.at_the_profiles([row("unpruned", 1, 1)]) == []
+    assert frontier.at_the_profiles([*rows, row("none", 1, 1) | {"retention": None}]) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{", "line 1 is not JSON"),
+        ("[]", "line 1 is []:"),
+        ('{"question": "a", "answers": ["b"]}', "line 1 has no image"),
+        ('{"image": "0.png", "question": "a"}', "line 1 has no answers"),
+        ('{"image": "0.png", "question": "a", "answers": ["b"], "metric": "bleu"}', 'line 1 has the metric "bleu"'),
+        ('{"image": "9.png", "question": "a", "answers": ["b"]}', "9.png does not exist"),
+        ("", "has no questions"),
+    ],
+)
+def test_mistakes_in_the_questions(evaluate, folder: Path, line: str, said: str) -> None:
+    (folder / "q.jsonl").write_text(line + "\n")
+    _, text = evaluate(code=2)
+    assert said in text.splitlines()[-1]

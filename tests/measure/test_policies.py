@@ -1,0 +1,252 @@
+"""Other ways to choose, against short torch statements of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import halfv_cpp
+import numpy as np
+import pytest
+from halfv_cpp import halfv_compare
+
+from halfv_edge.errors import HalfVError
+from halfv_edge.measure import policies
+from halfv_edge.measure.policies import Given, Policy
+from halfv_edge.profile.profile import Profile
+from halfv_edge.testing.client import Client
+from tests.support import pruned
+from tests.support.dialogue import FREEZE, N_LAYER, NEXT_TOKENS, TOP, feed, make_prompt
+from tests.support.reference.halfv_torch import Reference, share
+from tests.support.reference.policies_torch import PolicyReference
+from tests.support.tiny_models import ARCHS, make_tiny
+
+GRID, GRIDS = [(9, 12)], [(9, 12), (7, 19)]
+IVR = FREEZE | {"ssr.layer": N_LAYER}
+PYRAMID = FREEZE | {"ssr.update": 0.2, "ssr.rest": "dropped"}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, PolicyReference]]:
+    folder = tmp_path_factory.mktemp("models")
+    made: dict[str, tuple[Path, PolicyReference]] = {}
+
+    def make(arch: str) -> tuple[Path, PolicyReference]:
+        if arch not in made:
+            path = make_tiny(folder / f"{arch}.gguf", arch, n_layer=N_LAYER, seed=11)
+            made[arch] = path, PolicyReference(path)
+        return made[arch]
+
+    return make
+
+
+def connect(path: Path, profile: dict, choice: str, seed: int = 0, **options: object) -> Client:
+    client = Client(path, on_model=lambda model: pruned.set_profile(model, profile), **options)
+    set_choice(client, choice, seed)
+    return client
+
+
+def set_choice(client: Client, choice: str, seed: int = 0) -> None:
+    halfv_cpp.check(halfv_compare.halfv_set_choice(client.ctx, policies.CHOICES.index(choice), seed))
+
+
+def assert_follows(client: Client, reference: PolicyReference, segments: list, profile: dict) -> None:
+    """The reference chooses the same tokens, and what follows is the same."""
+    logits = feed(client, segments)
+    if reference.choice == "given":
+        images = range(len(GRIDS))
+        reference.given = [pruned.kept(client, image, 2) for image in images]
+        reference.given_deep = [pruned.kept(client, image, 3) for image in images]
+    expected = reference.run(segments, profile)
+    for stage, chosen in ((2, expected.kept), (3, expected.deep)):
+        for image, indices in enumerate(chosen):
+            np.testing.assert_array_equal(pruned.kept(client, image, stage), indices, f"image {image}, stage {stage}")
+    np.testing.assert_allclose(logits, expected.logits, rtol=0, atol=1e-4)
+    for token in NEXT_TOKENS:
+        np.testing.assert_allclose(client.decode(token), reference.decode(token), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize(("choice", "profile"), [("attention", IVR), ("attention", PYRAMID), ("dart", IVR)],
+                         ids=["fastv", "pyramiddrop", "dart"])  # fmt: skip
+def test_published_criterion(model: Callable, arch: str, choice: str, profile: dict) -> None:
+    path, reference = model(arch)
+    reference.choice = choice
+    segments = make_prompt(reference, GRID, seed=3)
+    with connect(path, profile, choice) as client:
+        assert_follows(client, reference, segments, profile)
+        ours = Reference.run(Reference(path), segments, profile).kept
+        assert [pruned.kept(client)] != ours
+
+
+@pytest.mark.parametrize("choice", ["attention", "dart"])
+def test_pieces_and_pictures(model: Callable, choice: str) -> None:
+    path, reference = model("qwen2vl")
+    reference.choice = choice
+    segments = make_prompt(reference, GRIDS, seed=4)
+    with connect(path, PYRAMID, choice, n_batch=50, n_ubatch=30) as client:
+        assert_follows(client, reference, segments, PYRAMID) if choice == "attention" else feed(client, segments)
+        kept = [len(pruned.kept(client, image)) for image in (0, 1)]
+    counts = [share(0.5, rows * cols) for rows, cols in GRIDS]
+    assert kept == (counts if choice == "attention" else [4 + 8 * (count // 8) for count in counts])
+
+
+@pytest.mark.parametrize("profile", [TOP, FREEZE], ids=["top", "freeze"])
+@pytest.mark.parametrize("choice", ["random", "uniform"])
+def test_blind_choices(model: Callable, choice: str, profile: dict) -> None:
+    path, reference = model("llama")
+    reference.choice = "given"
+    with connect(path, profile, choice) as client:
+        assert_follows(client, reference, make_prompt(reference, GRIDS, seed=5), profile)
+        for image, (rows, cols) in enumerate(GRIDS):
+            n = rows * cols
+            kept, deep = (pruned.kept(client, image, stage) for stage in (2, 3))
+            assert len(kept) == share(0.5, n)
+            assert len(deep) == share(profile["ssr.update"], n)
+            assert kept == sorted(set(kept))
+            assert set(deep) <= set(kept)
+            assert kept[0] >= 0
+            assert kept[-1] < n
+            if choice == "uniform":
+                assert kept == [(2 * at + 1) * n // (2 * len(kept)) for at in range(len(kept))]
+
+
+def kept_by(path: Path, reference: PolicyReference, seed: int, prompt: int) -> list[int]:
+    with connect(path, TOP, "random", seed) as client:
+        feed(client, make_prompt(reference, GRID, prompt))
+        return pruned.kept(client)
+
+
+def test_random_depends_on_seed_and_prompt_alone(model: Callable) -> None:
+    path, reference = model("llama")
+    first = kept_by(path, reference, seed=1, prompt=6)
+    assert kept_by(path, reference, seed=1, prompt=6) == first
+    assert kept_by(path, reference, seed=2, prompt=6) != first
+    assert kept_by(path, reference, seed=1, prompt=7) != first
+
+
+def test_random_is_fair(model: Callable) -> None:
+    """Over many draws each token is kept about as often as any other."""
+    path, reference = model("llama")
+    counts = np.zeros(108)
+    with connect(path, IVR, "random") as client:
+        segments = make_prompt(reference, GRID, seed=6)
+        for seed in range(120):
+            halfv_cpp.check(halfv_compare.halfv_set_choice(client.ctx, 1, seed))
+            client.next_pos[0] = 0
+            pruned.llama_clear(client)
+            feed(client, segments)
+            counts[pruned.kept(client)] += 1
+    assert counts.sum() == 120 * 54
+    assert counts.min() > 60 - 5 * 30**0.5
+    assert counts.max() < 60 + 5 * 30**0.5
+
+
+def test_back_to_our_own(model: Callable) -> None:
+    """A context that has chosen otherwise chooses as ever afterwards, bit for bit."""
+    path, reference = model("qwen2vl")
+    segments = make_prompt(reference, GRID, seed=8)
+    with connect(path, TOP, "halfv") as client:
+        expected, kept = feed(client, segments), pruned.kept(client)
+    with connect(path, TOP, "attention") as client:
+        feed(client, segments)
+        set_choice(client, "halfv")
+        pruned.llama_clear(client)
+        client.next_pos[0] = 0
+        assert (feed(client, segments) == expected).all()
+        assert pruned.kept(client) == kept
+
+
+def test_not_while_a_picture_waits(model: Callable) -> None:
+    path, reference = model("llama")
+    with connect(path, TOP, "halfv") as client:
+        feed_part = make_prompt(reference, GRID, seed=9)[:2]
+        client.text(feed_part[0].ids, logits_last=False)
+        client.image(feed_part[1].embd)
+        with pytest.raises(halfv_cpp.HalfvError, match="a picture waits for its question"):
+            set_choice(client, "random")
+        with pytest.raises(halfv_cpp.HalfvError, match="choice 9 does not exist"):
+            halfv_cpp.check(halfv_compare.halfv_set_choice(client.ctx, 9, 0))
+
+
+def test_neither_prepared_nor_topped_up(model: Callable) -> None:
+    path, reference = model("llama")
+    with connect(path, TOP, "uniform") as client:
+        pruned.set_topup_bytes(client, 1 << 30)
+        text, image, question = make_prompt(reference, GRID, seed=9)
+        client.text(text.ids, logits_last=False)
+        client.image(image.embd)
+        assert pruned.prepare(client) == pruned.NOTHING
+        client.text(question.ids)
+        assert pruned.stats(client).n_stored == 0
+        assert pruned.topup(client) == pruned.NOTHING
+
+
+def test_header(root: Path) -> None:
+    """The bindings and the names say what halfv-compare.h says."""
+    header = (root / "native/include/halfv-compare.h").read_text()
+    values = {name: int(value) for name, value in re.findall(r"(HALFV_CHOICE_\w+)\s*= (\d+)", header)}
+    assert values == {name: getattr(halfv_compare, name) for name in vars(halfv_compare) if name.startswith("HALFV_C")}
+    assert [name.removeprefix("HALFV_CHOICE_").lower() for name in values] == list(policies.CHOICES)
+    assert "int32_t halfv_set_choice(struct llama_context * ctx, int32_t choice, uint32_t seed);" in header
+
+
+#
+# names
+#
+
+OWN = Profile(2, 0.25, 0.1, 21, 0.05, "dropped")
+
+
+def cost(profile: Profile | None, n: int) -> float:
+    """Layers times tokens."""
+    if profile is None:
+        return 28.0 * n
+    middle = (profile.ssr_layer - profile.ivr_layer) * profile.ivr_keep
+    return n * (profile.ivr_layer + middle + (28 - profile.ssr_layer) * min(profile.ssr_update, profile.ivr_keep))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("random", Policy("random", OWN, choice="random")),
+        ("fastv", Policy("fastv", Profile(2, 0.5, 0, 28, 1, "dropped", 1), choice="attention")),
+        ("fastv:0.1", Policy("fastv:0.1", Profile(2, 0.1, 0, 28, 1, "dropped", 1), choice="attention")),
+        ("dart:0.25", Policy("dart:0.25", Profile(2, 0.25, 0, 28, 1, "dropped", 1), choice="dart")),
+        ("pyramiddrop", Policy("pyramiddrop", Profile(7, 0.5, 0, 14, 0.1875, "dropped", 1), choice="attention")),
+        ("vtw", Policy("vtw", Profile(1, 1, 0.1, 14, 0, "dropped", 1))),
+        ("shortv:0.5", Policy("shortv:0.5", Profile(1, 1, 0.1, 14, 0, "frozen", 1))),
+        ("wrong-ssr", Policy("wrong-ssr", Profile(2, 0.25, 0.1, 21, 0, "frozen"))),
+    ],
+)
+def test_names(name: str, expected: Policy) -> None:
+    assert policies.one(name, Given(28, OWN)) == expected
+
+
+@pytest.mark.parametrize("name", ["fastv", "dart", "pyramiddrop", "vtw", "shortv", "downscale", "random", "uniform"])
+def test_matched_flops(name: str) -> None:
+    """No more than the profile costs, and the next step would be more."""
+    policy = policies.one(f"{name}:flops", Given(28, OWN, cost, 1000))
+    profile = policy.profile
+    if name == "dart":
+        profile = dataclasses.replace(profile, ivr_keep=(4 + 8 * int(1000 * profile.ivr_keep / 8)) / 1000)
+    spent = cost(profile, 1000 if profile else policy.max_tokens)
+    assert 0.88 * cost(OWN, 1000) < spent <= cost(OWN, 1000)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("fastv:flops", "eval alone can match it to the profile"),
+        ("fastv:0", "must be a share above 0"),
+        ("vtw:x", "must be a whole number"),
+        ("profile:1", "profile is the model's profile"),
+        ("downscale:", "is not valid"),
+        ("", "names no policy"),
+    ],
+)
+def test_mistaken_names(name: str, said: str) -> None:
+    with pytest.raises(HalfVError, match=said):
+        policies.parse(name, Given(28, OWN))

@@ -1,0 +1,596 @@
+"""What clients do to a context while a picture waits for its question. Each case of the design has a test."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf
+import llama_cpp
+import numpy as np
+import pytest
+
+from halfv_edge.testing.client import LOG, Client, DecodeError, log_text
+from tests.support import pruned
+from tests.support.pruned import OUTCOME, REASON
+from tests.support.reference.halfv_torch import Image, Reference, Text
+from tests.support.tiny_models import make_tiny
+
+FREEZE = {
+    "ivr.layer": 2,
+    "ivr.keep": 0.5,
+    "ivr.anchors": 0.2,
+    "ssr.layer": 4,
+    "ssr.update": 0.0,
+    "ssr.rest": "frozen",
+}
+DROP = FREEZE | {"ssr.update": 0.1, "ssr.rest": "dropped"}
+TOLERANCE = 1e-4  # f32 against f64; a wrong token or position shows at 1e-1 and more
+
+N_VISUAL = 120
+PREFIX = [11, 12, 13, 14]
+QUESTION = [21, 22, 23, 24, 25]
+OTHER = [31, 32, 33]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Callable[..., Path]:
+    """Makes each model once."""
+    folder = tmp_path_factory.mktemp("models")
+    made: dict[str, Path] = {}
+
+    def make(arch: str = "llama", profile: dict | None = FREEZE, **kwargs) -> Path:
+        key = repr((arch, profile, kwargs))
+        if key not in made:
+            made[key] = make_tiny(folder / f"{len(made)}.gguf", arch, profile=profile, **kwargs)
+        return made[key]
+
+    return make
+
+
+def picture(client: Client, seed: int = 0, n: int = N_VISUAL) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((n, client.n_embd_inp)).astype(np.float32)
+
+
+def show(client: Client, seed: int = 0, seq: int = 0) -> Image:
+    """The usual start of a prompt: some text, then a picture that waits."""
+    embd = picture(client, seed)
+    client.text(PREFIX, logits_last=False, seq=seq)
+    client.image(embd, seq=seq)
+    return Image(embd)
+
+
+def answer(path: Path, *segments: Text | Image, profile: dict | None = FREEZE) -> np.ndarray:
+    return Reference(path).run(segments, profile).logits
+
+
+def close(actual: np.ndarray, expected: np.ndarray) -> bool:
+    return float(np.abs(actual - expected).max()) < TOLERANCE
+
+
+def dense(path: Path, *segments: Text | Image) -> np.ndarray:
+    return answer(path, *segments, profile=None)
+
+
+# --- when a picture settles ---
+
+
+def test_waits_for_the_question(model):
+    with Client(model()) as client:
+        show(client)
+        waiting = pruned.stats(client)
+        assert (waiting.outcome, waiting.n_pending, waiting.n_visual) == (OUTCOME["pending"], N_VISUAL, N_VISUAL)
+        assert (waiting.kv_cells[0], waiting.kv_cells[1]) == (len(PREFIX) + N_VISUAL, len(PREFIX))
+
+        client.text(QUESTION)
+        done = pruned.stats(client)
+        assert (done.outcome, done.n_pending) == (OUTCOME["pruned"], 0)
+        assert (done.n_kept, done.n_deep) == (N_VISUAL // 2, 0)
+        n_text = len(PREFIX) + len(QUESTION)
+        assert list(done.kv_cells) == [n_text + N_VISUAL, n_text + N_VISUAL // 2, n_text + N_VISUAL // 2]
+        assert 1 < done.flops_dense / done.flops_spent < 4
+
+
+@pytest.mark.parametrize("profile", [FREEZE, DROP], ids=["freeze", "drop"])
+def test_client_asks_after_every_piece(model, profile):
+    path = model(profile=profile)
+    with Client(path) as client:
+        image = show(client)
+        client.text(QUESTION)
+        client.text(OTHER)
+        reference = Reference(path)
+        reference.run([Text(PREFIX), image, Text(QUESTION)], profile)
+        for token in OTHER:
+            expected = reference.decode(token)
+        assert close(client.logits(), expected)
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen2vl"])
+def test_prompt_ends_with_the_picture(model, arch):
+    path = model(arch)
+    with Client(path) as client:
+        image = show(client)
+        start = client.next_pos[0]
+        assert close(client.decode(QUESTION[0]), answer(path, Text(PREFIX), image, Text(QUESTION[:1], start)))
+
+
+def test_second_picture_in_a_later_turn(model):
+    path = model()
+    with Client(path) as client:
+        show(client)
+        client.text(QUESTION)
+        client.image(picture(client, seed=1))
+        client.text(OTHER)
+        stats = pruned.stats(client)
+        assert (stats.n_images, stats.n_visual, stats.n_kept) == (2, 2 * N_VISUAL, N_VISUAL)
+        assert len(pruned.kept(client, 1)) == N_VISUAL // 2
+        assert np.isfinite(client.logits()).all()
+
+
+def test_small_picture_is_left_whole(model):
+    path = model(profile=FREEZE | {"min_visual_tokens": N_VISUAL + 1})
+    with Client(path) as client:
+        image = show(client)
+        client.text(QUESTION)
+        stats = pruned.stats(client)
+        assert (stats.outcome, stats.reason) == (OUTCOME["unpruned"], REASON["small"])
+        assert (stats.n_kept, stats.n_deep) == (N_VISUAL, N_VISUAL)
+        assert close(client.logits(), dense(path, Text(PREFIX), image, Text(QUESTION)))
+
+
+def test_keep_everything_is_the_dense_model_bit_for_bit(model, monkeypatch):
+    path = model(profile=FREEZE | {"ivr.keep": 1.0, "ssr.update": 1.0})
+
+    def logits() -> np.ndarray:
+        with Client(path) as client:
+            show(client)
+            client.text(QUESTION)
+            return client.logits()
+
+    with_profile = logits()
+    monkeypatch.setenv("HALFV", "off")
+    assert (with_profile == logits()).all()
+
+
+def test_switched_off_and_on_again(model):
+    path = model()
+    with Client(path) as client:
+        pruned.set_enabled(client, False)
+        image = show(client)
+        client.text(QUESTION)
+        assert close(client.logits(), dense(path, Text(PREFIX), image, Text(QUESTION)))
+        stats = pruned.stats(client)
+        assert (stats.outcome, stats.reason) == (OUTCOME["unpruned"], REASON["disabled"])
+
+        llama_cpp.llama_memory_clear(client.memory, True)
+        client.next_pos[0] = 0
+        pruned.set_enabled(client, True)
+        image = show(client)
+        client.text(QUESTION)
+        assert close(client.logits(), answer(path, Text(PREFIX), image, Text(QUESTION)))
+
+
+def test_switched_off_while_waiting(model):
+    path = model()
+    with Client(path) as client:
+        image = show(client)
+        pruned.set_enabled(client, False)
+        client.text(QUESTION)
+        assert close(client.logits(), dense(path, Text(PREFIX), image, Text(QUESTION)))
+
+
+def test_keep_ratio_per_question(model):
+    path = model()
+    with Client(path) as client:
+        pruned.set_keep(client, 0.25)
+        image = show(client)
+        client.text(QUESTION)
+        assert len(pruned.kept(client, 0)) == N_VISUAL // 4
+        quarter = FREEZE | {"ivr.keep": 0.25}
+        assert close(client.logits(), answer(path, Text(PREFIX), image, Text(QUESTION), profile=quarter))
+
+
+# --- several sequences ---
+
+
+@pytest.mark.parametrize("kv_unified", [True, False], ids=["unified", "streams"])
+def test_lazy_and_ordinary_sequences_in_one_batch(model, kv_unified):
+    path = model()
+    with Client(path, n_seq_max=3, kv_unified=kv_unified) as client:
+        first = show(client, seed=1, seq=0)
+        second = show(client, seed=2, seq=2)
+        client.text(PREFIX, seq=1)
+        n = len(QUESTION)
+        start = client.next_pos[0]
+        rows = QUESTION + OTHER[:1] + QUESTION[::-1]
+        pos = [*range(start, start + n), len(PREFIX), *range(start, start + n)]
+        outputs = [False] * (n - 1) + [True, True] + [False] * (n - 1) + [True]
+        client.batch(rows, np.array(pos), [0] * n + [1] + [2] * n, outputs)
+
+        assert close(client.logits(n - 1), answer(path, Text(PREFIX), first, Text(QUESTION)))
+        assert close(client.logits(n), dense(path, Text(PREFIX + OTHER[:1])))
+        assert close(client.logits(2 * n), answer(path, Text(PREFIX), second, Text(QUESTION[::-1])))
+
+
+def test_pictures_of_two_sequences_in_one_batch(model):
+    path = model()
+    with Client(path, n_seq_max=2, kv_unified=True) as client:
+        embd = picture(client, n=2 * N_VISUAL)
+        order = np.tile([0, 1], N_VISUAL)  # row by row in turn
+        pos = np.repeat(np.arange(N_VISUAL), 2)
+        client.batch(embd, pos, order.tolist(), [False] * len(embd))
+        client.next_pos = [N_VISUAL, N_VISUAL]
+        for seq in (0, 1):
+            client.text(QUESTION, seq=seq)
+            assert close(client.logits(), answer(path, Image(embd[order == seq]), Text(QUESTION)))
+
+
+def test_rows_shared_by_sequences_are_not_pruned(model):
+    path = model()
+    with Client(path, n_seq_max=2, kv_unified=True) as client:
+        LOG.clear()
+        embd = picture(client)
+        client.batch(embd, np.arange(N_VISUAL), [(0, 1)] * N_VISUAL, [False] * N_VISUAL)
+        assert "not pruned" in log_text()
+        client.next_pos = [N_VISUAL, N_VISUAL]
+        for seq in (0, 1):
+            client.text(QUESTION, seq=seq)
+            assert close(client.logits(), dense(path, Image(embd), Text(QUESTION)))
+            assert pruned.stats(client, seq).reason == REASON["shared"]
+
+
+# --- memory operations while a picture waits ---
+
+
+def test_seq_rm_of_the_waiting_picture(model):
+    path = model()
+    with Client(path) as client:
+        show(client)
+        assert llama_cpp.llama_memory_seq_rm(client.memory, 0, len(PREFIX), -1)
+        assert pruned.stats(client).n_pending == 0
+        client.text(OTHER, pos=len(PREFIX))
+        assert close(client.logits(), dense(path, Text(PREFIX + OTHER)))
+
+
+def test_seq_rm_of_text_after_the_picture(model):
+    path = model()
+    with Client(path) as client:
+        image = show(client)
+        start = client.next_pos[0]
+        client.text(OTHER, logits_last=False)
+        assert llama_cpp.llama_memory_seq_rm(client.memory, 0, start, -1)
+        client.text(QUESTION, pos=start)
+        assert close(client.logits(), answer(path, Text(PREFIX), image, Text(QUESTION)))
+
+
+@pytest.mark.parametrize("kv_unified", [True, False], ids=["unified", "streams"])
+def test_seq_cp_of_a_waiting_picture(model, kv_unified):
+    path = model()
+    with Client(path, n_seq_max=2, kv_unified=kv_unified) as client:
+        image = show(client)
+        llama_cpp.llama_memory_seq_cp(client.memory, 0, 1, -1, -1)
+        client.next_pos[1] = client.next_pos[0]
+        for seq, question in ((0, QUESTION), (1, OTHER)):
+            client.text(question, seq=seq)
+            assert close(client.logits(), answer(path, Text(PREFIX), image, Text(question)))
+
+
+def test_seq_keep_drops_what_others_wait_for(model):
+    path = model()
+    with Client(path, n_seq_max=2, kv_unified=True) as client:
+        show(client, seq=0)
+        image = show(client, seed=1, seq=1)
+        llama_cpp.llama_memory_seq_keep(client.memory, 1)
+        assert pruned.stats(client, 0).n_pending == 0
+        client.text(QUESTION, seq=1)
+        assert close(client.logits(), answer(path, Text(PREFIX), image, Text(QUESTION)))
+
+
+def test_seq_add_moves_waiting_tokens(model):
+    path = model()
+    with Client(path) as client:
+        image = show(client)
+        llama_cpp.llama_memory_seq_add(client.memory, 0, 0, -1, 7)
+        client.text(QUESTION, pos=client.next_pos[0] + 7)
+        # RoPE is relative: everything moved by the same amount gives the same answer
+        assert close(client.logits(), answer(path, Text(PREFIX), image, Text(QUESTION)))
+
+
+def test_context_shift_while_waiting(model):
+    path = model()
+    with Client(path) as client:
+        show(client)
+        assert llama_cpp.llama_memory_seq_rm(client.memory, 0, 0, 2)
+        llama_cpp.llama_memory_seq_add(client.memory, 0, 2, -1, -2)
+        client.text(QUESTION, pos=client.next_pos[0] - 2)
+        stats = pruned.stats(client)
+        assert (stats.outcome, stats.n_kept) == (OUTCOME["pruned"], N_VISUAL // 2)
+        n_text = len(PREFIX) - 2 + len(QUESTION)
+        assert list(stats.kv_cells) == [n_text + N_VISUAL, n_text + N_VISUAL // 2, n_text + N_VISUAL // 2]
+
+
+def test_seq_div_while_waiting(model):
+    with Client(model()) as client:
+        show(client)
+        llama_cpp.llama_memory_seq_div(client.memory, 0, 0, -1, 2)
+        client.text(QUESTION, pos=(client.next_pos[0] - 1) // 2 + 1)
+        assert pruned.stats(client).outcome == OUTCOME["pruned"]
+        assert np.isfinite(client.logits()).all()
+
+
+def test_clear_forgets_the_picture(model):
+    path = model()
+    with Client(path) as client:
+        show(client)
+        llama_cpp.llama_memory_clear(client.memory, True)
+        assert pruned.stats(client).outcome == OUTCOME["none"]
+        client.text(OTHER, pos=0)
+        assert close(client.logits(), dense(path, Text(OTHER)))
+
+
+# --- state save and load ---
+
+
+def save(client: Client, seq: int | None) -> bytes:
+    if seq is None:
+        size = llama_cpp.llama_state_get_size(client.ctx)
+        buffer = (ctypes.c_uint8 * size)()
+        written = llama_cpp.llama_state_get_data(client.ctx, buffer, size)
+    else:
+        size = llama_cpp.llama_state_seq_get_size(client.ctx, seq)
+        buffer = (ctypes.c_uint8 * size)()
+        written = llama_cpp.llama_state_seq_get_data(client.ctx, buffer, size, seq)
+    assert written == size
+    return bytes(buffer)
+
+
+def load(client: Client, state: bytes, seq: int | None) -> int:
+    buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+    if seq is None:
+        return llama_cpp.llama_state_set_data(client.ctx, buffer, len(state))
+    return llama_cpp.llama_state_seq_set_data(client.ctx, buffer, len(state), seq)
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen2vl", "qwen3vl"])
+@pytest.mark.parametrize("whole", [True, False], ids=["whole", "sequence"])
+@pytest.mark.parametrize("asked", [True, False], ids=["settled", "waiting"])
+def test_state_round_trip(model, arch, whole, asked):
+    path = model(arch)
+    seq = None if whole else 0
+    with Client(path) as client, Client(path) as other:
+        show(client)
+        if asked:
+            client.text(QUESTION)
+        state = save(client, seq)
+        assert load(other, state, seq) == len(state)
+        other.next_pos[0] = client.next_pos[0]
+        assert pruned.stats(other).outcome == (OUTCOME["pruned"] if asked else OUTCOME["pending"])
+        for c in (client, other):
+            c.text(OTHER)
+        assert (client.logits() == other.logits()).all()
+        assert pruned.kept(client, 0) == pruned.kept(other, 0)
+
+
+def test_state_into_another_sequence(model):
+    path = model()
+    with Client(path, n_seq_max=2) as client:
+        image = show(client)
+        assert load(client, save(client, 0), 1) > 0
+        client.next_pos[1] = client.next_pos[0]
+        client.text(QUESTION, seq=1)
+        assert close(client.logits(), answer(path, Text(PREFIX), image, Text(QUESTION)))
+
+
+def test_broken_states_are_refused(model):
+    path = model()
+    stock = model(profile=None)
+    with Client(path) as client, Client(stock) as unpruned:
+        show(client)
+        state = save(client, 0)
+        unpruned.text(PREFIX)
+        assert load(client, save(unpruned, 0), 0) == 0  # made without stages
+
+        rng = np.random.default_rng(0)
+        for length in [1, 30, len(state) // 2, len(state) - 1]:
+            assert load(client, state[:length], 0) == 0
+        for _ in range(200):
+            broken = bytearray(state)
+            at = int(rng.integers(len(broken)))
+            broken[at] ^= int(rng.integers(1, 256))
+            load(client, bytes(broken), 0)  # any answer, but the process lives
+        llama_cpp.llama_memory_clear(client.memory, True)
+        client.next_pos[0] = 0
+        image = show(client)
+        client.text(QUESTION)
+        assert close(client.logits(), answer(path, Text(PREFIX), image, Text(QUESTION)))
+
+
+# --- pictures that cannot be pruned ---
+
+
+def test_outputs_on_visual_rows(model):
+    path = model()
+    with Client(path) as client:
+        LOG.clear()
+        embd = picture(client)
+        for start in (0, N_VISUAL // 2):
+            rows = embd[start : start + N_VISUAL // 2]
+            client.batch(rows, np.arange(start, start + len(rows)), [0] * len(rows), [False] * (len(rows) - 1) + [True])
+        assert log_text().count("not pruned") == 1
+        client.text(QUESTION, pos=N_VISUAL)
+        assert close(client.logits(), dense(path, Image(embd), Text(QUESTION)))
+        stats = pruned.stats(client)
+        assert (stats.outcome, stats.reason) == (OUTCOME["unpruned"], REASON["outputs"])
+
+
+def test_embeddings_of_every_row(model):
+    path = model()
+    with Client(path, embeddings=True) as client:
+        embd = picture(client)
+        client.batch(embd, np.arange(N_VISUAL), [0] * N_VISUAL, [True] * N_VISUAL)
+        n = len(QUESTION)
+        client.batch(QUESTION, np.arange(N_VISUAL, N_VISUAL + n), [0] * n, [True] * n)
+        assert close(client.logits(), dense(path, Image(embd), Text(QUESTION)))
+        assert pruned.stats(client).reason == REASON["outputs"]
+
+
+def test_embeddings_asked_for_while_waiting(model):
+    path = model()
+    with Client(path) as client:
+        show(client)
+        start = client.next_pos[0]
+        llama_cpp.llama_set_embeddings(client.ctx, True)
+        client.batch(QUESTION, np.arange(start, start + len(QUESTION)), [0] * len(QUESTION), [True] * len(QUESTION))
+        stats = pruned.stats(client)
+        assert (stats.outcome, stats.n_kept, stats.n_pending) == (OUTCOME["pruned"], N_VISUAL // 2, 0)
+        assert np.isfinite(client.logits()).all()
+
+
+def test_audio_is_not_visual(model):
+    path = model()
+    with Client(path) as client:
+        pruned.begin_media(client, "other")
+        image = show(client)
+        client.text(QUESTION)
+        assert close(client.logits(), dense(path, Text(PREFIX), image, Text(QUESTION)))
+        assert pruned.stats(client).n_visual == 0
+
+
+def test_adjacent_pictures_are_told_apart_when_announced(model):
+    path = model()
+    with Client(path) as client:
+        for seed in (0, 1):
+            pruned.begin_media(client)
+            client.image(picture(client, seed))
+        client.text(QUESTION)
+        images = [Image(picture(client, seed)) for seed in (0, 1)]
+        assert pruned.stats(client).n_images == 2
+        assert close(client.logits(), answer(path, *images, Text(QUESTION)))
+
+
+# --- failures ---
+
+
+def fill(client: Client, tokens: int) -> None:
+    """Ordinary text in the way."""
+    client.text([40 + i % 50 for i in range(tokens)], logits_last=False)
+
+
+def test_no_room_leaves_memory_as_it_was(model):
+    path = model()
+    with Client(path, n_ctx=256) as client:
+        fill(client, 100)
+        client.image(picture(client))
+        before = pruned.stats(client)
+        with pytest.raises(DecodeError) as failure:
+            fill(client, 60)
+        assert failure.value.code == 1
+        after = pruned.stats(client)
+        assert (list(after.kv_cells), after.n_pending) == (list(before.kv_cells), before.n_pending)
+        client.text(QUESTION, pos=100 + N_VISUAL)
+        text = [40 + i % 50 for i in range(100)]
+        assert close(client.logits(), answer(path, Text(text), Image(picture(client)), Text(QUESTION)))
+
+
+def test_a_stage_that_is_too_small(model):
+    path = model()
+    with Client(path, n_ctx=1024, on_model=lambda m: pruned.set_stage_cells(m, 0, 256, 256)) as client:
+        image = show(client)
+        client.text(QUESTION)
+        assert close(client.logits(), answer(path, Text(PREFIX), image, Text(QUESTION)))
+        with pytest.raises(DecodeError) as failure:
+            fill(client, 400)
+        assert failure.value.code == 1
+        assert close(client.decode(OTHER[0]), _decoded(path, image, OTHER[0]))
+
+
+def _decoded(path: Path, image: Image, token: int) -> np.ndarray:
+    reference = Reference(path)
+    reference.run([Text(PREFIX), image, Text(QUESTION)], FREEZE)
+    return reference.decode(token)
+
+
+@pytest.mark.parametrize("after", range(0, 160, 20))
+@pytest.mark.parametrize("profile", [FREEZE, DROP], ids=["freeze", "drop"])
+def test_abort_leaves_memory_as_it_was(model, profile, after):
+    """Aborts somewhere in the passes that settle; asking again gives the right answer."""
+    path = model(profile=profile)
+    with Client(path, n_ubatch=64) as client:
+        image = show(client)
+        before = pruned.stats(client)
+        calls = 0
+
+        @ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p)
+        def abort(_data) -> bool:
+            nonlocal calls
+            calls += 1
+            return calls > after
+
+        llama_cpp.llama_set_abort_callback(client.ctx, abort, None)
+        with pytest.raises(DecodeError) as failure:
+            client.text(QUESTION)
+        assert failure.value.code == 2
+        stats = pruned.stats(client)
+        assert (list(stats.kv_cells), stats.n_pending) == (list(before.kv_cells), before.n_pending)
+
+        calls = -(10**9)
+        client.text(QUESTION)
+        assert close(client.logits(), answer(path, Text(PREFIX), image, Text(QUESTION), profile=profile))
+
+
+# --- memory use and settings ---
+
+
+def kv_mib(path: Path, **kwargs) -> float:
+    LOG.clear()
+    with Client(path, n_ctx=4096, **kwargs):
+        sizes = [line.rsplit("=", 1)[1].split()[0] for line in log_text().splitlines() if "KV buffer size" in line]
+    return sum(float(size) for size in sizes)
+
+
+def test_default_caches_are_no_larger_than_stock(model):
+    assert kv_mib(model()) == pytest.approx(kv_mib(model(profile=None)), abs=0.02)
+    smaller = kv_mib(model(), on_model=lambda m: pruned.set_stage_cells(m, 0, 2048, 1024))
+    assert smaller == pytest.approx(kv_mib(model(profile=None)) * (2 + 2 / 2 + 2 / 4) / 6, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "value"),
+    [
+        ({"ivr.layer": 0}, "halfv.ivr.layer", "0"),
+        ({"ivr.layer": 6}, "halfv.ivr.layer", "6"),
+        ({"ivr.keep": 0.0}, "halfv.ivr.keep", "0"),
+        ({"ivr.keep": 1.5}, "halfv.ivr.keep", "1.5"),
+        ({"ivr.keep": float("nan")}, "halfv.ivr.keep", "nan"),
+        ({"ivr.anchors": -0.1}, "halfv.ivr.anchors", "-0.1"),
+        ({"ssr.layer": 2}, "halfv.ssr.layer", "2"),
+        ({"ssr.layer": 7}, "halfv.ssr.layer", "7"),
+        ({"ssr.update": 2.0}, "halfv.ssr.update", "2"),
+        ({"ssr.rest": "thawed"}, "halfv.ssr.rest", "thawed"),
+        ({"version": 2}, "halfv.version", "2"),
+    ],
+)
+def test_bad_profiles_refuse_the_context(tmp_path, change, key, value):
+    path = make_tiny(tmp_path / "bad.gguf", "llama", profile=FREEZE | change)
+    with pytest.raises(RuntimeError, match="cannot make a context") as refusal:
+        Client(path)
+    assert f"{key} = " in str(refusal.value) and value in str(refusal.value)
+
+
+def test_profile_of_the_wrong_type_or_incomplete(tmp_path):
+    wrong = {"halfv.ivr.keep": (1, gguf.GGUFValueType.UINT32)}
+    path = make_tiny(tmp_path / "type.gguf", "llama", profile=FREEZE, **wrong)
+    with pytest.raises(RuntimeError, match=r"halfv\.ivr\.keep = u32"):
+        Client(path)
+    path = make_tiny(tmp_path / "short.gguf", "llama", profile={"ivr.layer": 2})
+    with pytest.raises(RuntimeError, match=r"halfv\.ivr\.keep is missing"):
+        Client(path)
+
+
+def test_bad_profile_can_be_switched_off(tmp_path, monkeypatch):
+    monkeypatch.setenv("HALFV", "off")
+    path = make_tiny(tmp_path / "bad.gguf", "llama", profile=FREEZE | {"version": 9})
+    with Client(path) as client:
+        client.text(QUESTION)
+        assert close(client.logits(), dense(path, Text(QUESTION)))

@@ -1,0 +1,235 @@
+"""PixelPrune in libmtmd: which patches enter, where they are, and that the model computes the same as without a look at
+the others."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import halfv_cpp
+import llama_cpp
+import numpy as np
+import pytest
+from llama_cpp import mtmd_cpp as mtmd
+
+from halfv_edge.profile.profile import Profile
+from halfv_edge.testing.client import Client
+from tests.support import hf_reference, holes
+from tests.support.converted import Pair, convert_tiny
+from tests.support.hf_reference import like_ggml
+from tests.support.holes import PICTURES, QWEN, entering
+from tests.support.look import MARKER, chunks_of, each, look, open_mmproj
+
+PROMPT = f"what is in {MARKER}the picture? it's 1314 o'clock\n\nyes."
+LIKE_GGML = 2e-3  # standard deviations of the logits, as in test_convert_logits.py
+# whole windows and cut ones, of 4 x 4 visual tokens
+SIZES = [(8, 6), (10, 5), (3, 9)]
+ATTENTIONS = {"stock": halfv_cpp.HALFV_ATTENTION_STOCK, "windows": halfv_cpp.HALFV_ATTENTION_WINDOWS}
+
+
+@pytest.fixture
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pair]:
+    return partial(convert_tiny, root=tmp_path_factory.getbasetemp())
+
+
+def with_tau(tau: float | None) -> Callable[[int], None]:
+    """For Client's on_model: a profile that prunes nothing in the language model."""
+
+    def set_profile(model: int) -> None:
+        n_layer = llama_cpp.llama_model_n_layer(model)
+        halfv_cpp.set_model_profile(model, Profile(1, 1.0, 0.1, n_layer, 1.0, "dropped", pixel_tau=tau).to_c())
+
+    return set_profile
+
+
+@contextlib.contextmanager
+def image_chunk(pair: Pair, picture: np.ndarray, tau: float | None) -> Iterator[tuple[int, int]]:
+    """The encoder, and the picture as it takes it."""
+    with (
+        Client(pair.text, n_ctx=256, on_model=with_tau(tau)) as client,
+        open_mmproj(client, pair.vision) as encoder,
+        chunks_of(encoder, picture, MARKER) as chunks,
+    ):
+        kinds = {mtmd.mtmd_input_chunk_get_type(chunk): chunk for chunk in each(chunks)}
+        yield encoder, kinds[mtmd.MTMD_INPUT_CHUNK_TYPE_IMAGE]
+
+
+def places(chunk: int) -> list[tuple[int, int, int]]:
+    count = mtmd.mtmd_input_chunk_get_n_tokens(chunk)
+    found = (mtmd.mtmd_decoder_pos * count)()
+    mtmd.mtmd_helper_image_get_decoder_pos(mtmd.mtmd_input_chunk_get_tokens_image(chunk), 100, found)
+    return [(place.t, place.y, place.x) for place in found]
+
+
+def sized(family: str, name: str, columns: int, rows: int) -> tuple[np.ndarray, int]:
+    side = 2 * QWEN[family]
+    return PICTURES[name](columns * side, rows * side, side), side
+
+
+@pytest.mark.parametrize("attention", ["stock", "windows"])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", ["page", "screen"])
+@pytest.mark.parametrize("family", QWEN)
+def test_the_model_sees_what_entered(
+    family: str,
+    name: str,
+    size: tuple[int, int],
+    attention: str,
+    pairs: Callable[[str], Pair],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """From pixels to logits against transformers, which is kept from looking at the others."""
+    pair = pairs(family)
+    monkeypatch.setattr("tests.support.look.ATTENTION", ATTENTIONS[attention])
+    picture, side = sized(family, name, *size)
+    entered = entering(picture, side)
+    assert len(entered) < 0.8 * size[0] * size[1]
+    seen = look(pair.text, pair.vision, picture, PROMPT, on_model=with_tau(0))
+    assert len(seen.pictures[0]) == len(entered)
+    assert seen.n_pos == sum(len(piece) for piece in seen.pieces if isinstance(piece, list)) + max(size)
+    with like_ggml():
+        expected = holes.logits(family, pair.model, seen, picture, entered)
+    assert np.abs(seen.logits - expected).max() / expected.std() < LIKE_GGML
+
+    # it matters that they are out, or this would prove little
+    whole = look(pair.text, pair.vision, picture, PROMPT, on_model=with_tau(None))
+    assert len(whole.pictures[0]) == size[0] * size[1]
+    assert np.abs(seen.logits - whole.logits).max() / expected.std() > 20 * LIKE_GGML
+    with like_ggml():
+        everything = hf_reference.logits(family, pair.model, whole, picture)
+    assert np.abs(whole.logits - everything).max() / everything.std() < LIKE_GGML
+
+
+@pytest.mark.parametrize("flash_attn", [False, True])
+@pytest.mark.parametrize("family", QWEN)
+def test_nothing_changes_where_nothing_repeats(
+    family: str, flash_attn: bool, pairs: Callable[[str], Pair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = pairs(family)
+    picture, _ = sized(family, "noise", 8, 6)
+    monkeypatch.setattr("tests.support.look.FLASH_ATTN", flash_attn)
+    off, on = (look(pair.text, pair.vision, picture, PROMPT, on_model=with_tau(tau)) for tau in (None, 0))
+    assert np.array_equal(off.pictures[0], on.pictures[0])
+    assert np.array_equal(off.logits, on.logits)
+
+
+@pytest.mark.parametrize("family", QWEN)
+def test_places(family: str, pairs: Callable[[str], Pair]) -> None:
+    picture, side = sized(family, "screen", 9, 7)
+    with image_chunk(pairs(family), picture, 0) as (_, chunk):
+        image = mtmd.mtmd_input_chunk_get_tokens_image(chunk)
+        assert places(chunk) == [(100, 100 + at // 9, 100 + at % 9) for at in entering(picture, side)]
+        assert mtmd.mtmd_input_chunk_get_n_pos(chunk) == 9
+        assert (mtmd.mtmd_image_tokens_get_nx(image), mtmd.mtmd_image_tokens_get_ny(image)) == (9, 7)
+
+
+@pytest.mark.parametrize("tau", [0, 0.9, 1, 2, 8, 255])
+def test_tau(tau: float, pairs: Callable[[str], Pair]) -> None:
+    """In levels of 8 bits, from what stands for a neighbour."""
+    for name in ("page", "screen"):
+        picture, side = sized("qwen2_5_vl", name, 8, 6)
+        picture = holes.nearly(picture)
+        with image_chunk(pairs("qwen2_5_vl"), picture, tau) as (_, chunk):
+            assert [(y - 100) * 8 + x - 100 for _, y, x in places(chunk)] == entering(picture, side, tau)
+
+
+def test_a_blank_page_is_one_token(pairs: Callable[[str], Pair]) -> None:
+    pair = pairs("qwen2_5_vl")
+    picture = np.full((6 * 28, 8 * 28, 3), 255, np.uint8)
+    seen = look(pair.text, pair.vision, picture, PROMPT, on_model=with_tau(0))
+    with like_ggml():
+        expected = holes.logits("qwen2_5_vl", pair.model, seen, picture, [0])
+    assert np.abs(seen.logits - expected).max() / expected.std() < LIKE_GGML
+
+
+def test_switched_off_in_the_environment(pairs: Callable[[str], Pair], monkeypatch: pytest.MonkeyPatch) -> None:
+    picture, _ = sized("qwen3_vl", "page", 8, 6)
+    monkeypatch.setenv("HALFV", "off")
+    with image_chunk(pairs("qwen3_vl"), picture, 0) as (_, chunk):
+        assert mtmd.mtmd_input_chunk_get_n_tokens(chunk) == 48
+
+
+@pytest.mark.parametrize("family", ["llava", "smolvlm"])
+def test_other_encoders_take_pictures_whole(family: str, pairs: Callable[[str], Pair]) -> None:
+    pair = pairs(family)
+    width, height = hf_reference.SIZES[family]
+    blank = np.full((height, width, 3), 255, np.uint8)
+    off, on = (look(pair.text, pair.vision, blank, PROMPT, on_model=with_tau(tau)) for tau in (None, 0))
+    assert np.array_equal(off.logits, on.logits)
+
+
+def test_frames_of_a_video_stay_whole(pairs: Callable[[str], Pair]) -> None:
+    pair = pairs("qwen2_5_vl")
+    picture, _ = sized("qwen2_5_vl", "page", 8, 6)
+    pixels = np.ascontiguousarray(picture).ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+    with Client(pair.text, n_ctx=256, on_model=with_tau(0)) as client, open_mmproj(client, pair.vision) as encoder:
+        frames = [mtmd.mtmd_bitmap_init(8 * 28, 6 * 28, pixels) for _ in range(2)]
+        for frame in frames:
+            mtmd.mtmd_bitmap_set_mergeable(frame, True)
+        chunks = mtmd.mtmd_input_chunks_init()
+        text = mtmd.mtmd_input_text((2 * MARKER).encode(), 2 * len(MARKER), True, True)
+        bitmaps = (mtmd.mtmd_bitmap_p_ctypes * 2)(*frames)
+        assert mtmd.mtmd_tokenize(encoder, chunks, ctypes.byref(text), bitmaps, 2) == 0
+        counts = [mtmd.mtmd_input_chunk_get_n_tokens(chunk) for chunk in each(chunks)]
+        assert counts.count(48) == 1 and max(counts) == 48
+        assert all(mtmd.mtmd_encode_chunk(encoder, chunk) == 0 for chunk in each(chunks))
+        mtmd.mtmd_input_chunks_free(chunks)
+        for frame in frames:
+            mtmd.mtmd_bitmap_free(frame)
+
+
+#
+# saved chunks
+#
+
+
+def saved(chunk: int) -> bytes:
+    size = ctypes.c_size_t()
+    assert mtmd.mtmd_input_chunk_save(chunk, None, 0, ctypes.byref(size)) == 0
+    buffer = ctypes.create_string_buffer(size.value)
+    assert mtmd.mtmd_input_chunk_save(chunk, buffer, size.value, None) == 0
+    return buffer.raw
+
+
+@contextlib.contextmanager
+def loaded(raw: bytes) -> Iterator[Any]:
+    chunk = mtmd.mtmd_input_chunk_load(raw, len(raw))
+    try:
+        yield chunk
+    finally:
+        mtmd.mtmd_input_chunk_free(chunk)
+
+
+def test_a_saved_chunk_keeps_its_places(pairs: Callable[[str], Pair]) -> None:
+    picture, side = sized("qwen2_5_vl", "page", 8, 6)
+    entered = entering(picture, side)
+    with image_chunk(pairs("qwen2_5_vl"), picture, 0) as (_, chunk):
+        raw, before = saved(chunk), places(chunk)
+        placeholder = mtmd.mtmd_input_chunk_get_placeholder(chunk)
+        assert places(placeholder) == before
+        mtmd.mtmd_input_chunk_free(placeholder)
+        with loaded(raw) as again:
+            assert places(again) == before and saved(again) == raw
+
+        tail = np.frombuffer(raw[-4 * len(entered) - 5 : -1], "<i4")
+        assert tail.tolist() == [len(entered), *entered]
+        for index, value in ((1, -1), (1, entered[1]), (len(entered), 48), (0, 10**6), (0, 0)):
+            wrong = tail.copy()
+            wrong[index] = value
+            with loaded(raw[: -4 * len(entered) - 5] + wrong.tobytes() + raw[-1:]) as refused:
+                assert not refused
+        for length in range(0, len(raw), 7):
+            with loaded(raw[:length]) as refused:
+                assert not refused
+
+
+def test_a_whole_picture_is_saved_as_ever(pairs: Callable[[str], Pair]) -> None:
+    """So that files go to and fro between this and a llama.cpp without it."""
+    picture, _ = sized("qwen2_5_vl", "noise", 8, 6)
+    with image_chunk(pairs("qwen2_5_vl"), picture, None) as (_, chunk):
+        off = saved(chunk)
+    with image_chunk(pairs("qwen2_5_vl"), picture, 0) as (_, chunk):
+        assert saved(chunk) == off

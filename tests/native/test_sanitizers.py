@@ -1,0 +1,72 @@
+"""The native tests and the edge cases under AddressSanitizer and UndefinedBehaviorSanitizer."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sanitizers' runtime is preloaded the Linux way")
+
+# Light optimisation compiles fast and keeps stacks readable; OpenMP's pool would be reported as a leak.
+OPTIONS = (
+    "-DHALFV_BUILD_TESTS=ON",
+    "-DGGML_OPENMP=OFF",
+    "-DGGML_LLAMAFILE=OFF",
+    *(f"-D{project}_SANITIZE_{kind}=ON" for project in ("LLAMA", "GGML") for kind in ("ADDRESS", "UNDEFINED")),
+    *(f"-DCMAKE_{language}_FLAGS_RELEASE=-O1" for language in ("C", "CXX")),
+)
+
+
+@pytest.fixture(scope="module")
+def sanitized(root: Path, build_dir: Path, cmake_cache: dict[str, str]) -> Path:
+    """The libraries and native tests with sanitizers, built in build/sanitize."""
+    folder = build_dir.parent / "sanitize"
+    cmake = cmake_cache["CMAKE_COMMAND"]
+    programs = sorted(path.stem for path in (root / "native" / "tests").glob("test-*.c*"))
+    for command in (
+        [cmake, "-S", root, "-B", folder, "-G", cmake_cache["CMAKE_GENERATOR"], *OPTIONS],
+        [cmake, "--build", folder, "--parallel", "--target", "halfv", *programs],
+    ):
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert done.returncode == 0, done.stdout[-4000:]
+    return folder
+
+
+def run_pytest(root: Path, *arguments: str, **env: str) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *arguments]
+    strict = {"UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1"}
+    done = subprocess.run(
+        command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | strict | env
+    )
+    assert done.returncode == 0, done.stdout[-6000:]
+
+
+def test_native_programs(sanitized: Path, root: Path) -> None:
+    run_pytest(
+        root,
+        "tests/native/test_native.py",
+        "tests/native/test_capi.py",
+        HALFV_BUILD_DIR=str(sanitized),
+        ASAN_OPTIONS="detect_leaks=1",
+    )
+
+
+def test_edge_cases(sanitized: Path, root: Path) -> None:
+    """Python itself is not instrumented, so its leaks are not looked for."""
+    runtimes = [
+        subprocess.run(["gcc", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
+        for name in ("libasan.so", "libubsan.so", "libstdc++.so")
+    ]
+    run_pytest(
+        root,
+        *("tests/native/test_edge_cases.py", "tests/native/test_prepared.py"),
+        *("-k", "not conversation and not every_node"),
+        LD_PRELOAD=":".join(runtimes),
+        ASAN_OPTIONS="detect_leaks=0",
+        HALFV_LIB_DIR=str(sanitized / "bin"),
+        HALFV_BUILD_DIR=str(sanitized),
+    )

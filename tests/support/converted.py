@@ -1,0 +1,38 @@
+"""Tiny checkpoints with their GGUFs, each made once per session."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from halfv_convert import convert
+
+from tests.support import tiny_checkpoints
+
+
+class Pair(NamedTuple):
+    model: Any  # of transformers
+    folder: Path
+    text: Path
+    vision: Path
+
+
+def convert_tiny(family: str, root: Path) -> Pair:
+    """All in float32, and without a profile."""
+    return _convert_tiny(family, root)  # a cache knows calls by how their arguments are given
+
+
+@functools.cache
+def _convert_tiny(family: str, root: Path) -> Pair:
+    folder = root / "checkpoints" / family
+    model = tiny_checkpoints.make(family, folder)
+    out = root / f"{family}.gguf"
+    pre = tokenizer_pre(family)
+    done = convert(folder, out, type="f32", mmproj_type="f32", with_profile=False, tokenizer_pre=pre, name="tiny")
+    return Pair(model, folder, done.model, done.mmproj)
+
+
+def tokenizer_pre(family: str) -> str | None:
+    """llama.cpp knows published tokenizers by their fingerprints, and ours are not."""
+    return None if family.startswith("llava") else "qwen2"

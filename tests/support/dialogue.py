@@ -1,0 +1,142 @@
+"""One conversation for both: the client of llama.cpp and the torch reference."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import numpy as np
+
+from halfv_edge.testing.client import Client
+from tests.support import pruned
+from tests.support.reference.halfv_torch import Image, Prepare, Reference, Result, Segment, Text
+from tests.support.tiny_models import grid_positions, make_tiny, tiny_image
+
+PREFIX = [1, 5, 6, 7]
+QUESTION = list(range(260, 272))
+NEXT_TOKENS = [7, 300, 42]
+
+N_LAYER = 6
+FREEZE = {
+    "ivr.layer": 2,
+    "ivr.keep": 0.5,
+    "ivr.anchors": 0.2,
+    "ssr.layer": 4,
+    "ssr.update": 0.0,
+    "ssr.rest": "frozen",
+}
+TOP = FREEZE | {"ssr.update": 0.1, "ssr.rest": "dropped"}
+MODES = {
+    "ivr-only": FREEZE | {"ssr.layer": N_LAYER},
+    "ssr-only-freeze": FREEZE | {"ivr.keep": 1.0},
+    "ssr-only-top": TOP | {"ivr.keep": 1.0},
+    "freeze": FREEZE,
+    "freeze-and-update": FREEZE | {"ssr.update": 0.1},
+    "top": TOP,
+    "drop-all": FREEZE | {"ssr.rest": "dropped"},
+    "update-all": FREEZE | {"ssr.update": 1.0},
+}
+
+Model = tuple[Path, Reference]
+
+
+def model_maker(folder: Path) -> Callable[..., Model]:
+    """Makes each model once."""
+    made: dict[str, Model] = {}
+
+    def make(arch: str, **shape: Any) -> Model:
+        key = repr((arch, shape))
+        if key not in made:
+            path = make_tiny(folder / f"{len(made)}.gguf", arch, n_layer=N_LAYER, **shape)
+            made[key] = path, Reference(path)
+        return made[key]
+
+    return make
+
+
+def connect(path: Path, profile: Mapping[str, Any] | None, topup_bytes: int = 0, **options: Any) -> Client:
+    client = Client(path, on_model=lambda model: pruned.set_profile(model, profile), **options)
+    if topup_bytes:
+        pruned.set_topup_bytes(client, topup_bytes)
+    return client
+
+
+def picture(reference: Reference, rows: int, cols: int, seed: int = 0, causal: bool = True) -> Image:
+    embd = tiny_image(rows * cols, reference.n_embd_inp, seed)
+    return Image(embd, grid_positions(0, rows, cols) if reference.is_mrope else None, causal)
+
+
+def placed(segments: Sequence[Segment]) -> list[Segment]:
+    """With the positions of M-RoPE pictures, wherever they were made for, following what comes before."""
+    result: list[Segment] = []
+    start = 0
+    for segment in segments:
+        if isinstance(segment, Image) and segment.pos is not None:
+            pos = segment.pos.copy()
+            pos[:3] += start - pos[0, 0]
+            segment = dataclasses.replace(segment, pos=pos)
+            start = int(pos.max()) + 1
+        elif not isinstance(segment, Prepare):
+            start += len(segment.ids if isinstance(segment, Text) else segment.embd)
+        result.append(segment)
+    return result
+
+
+def make_prompt(
+    reference: Reference, grids: Sequence[tuple[int, int]], seed: int = 0, causal: bool = True
+) -> list[Segment]:
+    """Text, then for each grid a picture and text."""
+    segments: list[Segment] = [Text(PREFIX)]
+    for index, (rows, cols) in enumerate(grids):
+        segments += [picture(reference, rows, cols, 100 * seed + index, causal), Text(QUESTION[index:])]
+    return placed(segments)
+
+
+def tell(client: Client, segment: Segment, asks: bool = False) -> None:
+    if isinstance(segment, Prepare):
+        pruned.prepare(client)
+    elif isinstance(segment, Image):
+        llama_cpp.llama_set_causal_attn(client.ctx, segment.causal)
+        client.image(segment.embd, segment.pos)
+        llama_cpp.llama_set_causal_attn(client.ctx, True)
+    else:
+        if segment.topup:
+            pruned.topup(client)
+        client.text(segment.ids, logits_last=asks or segment.asks, pos=segment.pos)
+
+
+def feed(client: Client, segments: Sequence[Segment]) -> np.ndarray:
+    """The logits of the last token."""
+    for segment in segments[:-1]:
+        tell(client, segment)
+    tell(client, segments[-1], asks=True)
+    return client.logits()
+
+
+def assert_agree(
+    client: Client,
+    reference: Reference,
+    segments: Sequence[Segment],
+    profile: Mapping[str, Any],
+    atol: float = 1e-4,
+) -> Result:
+    """Kept sets and cells are identical, the logits of the last token and of some more are close."""
+    expected = reference.run(segments, profile)
+    logits = feed(client, segments)
+    for stage, chosen in ((2, expected.kept), (3, expected.deep)):
+        for image, indices in enumerate(chosen):
+            np.testing.assert_array_equal(pruned.kept(client, image, stage), indices, f"image {image}, stage {stage}")
+    stages = [0, profile["ivr.layer"], profile["ssr.layer"]]
+    held = [reference.kv[layer][0].shape[1] if layer < reference.n_layer else 0 for layer in stages]
+    np.testing.assert_array_equal(list(pruned.stats(client).kv_cells), held, "cells per stage")
+    np.testing.assert_allclose(logits, expected.logits, rtol=0, atol=atol)
+    for token in NEXT_TOKENS:
+        np.testing.assert_allclose(client.decode(token), reference.decode(token), rtol=0, atol=atol)
+    return expected
+
+
+def nmse(actual: np.ndarray, expected: np.ndarray) -> float:
+    return float(((actual - expected) ** 2).sum() / (expected**2).sum())

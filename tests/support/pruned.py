@@ -1,0 +1,78 @@
+"""halfv.h on a Client. A call that fails raises halfv_cpp.HalfvError."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+from typing import Any
+
+import halfv_cpp
+import llama_cpp
+from halfv_cpp import check
+
+from halfv_edge.testing.client import Client
+
+OK, NOTHING = halfv_cpp.HALFV_OK, halfv_cpp.HALFV_NOTHING
+OUTCOME = {word: value for value, word in halfv_cpp.OUTCOMES.items()}
+REASON = {word: value for value, word in halfv_cpp.REASONS.items()}
+REST = {"frozen": halfv_cpp.HALFV_REST_FROZEN, "dropped": halfv_cpp.HALFV_REST_DROPPED}
+MEDIA = {"visual": halfv_cpp.HALFV_MEDIA_VISUAL, "other": halfv_cpp.HALFV_MEDIA_OTHER}
+
+
+def set_profile(model: int, profile: Mapping[str, Any] | None) -> None:
+    """For Client's on_model. Keys as in the GGUF metadata, `ivr.layer`; those left out have the default."""
+    values = None
+    if profile is not None:
+        values = halfv_cpp.default_profile(llama_cpp.llama_model_n_layer(model))
+        for key, value in profile.items():
+            setattr(values, key.replace(".", "_"), REST[value] if key == "ssr.rest" else value)
+    halfv_cpp.set_model_profile(model, values)
+
+
+def set_stage_cells(model: int, stage1: int = 0, stage2: int = 0, stage3: int = 0) -> None:
+    check(halfv_cpp.halfv_model_set_stage_cells(model, stage1, stage2, stage3))
+
+
+def set_enabled(client: Client, enabled: bool) -> None:
+    check(halfv_cpp.halfv_set_enabled(client.ctx, enabled))
+
+
+def set_keep(client: Client, keep: float) -> None:
+    check(halfv_cpp.halfv_set_keep(client.ctx, keep))
+
+
+def begin_media(client: Client, media: str = "visual") -> None:
+    halfv_cpp.halfv_begin_media(client.ctx, MEDIA[media])
+
+
+def llama_clear(client: Client) -> None:
+    llama_cpp.llama_memory_clear(client.memory, True)
+
+
+def prepare(client: Client, seq: int = 0) -> int:
+    """OK or NOTHING."""
+    return check(halfv_cpp.halfv_prepare(client.ctx, seq))
+
+
+def set_topup_bytes(client: Client, n_bytes: int) -> None:
+    check(halfv_cpp.halfv_set_topup_bytes(client.ctx, n_bytes))
+
+
+def topup(client: Client, seq: int = 0) -> int:
+    """OK or NOTHING."""
+    return check(halfv_cpp.halfv_topup(client.ctx, seq))
+
+
+def stats(client: Client, seq: int = 0) -> halfv_cpp.halfv_stats:
+    values = halfv_cpp.halfv_stats()
+    check(halfv_cpp.halfv_get_stats(client.ctx, seq, ctypes.byref(values)))
+    return values
+
+
+def image_size(client: Client, image: int = 0, seq: int = 0) -> int:
+    return check(halfv_cpp.halfv_image_size(client.ctx, seq, image))
+
+
+def kept(client: Client, image: int = 0, stage: int = 2, seq: int = 0) -> list[int]:
+    """Indices, within the picture, of the tokens that reached stage 2 or 3."""
+    return halfv_cpp.image_tokens(client.ctx, seq, image, stage)

@@ -1,0 +1,330 @@
+"""HalfV in plain torch, written from the description of the method and not from the native code.
+
+A whole conversation is one table of tokens. A layer computes K and V for the tokens that are `visible` in it and
+everything else for those that are `updated`; the three stages differ in these two sets alone:
+
+    stage I    layers [0, ivr_layer)          all tokens visible and updated
+    stage II   layers [ivr_layer, ssr_layer)  text and the kept visual tokens visible and updated
+    stage III  layers [ssr_layer, n_layer)    updated: text and the top visual tokens; visible: the same, and in mode
+                                              `frozen` also the other kept ones, whose hidden states no longer change
+
+Tokens reach a stage in steps: at a question, or before one when the picture is prepared. `since` has the step of each
+token, NEVER for a pruned one. A token sees what precedes it and reached the stage no later than itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from tests.support.reference.transformer import Transformer
+
+NEVER = 1 << 30
+
+
+@dataclasses.dataclass
+class Text:
+    """Token ids. `pos` is the first one's position; it continues after what came before when not given.
+
+    `asks`: its last token asks for an output, which settles the pictures so far. The last text always does.
+    `topup`: a new question begins here; when it asks, the pruned tokens that matter most to it come back.
+    """
+
+    ids: Sequence[int]
+    pos: int | None = None
+    asks: bool = False
+    topup: bool = False
+
+
+@dataclasses.dataclass
+class Image:
+    """Embeddings [n, n_embd_inp]. `pos` is [4, n] for M-RoPE and [n] otherwise; consecutive when not given.
+
+    Tokens of a picture that is not causal see all of that picture, except those that join stage II after a question:
+    they go causally there, and those of a later question everywhere.
+    """
+
+    embd: np.ndarray
+    pos: np.ndarray | None = None
+    causal: bool = True
+
+
+@dataclasses.dataclass
+class Prepare:
+    """Here the client prepares what it has fed."""
+
+
+Segment = Text | Image | Prepare
+
+
+@dataclasses.dataclass(frozen=True)
+class Profile:
+    ivr_layer: int
+    ivr_keep: float
+    ivr_anchors: float
+    ssr_layer: int
+    ssr_update: float
+    ssr_rest: str
+    min_visual_tokens: int = 64
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any] | Profile) -> Profile:
+        """From a mapping with the keys of the GGUF metadata, `ivr.layer`, or with the names above, `ivr_layer`."""
+        if isinstance(values, Profile):
+            return values
+        return cls(**{key.replace(".", "_"): value for key, value in values.items() if key != "version"})
+
+
+@dataclasses.dataclass
+class Result:
+    logits: np.ndarray  # of the last token
+    kept: list[list[int]]  # per image: sorted indices of the tokens that reach stage II
+    deep: list[list[int]]  # per image: sorted indices of the tokens still updated in stage III
+    states: list[torch.Tensor] | None  # per layer boundary (n_layer + 1): hidden states [n_tokens, n_embd]
+
+
+@dataclasses.dataclass
+class Step:
+    last: int  # the row of the last token fed so far: at a question, the one that chooses
+    asks: bool
+    topup: bool = False
+
+
+@dataclasses.dataclass
+class Table:
+    hidden: torch.Tensor  # [n, n_embd]
+    deepstack: torch.Tensor  # [n_deepstack, n, n_embd], zero for text
+    pos: torch.Tensor  # [4, n]
+    images: list[torch.Tensor]  # per image the rows that it occupies
+    mutual: torch.Tensor  # [n]: the picture that is not causal, or -1
+    steps: list[Step]
+    due: torch.Tensor  # [n]: the first step that can carry a token on
+
+
+def share(ratio: float, count: int) -> int:
+    """floor(ratio * count) for a ratio that travelled as float32, so that 5% of 60 is 3."""
+    return math.floor(float(np.float32(ratio)) * (1 + 2**-23) * count + 1e-6)
+
+
+def top(scores: np.ndarray, count: int) -> np.ndarray:
+    """Indices of the highest scores, best first; of equal ones the first."""
+    return np.argsort(-scores, kind="stable")[:count]
+
+
+def cover(features: np.ndarray, anchors: Sequence[int], count: int) -> np.ndarray:
+    """Greedy farthest-point sampling by 1 - cos, seeded by the anchors: `count` sorted indices, anchors included."""
+    unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    nearest = np.full(len(unit), np.inf)
+    chosen: list[int] = []
+    for step in range(count):
+        index = int(anchors[step]) if step < len(anchors) else int(np.argmax(nearest))
+        chosen.append(index)
+        nearest = np.minimum(nearest, 1 - unit @ unit[index])
+        nearest[chosen] = -np.inf
+    return np.sort(np.array(chosen, dtype=int))
+
+
+def visual_scores(query: torch.Tensor, keys: torch.Tensor) -> np.ndarray:
+    """The scorer: softmax of one query over visual keys only, not scaled, mean over heads.
+
+    query [n_head, head_dim]; keys [n_head_kv, n, head_dim].
+    """
+    keys = keys.repeat_interleave(query.shape[0] // keys.shape[0], dim=0)
+    return torch.softmax(torch.einsum("hd,hnd->hn", query, keys), dim=-1).mean(0).double().numpy()
+
+
+class Reference(Transformer):
+    def run(
+        self,
+        segments: Sequence[Segment],
+        profile: Mapping[str, Any] | Profile | None = None,
+        states: bool = False,
+    ) -> Result:
+        """A conversation from an empty memory, up to the logits of its last token. Without a profile: dense."""
+        if not segments or not isinstance(segments[-1], Text):
+            raise ValueError("the prompt must end with text: its last token settles the images")
+        profile = None if profile is None else Profile.of(profile)
+        table = self._embed(segments)
+        hidden, pos = table.hidden, table.pos
+        self.kv: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        boundaries = [hidden]
+
+        prunable = [rows for rows in table.images if profile and len(rows) >= profile.min_visual_tokens]
+        since = torch.zeros(len(hidden), dtype=torch.long)
+        updated = since < NEVER
+        tapped: tuple[torch.Tensor, torch.Tensor] = (hidden, hidden)
+        in_stage2 = updated
+        precedes = self.precedes(pos, pos)
+
+        for layer in range(self.n_layer):
+            if profile and layer == profile.ivr_layer:
+                since = self._start_stage2(profile, table, prunable, hidden, *tapped)
+                updated = in_stage2 = since < NEVER
+            if profile and layer == profile.ssr_layer:
+                since, updated = self.start_stage3(profile, table, prunable, since, *tapped)
+
+            # the projections; q and k after their own norm where the architecture has one, before RoPE
+            q, k, v = self.qkv(self.norm(hidden, f"blk.{layer}.attn_norm.weight"), layer)
+            if profile and layer == profile.ivr_layer - 1:
+                tapped = (q, k)
+            q, k = self.rope(q, pos), self.rope(k, pos)
+            if profile and layer == profile.ssr_layer - 1:
+                tapped = (q, k)
+
+            visible = since < NEVER
+            mutual = (table.mutual >= 0) & (table.mutual[:, None] == table.mutual)
+            if profile and profile.ivr_layer <= layer < profile.ssr_layer:
+                mutual &= (since <= table.due)[:, None]  # what joins after the question joins causally
+            sees = (precedes | mutual) & (since <= since[:, None])
+            self.kv.append((k[:, visible], v[:, visible], pos[:, visible]))
+            out = self.rest_of_layer(
+                hidden[updated], q[:, updated], k[:, visible], v[:, visible], sees[updated][:, visible], layer
+            )
+            if layer < self.n_deepstack:
+                out = out + table.deepstack[layer, updated]
+            hidden = hidden.clone()
+            hidden[updated] = out
+            boundaries.append(hidden)
+
+        self.next_pos = int(pos[:3].max()) + 1
+        return Result(
+            logits=self.logits(hidden[-1]),
+            kept=[in_stage2[rows].nonzero().flatten().tolist() for rows in table.images],
+            deep=[updated[rows].nonzero().flatten().tolist() for rows in table.images],
+            states=boundaries if states else None,
+        )
+
+    def decode(self, token: int) -> np.ndarray:
+        """One more token, attending in each layer to what that layer holds; its logits."""
+        hidden = self.weights["token_embd.weight"][[token]]
+        pos = torch.full((4, 1), self.next_pos)
+        self.next_pos += 1
+        for layer in range(self.n_layer):
+            q, k, v = self.qkv(self.norm(hidden, f"blk.{layer}.attn_norm.weight"), layer)
+            old_k, old_v, old_pos = self.kv[layer]
+            k, v = torch.cat([old_k, self.rope(k, pos)], 1), torch.cat([old_v, v], 1)
+            k_pos = torch.cat([old_pos, pos], 1)
+            self.kv[layer] = k, v, k_pos
+            hidden = self.rest_of_layer(hidden, self.rope(q, pos), k, v, self.precedes(pos, k_pos), layer)
+        return self.logits(hidden[-1])
+
+    def _embed(self, segments: Sequence[Segment]) -> Table:
+        inputs, positions, images, mutual, steps, due = [], [], [], [], [], []
+        next_pos = n_tokens = 0
+        waits = topup = False
+        for number, segment in enumerate(segments, start=1):
+            if isinstance(segment, Prepare):
+                steps.append(Step(n_tokens - 1, asks=False))
+                continue
+            length = len(segment.ids if isinstance(segment, Text) else segment.embd)
+            due.append(torch.full((length,), len(steps)))
+            mutual.append(torch.full((length,), -1))
+            if isinstance(segment, Text):
+                rows = torch.zeros(length, self.n_embd_inp, dtype=self.dtype)
+                rows[:, : self.n_embd] = self.weights["token_embd.weight"][list(segment.ids)]
+                start = next_pos if segment.pos is None else segment.pos
+                pos = torch.arange(start, start + length).expand(4, -1)
+                topup = topup or segment.topup
+                # text with nothing to wait for goes through all layers at once
+                if segment.asks or number == len(segments) or not (waits or topup):
+                    steps.append(Step(n_tokens + length - 1, asks=True, topup=topup))
+                    waits = topup = False
+            else:
+                rows = torch.from_numpy(segment.embd).to(self.dtype)
+                pos = torch.arange(next_pos, next_pos + length)
+                if segment.pos is not None:
+                    pos = torch.from_numpy(np.asarray(segment.pos)).long()
+                pos = pos.expand(4, -1)
+                if not segment.causal:
+                    mutual[-1][:] = len(images)
+                images.append(torch.arange(n_tokens, n_tokens + length))
+                waits = True
+            inputs.append(rows)
+            positions.append(pos)
+            next_pos = int(pos[:3].max()) + 1
+            n_tokens += length
+        states = torch.cat(inputs).unflatten(1, (-1, self.n_embd)).transpose(0, 1)
+        return Table(states[0], states[1:], torch.cat(positions, 1), images, torch.cat(mutual), steps, torch.cat(due))
+
+    def _start_stage2(
+        self,
+        profile: Profile,
+        table: Table,
+        prunable: list[torch.Tensor],
+        hidden: torch.Tensor,
+        q: torch.Tensor,
+        k: torch.Tensor,
+    ) -> torch.Tensor:
+        """The step in which each token reaches stage II. `q` and `k` are those of the layer before, without RoPE.
+
+        Tokens that a later question brings back were stored as f16: their rows in `hidden` and in the table change.
+        """
+        since = table.due.clone()
+        if profile.ivr_keep == 1:
+            return since
+        for rows in prunable:
+            n_kept = max(1, share(profile.ivr_keep, len(rows)))
+            n_anchors = share(profile.ivr_anchors, n_kept)
+            n_late = min(n_anchors, max(8, share(0.025, len(rows))))  # when the picture is in already
+            features = self.norm(hidden[rows], "output_norm.weight").double().numpy()
+            keys = k[:, rows]
+            first = int(table.due[rows[0]])
+            since[rows] = NEVER
+            covered = asked = False
+            for number, step in enumerate(table.steps[first:], start=first):
+                rest = (since[rows] == NEVER).nonzero().flatten().numpy()
+                chosen = np.array([], dtype=int)
+                if not step.asks:
+                    if not covered:
+                        chosen = cover(features, [], n_kept - n_late)
+                    covered = True
+                elif not asked or step.topup:
+                    count = n_late if covered else n_anchors
+                    chosen = rest[top(visual_scores(q[:, step.last], keys[:, rest]), count)]
+                    if asked:
+                        table.mutual[rows[chosen]] = -1
+                        hidden[rows[chosen]] = hidden[rows[chosen]].half().to(self.dtype)
+                        table.deepstack[:, rows[chosen]] = table.deepstack[:, rows[chosen]].half().to(self.dtype)
+                    elif not covered:
+                        chosen = cover(features, chosen, n_kept)
+                    covered = asked = True
+                    keys = keys.half().to(self.dtype)
+                since[rows[chosen]] = number
+        return since
+
+    @staticmethod
+    def start_stage3(
+        profile: Profile,
+        table: Table,
+        prunable: list[torch.Tensor],
+        since: torch.Tensor,
+        q: torch.Tensor,
+        k: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The step in which each token reaches stage III, and which go on being updated there.
+
+        `q` and `k` are those of the layer before, with RoPE. A choice among the tokens waits for a question.
+        """
+        since = since.clone()
+        if 0 < profile.ssr_update < 1:
+            for number, step in enumerate(table.steps):
+                if not step.asks:
+                    since[since == number] = number + 1
+        updated = since < NEVER
+        if profile.ssr_update == 1:
+            return since, updated
+        for rows in prunable:
+            n_updated = share(profile.ssr_update, len(rows))
+            for number, step in enumerate(table.steps):
+                arrived = rows[since[rows] == number]
+                updated[arrived] = False
+                if n_updated and len(arrived):
+                    updated[arrived[top(visual_scores(q[:, step.last], k[:, arrived]), n_updated)]] = True
+        if profile.ssr_rest == "dropped":
+            since[~updated] = NEVER
+        return since, updated
