@@ -33,7 +33,6 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         "bench", help="measure speed and memory, unpruned and pruned, in one run", description=ABOUT,
         epilog=f"Policies: {policies.describe()}.",
     )  # fmt: skip
-    flags.one_line_errors(command)
     command.add_argument("images", metavar="IMAGE", nargs="*", help="pictures to measure with (a generated one)")
     command.add_argument("--draw", choices=("photo", "page", "photo,page"), help="what generated pictures show (photo)")
     kind = command.add_mutually_exclusive_group()
@@ -86,16 +85,15 @@ def _bench(args: argparse.Namespace) -> int:
     from halfv_edge.measure.bench import report  # here, as it needs Pillow
 
     console = Console()
-    with flags.mistakes():
-        _check(args)
-        subject, own = _subject(args, console)
-        found = _measure(args, subject, policies.Given(subject.n_layer, own))
-        if args.plot:
-            image = report.as_png(found)
-            with gguf_write.writing(args.plot, len(image)) as out:
-                out.write(image)
-            console.say(f"halfv: wrote {args.plot}.")
-        print(json.dumps(found, indent=2) if args.json else report.as_table(found))
+    _check(args)
+    subject, own = _subject(args, console)
+    found = _measure(args, subject, policies.Given(subject.n_layer, own))
+    if args.plot:
+        image = report.as_png(found)
+        with gguf_write.writing(args.plot, len(image)) as out:
+            out.write(image)
+        console.say(f"halfv: wrote {args.plot}.")
+    print(json.dumps(found, indent=2) if args.json else report.as_table(found))
     return 0
 
 

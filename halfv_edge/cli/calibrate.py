@@ -36,7 +36,6 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         usage="halfv calibrate -m MODEL.gguf [--images DIR|FILE.jsonl] [options] (-o PROFILE.json | --write)",
         description=f"{text[0].upper()}{text[1:]}. docs/calibration.md explains the rule.",
     )
-    flags.one_line_errors(command)
     flags.add_flags(command)
     for action in command._actions:  # refused in _check, so that a mistake is told and not ignored
         if action.dest in PRUNING_FLAGS:
@@ -67,23 +66,22 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 
 def _calibrate(args: argparse.Namespace) -> int:
     console = Console()
-    with flags.mistakes():
-        _check(args)
-        from halfv_edge.measure.calibrate import samples  # here, so that other commands start fast
+    _check(args)
+    from halfv_edge.measure.calibrate import samples  # here, so that other commands start fast
 
-        gathered, source = samples.gather(
-            args.images, args.samples, args.seed, lambda why: console.say(f"halfv: skipped: {why}")
+    gathered, source = samples.gather(
+        args.images, args.samples, args.seed, lambda why: console.say(f"halfv: skipped: {why}")
+    )
+    if args.images is None:
+        console.say(
+            f"halfv: no --images: {len(gathered)} generated pictures are used. Pictures like those that you will "
+            "ask about give a better profile."
         )
-        if args.images is None:
-            console.say(
-                f"halfv: no --images: {len(gathered)} generated pictures are used. Pictures like those that you will "
-                "ask about give a better profile."
-            )
-        with _load(args, console) as model:
-            path = model.path
-            result = _run(args, console, model, gathered, source)
-        _write(args, console, path, result)  # with the model closed, as its file may be replaced
-        print(json.dumps(as_json(result, path), indent=2) if args.json else as_text(result, path))
+    with _load(args, console) as model:
+        path = model.path
+        result = _run(args, console, model, gathered, source)
+    _write(args, console, path, result)  # with the model closed, as its file may be replaced
+    print(json.dumps(as_json(result, path), indent=2) if args.json else as_text(result, path))
     return 0
 
 
@@ -121,7 +119,7 @@ def _load(args: argparse.Namespace, console: Console) -> Model:
         args.image_max_tokens = given or USUAL_IMAGE_TOKENS
         model = flags.load(args, console)
     except HalfVError as error:
-        if given or "--image-max-tokens" not in str(error):
+        if given or error.parameter != "image_max_tokens":
             raise
         args.image_max_tokens = None  # this encoder's least is more
         model = flags.load(args, console)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from halfv_edge.cli import flags, report
 from halfv_edge.cli.console import Console
+from halfv_edge.cli.errors import CODES, INTERRUPTED
 from halfv_edge.errors import HalfVError
 from halfv_edge.hub import find as hub_find
 
@@ -18,15 +19,11 @@ if TYPE_CHECKING:
     from halfv_edge.cli.session import Session
     from halfv_edge.engine.images import Picture
 
-INTERRUPTED = 130
-CODES = "Exit codes: 0 fine, 1 a failure while running, 2 a mistake in what was given, 130 interrupted."
-
 
 def add_command(commands: argparse._SubParsersAction) -> None:
     """Put `chat` among the commands."""
     text = "talk about pictures with a vision-language model"
     command = commands.add_parser("chat", help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=CODES)
-    flags.one_line_errors(command)
     command.add_argument("images", metavar="IMAGE", nargs="*", help="pictures that the first question is about")
     command.add_argument(
         "-p", "--prompt", metavar="TEXT", help="answer this and exit; the answer alone is on stdout (- reads stdin)"
@@ -59,21 +56,19 @@ def _chat(args: argparse.Namespace) -> int:
         print("Nobody has tried these files with this version: they are named by their publishers.", file=sys.stderr)
         return 0
     console = Console(False if args.no_color else None)
-    with flags.mistakes():
-        if args.json and args.prompt is None:
-            raise HalfVError("--json needs a question: give it with -p.")
-        question = _question(args.prompt)
-        pictures = flags.read_images(args.images)
-        sampling = _sampling(args)
-        model = flags.load(args, console)
+    if args.json and args.prompt is None:
+        raise HalfVError("--json needs a question: give it with -p.")
+    question = _question(args.prompt)
+    pictures = flags.read_images(args.images)
+    sampling = _sampling(args)
+    model = flags.load(args, console)
     from halfv_edge.cli.session import Session
 
     with model:
-        with flags.mistakes():
-            if args.grammar:
-                _check_grammar(args.grammar, sampling["grammar"], model.vocab)
-            exact = args.exact or (question is not None and not args.prepare)
-            chat = model.chat(args.system, mode="exact" if exact else "prepare")
+        if args.grammar:
+            _check_grammar(args.grammar, sampling["grammar"], model.vocab)
+        exact = args.exact or (question is not None and not args.prepare)
+        chat = model.chat(args.system, mode="exact" if exact else "prepare")
         session = Session(chat, console, sampling, args.image_max_tokens)
         try:
             if question is not None:

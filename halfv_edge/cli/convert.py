@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from halfv_edge.errors import HalfVError
 from halfv_edge.profile import presets, profile
 from halfv_edge.profile.profile import Profile
 
@@ -48,24 +47,20 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 def _convert(args: argparse.Namespace) -> None:
     from halfv_convert import convert
 
-    try:
-        with _log(args.verbose) as log:
-            done = convert(
-                args.folder,
-                args.output,
-                args.mmproj,
-                type=args.type.lower(),
-                mmproj_type=args.mmproj_type.lower(),
-                profile=_profile(args.profile),
-                with_profile=not args.no_profile,
-                name=args.name,
-                tokenizer_pre=args.tokenizer_pre,
-                log=log,
-                say=_say,
-            )
-    except HalfVError as error:
-        error.exit_code = 2
-        raise
+    with _log(args.verbose) as log:
+        done = convert(
+            args.folder,
+            args.output,
+            args.mmproj,
+            type=args.type.lower(),
+            mmproj_type=args.mmproj_type.lower(),
+            profile=_profile(args.profile),
+            with_profile=not args.no_profile,
+            name=args.name,
+            tokenizer_pre=args.tokenizer_pre,
+            log=log,
+            say=_say,
+        )
     if args.json:
         carried = done.profile and done.profile.to_json()
         print(json.dumps({"model": str(done.model), "mmproj": str(done.mmproj), "profile": carried}, indent=2))

@@ -31,7 +31,6 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         "eval", help="measure what pruning costs in quality", description=ABOUT,
         epilog=f"Policies: {policies.describe()}.",
     )  # fmt: skip
-    flags.one_line_errors(command)
     command.add_argument("questions", metavar="FILE.jsonl", nargs="+", type=Path)
     what = command.add_argument_group("evaluation")
     what.add_argument("--policy", metavar="NAME,NAME", default="profile", help="beside the unpruned model (profile)")
@@ -61,24 +60,23 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 
 def _eval(args: argparse.Namespace) -> int:
     console = Console()
-    with flags.mistakes():
-        _check(args)
-        from halfv_edge.measure.eval import questions  # here, so that other commands start fast
+    _check(args)
+    from halfv_edge.measure.eval import questions  # here, so that other commands start fast
 
-        limit = None if args.follow_up else args.limit
-        asked = questions.gather(args.questions, args.metric, args.suffix, limit)
-        with flags.load(args, console) as model:
-            report = _run(args, console, model, asked)
-        if args.plot:
-            from halfv_edge.measure.eval import plot
+    limit = None if args.follow_up else args.limit
+    asked = questions.gather(args.questions, args.metric, args.suffix, limit)
+    with flags.load(args, console) as model:
+        report = _run(args, console, model, asked)
+    if args.plot:
+        from halfv_edge.measure.eval import plot
 
-            image = plot.as_png(report)
-            with gguf_write.writing(args.plot, len(image)) as out:
-                out.write(image)
-            console.say(f"halfv: wrote {args.plot}.")
-        from halfv_edge.measure.eval.report import as_table
+        image = plot.as_png(report)
+        with gguf_write.writing(args.plot, len(image)) as out:
+            out.write(image)
+        console.say(f"halfv: wrote {args.plot}.")
+    from halfv_edge.measure.eval.report import as_table
 
-        print(json.dumps(report, indent=2) if args.json else as_table(report))
+    print(json.dumps(report, indent=2) if args.json else as_table(report))
     return 0
 
 

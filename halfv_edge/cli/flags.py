@@ -1,58 +1,25 @@
-"""What the commands that run a model share: flags, loading, and mistakes in the words of the command line."""
+"""What the commands that run a model share: flags and loading."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from halfv_edge.cli.console import Console
-from halfv_edge.errors import HalfVError, RunError
+from halfv_edge.errors import HalfVError
 from halfv_edge.gguf import read as gguf_read
 from halfv_edge.hub import demo as hub_demo
-from halfv_edge.hub import find as hub_find
 from halfv_edge.profile import presets, profile
 
 if TYPE_CHECKING:
     from halfv_edge.engine.images import Picture
     from halfv_edge.engine.model import Model
 
-MISTAKE, FAILURE = 2, 1  # exit codes: what was given can be changed, or what was run has failed
 MAX_TEXT_BYTES = 1 << 20
-
-# what the Python API calls it: what the command line calls it
-FLAGS = {
-    "mmproj_type": "--mmproj-type",
-    "image_max_tokens": "--image-max-tokens",
-    "max_tokens": "--max-tokens",
-    "n_ctx": "--ctx",
-    "n_gpu_layers": "--gpu-layers",
-    "kv_type": "--kv-type",
-    "json_schema": "--json-schema",
-    "temperature": "--temp",
-    "top_k": "--top-k",
-    "top_p": "--top-p",
-    "min_p": "--min-p",
-    "keep": "--keep",
-    "pixel_tau": "--pixel-tau",
-    "profile": "--profile",
-    "seed": "--seed",
-}
-
-
-def one_line_errors(parser: argparse.ArgumentParser) -> None:
-    """A wrong flag is one sentence as well, and not the usage of thirty flags."""
-
-    def error(message: str) -> NoReturn:
-        told = message.removeprefix("argument ").replace(": ", " ", message.startswith("argument "))
-        told = told.replace(" not allowed with argument ", " is not allowed with ")
-        parser.exit(MISTAKE, f"halfv: {told}; `{parser.prog} --help` lists the flags.\n")
-
-    parser.error = error
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -149,12 +116,6 @@ def integer(text: str) -> int:
 
 def load(args: argparse.Namespace, console: Console) -> Model:
     """The model of the flags; what a person should know of it is said on stderr."""
-    if args.keep is not None and not 0 < args.keep <= 1:
-        raise HalfVError(f"--keep {args.keep:g} is not valid: it must be above 0 and at most 1.")
-    if args.keep is not None and args.profile == "off":
-        raise HalfVError(f"--keep {args.keep:g} needs a profile, and --profile off says none: leave one of them out.")
-    if args.pixel_tau not in (None, "off") and not 0 <= args.pixel_tau <= 255:
-        raise HalfVError(f"--pixel-tau {args.pixel_tau:g} is not valid: it must be between 0 and 255.")
     files = hub_find.find(args.model, args.hf, args.mmproj)
     from halfv_edge.engine.model import Model  # here, as it loads the libraries
 
@@ -174,8 +135,6 @@ def load(args: argparse.Namespace, console: Console) -> Model:
             image_max_tokens=args.image_max_tokens,
             verbose=args.verbose,
         )
-    except HalfVError as error:
-        raise _too_few_tokens(error, args.image_max_tokens) or error from error
     finally:
         console.clear_status()
     built_in = [hub_demo.NOTE] if files.model.parent == hub_demo.FOLDER else []
@@ -191,15 +150,6 @@ def _profile(given: str | None) -> str | Path | None:
     if given.endswith(".json"):
         check_there(given)
     return Path(given) if os.path.lexists(given) else given
-
-
-def _too_few_tokens(error: HalfVError, limit: int | None) -> HalfVError | None:
-    """llama.cpp counts pixels where the flag counts tokens."""
-    pixels = re.search(r"image_max_pixels \((\d+)\) is less than image_min_pixels \((\d+)\)", str(error))
-    if limit is None or not pixels:
-        return None
-    least = -(-int(pixels[2]) * limit // int(pixels[1]))
-    return HalfVError(f"--image-max-tokens {limit} is too few for this encoder: it needs at least {least}.")
 
 
 def _without_effect(args: argparse.Namespace, model: Model) -> Iterator[str]:
@@ -237,24 +187,3 @@ def read_text(path: str, flag: str) -> str:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise HalfVError(f"{path} is not UTF-8 text: {flag} needs a text file.") from error
-
-
-@contextlib.contextmanager
-def mistakes() -> Iterator[None]:
-    """What goes wrong in here gets its exit code, and flags instead of the names of the API."""
-    try:
-        yield
-    except HalfVError as error:
-        told = in_flags(error)
-        told.exit_code = FAILURE if isinstance(error, RunError) else MISTAKE
-        raise told from error
-
-
-def in_flags(error: HalfVError) -> HalfVError:
-    """`n_ctx=4096` becomes `--ctx 4096`; a bare `n_ctx` too, but not words that also mean themselves."""
-    text = str(error).replace("name it with mmproj", "name it with --mmproj")
-    for name, flag in FLAGS.items():
-        text = re.sub(rf"(?<!-)\b{name}(?: = |=)(['\"]?)([\w.-]+)\1", rf"{flag} \2", text)
-        if "_" in name:
-            text = re.sub(rf"(?<!-)\b{name}\b", flag, text)
-    return type(error)(text)

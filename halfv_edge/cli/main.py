@@ -14,7 +14,7 @@ from halfv_edge.cli import calibrate as cli_calibrate
 from halfv_edge.cli import chat as cli_chat
 from halfv_edge.cli import convert as cli_convert
 from halfv_edge.cli import eval as cli_eval
-from halfv_edge.cli import flags, info
+from halfv_edge.cli import errors, info
 from halfv_edge.cli import profile as cli_profile
 from halfv_edge.cli import quantize_mmproj as cli_quantize
 from halfv_edge.cli import tokens as cli_tokens
@@ -22,7 +22,7 @@ from halfv_edge.errors import HalfVError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; a foreseen mistake is one sentence on stderr and exit code 1, or what the command documents."""
+    """Run one command; a foreseen mistake is one sentence on stderr and the exit code of its kind."""
     args = _parser().parse_args(argv)
     code = 0
     try:
@@ -31,18 +31,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader went away, as in `halfv info | head -1`; what is still buffered must not fail at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except HalfVError as error:
-        print(f"halfv: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("halfv: interrupted.", file=sys.stderr)
-        return 130
+    except (HalfVError, KeyboardInterrupt) as error:
+        print(errors.in_words(error), file=sys.stderr)
+        return errors.exit_code(error)
     return code
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="halfv", description="Visual token pruning for llama.cpp.")
-    flags.one_line_errors(parser)
+    parser = errors.Parser(prog="halfv", description="Visual token pruning for llama.cpp.", epilog=errors.CODES)
     parser.add_argument("--version", action="version", version=f"halfv-edge {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from halfv_edge.cli import console, flags, report
+from halfv_edge.cli import console, errors, report
 from halfv_edge.cli.console import Console
 from halfv_edge.draw import png as token_png
 from halfv_edge.engine import images
@@ -120,12 +120,11 @@ class Session:
         except HalfVError as error:
             self._failed.append(error)
             if self.out.interactive:
-                self.out.say(f"halfv: {error}")
+                self.out.say(errors.in_words(error))
 
     def _add(self, picture: Picture) -> None:
         self._doing = f"reading {picture.name}"
-        with flags.mistakes():
-            self.chat.add_image(picture)
+        self.chat.add_image(picture)
         self.pictures.append(picture)
 
     def ask(self, question: str, pictures: Sequence[Picture] = (), write: bool = True) -> Reply:
@@ -147,7 +146,7 @@ class Session:
                     with_it = ()
                 self._doing = f"reading {', '.join(p.name for p in with_it) or 'the question'}"
                 reply.wait_sec = time.perf_counter() - start
-                with flags.mistakes(), self.chat.ask(question, with_it, **self.sampling) as made:
+                with self.chat.ask(question, with_it, **self.sampling) as made:
                     for piece in made if not cancelled.is_set() else ():  # ask() forgets a stop that came before it
                         pieces.put(piece)
             except BaseException as error:
@@ -248,7 +247,7 @@ class Session:
                 if not self._one(line):
                     return 0
             except HalfVError as error:
-                self.out.say(f"halfv: {error}")
+                self.out.say(errors.in_words(error))
             except KeyboardInterrupt:  # while a command waited
                 self.out.say("")
 
@@ -266,20 +265,19 @@ class Session:
         if not line:
             return True
         command, _, rest = line.partition(" ")
-        with flags.mistakes():
-            if command == "/quit" or line in ("/exit", "/bye"):
-                return False
-            if command in COMMANDS:
-                getattr(self, f"_{command[1:]}")(rest.strip())
-                return True
-            if (dropped := _paths(line)) and all(map(os.path.isfile, dropped)):
-                self._image(line)
-                return True
-            if line.startswith("/"):
-                near = difflib.get_close_matches(command, COMMANDS, 1)
-                raise HalfVError(
-                    f"{command} is not a command: {f'did you mean {near[0]}' if near else '/help lists them'}."
-                )
+        if command == "/quit" or line in ("/exit", "/bye"):
+            return False
+        if command in COMMANDS:
+            getattr(self, f"_{command[1:]}")(rest.strip())
+            return True
+        if (dropped := _paths(line)) and all(map(os.path.isfile, dropped)):
+            self._image(line)
+            return True
+        if line.startswith("/"):
+            near = difflib.get_close_matches(command, COMMANDS, 1)
+            raise HalfVError(
+                f"{command} is not a command: {f'did you mean {near[0]}' if near else '/help lists them'}."
+            )
         self._answer(line)
         return True
 

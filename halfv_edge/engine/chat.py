@@ -222,7 +222,7 @@ class Chat:
         if not isinstance(question, str):
             raise HalfVError(f"A {type(question).__name__} is not a question: give text.")
         if max_tokens is not None and max_tokens < 1:
-            raise HalfVError(f"max_tokens = {max_tokens!r} is not valid: it must be at least 1.")
+            raise HalfVError(parameter="max_tokens", value=max_tokens, rule="at least 1")
         seed = self.model.seed if seed is None else seed
         settings = Sampling(temperature, top_k, top_p, min_p, seed, grammar, json_schema)
         stops = [text for text in ((stop,) if isinstance(stop, str) else stop) if text]
@@ -365,8 +365,9 @@ class Chat:
         needed = n_cells(self._context.items[:same]) + n_cells(new) + 1
         if needed > self._context.n_ctx:
             raise HalfVError(
-                f"{what} needs a context of {needed} tokens, but n_ctx is {self._context.n_ctx}: load the model with "
-                f"n_ctx={-(-needed // 1024) * 1024 + 1024}, or start over with fewer or smaller pictures."
+                f"{what} needs a context of {needed} tokens, and this one has {self._context.n_ctx}",
+                hint="load the model with {n_ctx}, or start over with fewer or smaller pictures",
+                settings={"n_ctx": -(-needed // 1024) * 1024 + 1024},
             )
 
     def _take(self, picture: Picture) -> None:
@@ -374,8 +375,10 @@ class Chat:
         largest = max(chunk.n_tokens for chunk in encoded.chunks)
         if self.model.encoder.non_causal and largest > self._context.n_batch:
             raise HalfVError(
-                f"{picture.name} has {largest} visual tokens that see each other, but n_batch is "
-                f"{self._context.n_batch}: load the model with n_batch={largest}."
+                f"{picture.name} has {largest} visual tokens that see each other, and a batch has room for "
+                f"{self._context.n_batch}",
+                hint="load the model with {n_batch}",
+                settings={"n_batch": largest},
             )
         self._pictures[self._n_given] = encoded
         self._waiting.append(self._n_given)

@@ -175,9 +175,17 @@ class Context:
         if self.stopping:
             raise StoppedError
         if rc == 1:
-            raise HalfVError(f"The context of {self.n_ctx} tokens is full: start over, or load with a larger n_ctx.")
+            raise HalfVError(
+                f"The context of {self.n_ctx} tokens is full",
+                hint="start over, or load with a larger {n_ctx}",
+                settings={"n_ctx": None},
+            )
         if native_log.out_of_memory():
-            raise HalfVError("Out of memory while computing: load with a smaller n_ctx or n_gpu_layers.")
+            raise HalfVError(
+                "Out of memory while computing",
+                hint="load with a smaller {n_ctx} or {n_gpu_layers}",
+                settings={"n_ctx": None, "n_gpu_layers": None},
+            )
         raise RunError(f"llama.cpp could not compute ({rc}): {native_log.last_words()}.")
 
     #

@@ -134,7 +134,7 @@ class Encoder:
         native_log.clear()
         pointer = mtmd.mtmd_init_from_file(str(path).encode(), model, params)
         if not pointer:
-            raise HalfVError(_why_not(path, model_path))
+            raise _why_not(path, model_path, image_max_tokens)
         if not mtmd.mtmd_support_vision(pointer):
             mtmd.mtmd_free(pointer)
             raise HalfVError(f"{path} hears but does not see: give an mmproj with a vision encoder.")
@@ -228,7 +228,9 @@ class Encoder:
         if count == 0 or mtmd.mtmd_batch_encode(batch) != 0:
             if native_log.out_of_memory():
                 raise HalfVError(
-                    f"{name} does not fit in memory as {chunks[0].n_tokens} tokens: set image_max_tokens lower."
+                    f"{name} does not fit in memory as {chunks[0].n_tokens} tokens",
+                    hint="set {image_max_tokens} lower",
+                    settings={"image_max_tokens": None},
                 )
             raise RunError(f"{name} cannot be encoded: {native_log.last_words()}.")
         return [self._light(batch, chunk) for chunk in chunks[:count]]
@@ -288,16 +290,27 @@ def _layout(metadata: gguf_read.Metadata) -> Layout:
     return Layout(tuple((width // side, height // side) for width, height in grids), first)
 
 
-def _why_not(path: Path, model_path: Path) -> str:
+def _why_not(path: Path, model_path: Path, limit: int | None) -> HalfVError:
+    """From what llama.cpp said: it gives no codes."""
     said = native_log.text()
     if widths := re.search(r"mismatch between text model \(n_embd = (\d+)\) and mmproj \(n_embd = (\d+)\)", said):
-        return (
+        return HalfVError(
             f"{path} belongs to another model: it gives {widths[2]} numbers per token, {model_path.name} takes "
             f"{widths[1]}; give the mmproj made for this model."
         )
+    pixels = re.search(r"image_max_pixels \((\d+)\) is less than image_min_pixels \((\d+)\)", said)
+    if limit is not None and pixels:
+        least = -(-int(pixels[2]) * limit // int(pixels[1]))
+        return HalfVError(
+            "is too few for this encoder", parameter="image_max_tokens", value=limit, hint=f"it needs at least {least}"
+        )
     if native_log.out_of_memory():
-        return f"There is not enough memory for the vision encoder {path}: close other programs, or set n_gpu_layers=0."
-    return f"{path} cannot be loaded as a vision encoder: {native_log.last_words()}."
+        return HalfVError(
+            f"There is not enough memory for the vision encoder {path}",
+            hint="close other programs, or set {n_gpu_layers}",
+            settings={"n_gpu_layers": 0},
+        )
+    return HalfVError(f"{path} cannot be loaded as a vision encoder: {native_log.last_words()}.")
 
 
 def find(given: str | os.PathLike[str] | None, model: profile.Model) -> Path:
@@ -310,8 +323,10 @@ def find(given: str | os.PathLike[str] | None, model: profile.Model) -> Path:
     found = [path for path in sorted(model.path.parent.glob("*.gguf")) if "mmproj" in path.name.lower()]
     if not found:
         raise HalfVError(
-            f"There is no vision encoder beside {model.path}: put the model's mmproj GGUF into its folder, or name it "
-            "with mmproj (a model for text alone has none)."
+            f"There is no vision encoder beside {model.path}",
+            hint="put the model's mmproj GGUF into its folder, or name it with {mmproj} "
+            "(a model for text alone has none)",
+            settings={"mmproj": None},
         )
     width = model.metadata.value(f"{model.architecture}.embedding_length")
     words = _words(model.path)

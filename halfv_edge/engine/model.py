@@ -120,7 +120,7 @@ class Model:
             ("topup_mb", topup_mb, 0),
         ):
             if number is not None and number < least:
-                raise HalfVError(f"{name} = {number!r} is not valid: it must be at least {least}.")
+                raise HalfVError(parameter=name, value=number, rule=f"at least {least}")
         resolved = resolve_profile(about, profile, keep, pixel_tau)
 
         llama_cpp.llama_backend_init()
@@ -131,13 +131,17 @@ class Model:
         if not pointer:
             if native_log.out_of_memory():
                 raise HalfVError(
-                    f"There is not enough memory for {about.path}: lower n_gpu_layers, or use a smaller file."
+                    f"There is not enough memory for {about.path}",
+                    hint="lower {n_gpu_layers}, or use a smaller file",
+                    settings={"n_gpu_layers": None},
                 )
             raise HalfVError(f"{about.path} cannot be loaded: {native_log.last_words()}.")
         n_trained = llama_cpp.llama_model_n_ctx_train(pointer)
         if n_ctx is not None and n_ctx > n_trained:
             llama_cpp.llama_model_free(pointer)
-            raise HalfVError(f"n_ctx = {n_ctx} is more than the {n_trained} tokens that {about.path.name} can follow.")
+            raise HalfVError(
+                f"is more than the {n_trained} tokens that {about.path.name} can follow", parameter="n_ctx", value=n_ctx
+            )
         options = {
             "seed": seed,
             "topup_bytes": topup_mb << 20,
@@ -211,8 +215,9 @@ class Model:
         if not pointer:
             if native_log.out_of_memory():
                 raise HalfVError(
-                    f"There is not enough memory for a context of {options['n_ctx']} tokens: lower n_ctx, use "
-                    "kv_type='q8_0', or close other chats."
+                    f"There is not enough memory for a context of {options['n_ctx']} tokens",
+                    hint="lower {n_ctx}, use {kv_type}, or close other chats",
+                    settings={"n_ctx": None, "kv_type": "q8_0"},
                 )
             raise HalfVError(f"No context can be made for {self.path.name}: {native_log.last_words()}.")
         halfv_cpp.halfv_set_topup_bytes(pointer, self.topup_bytes)
@@ -225,7 +230,7 @@ class Model:
         "exact" waits for the question, as published. Every open chat has a KV cache of its own: close those you leave.
         """
         if mode not in ("prepare", "exact"):
-            raise HalfVError(f"mode = {mode!r} is not valid: it must be 'prepare' or 'exact'.")
+            raise HalfVError(parameter="mode", value=mode, rule="'prepare' or 'exact'")
         with self.lock:
             self._check_open()
             chat = Chat(self, self._context(), system, mode)
@@ -292,6 +297,18 @@ def resolve_profile(
     pixel_tau: float | Literal["off"] | None = None,
 ) -> Resolved:
     """What these come to for this model, after the sidecar, the file and the presets."""
+    if keep is not None and not 0 < keep <= 1:
+        raise HalfVError(parameter="keep", value=keep, rule="above 0 and at most 1")
+    if keep is not None and given == "off":
+        raise HalfVError(
+            "needs a profile, and {profile} says none",
+            parameter="keep",
+            value=keep,
+            hint="leave one of them out",
+            settings={"profile": "off"},
+        )
+    if pixel_tau not in (None, "off") and not 0 <= pixel_tau <= 255:
+        raise HalfVError(parameter="pixel_tau", value=pixel_tau, rule="between 0 and 255")
     resolved = profiles.resolve(about, _override(given, about))
     if pixel_tau is not None and resolved.source != "environment":
         base = resolved.profile or Profile.default(about.n_layer)
@@ -303,7 +320,11 @@ def resolve_profile(
     if resolved.profile is None:
         if resolved.source != "environment":
             raise HalfVError(
-                f"keep = {keep!r} needs a profile: {about.path.name} has none, so give profile=... as well."
+                "needs a profile",
+                parameter="keep",
+                value=keep,
+                hint=f"{about.path.name} has none, so give {{profile}} as well",
+                settings={"profile": None},
             )
         return resolved
     return dataclasses.replace(resolved, profile=_changed(resolved.profile, about, ivr_keep=keep))
@@ -319,7 +340,11 @@ def if_supported(resolved: Resolved, model: int, path: Path) -> Resolved:
     if resolved.profile is None or halfv_cpp.halfv_model_supported(model):
         return resolved
     if resolved.source == "flag":
-        raise HalfVError(f"{path.name} cannot be pruned: its architecture has no hooks; give profile='off'.")
+        raise HalfVError(
+            f"{path.name} cannot be pruned: its architecture has no hooks",
+            hint="give {profile}",
+            settings={"profile": "off"},
+        )
     return Resolved(None, "off")
 
 
@@ -344,7 +369,7 @@ def _override(
 
 def check_choice(name: str, value: object, choices: Collection[Any]) -> None:
     if value not in choices:
-        raise HalfVError(f"{name} = {value!r} is not valid: it must be one of {', '.join(map(str, choices))}.")
+        raise HalfVError(parameter=name, value=value, rule=f"one of {', '.join(map(str, choices))}")
 
 
 def _n_cores() -> int:

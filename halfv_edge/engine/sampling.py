@@ -36,13 +36,16 @@ class Sampling:
             value = getattr(self, name)
             if not low <= value <= high or not math.isfinite(value):
                 rule = f"between {low} and {high}" if high < math.inf else f"at least {low}"
-                raise HalfVError(f"{name} = {value!r} is not valid: it must be {rule}.")
+                raise HalfVError(parameter=name, value=value, rule=rule)
         if self.top_k < 0:
-            raise HalfVError(f"top_k = {self.top_k!r} is not valid: it must be 0 (all tokens) or more.")
+            raise HalfVError(parameter="top_k", value=self.top_k, rule="0 (all tokens) or more")
         if self.seed is not None and not 0 <= self.seed < 0xFFFFFFFF:
-            raise HalfVError(f"seed = {self.seed!r} is not valid: it must be from 0 to 4294967294.")
+            raise HalfVError(parameter="seed", value=self.seed, rule="from 0 to 4294967294")
         if self.grammar is not None and self.json_schema is not None:
-            raise HalfVError("grammar and json_schema were both given: an answer follows one of them.")
+            both = {"grammar": None, "json_schema": None}
+            raise HalfVError(
+                "{grammar} and {json_schema} were both given", hint="an answer follows one of them", settings=both
+            )
 
     def gbnf(self) -> str | None:
         """The grammar in force, made from the schema when that is what was given."""

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
-from halfv_edge.errors import HalfVError
+from halfv_edge.errors import HalfVError, RunError
 from halfv_edge.gguf import read as gguf_read
 from halfv_edge.gguf.read import Metadata
 
@@ -95,8 +95,9 @@ def writing(target: Path, size: int = 0) -> Iterator[BinaryIO]:
     except OSError as error:
         if error.errno in FULL_DISK:
             needs = f"it needs {size / 1e9:.2f} GB" if size >= 1e7 else f"it needs {size} bytes"
-            raise HalfVError(f"{target} cannot be written: {needs}, and there is not that much room.") from error
-        raise HalfVError(f"{target} cannot be written: {error.strerror or error}.") from error
+            raise RunError(f"{target} cannot be written: {needs}, and there is not that much room.") from error
+        kind = RunError if error.errno == errno.EIO else HalfVError
+        raise kind(f"{target} cannot be written: {error.strerror or error}.") from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)

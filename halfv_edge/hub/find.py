@@ -57,26 +57,29 @@ def find(model: str | None, hub: str | None, mmproj: str | None) -> Files:
         return Files(*default)
     if model is None:
         raise HalfVError(
-            "No model was given: name one with -m MODEL.gguf (its mmproj beside it), --hf OWNER/REPO, or -m NAME with "
-            "a name from `halfv chat --list-models`."
+            "No model was given: name a GGUF with its mmproj beside it, a Hugging Face repository, or one of "
+            "`halfv chat --list-models`."
         )
     path = Path(model)
     if not os.path.lexists(path):
         _refuse(model)
     if gguf_read.read(path).text("general.architecture") == "clip":
-        raise HalfVError(f"{path} is a vision encoder: give it with --mmproj, and its language model with -m.")
+        raise HalfVError(
+            f"{path} is a vision encoder",
+            hint="give it with {mmproj}, and its language model with {model}",
+            settings={"mmproj": None, "model": None},
+        )
     return Files(path, given)
 
 
 def _refuse(model: str) -> NoReturn:
     near = difflib.get_close_matches(model.lower(), KNOWN, 1)
+    what = f"{model} does not exist"
     if near:
-        hint = f"did you mean -m {near[0]}"
-    elif HUB.fullmatch(model) and not model.lower().endswith(".gguf"):
-        hint = f"a Hugging Face repository is given with --hf {model}"
-    else:
-        hint = "check the name and the folder, or choose one of `halfv chat --list-models`"
-    raise HalfVError(f"{model} does not exist: {hint}.")
+        raise HalfVError(what, hint="did you mean {model}", settings={"model": near[0]})
+    if HUB.fullmatch(model) and not model.lower().endswith(".gguf"):
+        raise HalfVError(what, hint="a Hugging Face repository is given with {hub}", settings={"hub": model})
+    raise HalfVError(f"{what}: check the name and the folder, or choose one of `halfv chat --list-models`.")
 
 
 #
@@ -88,15 +91,18 @@ def _from_hub(text: str, mmproj: Path | None) -> Files:
     """Downloaded once: huggingface_hub keeps the files in its cache, and finds them there without a network."""
     match = HUB.fullmatch(text)
     if not match:
-        raise HalfVError(
-            f"--hf {text} is not valid: it must be OWNER/REPO or OWNER/REPO:QUANT, like {KNOWN['qwen3-vl-2b']}."
-        )
+        rule = f"OWNER/REPO or OWNER/REPO:QUANT, like {KNOWN['qwen3-vl-2b']}"
+        raise HalfVError(parameter="hub", value=text, rule=rule)
     repo = match["repo"]
     names = _listing(repo)
     model = choose(repo, names, match["type"])
     encoders = [name for name in names if _is_mmproj(name)]
     if not encoders and mmproj is None:
-        raise HalfVError(f"{repo} has no mmproj, so nothing to see pictures with: give another, or --mmproj FILE.")
+        raise HalfVError(
+            f"{repo} has no mmproj, so nothing to see pictures with",
+            hint="give another, or a file with {mmproj}",
+            settings={"mmproj": None},
+        )
     encoder = mmproj or _download(repo, _best(encoders, MMPROJ_TYPES))
     downloaded = [_download(repo, part) for part in parts(model, names)]
     return Files(downloaded[0], encoder)
@@ -175,7 +181,7 @@ def _trouble(what: str, error: Exception) -> HalfVError:
     if isinstance(error, OSError) and error.errno:
         return HalfVError(f"{what} cannot be downloaded: {error.strerror}.")
     first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-    return HalfVError(f"{what} cannot be downloaded: {first}; check the network, or give a file with -m.")
+    return HalfVError(f"{what} cannot be downloaded: {first}; check the network, or give a file.")
 
 
 def _hub():
@@ -184,7 +190,7 @@ def _hub():
     except ImportError as error:
         raise HalfVError(
             "Downloading needs the package huggingface_hub: `pip install huggingface_hub`, or download the GGUFs "
-            "yourself and give them with -m and --mmproj."
+            "yourself and give the files."
         ) from error
     return huggingface_hub
 

@@ -52,7 +52,11 @@ class Given:
 
     def own(self, name: str) -> Profile:
         if self.profile is None:
-            raise HalfVError(f"The policy {name} needs a profile, and this model has none: give one with --profile.")
+            raise HalfVError(
+                f"The policy {name} needs a profile, and this model has none",
+                hint="give one with {profile}",
+                settings={"profile": None},
+            )
         return self.profile
 
 

@@ -233,7 +233,7 @@ MISTAKES = {
     "cut.jpg": "cut.jpg is cut short or damaged (* bytes not processed)): get it again.",
     "bomb.png": "bomb.png is too large to decode safely: scale it down to at most 100 million pixels.",
     "zero.png": "zero.png is empty: it has 0 bytes.",
-    "cat.jpg dog.png cat.jpg --ctx 256": "* needs a context of * tokens, but --ctx is 256: load the model with --ctx *",
+    "cat.jpg dog.png cat.jpg --ctx 256": "* needs a context of * tokens, and this one has 256: load the model with *",
     # in models
     "-m nope.gguf": "nope.gguf does not exist: check the name and the folder, or choose one of `halfv chat "
     "--list-models`.",
@@ -260,8 +260,8 @@ MISTAKES = {
     "--ctx 0": "--ctx '0' is not valid: it must be a whole number of at least 1; `halfv chat --help` lists the flags.",
     "--ctx 99999": "--ctx 99999 is more than the 32768 tokens that m.gguf can follow.",
     "--kv-type q9": "--kv-type q9 is not valid: it must be one of *",
-    "--temp -1": "--temp -1.0 is not valid: it must be at least 0.",
-    "--top-p 2": "--top-p 2.0 is not valid: it must be between 0 and 1.",
+    "--temp -1": "--temp -1 is not valid: it must be at least 0.",
+    "--top-p 2": "--top-p 2 is not valid: it must be between 0 and 1.",
     "--seed -2": "--seed -2 is not valid: it must be from 0 to 4294967294.",
     "--grammar nope.gbnf": "nope.gbnf does not exist: check the name and the folder.",
     "--grammar undefined.gbnf": "undefined.gbnf is not a grammar: Undefined rule identifier 'b'; it must be GBNF with "
@@ -297,7 +297,7 @@ def test_no_model(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: 
     monkeypatch.chdir(place)
     monkeypatch.setattr(hub_demo, "FOLDER", place)
     assert main(["chat", "cat.jpg"]) == 2
-    assert capsys.readouterr().err.startswith("halfv: No model was given: name one with -m MODEL.gguf")
+    assert capsys.readouterr().err.startswith("halfv: No model was given: name a GGUF with its mmproj")
     assert main(["chat", "--list-models"]) == 0
     listed = capsys.readouterr().out.splitlines()
     assert [line.split() for line in listed] == [list(pair) for pair in hub_find.KNOWN.items()]

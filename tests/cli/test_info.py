@@ -84,7 +84,7 @@ def test_reader_that_goes_away() -> None:
 
 def test_libraries_not_built(tmp_path: Path) -> None:
     done = run("-m", "halfv_edge", "info", HALFV_LIB_DIR=str(tmp_path))
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stdout == ""
     said = f"HALFV_LIB_DIR={tmp_path} holds no build.json: it is not a folder of HalfV libraries."
     assert done.stderr == f"halfv: {said}\n"

@@ -196,6 +196,6 @@ def test_mistakes_are_one_sentence(mmproj: Path, eyes: Eyes, tmp_path: Path) -> 
         ((tmp_path / "none.gguf", target), "none.gguf cannot be read: No such file"),
     ):
         done = halfv(*args)
-        assert done.returncode == 1 and done.stdout == ""
+        assert done.returncode == 2 and done.stdout == ""
         assert done.stderr.count("\n") == 1 and told in done.stderr, done.stderr
         assert not target.exists()

@@ -113,7 +113,10 @@ def test_a_conversation_fills_its_context(vlms: Vlms) -> None:
         while chat.stats.stopped != "length":
             text = chat.answer("and", grammar="root ::= [a-z]{200}")
         assert n_cells(chat._context.items) <= 256
-        with pytest.raises(HalfVError, match=r"This question needs a context of \d+ tokens, but n_ctx is 256"):
+        with pytest.raises(
+            HalfVError,
+            match=r"This question needs a context of \d+ tokens, and this one has 256: load the model with n_ctx=",
+        ):
             chat.ask(NEXT)
         assert chat.messages[-1]["content"] == text
         chat.reset()
@@ -179,7 +182,7 @@ def test_what_cannot_be_loaded(tmp_path: Path, vlms: Vlms) -> None:
         ((model,), {"profile": "llava"}, "There is no preset 'llava'"),
         ((model,), {"profile": tmp_path / "no.json"}, r"no\.json cannot be read"),
         ((model,), {"profile": {"ivr": {"layer": 2}}}, "halfv.ivr.keep is missing"),
-        ((model,), {"keep": 1.5}, "halfv.ivr.keep = 1.5 is not valid"),
+        ((model,), {"keep": 1.5}, "keep = 1.5 is not valid: it must be above 0 and at most 1"),
         ((model,), {"profile": "off", "keep": 0.5}, "needs a profile"),
     ]
     for args, options, expected in cases:
@@ -273,7 +276,9 @@ def test_a_picture_that_must_be_one_batch(vlms: Vlms, monkeypatch: pytest.Monkey
     monkeypatch.setattr(Encoder, "non_causal", True)
     model = vlms.load("llava", n_batch=64)
     with model.chat() as chat:
-        with pytest.raises(HalfVError, match=r"100 visual tokens that see each other, but n_batch is 64.*n_batch=100"):
+        with pytest.raises(
+            HalfVError, match=r"100 visual tokens that see each other, and a batch has room for 64.*n_batch=100"
+        ):
             chat.add_image(picture())
         assert chat.answer(QUESTION, max_tokens=2)  # it goes on
 

@@ -198,7 +198,7 @@ def test_which_tau(vlms: Vlms, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found("qwen2.5-vl-7b", None, "off") is None and found("qwen2.5-vl-7b", None, 3) == 3
     assert found("off", None, 1) == 1 and not resolve_profile(about, "off", None, 1).profile.prunes(6)
     assert resolve_profile(about, "off", None, "off").profile is None
-    with pytest.raises(HalfVError, match=r"halfv\.pixel\.tau = 256 is not valid: it must be between 0 and 255"):
+    with pytest.raises(HalfVError, match=r"^pixel_tau = 256 is not valid: it must be between 0 and 255\.$"):
         found(None, None, 256)
     monkeypatch.setenv("HALFV", "off")
     assert resolve_profile(about, None, None, 1).profile is None

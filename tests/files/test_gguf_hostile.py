@@ -147,7 +147,7 @@ def test_bad_file(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     path = tmp_path / "bad.gguf"
     path.write_bytes(raw)
     with bounded(mib=1, seconds=5):
-        assert main(["profile", "show", str(path)]) == 1
+        assert main(["profile", "show", str(path)]) == 2
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.startswith(f"halfv: {path} ")
@@ -235,7 +235,7 @@ def test_not_a_file(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
     path = tmp_path / "model.gguf"
     make(path)
     with as_nobody() if make is no_permission else contextlib.nullcontext():
-        assert main(["profile", "show", str(path)]) == 1
+        assert main(["profile", "show", str(path)]) == 2
     assert capsys.readouterr().err == f"halfv: {path} {sentence}\n"
 
 

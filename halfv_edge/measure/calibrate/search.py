@@ -102,7 +102,8 @@ class Search:
             raise HalfVError(
                 f"This model cannot become {target:g} times faster without keeping less than {LEAST_KEEP:.0%} of a "
                 f"picture: the closest is {math.floor(100 * self.speedup(closest)) / 100:g}; ask for that with "
-                "--target-speedup."
+                "{target_speedup}.",
+                settings={"target_speedup": None},
             )
         found.modes += checks
         deep = [check for check in checks if check.profile.ssr_layer < self.n_layer]
@@ -149,7 +150,8 @@ class Search:
         if best is None:
             raise HalfVError(
                 f"No profile stays within a divergence of {limit:g}: the closest has {_rounded_up(least.divergence)} "
-                f"and is {least.speedup:.2f} times faster; ask for that with --max-divergence."
+                f"and is {least.speedup:.2f} times faster; ask for that with {{max_divergence}}.",
+                settings={"max_divergence": None},
             )
         return best
 

@@ -110,7 +110,9 @@ class Probe:
         context = self.context()
         if n_cells(items) + ROOM > context.n_ctx:
             raise HalfVError(
-                f"it has {n_cells(items)} tokens, too many for a context of {context.n_ctx}: give more --ctx"
+                f"it has {n_cells(items)} tokens, too many for a context of {context.n_ctx}",
+                hint="give a larger {n_ctx}",
+                settings={"n_ctx": None},
             )
         halfv_cpp.check(halfv_compare.halfv_hold(context.pointer, True))
         try:

@@ -1,0 +1,60 @@
+"""What goes wrong in a command: its words, and its exit code. All of it is decided here."""
+
+from __future__ import annotations
+
+import argparse
+from typing import NoReturn
+
+from halfv_edge.errors import HalfVError, RunError
+
+MISTAKE, FAILURE, INTERRUPTED = 2, 1, 130
+CODES = "Exit codes: 0 fine, 1 a failure while running, 2 a mistake in what was given, 130 interrupted."
+
+# parameters of the Python API, as they are typed
+FLAGS = {
+    "hub": "--hf",
+    "image_max_tokens": "--image-max-tokens",
+    "grammar": "--grammar",
+    "json_schema": "--json-schema",
+    "keep": "--keep",
+    "kv_type": "--kv-type",
+    "max_divergence": "--max-divergence",
+    "max_tokens": "--max-tokens",
+    "min_p": "--min-p",
+    "mmproj": "--mmproj",
+    "mmproj_type": "--mmproj-type",
+    "model": "-m",
+    "n_ctx": "--ctx",
+    "n_gpu_layers": "--gpu-layers",
+    "n_threads": "--threads",
+    "pixel_tau": "--pixel-tau",
+    "profile": "--profile",
+    "seed": "--seed",
+    "target_speedup": "--target-speedup",
+    "temperature": "--temp",
+    "top_k": "--top-k",
+    "top_p": "--top-p",
+}
+
+
+def exit_code(error: BaseException) -> int:
+    """2 when something else can be given, 1 when nothing was wrong with what was given."""
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    return FAILURE if isinstance(error, RunError) else MISTAKE
+
+
+def in_words(error: BaseException) -> str:
+    """The line on stderr."""
+    if isinstance(error, KeyboardInterrupt):
+        return "halfv: interrupted."
+    return f"halfv: {error.sentence(FLAGS) if isinstance(error, HalfVError) else error}"
+
+
+class Parser(argparse.ArgumentParser):
+    """A wrong flag is one sentence as well, and not the usage of thirty flags; so for its sub-commands."""
+
+    def error(self, message: str) -> NoReturn:
+        words = message.removeprefix("argument ").replace(": ", " ", message.startswith("argument "))
+        words = words.replace(" not allowed with argument ", " is not allowed with ")
+        self.exit(MISTAKE, f"halfv: {words}; `{self.prog} --help` lists the flags.\n")
