@@ -13,6 +13,7 @@ from halfv_edge.cli.console import Console
 from halfv_edge.errors import HalfVError
 from halfv_edge.gguf import read as gguf_read
 from halfv_edge.hub import demo as hub_demo
+from halfv_edge.hub import find as hub_find
 from halfv_edge.profile import presets, profile
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from halfv_edge.cli import bench as cli_bench
 from halfv_edge.cli import calibrate as cli_calibrate
 from halfv_edge.cli import chat as cli_chat
 from halfv_edge.cli import convert as cli_convert
-from halfv_edge.cli import eval as cli_eval
 from halfv_edge.cli import errors, info
+from halfv_edge.cli import eval as cli_eval
 from halfv_edge.cli import profile as cli_profile
 from halfv_edge.cli import quantize_mmproj as cli_quantize
 from halfv_edge.cli import tokens as cli_tokens
