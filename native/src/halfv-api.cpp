@@ -67,7 +67,7 @@ static halfv_profile valid_profile(const halfv_profile * given, uint32_t n_layer
     const halfv_profile profile = halfv::read_sized(given, halfv::default_profile(n_layer));
     const std::string wrong = halfv::validate(profile, n_layer);
     if (!wrong.empty()) {
-        throw std::runtime_error(wrong);
+        throw std::runtime_error("halfv: " + wrong);
     }
     return profile;
 }
@@ -102,7 +102,7 @@ int32_t halfv_model_get_profile(const llama_model * model, halfv_profile * out) 
             return fail(HALFV_ERR_ARGUMENT, "halfv: the model or the place for its profile is null");
         }
         halfv::checked_size(out);
-        const auto profile = model->halfv_profile->get(model->hparams.n_layer());
+        const auto profile = model->halfv_profile->get(model->hparams.n_layer(), halfv::arch_supported(*model));
         if (!profile) {
             return HALFV_NOTHING;
         }
@@ -133,7 +133,7 @@ int32_t halfv_model_set_stage_cells(llama_model * model, uint32_t stage1, uint32
         if (!model) {
             return fail(HALFV_ERR_ARGUMENT, "halfv: the model is null");
         }
-        model->halfv_profile->stage_cells = { stage1, stage2, stage3 };
+        model->halfv_profile->set_stage_cells({ stage1, stage2, stage3 });
         return HALFV_OK;
     });
 }
@@ -161,7 +161,7 @@ int32_t halfv_set_keep(llama_context * ctx, float keep) {
         wanted.ivr_keep = keep;
         const std::string wrong = halfv::validate(wanted, prefill.memory.bounds[halfv::n_stages]);
         if (!wrong.empty()) {
-            return fail(HALFV_ERR_ARGUMENT, wrong);
+            return fail(HALFV_ERR_ARGUMENT, "halfv: " + wrong);
         }
         prefill.memory.profile = wanted;
         return HALFV_OK;

@@ -1,11 +1,11 @@
 #include "halfv-encoder.h"
+#include "halfv-switch.h"
 #include "halfv-workers.h"
 
 #include "ggml-alloc.h"
 
 #include <algorithm>
 #include <cctype>
-#include <cstdlib>
 #include <cstring>
 #include <stdexcept>
 #include <thread>
@@ -50,8 +50,7 @@ void set_encoder_settings(const encoder_settings & settings) {
 }
 
 encoder_settings encoder_settings::current() {
-    const char * env = getenv("HALFV");
-    if (env && strcmp(env, "off") == 0) {
+    if (switched_off()) {
         return { HALFV_ATTENTION_STOCK, "off" };
     }
     return settings_of_thread;

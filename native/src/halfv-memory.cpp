@@ -32,7 +32,7 @@ staged_memory::staged_memory(const llama_model & model, const llama_memory_param
         if (!has_stage(s)) {
             continue;
         }
-        const uint32_t wanted = model.halfv_profile->stage_cells[s];
+        const uint32_t wanted = model.halfv_profile->stage_cells()[s];
         const uint32_t size   = wanted == 0 ? cparams.n_ctx_seq : std::min<uint32_t>(cparams.n_ctx_seq, GGML_PAD(wanted, 256));
         const int32_t  first  = bounds[s], last = bounds[s + 1];
 
@@ -437,7 +437,7 @@ bool arch_supported(const llama_model & model) {
 }
 
 llama_memory_i * create_memory(const llama_model & model, const llama_memory_params & params, const llama_cparams & cparams) {
-    const auto profile = model.halfv_profile->get(model.hparams.n_layer());
+    const auto profile = model.halfv_profile->get(model.hparams.n_layer(), arch_supported(model));
     if (!profile || !arch_supported(model) || params.ctx_type != LLAMA_CONTEXT_TYPE_DEFAULT) {
         return nullptr;
     }

@@ -45,7 +45,7 @@ prefill_ptr prefill::attach(llama_context & ctx) {
                 p.ivr_keep, p.ivr_layer, p.ssr_update, p.ssr_layer, p.ssr_rest == HALFV_REST_FROZEN ? "frozen" : "dropped");
         return std::make_unique<prefill>(ctx, *memory);
     }
-    if (ctx.model.halfv_profile->get(ctx.model.hparams.n_layer())) {
+    if (ctx.model.halfv_profile->exists()) {
         LLAMA_LOG_WARN("%s: HalfV: this model has a profile, but its architecture (%s) or this kind of context runs unpruned\n",
                 __func__, ctx.model.arch_name().c_str());
     }

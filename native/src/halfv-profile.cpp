@@ -1,24 +1,20 @@
 #include "halfv-profile.h"
 
+#include "halfv-complaint.h"
+#include "halfv-switch.h"
+
 #include "gguf.h"
 
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
-#include <sstream>
+#include <new>
 #include <stdexcept>
 
 namespace halfv {
 
 static bool in_range(float value, float low, float high) {
     return std::isfinite(value) && value >= low && value <= high;
-}
-
-template <typename T>
-static std::string complaint(const char * key, const T & value, const std::string & rule) {
-    std::ostringstream out;
-    out << "halfv: " << key << " = " << value << " is not valid: " << rule;
-    return out.str();
 }
 
 halfv_profile default_profile(uint32_t n_layer) {
@@ -78,7 +74,7 @@ struct key_reader {
         const int64_t id = gguf_find_key(metadata, key);
         if (id < 0) {
             if (required && error.empty()) {
-                error = std::string("halfv: ") + key + " is missing: a profile needs it";
+                error = missing(key);
             }
             return -1;
         }
@@ -107,22 +103,15 @@ struct key_reader {
 };
 } // namespace
 
-std::shared_ptr<model_profile> make_model_profile() {
-    return std::make_shared<model_profile>();
-}
-
-void model_profile::read(const gguf_context * metadata) {
-    value.reset();
-    error.clear();
+static found_profile read_gguf(const gguf_context * metadata) {
     if (gguf_find_key(metadata, "halfv.version") < 0) {
-        return;
+        return {};
     }
-
     key_reader keys = { metadata, {} };
     uint32_t version = 0;
     keys.get("halfv.version", version);
     if (keys.error.empty() && version != HALFV_PROFILE_VERSION) {
-        keys.error = complaint("halfv.version", version, "this build reads version 1; a newer halfv-edge may read it, or set HALFV=off to run unpruned");
+        keys.error = wrong_version(version);
     }
 
     halfv_profile p = default_profile(0);
@@ -136,34 +125,88 @@ void model_profile::read(const gguf_context * metadata) {
     keys.get("halfv.min_visual_tokens", p.min_visual_tokens, false);
     p.pixel_prune = keys.get("halfv.pixel.tau", p.pixel_tau, false);
 
-    if (keys.error.empty()) {
-        if (rest == "frozen") {
-            p.ssr_rest = HALFV_REST_FROZEN;
-        } else if (rest == "dropped") {
-            p.ssr_rest = HALFV_REST_DROPPED;
-        } else {
-            keys.error = complaint("halfv.ssr.rest", "\"" + rest + "\"", "it must be \"frozen\" or \"dropped\"");
-        }
+    if (keys.error.empty() && rest != "frozen" && rest != "dropped") {
+        keys.error = wrong_rest(quoted(rest));
     }
-    error = keys.error;
-    value = p;
+    p.ssr_rest = rest == "frozen" ? HALFV_REST_FROZEN : HALFV_REST_DROPPED;
+
+    found_profile found;
+    found.value = p;
+    found.error = keys.error;
+    return found;
+}
+
+// HALFV_PROFILE is the JSON itself or the name of a file
+static found_profile read_environment(const std::string & given) {
+    found_profile found;
+    found.from_environment = true;
+    found.origin = "HALFV_PROFILE: ";
+    try {
+        std::string text = given;
+        if (given[given.find_first_not_of(" \t\r\n")] != '{') {
+            text = read_profile_file(given);
+            found.origin = "HALFV_PROFILE (" + quoted(given, 1024) + "): ";
+        }
+        const json_profile parsed = parse_profile(text);
+        found.value       = parsed.profile;
+        found.calibration = parsed.calibration;
+    } catch (const std::bad_alloc &) {
+        throw;
+    } catch (const std::exception & err) {
+        found.error = err.what();
+    }
+    return found;
+}
+
+void model_profile::read(const gguf_context * metadata) {
+    const char * given = getenv("HALFV_PROFILE");
+    const bool is_given = given && given[strspn(given, " \t\r\n")];
+    found_profile read = is_given ? read_environment(given) : read_gguf(metadata);
+    const std::lock_guard<std::mutex> lock(mutex);
+    found = std::move(read);
 }
 
 void model_profile::set(std::optional<halfv_profile> profile) {
-    error.clear();
-    value = profile;
+    const std::lock_guard<std::mutex> lock(mutex);
+    found = {};
+    found.value = profile;
 }
 
-std::optional<halfv_profile> model_profile::get(uint32_t n_layer) const {
-    const char * env = getenv("HALFV");
-    if (!value || (env && strcmp(env, "off") == 0)) {
+std::optional<halfv_profile> model_profile::get(uint32_t n_layer, bool supported) const {
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (switched_off() || (found.from_environment && !supported)) {
         return std::nullopt;
     }
-    const std::string wrong = error.empty() ? validate(*value, n_layer) : error;
-    if (!wrong.empty()) {
-        throw std::runtime_error(wrong);
+    std::string wrong = found.error;
+    if (wrong.empty() && found.value) {
+        wrong = validate(*found.value, n_layer);
     }
-    return value;
+    if (wrong.empty()) {
+        wrong = validate(found.calibration, n_layer);
+    }
+    if (!wrong.empty()) {
+        throw std::runtime_error("halfv: " + found.origin + wrong);
+    }
+    return found.value;
+}
+
+bool model_profile::exists() const {
+    const std::lock_guard<std::mutex> lock(mutex);
+    return !switched_off() && (found.value || !found.error.empty());
+}
+
+void model_profile::set_stage_cells(const std::array<uint32_t, 3> & cells) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    n_cells = cells;
+}
+
+std::array<uint32_t, 3> model_profile::stage_cells() const {
+    const std::lock_guard<std::mutex> lock(mutex);
+    return n_cells;
+}
+
+std::shared_ptr<model_profile> make_model_profile() {
+    return std::make_shared<model_profile>();
 }
 
 } // namespace halfv

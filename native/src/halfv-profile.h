@@ -1,11 +1,13 @@
 #pragma once
 
-#include "halfv.h"
+#include "halfv-profile-json.h"
 
 #include <array>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
+#include <vector>
 
 struct gguf_context;
 
@@ -20,20 +22,37 @@ std::string validate(const halfv_profile & profile, uint32_t n_layer);
 // whether a profile changes anything at all for a model of n_layer layers
 bool prunes(const halfv_profile & profile, uint32_t n_layer);
 
-// A model's profile: from its GGUF metadata, or set through the C ABI.
+// what a model came with, right or wrong
+struct found_profile {
+    std::optional<halfv_profile> value;
+    std::vector<evidence>        calibration; // of HALFV_PROFILE; in a GGUF it is never wrong enough to matter
+    std::string error;                        // what was wrong already without knowing the model
+    std::string origin;                       // said ahead of it
+    bool        from_environment = false;
+};
+
+// A model's profile: set through the C ABI, or else from HALFV_PROFILE, or else from its GGUF metadata.
+// A program may set it while another thread makes a context.
 class model_profile {
 public:
-    void read(const gguf_context * metadata);
+    void read(const gguf_context * metadata); // when the model is loaded
     void set(std::optional<halfv_profile> profile); // a valid one, or none
 
-    // the profile, none, or a std::runtime_error that says what is wrong with it; HALFV=off in the environment: none
-    std::optional<halfv_profile> get(uint32_t n_layer) const;
+    // The profile, none, or a std::runtime_error that says what is wrong with it. HALFV=off: none. HALFV_PROFILE is meant for
+    // those models of a process that can be pruned.
+    std::optional<halfv_profile> get(uint32_t n_layer, bool supported) const;
 
-    std::array<uint32_t, 3> stage_cells = {}; // 0: as many as the context has
+    // whether there is one, right or wrong
+    bool exists() const;
+
+    // 0: as many as the context has
+    void set_stage_cells(const std::array<uint32_t, 3> & cells);
+    std::array<uint32_t, 3> stage_cells() const;
 
 private:
-    std::optional<halfv_profile> value;
-    std::string error; // of read()
+    mutable std::mutex mutex;
+    found_profile      found;
+    std::array<uint32_t, 3> n_cells = {};
 };
 
 std::shared_ptr<model_profile> make_model_profile(); // for llama-model.h, which knows the name alone
