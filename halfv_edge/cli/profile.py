@@ -17,6 +17,7 @@ from halfv_edge.profile import presets, profile
 from halfv_edge.profile.profile import Calibration, Model, Profile, Resolved
 
 SOURCES = {
+    "HALFV_PROFILE": "HALFV_PROFILE in the environment, for every model",
     "sidecar": "halfv itself takes the sidecar {sidecar}",
     "gguf": "in the file",
     "off": "none: the model runs unpruned",
@@ -86,6 +87,8 @@ def _show(args: argparse.Namespace) -> None:
         print(as_text(model, found))
     for note in profile.notes(model):
         _say(f"{model.path}: {note}.")
+    if found.source == "HALFV_PROFILE" and "halfv.version" in model.metadata.entries:
+        _say("HALFV_PROFILE goes before the profile that is in the file.")
     if found.source == "sidecar" and "halfv.version" in model.metadata.entries:
         _say("the sidecar goes before the profile that is in the file.")
     if found.profile and profile.switched_off():

@@ -93,7 +93,7 @@ class Metadata:
 
 def quote(value: Any) -> str:
     """A value from a file as it may stand in a message: one line, printable, not long."""
-    text = json.dumps(value, default=str)
+    text = json.dumps(value, default=str, separators=(",", ":"))
     return text if len(text) <= 80 else text[:77] + "..."
 
 

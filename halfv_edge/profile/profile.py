@@ -237,19 +237,20 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """The profile in force and where it is from."""
+    """The profile in force and where it is from; "environment" is HALFV=off."""
 
     profile: Profile | None
-    source: Literal["flag", "sidecar", "gguf", "preset", "off", "environment"]
+    source: Literal["flag", "HALFV_PROFILE", "sidecar", "gguf", "preset", "off", "environment"]
     preset: str | None = None
     published: bool | None = None  # of a preset: used in the paper, not scaled from another size
 
 
 def resolve(model: Model | str | os.PathLike[str], override: Profile | Literal["off"] | None = None) -> Resolved:
-    """Which profile a model runs with: flag or API, sidecar, GGUF, preset, off.
+    """Which profile a model runs with: flag or API, HALFV_PROFILE, sidecar, GGUF, preset, off.
 
     What is found first is validated; when it is wrong that is an error and not a reason to go on to the next. The
-    native library reads the GGUF alone, so the caller sets the result, None too, with halfv_model_set_profile.
+    native library reads HALFV_PROFILE and the GGUF alone, so the caller sets the result, None too, with
+    halfv_model_set_profile.
     """
     if switched_off():
         return Resolved(None, "environment")
@@ -262,14 +263,16 @@ def resolve(model: Model | str | os.PathLike[str], override: Profile | Literal["
 
 
 def switched_off() -> bool:
-    """HALFV=off in the environment, as the native library reads it."""
+    """HALFV=off or HALFV=0 in the environment, as the native library reads it."""
     return os.environ.get("HALFV") in ("off", "0")
 
 
 def find(model: Model) -> Resolved:
-    """The profile that a model comes with: sidecar, GGUF, preset, off."""
+    """The profile of a model when no flag says otherwise: HALFV_PROFILE, sidecar, GGUF, preset, off."""
     from halfv_edge.profile import presets  # which needs Profile
 
+    if profile := read_environment(model):
+        return Resolved(profile, "HALFV_PROFILE")
     if profile := read_sidecar(model):
         return Resolved(profile, "sidecar")
     if profile := read_gguf(model):
@@ -277,6 +280,20 @@ def find(model: Model) -> Resolved:
     if preset := presets.match(model.architecture, model.names, model.n_layer):
         return Resolved(preset.profile.validate(model.n_layer), "preset", preset.name, preset.published)
     return Resolved(None, "off")
+
+
+def read_environment(model: Model) -> Profile | None:
+    """The profile in HALFV_PROFILE, a file or the JSON itself, validated against a model."""
+    given = os.environ.get("HALFV_PROFILE", "")
+    if not given.strip():
+        return None
+    raw, where = given.encode("utf-8", "surrogateescape"), "HALFV_PROFILE"
+    if not given.lstrip().startswith("{"):
+        try:
+            raw, where = _read_bytes(Path(given)), f"HALFV_PROFILE ({given})"
+        except HalfVError as error:
+            raise HalfVError(f"HALFV_PROFILE: {error}") from error
+    return _validated(parse_json(raw, where), model, where)
 
 
 def read_gguf(model: Model) -> Profile | None:
@@ -305,11 +322,14 @@ def read_sidecar(model: Model) -> Profile | None:
     path = sidecar_path(model.path)
     if not os.path.lexists(path):
         return None
-    profile = read_json(path)
+    return _validated(read_json(path), model, str(path))
+
+
+def _validated(profile: Profile, model: Model, where: str) -> Profile:
     try:
         return profile.validate(model.n_layer)
     except _InvalidError as error:
-        raise HalfVError(f"{path}: {error}") from error
+        raise HalfVError(f"{where}: {error}") from error
 
 
 def write_sidecar(profile: Profile, model: str | os.PathLike[str]) -> Path:
@@ -322,20 +342,30 @@ def write_sidecar(profile: Profile, model: str | os.PathLike[str]) -> Path:
 
 def read_json(path: Path) -> Profile:
     """A profile from a JSON file, not yet validated against a model."""
+    return parse_json(_read_bytes(path), str(path))
+
+
+def _read_bytes(path: Path) -> bytes:
     with gguf_read.reading(path) as file:
         raw = file.read(MAX_SIDECAR_BYTES + 1)
     if len(raw) > MAX_SIDECAR_BYTES:
         raise HalfVError(f"{path} is too long for a profile.")
+    return raw
+
+
+def parse_json(raw: bytes, where: str) -> Profile:
+    """A profile from JSON, not yet validated against a model; `where` is what messages call it."""
     try:
-        return Profile.from_json(json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_unique))
+        text = raw.decode("utf-8-sig")
+        return Profile.from_json(json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant))
     except (_InvalidError, _DuplicateError) as error:
-        raise HalfVError(f"{path}: {error}") from error
+        raise HalfVError(f"{where}: {error}") from error
     except UnicodeDecodeError as error:
-        raise HalfVError(f"{path} is not a profile: it is not UTF-8 text.") from error
+        raise HalfVError(f"{where} is not a profile: it is not UTF-8 text.") from error
     except ValueError as error:
-        raise HalfVError(f"{path} is not valid JSON: {error}.") from error
+        raise HalfVError(f"{where} is not valid JSON: {error}.") from error
     except RecursionError as error:
-        raise HalfVError(f"{path} is not a profile: it is nested too deep.") from error
+        raise HalfVError(f"{where} is not a profile: it is nested too deep.") from error
 
 
 def notes(model: Model) -> list[str]:
@@ -426,6 +456,10 @@ def _evidence(model: Model) -> tuple[Calibration | None, list[str]]:
         except HalfVError as error:
             complaints.append(f"{error}, so it is left out")
     return (Calibration(**found) if found else None), complaints
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

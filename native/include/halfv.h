@@ -3,7 +3,8 @@
 
 // HalfV for llama.cpp: prunes visual tokens inside llama_decode.
 //
-// A model file that carries a profile (GGUF keys halfv.*) is pruned without a call to anything below. This header is for
+// A model file that carries a profile (GGUF keys halfv.*) is pruned without a call to anything below, and so is any model
+// when HALFV_PROFILE in the environment names a profile or is one (JSON). This header is for
 // programs that want to choose the profile, switch it, prepare a picture before its question, or see what was kept.
 //
 // Functions that return int32_t give HALFV_OK or another value listed above them; halfv_last_error() then says what was
@@ -71,10 +72,11 @@ LLAMA_API int32_t halfv_profile_validate(const struct halfv_profile * profile, u
 LLAMA_API bool halfv_model_supported(const struct llama_model * model);
 
 // The profile that contexts made from now on will use.
-// HALFV_OK; HALFV_NOTHING: the model has none; HALFV_ERR_ARGUMENT: what its file says is invalid
+// HALFV_OK; HALFV_NOTHING: the model has none; HALFV_ERR_ARGUMENT: what HALFV_PROFILE or its file says is invalid
 LLAMA_API int32_t halfv_model_get_profile(const struct llama_model * model, struct halfv_profile * out);
 
-// Set it (null: none), in place of what the file says. Contexts that exist keep theirs.
+// Set it (null: none), in place of what HALFV_PROFILE or the file says. Contexts that exist keep theirs. This and
+// halfv_model_set_stage_cells may be called while another thread makes a context, which has the former or the new one.
 // HALFV_OK, HALFV_ERR_ARGUMENT, HALFV_ERR_UNSUPPORTED
 LLAMA_API int32_t halfv_model_set_profile(struct llama_model * model, const struct halfv_profile * profile);
 
@@ -132,7 +134,7 @@ enum halfv_attention {
 
 // How encoders that this thread loads from now on compute. weights: "auto", the default, is the type that is fastest here
 // and keeps the embeddings; "file", as they are; "off", as llama.cpp loads them; or a type: f16, bf16, q8_0, ...
-// HALFV=off in the environment makes it "off" and HALFV_ATTENTION_STOCK. HALFV_OK, HALFV_ERR_ARGUMENT
+// HALFV=off or 0 in the environment makes it "off" and HALFV_ATTENTION_STOCK. HALFV_OK, HALFV_ERR_ARGUMENT
 LLAMA_API int32_t halfv_set_encoder(const char * weights, enum halfv_attention attention);
 
 //

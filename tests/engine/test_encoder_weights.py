@@ -95,7 +95,7 @@ def test_padding_changes_nothing(eyes: Eyes, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["qwen2.5vl_merger", "muse-glimmer"])
-@pytest.mark.parametrize("how", ["HALFV=off", "off"])
+@pytest.mark.parametrize("how", ["HALFV=off", "HALFV=0", "off"])
 def test_off_is_llama_cpp(kind: str, how: str, eyes: Eyes, stock_lib_dir: Path, tmp_path: Path) -> None:
     path = make_windowed(tmp_path / "mmproj.gguf", kind, n_embd=N_EMBD)
 
@@ -111,7 +111,7 @@ def test_off_is_llama_cpp(kind: str, how: str, eyes: Eyes, stock_lib_dir: Path, 
     if how == "off":
         actual = eyes.embeddings(path, noise_like_driver(), weights="off", flash=-1)
     else:
-        which, actual = encode(libs.lib_dir(), HALFV="off")
+        which, actual = encode(libs.lib_dir(), HALFV=how.removeprefix("HALFV="))
         assert which == "patched"
         assert encode(libs.lib_dir())[1].tobytes() != stock.tobytes()
     assert actual.tobytes() == stock.tobytes()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import re
 import struct
 from ctypes import byref
@@ -158,6 +159,135 @@ def test_defaults_agree() -> None:
     assert list(KEYS) == [name for name, _ in halfv_cpp.halfv_profile._fields_ if name not in ("size", "pixel_prune")]
 
 
+# HALFV_PROFILE, read by the native library and by Python
+
+
+def natively(path: Path) -> Profile | str | None:
+    """What the library takes for a model, or its sentence; it then has to refuse the context as well."""
+    seen: list[Any] = []
+
+    def ask(model: int) -> None:
+        out = halfv_cpp.halfv_profile()
+        rc = halfv_cpp.halfv_model_get_profile(model, byref(out))
+        seen.append(halfv_cpp.halfv_last_error().decode() if rc < 0 else Profile.from_c(out) if rc == 0 else None)
+
+    LOG.clear()
+    try:
+        with Client(path, on_model=ask):
+            assert not isinstance(seen[0], str)
+    except RuntimeError as error:
+        assert "cannot make a context" in str(error)
+        assert seen[0].startswith("halfv: ")
+        assert seen[0] in log_text()
+        return seen[0].removeprefix("halfv: ")
+    return seen[0]
+
+
+def in_python(path: Path) -> Profile | str | None:
+    try:
+        found = profile.resolve(path).profile
+    except HalfVError as error:
+        return str(error)
+    return found and dataclasses.replace(found, calibration=None)
+
+
+def assert_same_mistake(path: Path, sentence: str) -> None:
+    """Both say it; where Python's parser explains more, up to there."""
+    theirs, ours = natively(path), in_python(path)
+    assert isinstance(theirs, str) and isinstance(ours, str)
+    assert sentence in theirs and sentence in ours
+    assert theirs.isascii() and theirs.isprintable() and len(theirs) < 400
+    if "not valid JSON" not in sentence and "nested too deep" not in sentence:
+        assert theirs.replace('"', "") == ours.replace('"', "").removesuffix(".")
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "types" not in case], ids=case_id)
+def test_variable(case: dict[str, Any], plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table once more, as JSON."""
+    values = values_of(case)
+    monkeypatch.setenv("HALFV_PROFILE", " " + json.dumps(nested(values)))
+    if case["says"] is None:
+        assert natively(plain) == in_python(plain) is not None
+    elif any(isinstance(value, float) and not math.isfinite(value) for value in values.values()):
+        assert_same_mistake(plain, "is not valid JSON")
+    else:
+        assert_same_mistake(plain, f"HALFV_PROFILE: {case['says']}")
+
+
+def test_variable_before_what_a_model_comes_with(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = put(GOOD.to_gguf(), plain, tmp_path / "model.gguf")
+    given_, flag = dataclasses.replace(GOOD, ivr_keep=0.75), dataclasses.replace(GOOD, ivr_keep=0.25)
+    file = tmp_path / "profile.json"
+    file.write_bytes(b"\xef\xbb\xbf" + json.dumps(given_.to_json()).encode())
+    profile.write_sidecar(flag, path)
+    for value in (json.dumps(given_.to_json()), str(file)):
+        monkeypatch.setenv("HALFV_PROFILE", value)
+        assert natively(path) == given_
+        assert profile.resolve(path) == profile.Resolved(given_, "HALFV_PROFILE")
+        assert profile.resolve(path, flag) == profile.Resolved(flag, "flag")
+        with Client(path, on_model=lambda model: halfv_cpp.set_model_profile(model, flag.to_c())) as client:
+            assert Profile.from_c(halfv_cpp.model_profile(client.model)) == flag
+        for off in ("off", "0"):
+            monkeypatch.setenv("HALFV", off)
+            assert natively(path) is in_python(path) is None
+        monkeypatch.delenv("HALFV")
+    for nothing in ("", " \n"):
+        monkeypatch.setenv("HALFV_PROFILE", nothing)
+        assert natively(path) == GOOD
+        assert profile.resolve(path) == profile.Resolved(flag, "sidecar")
+
+
+def test_variable_is_for_models_that_can_be_pruned(llama_tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program may load others beside them, such as an embedder."""
+    from llama_cpp import llama_cpp
+
+    monkeypatch.setenv("HALFV_PROFILE", "{}")
+    params = llama_cpp.llama_model_default_params()
+    params.vocab_only = True
+    path = llama_tree / "models" / "ggml-vocab-gpt-2.gguf"
+    other = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+    assert not halfv_cpp.halfv_model_supported(other)
+    assert halfv_cpp.model_profile(other) is None
+    llama_cpp.llama_model_free(other)
+
+
+def test_files_of_the_variable(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    long = tmp_path / "long.json"
+    long.write_bytes(b" " * (profile.MAX_SIDECAR_BYTES + 1))
+    many = tmp_path / "many.json"
+    many.write_text(json.dumps({str(i): i for i in range(60_000)}))
+    (tmp_path / "\x1b[31mred.json").write_text("{}")
+    for value, sentence in {
+        str(tmp_path / "nope.json"): "cannot be read: No such file or directory",
+        str(tmp_path): "is a folder: name the file in it",
+        str(pipe): "is not a regular file",
+        str(long): "is too long for a profile",
+    }.items():
+        monkeypatch.setenv("HALFV_PROFILE", value)
+        assert_same_mistake(plain, sentence)
+    for value, sentence in {
+        str(many): "it has too many keys",
+        str(tmp_path / "\x1b[31mred.json"): 'HALFV_PROFILE ("'
+        + str(tmp_path / r"\u001b[31mred.json")
+        + '"): halfv.version is',
+    }.items():
+        monkeypatch.setenv("HALFV_PROFILE", value)
+        told = natively(plain)
+        assert isinstance(told, str) and sentence in told and told.isascii() and told.isprintable()
+
+
+def test_a_hostile_string_in_a_gguf(plain: Path, tmp_path: Path) -> None:
+    """It reaches the log and the terminal in one line of printable ASCII, and not long."""
+    path = put(dict(GOOD.to_gguf()), plain, tmp_path / "model.gguf")
+    keys = GOOD.to_gguf() | {"halfv.ssr.rest": (gguf_read.STRING, "\x1b]0;owned\x07\n\u202e" + "x" * 100_000)}
+    told = natively(put(keys, path, tmp_path / "bad.gguf"))
+    assert told == in_python(tmp_path / "bad.gguf").removeprefix(f"{tmp_path / 'bad.gguf'}: ")
+    assert told.startswith(r'halfv.ssr.rest = "\u001b]0;owned\u0007\n\u202exxx')
+    assert told.isascii() and told.isprintable() and len(told) < 200
+
+
 # through JSON, GGUF and C and back
 
 
@@ -246,12 +376,14 @@ BAD_JSON = {
     '{"version": 1, "ivr": {"layer": true}}': "halfv.ivr.layer = true is not valid: it must be a whole number",
     '{"version": 1, "ivr": {"layer": null}}': "halfv.ivr.layer = null is not valid: it must be a whole number",
     '{"version": 1, "ivr": {"keep": "0.5"}}': 'halfv.ivr.keep = "0.5" is not valid: it must be a number',
+    '{"version": NaN}': "is not valid JSON: ",
+    '{"version": 1, "ivr": {"layer": [1, {"a": 2}]}}': 'halfv.ivr.layer = [1,{"a":2}] is not valid: it must be a whole',
     '{"version": 1, "ssr": {"rest": 1}}': "halfv.ssr.rest = 1 is not valid: it must be text",
 }
 
 
 @pytest.mark.parametrize("text", BAD_JSON, ids=lambda text: text[:40] or "empty")
-def test_json_types(text: str, tmp_path: Path) -> None:
+def test_json_types(text: str, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "bad.json"
     path.write_text(text)
     with pytest.raises(HalfVError) as error:
@@ -259,6 +391,8 @@ def test_json_types(text: str, tmp_path: Path) -> None:
     assert said(error).startswith(str(path))
     assert BAD_JSON[text] in said(error)
     assert "\n" not in said(error)
+    monkeypatch.setenv("HALFV_PROFILE", str(path))
+    assert_same_mistake(plain, BAD_JSON[text].rstrip(": "))
 
 
 BAD_CALIBRATION = {
@@ -273,11 +407,15 @@ BAD_CALIBRATION = {
 
 
 @pytest.mark.parametrize("name", BAD_CALIBRATION)
-def test_json_calibration(name: str) -> None:
+def test_json_calibration(name: str, plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     value, sentence = BAD_CALIBRATION[name]
     with pytest.raises(HalfVError) as error:
         Profile.from_json(GOOD.to_json() | {"calibration": {name: value}}).validate(N_LAYER)
     assert said(error).startswith(sentence)
+    text = json.dumps(GOOD.to_json() | {"calibration": {name: value}})
+    if name not in ("source", "text_entropy"):  # half a character and NaN are not JSON
+        monkeypatch.setenv("HALFV_PROFILE", text)
+        assert_same_mistake(plain, f"HALFV_PROFILE: {sentence}")
 
 
 def test_json_files(tmp_path: Path) -> None:
@@ -349,8 +487,9 @@ def test_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert profile.write_sidecar(beside, path) == tmp_path / "model.halfv.json"
     flag = dataclasses.replace(GOOD, ivr_keep=0.625)
 
-    monkeypatch.setenv("HALFV", "off")
-    assert profile.resolve(path, flag) == profile.Resolved(None, "environment")
+    for off in ("off", "0"):
+        monkeypatch.setenv("HALFV", off)
+        assert profile.resolve(path, flag) == profile.Resolved(None, "environment")
     monkeypatch.delenv("HALFV")
     assert profile.resolve(path, flag) == profile.Resolved(flag, "flag")
     assert profile.resolve(path, "off") == profile.Resolved(None, "flag")
