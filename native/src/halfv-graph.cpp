@@ -15,15 +15,45 @@ llm_graph_input_attn_kv * attn_input::at(int il) {
     GGML_ABORT("halfv: layer %d is in no stage of this graph", il);
 }
 
-void attn_input::set_input(const llama_ubatch * ubatch) {
+// The largest tensors of a long context: n_kv times n_ubatch. The mask that each stage has made for itself stays out of the graph.
+void attn_input::share_mask(ggml_context * ctx0) {
+    one_mask = staged->one_mask();
+    llm_graph_input_attn_kv * first = nullptr;
     for (auto & stage : stages) {
-        if (stage) { stage->set_input(ubatch); }
+        if (!stage || !one_mask) {
+            continue;
+        }
+        if (!first) {
+            first = stage.get();
+            continue;
+        }
+        ggml_tensor * mask = first->self_kq_mask;
+        ggml_tensor * own  = stage->self_kq_mask;
+        if (staged->is_reserve() && own->ne[0] < mask->ne[0]) { // a smaller cache; nobody runs this graph
+            mask = ggml_view_4d(ctx0, mask, own->ne[0], own->ne[1], own->ne[2], own->ne[3], own->nb[1], own->nb[2], own->nb[3], 0);
+        }
+        GGML_ASSERT(ggml_are_same_shape(mask, own));
+        stage->self_kq_mask = stage->self_kq_mask_cnv = mask;
+    }
+}
+
+void attn_input::set_input(const llama_ubatch * ubatch) {
+    bool set = false;
+    for (auto & stage : stages) {
+        if (!stage) {
+            continue;
+        }
+        ggml_tensor * mask = stage->self_kq_mask;
+        if (one_mask && set) { stage->self_kq_mask = nullptr; }
+        stage->set_input(ubatch);
+        stage->self_kq_mask = mask;
+        set = true;
     }
 }
 
 bool attn_input::can_reuse(const llm_graph_params & params) {
     staged = as_staged(params.mctx);
-    if (!staged) {
+    if (!staged || one_mask != staged->one_mask()) {
         return false;
     }
     for (int s = 0; s < n_stages; ++s) {

@@ -19,12 +19,13 @@ public:
         llm_graph_input_attn_kv(hparams, cparams, nullptr), staged(&mctx) {}
 
     template <typename F>
-    void build(F && build_stage) {
+    void build(ggml_context * ctx0, F && build_stage) {
         for (int s = 0; s < n_stages; ++s) {
             if (staged->reaches(cparams.halfv_pass, s)) {
                 stages[s] = build_stage(staged->stage(s));
             }
         }
+        share_mask(ctx0);
     }
 
     llm_graph_input_attn_kv * at(int il) override;
@@ -32,7 +33,10 @@ public:
     bool can_reuse(const llm_graph_params & params) override;
 
 private:
+    void share_mask(ggml_context * ctx0);
+
     const staged_context * staged;
+    bool one_mask = false;
     std::array<std::unique_ptr<llm_graph_input_attn_kv>, n_stages> stages;
 };
 

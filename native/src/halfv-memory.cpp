@@ -25,7 +25,8 @@ staged_memory::staged_memory(const llama_model & model, const llama_memory_param
     profile(profile),
     n_hidden(input_width(model.hparams, bounds[1])),
     n_key(model.hparams.n_embd_k_gqa(bounds[1])),
-    hparams(model.hparams) {
+    hparams(model.hparams),
+    cparams(cparams) {
     static const char * const tags[n_stages] = { "stage1_", "stage2_", "stage3_" };
 
     for (int s = 0; s < n_stages; ++s) {
@@ -51,11 +52,54 @@ void staged_memory::rewind(llama_seq_id seq_id, const graph_pass & pass) {
     for (int s = 0; s < n_stages; ++s) {
         if (touches(pass, s)) { stages[s]->seq_rm(seq_id, -1, -1); }
     }
+    alike = false;
+}
+
+bool staged_memory::equal_cells() const {
+    for (uint32_t stream = 0; stream < n_stream(); ++stream) {
+        const auto & first = stages[0]->get_cells(stream);
+        for (int s = 1; s < n_stages; ++s) {
+            if (!stages[s]) {
+                continue;
+            }
+            const auto & cells = stages[s]->get_cells(stream);
+            if (cells.get_used() != first.get_used() || cells.used_max_p1() != first.used_max_p1()) {
+                return false;
+            }
+            for (uint32_t i = 0; i < first.used_max_p1(); ++i) {
+                if (cells.is_empty(i) && first.is_empty(i)) {
+                    continue;
+                }
+                if (cells.is_empty(i) || first.is_empty(i) || cells.pos_get(i) != first.pos_get(i) || cells.seq_get_all(i) != first.seq_get_all(i) ||
+                    cells.ext_get(i).x != first.ext_get(i).x || cells.ext_get(i).y != first.ext_get(i).y) {
+                    return false;
+                }
+            }
+        }
+    }
+    return true;
+}
+
+uint32_t staged_memory::n_ubatch_whole(uint32_t n_new) const {
+    if (alike || !cparams.causal_attn) {
+        return cparams.n_ubatch;
+    }
+    uint64_t n_cells = 0;
+    each_stage([&](const llama_kv_cache & kv) {
+        uint32_t used = 0;
+        for (uint32_t stream = 0; stream < n_stream(); ++stream) {
+            used = std::max(used, kv.get_cells(stream).used_max_p1());
+        }
+        n_cells += std::min<uint64_t>(kv.get_size(), GGML_PAD((uint64_t) used + n_new, 256));
+    });
+    const uint64_t n = (uint64_t) cparams.n_ubatch*stages[0]->get_size()/n_cells;
+    return std::clamp<uint64_t>(n, 1, cparams.n_ubatch);
 }
 
 llama_memory_context_ptr staged_memory::init_batch(llama_batch_allocr & balloc, uint32_t n_ubatch, bool embd_all) {
     GGML_UNUSED(embd_all);
     balloc.split_reset();
+    n_ubatch = std::min(n_ubatch, n_ubatch_whole(balloc.get_n_tokens()));
 
     std::vector<step> steps;
     while (true) {
@@ -106,6 +150,7 @@ bool staged_memory::get_can_shift() const {
 void staged_memory::clear(bool data) {
     each_stage([&](llama_kv_cache & kv) { kv.clear(data); });
     sequences.clear();
+    alike = true;
 }
 
 bool staged_memory::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
@@ -114,6 +159,7 @@ bool staged_memory::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
     }
     bool res = true;
     each_stage([&](llama_kv_cache & kv) { res = kv.seq_rm(seq_id, p0, p1) && res; });
+    alike = alike || equal_cells();
 
     for (auto it = sequences.begin(); it != sequences.end();) {
         if (seq_id < 0 || it->first == seq_id) {
@@ -136,6 +182,7 @@ void staged_memory::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, lla
 
 void staged_memory::seq_keep(llama_seq_id seq_id) {
     each_stage([&](llama_kv_cache & kv) { kv.seq_keep(seq_id); });
+    alike = alike || equal_cells();
     for (auto it = sequences.begin(); it != sequences.end();) {
         it = it->first == seq_id ? std::next(it) : sequences.erase(it);
     }
@@ -278,10 +325,12 @@ void staged_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_
         } else {
             sequences[seq_id] = std::move(loaded[seq_id]);
         }
+        alike = equal_cells();
     } catch (...) {
         // one cache must not stay restored without the others
         each_stage([&](llama_kv_cache & kv) { kv.state_clear(seq_id); });
         if (seq_id < 0) { sequences.clear(); } else { sequences.erase(seq_id); }
+        alike = equal_cells();
         throw;
     }
 }
@@ -291,7 +340,7 @@ void staged_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_
 //
 
 staged_memory::transaction::transaction(staged_memory & memory, const std::vector<llama_seq_id> & seq_ids) :
-    memory(memory), seq_ids(seq_ids) {
+    memory(memory), seq_ids(seq_ids), alike(memory.alike) {
     for (int s = 0; s < n_stages; ++s) {
         if (memory.stages[s]) { heads[s] = memory.stages[s]->get_heads(); }
     }
@@ -308,6 +357,7 @@ staged_memory::transaction::~transaction() {
         return;
     }
     memory.running = nullptr;
+    memory.alike   = alike;
     for (int s = 0; s < n_stages; ++s) {
         if (memory.stages[s]) { memory.stages[s]->take_back(filled[s], heads[s]); }
     }
@@ -322,6 +372,7 @@ staged_memory::transaction::~transaction() {
 
 void staged_memory::transaction::commit() {
     memory.running = nullptr;
+    memory.alike   = memory.alike || memory.equal_cells(); // a picture that was kept whole, for one
     open = false;
     for (const auto id : seq_ids) {
         if (const auto it = memory.sequences.find(id); it != memory.sequences.end()) {
@@ -350,6 +401,7 @@ staged_context::staged_context(staged_memory & memory, std::vector<step> steps_i
     if (cparams) {
         causal_before = cparams->causal_attn;
     }
+    std::array<llama_kv_cache::slot_info_vec_t, n_stages> slots;
     for (int s = 0; s < n_stages && !steps.empty(); ++s) {
         std::vector<llama_ubatch> ubatches;
         for (const auto & step : steps) {
@@ -358,16 +410,28 @@ staged_context::staged_context(staged_memory & memory, std::vector<step> steps_i
         if (ubatches.empty()) {
             continue;
         }
-        auto slots = memory.stages[s]->prepare(ubatches);
-        if (slots.empty()) {
+        slots[s] = memory.stages[s]->prepare(ubatches);
+        if (slots[s].empty()) {
             status = LLAMA_MEMORY_STATUS_FAILED_PREPARE;
             return;
         }
         if (memory.running) {
             auto & filled = memory.running->filled[s];
-            filled.insert(filled.end(), slots.begin(), slots.end());
+            filled.insert(filled.end(), slots[s].begin(), slots[s].end());
         }
-        stages[s] = std::make_unique<llama_kv_cache_context>(memory.stages[s].get(), std::move(slots), std::move(ubatches));
+        stages[s] = std::make_unique<llama_kv_cache_context>(memory.stages[s].get(), slots[s], std::move(ubatches));
+    }
+
+    // a step that gives every stage the same tokens in the same cells leaves stages alike that were so before
+    std::array<size_t, n_stages> next = {};
+    for (const auto & step : steps) {
+        for (int s = 0; s < n_stages; ++s) {
+            if (memory.has_stage(s)) {
+                memory.alike = memory.alike && memory.touches(step.pass, s) && slots[s][next[s]].idxs == slots[0][next[0]].idxs;
+            }
+        }
+        for (int s = 0; s < n_stages; ++s) { next[s] += memory.touches(step.pass, s); }
+        alike.push_back(memory.alike);
     }
 }
 

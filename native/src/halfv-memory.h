@@ -74,6 +74,10 @@ public:
     bool has_stage(int s) const { return bounds[s] < bounds[s + 1]; }
     bool touches(const graph_pass & pass, int s) const;
 
+    // Tokens of a graph over all layers: no more than n_ubatch, and so few that the masks of all stages together take no more
+    // than stage I's when it is full, which is what buffers are reserved for. One mask serves all until tokens are pruned.
+    uint32_t n_ubatch_whole(uint32_t n_new) const;
+
     // forget the cells that hold a sequence in these layers; they are given out again in the same order
     void rewind(llama_seq_id seq_id, const graph_pass & pass);
 
@@ -109,6 +113,7 @@ public:
         std::array<std::vector<uint32_t>, n_stages> heads;
         std::map<llama_seq_id, sequence_mark> marks; // of sequences that existed
         std::vector<llama_seq_id> seq_ids;
+        bool alike;
         bool open = true;
     };
 
@@ -120,10 +125,14 @@ private:
 
     sequence empty_sequence() const;
 
+    bool equal_cells() const;
+
     const llama_hparams & hparams;
+    const llama_cparams & cparams; // of the context that owns this memory
     std::array<std::unique_ptr<llama_kv_cache>, n_stages> stages;
     std::map<llama_seq_id, sequence> sequences;
     transaction * running = nullptr;
+    bool alike = true; // all stages hold the same tokens in the same cells
 
     template <typename F> void each_stage(F && f) {
         for (auto & stage : stages) { if (stage) { f(*stage); } }
@@ -150,6 +159,10 @@ public:
     const std::array<int32_t, n_stages + 1> & bounds() const { return memory->bounds; }
     bool reaches(const graph_pass & pass, int s) const { return memory->touches(pass, s); }
 
+    // whether the stages that the current step reaches need only one mask; when buffers are reserved, that is the largest
+    bool one_mask()   const { return steps.empty() || alike[i_cur]; }
+    bool is_reserve() const { return steps.empty(); }
+
     // kept open until the last step is done
     std::unique_ptr<staged_memory::transaction> transaction;
     std::function<void()> on_done;
@@ -162,6 +175,7 @@ private:
     staged_memory * memory = nullptr;
     std::array<llama_memory_context_ptr, n_stages> stages;
     std::vector<step> steps;
+    std::vector<bool> alike; // after each step
     size_t i_cur = 0;
     llama_cparams * cparams = nullptr;
     bool causal_before = true;

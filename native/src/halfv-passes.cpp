@@ -78,8 +78,8 @@ void prefill::read(ggml_tensor * tensor, float * dst) const {
     ggml_backend_tensor_get_async(backend, tensor, dst, 0, ggml_nbytes(tensor));
 }
 
-// `width` floats of state per row; the sequence's own stream when there is one per sequence
-static llama_ubatch new_ubatch(uint32_t n, uint32_t n_pos, size_t width, bool tokens, bool own_stream) {
+// `width` floats of state per row; with a stream per sequence the rows of each of n_seqs sequences follow each other
+static llama_ubatch new_ubatch(uint32_t n, uint32_t n_seqs, uint32_t n_pos, size_t width, bool tokens, bool own_stream) {
     auto data = std::make_shared<llama_ubatch::data_t>();
     data->token     .resize(tokens ? n : 0);
     data->embd      .resize(n*width);
@@ -93,8 +93,8 @@ static llama_ubatch new_ubatch(uint32_t n, uint32_t n_pos, size_t width, bool to
     return {
         /*.b_equal_seqs =*/ own_stream,
         /*.n_tokens     =*/ n,
-        /*.n_seq_tokens =*/ own_stream ? n : 1,
-        /*.n_seqs       =*/ own_stream ? 1 : n,
+        /*.n_seq_tokens =*/ own_stream ? n/n_seqs : 1,
+        /*.n_seqs       =*/ own_stream ? n_seqs : n,
         /*.n_seqs_unq   =*/ 0,
         /*.n_pos        =*/ n_pos,
         /*.token        =*/ tokens ? data->token.data() : nullptr,
@@ -109,25 +109,30 @@ static llama_ubatch new_ubatch(uint32_t n, uint32_t n_pos, size_t width, bool to
     };
 }
 
-static void set_sequence(llama_ubatch & ubatch, llama_seq_id seq_id) {
+static void set_sequences(llama_ubatch & ubatch, std::vector<llama_seq_id> seq_ids) {
     auto & data = *ubatch.data;
-    data.seq_id_data.assign(ubatch.n_tokens, seq_id);
+    data.seq_id_data = std::move(seq_ids);
     for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
         data.seq_id[i] = &data.seq_id_data[i];
     }
-    data.seq_idx[seq_id] = 0;
-    data.seq_id_unq      = { seq_id };
+    data.seq_id_unq = data.seq_id_data;
+    std::sort(data.seq_id_unq.begin(), data.seq_id_unq.end());
+    data.seq_id_unq.erase(std::unique(data.seq_id_unq.begin(), data.seq_id_unq.end()), data.seq_id_unq.end());
+    for (size_t i = 0; i < data.seq_id_unq.size(); ++i) {
+        data.seq_idx[data.seq_id_unq[i]] = i;
+    }
     ubatch.seq_id_unq = data.seq_id_unq.data();
-    ubatch.n_seqs_unq = 1;
+    ubatch.n_seqs_unq = data.seq_id_unq.size();
 }
 
-llama_ubatch prefill::ubatch_of_batch(const llama_batch & batch, const std::vector<int32_t> & idxs) const {
+llama_ubatch prefill::ubatch_of_batch(const llama_batch & batch, const std::vector<int32_t> & idxs, uint32_t n_seqs) const {
     const auto & hparams = ctx.model.hparams;
     const uint32_t n     = idxs.size();
     const uint32_t n_pos = hparams.n_pos_per_embd();
     const size_t   width = batch.embd ? hparams.n_embd_inp() : 0;
 
-    llama_ubatch res = new_ubatch(n, n_pos, width, batch.token, memory.n_stream() > 1);
+    llama_ubatch res = new_ubatch(n, n_seqs, n_pos, width, batch.token, memory.n_stream() > 1);
+    std::vector<llama_seq_id> seq_ids(n);
     for (uint32_t i = 0; i < n; ++i) {
         const int32_t idx = idxs[i];
         if (batch.token) { res.token[i] = batch.token[idx]; }
@@ -137,15 +142,16 @@ llama_ubatch prefill::ubatch_of_batch(const llama_batch & batch, const std::vect
         }
         res.output[i] = batch.logits[idx];
         res.data->batch_idxs[i] = idx;
+        seq_ids[i] = batch.seq_id[idx][0];
     }
-    set_sequence(res, batch.seq_id[idxs[0]][0]);
+    set_sequences(res, std::move(seq_ids));
     return res;
 }
 
 llama_ubatch prefill::ubatch_of_rows(llama_seq_id seq_id, const row * rows, uint32_t n, size_t width, const slab<float> & hidden) const {
     const uint32_t n_pos = ctx.model.hparams.n_pos_per_embd();
 
-    llama_ubatch res = new_ubatch(n, n_pos, width, false, memory.n_stream() > 1);
+    llama_ubatch res = new_ubatch(n, 1, n_pos, width, false, memory.n_stream() > 1);
     for (uint32_t i = 0; i < n; ++i) {
         memcpy(res.embd + i*width, hidden.at(rows[i].hidden), width*sizeof(float));
         for (uint32_t j = 0; j < n_pos; ++j) {
@@ -154,8 +160,53 @@ llama_ubatch prefill::ubatch_of_rows(llama_seq_id seq_id, const row * rows, uint
         res.output[i] = rows[i].output;
         res.data->batch_idxs[i] = rows[i].batch_idx;
     }
-    set_sequence(res, seq_id);
+    set_sequences(res, std::vector<llama_seq_id>(n, seq_id));
     return res;
+}
+
+// Sequences that wait for nothing, through all layers. As upstream splits a batch: in its order where sequences share a
+// cache, else equally many tokens of sequences whose streams follow each other.
+std::vector<step> prefill::whole_steps(const llama_batch & batch, std::vector<share> parts) const {
+    size_t n_all = 0;
+    for (const auto & part : parts) { n_all += part.idxs.size(); }
+    const size_t n_ubatch = memory.n_ubatch_whole(n_all);
+    std::vector<step> steps;
+    const auto add = [&](const std::vector<int32_t> & idxs, size_t n_seqs) {
+        steps.push_back({ ubatch_of_batch(batch, idxs, n_seqs), {}, ctx.cparams.causal_attn });
+    };
+
+    if (memory.n_stream() == 1) {
+        std::vector<int32_t> idxs;
+        for (const auto & part : parts) { idxs.insert(idxs.end(), part.idxs.begin(), part.idxs.end()); }
+        std::sort(idxs.begin(), idxs.end());
+        for (size_t i = 0; i < idxs.size(); i += n_ubatch) {
+            add({ idxs.begin() + i, idxs.begin() + std::min(idxs.size(), i + n_ubatch) }, 1);
+        }
+        return steps;
+    }
+
+    std::sort(parts.begin(), parts.end(), [](const share & a, const share & b) { return a.seq_id < b.seq_id; });
+    std::vector<size_t> done(parts.size(), 0);
+    const auto left = [&](size_t i) { return parts[i].idxs.size() - done[i]; };
+    for (size_t first = 0; first < parts.size();) {
+        if (left(first) == 0) {
+            ++first;
+            continue;
+        }
+        size_t end = first + 1, n = left(first);
+        while (end < parts.size() && end - first < n_ubatch && parts[end].seq_id == parts[end - 1].seq_id + 1 && left(end) > 0) {
+            n = std::min(n, left(end++));
+        }
+        n = std::min(n, n_ubatch/(end - first));
+        std::vector<int32_t> idxs;
+        for (size_t i = first; i < end; ++i) {
+            const auto from = parts[i].idxs.begin() + done[i];
+            idxs.insert(idxs.end(), from, from + n);
+            done[i] += n;
+        }
+        add(idxs, end - first);
+    }
+    return steps;
 }
 
 std::vector<step> prefill::steps_of(llama_seq_id seq_id, const std::vector<row> & rows, const slab<float> & hidden, const graph_pass & pass) const {

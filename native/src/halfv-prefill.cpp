@@ -163,12 +163,7 @@ std::optional<int> prefill::decode_batch(llama_memory_context_ptr & mctx) {
             return rc;
         }
     }
-    for (const auto & part : ordinary) {
-        for (size_t i = 0; i < part.idxs.size(); i += ctx.cparams.n_ubatch) {
-            const auto end = std::min(part.idxs.size(), i + ctx.cparams.n_ubatch);
-            last.push_back({ ubatch_of_batch(batch, { part.idxs.begin() + i, part.idxs.begin() + end }), {}, ctx.cparams.causal_attn });
-        }
-    }
+    for (auto & step : whole_steps(batch, std::move(ordinary))) { last.push_back(std::move(step)); }
 
     if (last.empty()) {
         if (ctx.output_reserve(0) == 0) {
@@ -264,7 +259,7 @@ int prefill::stage1(const share & part, bool visual) {
     std::vector<step> steps;
     for (size_t i = 0; i < part.idxs.size(); i += ctx.cparams.n_ubatch) {
         const auto end = std::min(part.idxs.size(), i + ctx.cparams.n_ubatch);
-        steps.push_back({ ubatch_of_batch(batch, { part.idxs.begin() + i, part.idxs.begin() + end }), pass, ctx.cparams.causal_attn });
+        steps.push_back({ ubatch_of_batch(batch, { part.idxs.begin() + i, part.idxs.begin() + end }, 1), pass, ctx.cparams.causal_attn });
     }
 
     auto & s = memory.at(part.seq_id);

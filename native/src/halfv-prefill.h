@@ -91,7 +91,8 @@ private:
     int run(std::vector<step> steps, const std::function<void(const llama_ubatch &, const llm_graph_result &)> & collect, bool outputs = false);
     std::vector<step> steps_of(llama_seq_id seq_id, const std::vector<row> & rows, const slab<float> & hidden, const graph_pass & pass) const;
     llama_ubatch ubatch_of_rows(llama_seq_id seq_id, const row * rows, uint32_t n, size_t width, const slab<float> & hidden) const;
-    llama_ubatch ubatch_of_batch(const llama_batch & batch, const std::vector<int32_t> & idxs) const;
+    llama_ubatch ubatch_of_batch(const llama_batch & batch, const std::vector<int32_t> & idxs, uint32_t n_seqs) const;
+    std::vector<step> whole_steps(const llama_batch & batch, std::vector<share> parts) const;
     void read(ggml_tensor * tensor, float * dst) const;
 
     // a prompt of one sequence, and the states that enter the layer it has come to

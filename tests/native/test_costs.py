@@ -1,0 +1,177 @@
+"""What pruning may not cost those that do not use it: graphs of other sequences, memory for masks."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import llama_cpp
+import numpy as np
+import pytest
+
+from halfv_edge.testing.client import LOG, Client, log_text
+from tests.support import pruned
+from tests.support.tiny_models import make_tiny
+
+PROFILE = {
+    "ivr.layer": 2,
+    "ivr.keep": 0.5,
+    "ivr.anchors": 0.2,
+    "ssr.layer": 4,
+    "ssr.update": 0.1,
+    "ssr.rest": "dropped",
+}
+PREFIX = [11, 12, 13, 14]
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny(tmp_path_factory.mktemp("models") / "model.gguf", "llama", profile=PROFILE)
+
+
+def picture(client: Client, n: int = 120) -> np.ndarray:
+    return np.random.default_rng(n).standard_normal((n, client.n_embd_inp)).astype(np.float32)
+
+
+# --- graphs ---
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """A list that gets an entry per graph of the clients made from here on that runs the first layer."""
+    seen: list[int] = []
+    name_of = llama_cpp.llama_cpp._lib.ggml_get_name
+    name_of.argtypes, name_of.restype = [ctypes.c_void_p], ctypes.c_char_p
+
+    @llama_cpp.ggml_backend_sched_eval_callback
+    def watch(tensor: int, ask: bool, _user: int) -> bool:
+        if ask and name_of(tensor) == b"attn_norm-0":
+            seen.append(tensor)
+        return False
+
+    make = llama_cpp.llama_context_default_params
+
+    def watched() -> llama_cpp.llama_context_params:
+        params = make()
+        params.cb_eval = watch
+        return params
+
+    monkeypatch.setattr(llama_cpp, "llama_context_default_params", watched)
+    yield seen
+
+
+@pytest.mark.parametrize("kv_unified", [True, False], ids=["unified", "streams"])
+@pytest.mark.parametrize("waiting", [0, 4, 8])
+def test_one_that_waits_does_not_part_the_others(path, graphs, kv_unified, waiting):
+    n_others, last = 8, len(PREFIX)
+    others = [seq for seq in range(n_others + 1) if seq != waiting]
+    alone = []
+    for seq in others:
+        with Client(path) as client:
+            client.text([*PREFIX, 30 + seq], logits_last=False)
+            alone.append([client.decode(token) for token in (40 + seq, 50 + seq)])
+
+    with Client(path, n_seq_max=n_others + 1, kv_unified=kv_unified) as client:
+        for seq in others:
+            client.text([*PREFIX, 30 + seq], logits_last=False, seq=seq)
+        client.image(picture(client), seq=waiting)
+        for step in range(2):
+            graphs.clear()
+            rows, pos, seqs, outputs = [], [], [], []
+            for seq in range(n_others + 1):
+                waits = seq == waiting
+                rows.append(21 if waits else 40 + 10 * step + seq)
+                pos.append(client.next_pos[waiting] + step if waits else last + 1 + step)
+                seqs.append(seq)
+                outputs.append(not waits)
+            client.batch(rows, np.array(pos), seqs, outputs)
+            assert len(graphs) <= 3
+            for i, seq in enumerate(others):
+                assert np.abs(client.logits(seq) - alone[i][step]).max() < TOLERANCE
+        assert pruned.stats(client, waiting).n_pending == 122
+
+
+@pytest.mark.parametrize("kv_unified", [True, False], ids=["unified", "streams"])
+def test_others_of_unequal_length(path, graphs, kv_unified):
+    """In one batch with a sequence that waits: a long text, a token, a gap in the numbers, a text with two outputs."""
+    texts = {0: [*range(20, 40)], 1: [41], 4: [*range(50, 62)], 5: [*range(70, 90)]}
+    outputs_of = {0: {19}, 1: {0}, 4: {5, 11}, 5: set()}
+    with Client(path, n_seq_max=6, n_batch=64, n_ubatch=16, kv_unified=kv_unified) as client:
+        client.image(picture(client), seq=2)
+        order = [(seq, i) for i in range(20) for seq in texts if i < len(texts[seq])]  # interleaved
+        order.insert(7, (2, 0))
+        graphs.clear()
+        client.batch(
+            [texts[seq][i] if seq in texts else 21 for seq, i in order],
+            np.array([i if seq in texts else client.next_pos[2] for seq, i in order]),
+            [seq for seq, _ in order],
+            [seq in texts and i in outputs_of[seq] for seq, i in order],
+        )
+        assert len(graphs) <= 9
+        together = {
+            place: client.logits(index) for index, place in enumerate(order) if place[1] in outputs_of.get(place[0], ())
+        }
+    for seq, text in texts.items():
+        for i in outputs_of[seq]:
+            with Client(path) as client:
+                client.text(text[: i + 1])
+                assert np.abs(together[seq, i] - client.logits()).max() < TOLERANCE
+
+
+# --- memory for masks ---
+
+
+def compute_mib(log: str) -> list[float]:
+    return [float(size) for size in re.findall(r"compute buffer size (?:=|is) +([\d.]+) MiB", log)]
+
+
+def reserved_and_used(path: Path, fill: bool = False, **options: object) -> tuple[float, float]:
+    """MiB of the compute buffer when the context is new, and at its end."""
+    LOG.clear()
+    with Client(path, type_k="f16", type_v="f16", **options) as client:
+        reserved = max(compute_mib(log_text()))
+        if fill:
+            client.text(PREFIX, logits_last=False)
+            client.image(picture(client))
+            client.text([*range(20, 40)])
+            n_left = llama_cpp.llama_n_ctx(client.ctx) - client.next_pos[0]
+            client.text([20 + i % 50 for i in range(n_left)])
+        LOG.clear()
+    return reserved, max(compute_mib(log_text()))
+
+
+@pytest.mark.parametrize("flash_attn", [True, False], ids=["flash", "plain"])
+def test_masks_take_what_one_mask_takes(path, monkeypatch, flash_attn):
+    size = {"n_ctx": 32768, "n_ubatch": 512, "flash_attn": flash_attn}
+    monkeypatch.setenv("HALFV", "off")
+    stock, _ = reserved_and_used(path, **size)
+    monkeypatch.delenv("HALFV")
+    reserved, _ = reserved_and_used(path, **size)
+    assert reserved < 1.3 * stock
+
+
+@pytest.mark.parametrize("flash_attn", [True, False], ids=["flash", "plain"])
+def test_masks_of_pruned_stages_take_no_more(path, flash_attn):
+    reserved, used = reserved_and_used(path, fill=True, n_ctx=4096, n_ubatch=512, flash_attn=flash_attn)
+    assert used < reserved + 0.01  # the log rounds one of them
+
+
+def test_one_mask_until_something_is_pruned(path, monkeypatch):
+    """The same text with one mask and with three, and one again once the pruned tokens are gone."""
+    text = [20 + i % 50 for i in range(300)]
+    with Client(path, n_ubatch=64) as client:
+        client.text(text)
+        expected = client.logits()
+    with Client(path, n_ubatch=64, n_seq_max=2, kv_unified=True) as client:
+        client.image(picture(client), seq=1)
+        client.text(PREFIX, seq=1)
+        client.text(text)
+        assert np.abs(client.logits() - expected).max() < TOLERANCE
+        assert llama_cpp.llama_memory_seq_rm(client.memory, 1, -1, -1)
+        assert llama_cpp.llama_memory_seq_rm(client.memory, 0, -1, -1)
+        client.next_pos[0] = 0
+        client.text(text)
+        assert np.array_equal(client.logits(), expected)
