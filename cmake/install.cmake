@@ -1,7 +1,7 @@
-# Libraries, headers and build.json: into the Python package under pip, into lib/ and include/ otherwise.
+# Libraries, headers and build.json: into the bindings' package under pip, into lib/ and include/ otherwise.
 
 if (SKBUILD)
-    set(prefix halfv_edge/)
+    set(prefix halfv_cpp/)
 endif()
 
 # Upstream lists its headers relative to its own folders, which install() does not know here.
@@ -23,9 +23,9 @@ endforeach()
 if (SKBUILD)
     # The converter that `halfv convert` runs, with the gguf package of the same age.
     set(sources FILES_MATCHING PATTERN "*.py" PATTERN "__pycache__" EXCLUDE PATTERN "scripts" EXCLUDE)
-    install(DIRECTORY "${HALFV_TREE}/conversion" DESTINATION ${prefix}_upstream ${sources})
-    install(DIRECTORY "${HALFV_TREE}/gguf-py/gguf" DESTINATION ${prefix}_upstream/gguf-py ${sources})
-    install(FILES "${HALFV_TREE}/LICENSE" DESTINATION ${prefix}_upstream)
+    install(DIRECTORY "${HALFV_TREE}/conversion" DESTINATION halfv_edge/_upstream ${sources})
+    install(DIRECTORY "${HALFV_TREE}/gguf-py/gguf" DESTINATION halfv_edge/_upstream/gguf-py ${sources})
+    install(FILES "${HALFV_TREE}/LICENSE" DESTINATION halfv_edge/_upstream)
 endif()
 
 file(STRINGS "${CMAKE_SOURCE_DIR}/pyproject.toml" version REGEX "^version = ")
@@ -38,8 +38,10 @@ set(patched true)
 if (HALFV_STOCK)
     set(patched false)
 endif()
-file(CONFIGURE OUTPUT "${CMAKE_BINARY_DIR}/bin/build.json" CONTENT [[{
+set(HALFV_COMMIT "@HALFV_COMMIT@") # for the script to fill in
+file(CONFIGURE OUTPUT "${CMAKE_BINARY_DIR}/build.json.in" CONTENT [[{
   "version": "@version@",
+  "commit": "@HALFV_COMMIT@",
   "llama_cpp_python": "@HALFV_PIN_VERSION@",
   "llama_cpp_commit": "@commit@",
   "patched": @patched@,
@@ -47,4 +49,10 @@ file(CONFIGURE OUTPUT "${CMAKE_BINARY_DIR}/bin/build.json" CONTENT [[{
   "compiler": "@CMAKE_CXX_COMPILER_ID@ @CMAKE_CXX_COMPILER_VERSION@"
 }
 ]] @ONLY)
+# Our commit is asked for at every build: it changes without anything that makes CMake configure again.
+add_custom_target(halfv-manifest
+    COMMAND "${CMAKE_COMMAND}" "-DSOURCE=${CMAKE_SOURCE_DIR}" "-DIN=${CMAKE_BINARY_DIR}/build.json.in"
+            "-DOUT=${CMAKE_BINARY_DIR}/bin/build.json" -P "${CMAKE_SOURCE_DIR}/cmake/manifest.cmake"
+    BYPRODUCTS "${CMAKE_BINARY_DIR}/bin/build.json" VERBATIM)
+add_dependencies(halfv halfv-manifest)
 install(FILES "${CMAKE_BINARY_DIR}/bin/build.json" DESTINATION ${prefix}lib)

@@ -1,17 +1,19 @@
-"""ctypes bindings of halfv.h, in header order, and a few conveniences over them."""
+"""What we call of llama.cpp and HalfV, through ctypes. A module per header; of halfv.h the names are here too.
 
-from __future__ import annotations
+Nothing is loaded before the first call. HALFV_LIB_DIR names another folder of libraries than the one in this package.
+"""
 
 from ctypes import Array, byref, c_int32
 from typing import Any
 
 from halfv_cpp import halfv_h
 from halfv_cpp.halfv_h import *  # noqa: F403
+from halfv_cpp.library import LibraryError as LibraryError
 
 
 def _words(prefix: str) -> dict[int, str]:
     """The values of an enum of the header as lower-case words."""
-    names = (name for name in halfv_h.__all__ if name.startswith(prefix))
+    names = (name for name in vars(halfv_h) if name.startswith(prefix))
     return {getattr(halfv_h, name): name.removeprefix(prefix).lower() for name in names}
 
 
@@ -19,7 +21,7 @@ OUTCOMES = _words("HALFV_OUTCOME_")
 REASONS = _words("HALFV_REASON_")
 
 
-class HalfvError(RuntimeError):
+class CallError(RuntimeError):
     """A call that failed: `code` is its HALFV_ERR_*, the text the library's sentence."""
 
     def __init__(self, code: int, text: str):
@@ -30,7 +32,7 @@ class HalfvError(RuntimeError):
 def check(rc: int) -> int:
     """Pass on HALFV_OK, HALFV_NOTHING and counts; raise on HALFV_ERR_*."""
     if rc < 0:
-        raise HalfvError(rc, halfv_h.halfv_last_error().decode() or f"halfv: error {rc}")
+        raise CallError(rc, halfv_h.halfv_last_error().decode() or f"halfv: error {rc}")
     return rc
 
 
@@ -56,7 +58,7 @@ def stats(ctx: int, seq: int = 0) -> dict[str, Any]:
     """halfv_stats as plain values; outcome and reason as words."""
     out = halfv_h.halfv_stats()
     check(halfv_h.halfv_get_stats(ctx, seq, byref(out)))
-    values = {name: getattr(out, name) for name, _ in out._fields_ if name != "size"}
+    values = {name: getattr(out, name) for name, *_ in out._fields_ if name != "size"}
     values = {name: list(value) if isinstance(value, Array) else value for name, value in values.items()}
     return values | {"outcome": OUTCOMES[out.outcome], "reason": REASONS[out.reason]}
 

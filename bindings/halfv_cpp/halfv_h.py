@@ -1,40 +1,31 @@
-"""halfv.h through ctypes: in the header's order, the C declaration above each name.
+"""halfv.h, in the header's order, the C declaration above each name."""
 
-It opens the libllama that llama_cpp has loaded, so that a process has one.
-"""
+# mypy: disable-error-code="empty-body"
 
-from __future__ import annotations
+from ctypes import POINTER, Structure, c_uint32, c_uint64, sizeof
+from typing import TYPE_CHECKING, Annotated, Any
 
-from ctypes import (
-    CDLL,
-    POINTER,
-    Structure,
-    c_bool,
-    c_char_p,
-    c_double,
-    c_float,
-    c_int,
-    c_int32,
-    c_int64,
-    c_uint32,
-    c_uint64,
-    sizeof,
+from halfv_cpp.c_types import (
+    Bool,
+    Double,
+    Doubles,
+    Float,
+    Int,
+    Int32,
+    Int32s,
+    Int64,
+    MaybeHandle,
+    Text,
+    UInt32,
+    UInt64,
+    functions_of,
+    structure,
 )
-from typing import Any
 
-try:
-    from llama_cpp import llama_cpp
-    from llama_cpp._ctypes_extensions import ctypes_function_for_shared_library
-except FileNotFoundError as error:
-    raise ImportError(f"llama_cpp has no libraries ({error}): call halfv_edge.libs.load() first.") from error
+if TYPE_CHECKING:
+    from halfv_cpp.c_types import To
 
-# the same library, but our own view of it: ctypes keeps argtypes per object
-_lib = CDLL(llama_cpp._lib._name)
-if not hasattr(_lib, "halfv_version"):
-    raise ImportError(
-        f"{_lib._name} is a llama.cpp without HalfV: call halfv_edge.libs.load() before llama_cpp is imported."
-    )
-ctypes_function = ctypes_function_for_shared_library(_lib)
+function = functions_of("llama")
 
 # #define HALFV_PROFILE_VERSION 1
 HALFV_PROFILE_VERSION = 1
@@ -54,14 +45,14 @@ HALFV_ERR_COMPUTE = -4
 
 
 # LLAMA_API const char * halfv_last_error(void);
-@ctypes_function("halfv_last_error", [], c_char_p)
-def halfv_last_error() -> bytes:
+@function
+def halfv_last_error() -> Text:
     """The last error of this thread, b"" when there was none."""
 
 
 # LLAMA_API const char * halfv_version(void);
-@ctypes_function("halfv_version", [], c_char_p)
-def halfv_version() -> bytes: ...
+@function
+def halfv_version() -> Text: ...
 
 
 #
@@ -88,58 +79,63 @@ HALFV_REST_DROPPED = 1
 #     bool     pixel_prune;       // whether patches that their neighbours predict stay out of the encoder; for libmtmd,
 #     float    pixel_tau;         // how far each of their 8-bit pixels may be from the prediction, [0, 255]
 # };
+@structure
 class halfv_profile(Structure):  # noqa: N801
-    _fields_ = (
-        ("size", c_uint32),
-        ("ivr_layer", c_uint32),
-        ("ivr_keep", c_float),
-        ("ivr_anchors", c_float),
-        ("ssr_layer", c_uint32),
-        ("ssr_update", c_float),
-        ("ssr_rest", c_int32),
-        ("min_visual_tokens", c_uint32),
-        ("pixel_prune", c_bool),
-        ("pixel_tau", c_float),
-    )
+    size: UInt32
+    ivr_layer: UInt32
+    ivr_keep: Float
+    ivr_anchors: Float
+    ssr_layer: UInt32
+    ssr_update: Float
+    ssr_rest: Int32
+    min_visual_tokens: UInt32
+    pixel_prune: Bool
+    pixel_tau: Float
 
     def __init__(self, **values: Any) -> None:
         super().__init__(sizeof(halfv_profile), **values)
 
 
 # LLAMA_API int32_t halfv_profile_default(struct halfv_profile * out, uint32_t n_layer);
-@ctypes_function("halfv_profile_default", [POINTER(halfv_profile), c_uint32], c_int32)
-def halfv_profile_default(out: halfv_profile | None, n_layer: int, /) -> int:
+@function
+def halfv_profile_default(out: Annotated["To[halfv_profile]", POINTER(halfv_profile)], n_layer: UInt32, /) -> Int32:
     """keep = 1 and no stage III, for a model of n_layer layers: prunes nothing until it is changed."""
 
 
 # LLAMA_API int32_t halfv_profile_validate(const struct halfv_profile * profile, uint32_t n_layer);
-@ctypes_function("halfv_profile_validate", [POINTER(halfv_profile), c_uint32], c_int32)
-def halfv_profile_validate(profile: halfv_profile | None, n_layer: int, /) -> int:
+@function
+def halfv_profile_validate(
+    profile: Annotated["To[halfv_profile]", POINTER(halfv_profile)], n_layer: UInt32, /
+) -> Int32:
     """HALFV_OK, or HALFV_ERR_ARGUMENT with a sentence that names the key and the value."""
 
 
 # LLAMA_API bool halfv_model_supported(const struct llama_model * model);
-@ctypes_function("halfv_model_supported", [llama_cpp.llama_model_p_ctypes], c_bool)
-def halfv_model_supported(model: int | None, /) -> bool:
+@function
+def halfv_model_supported(model: MaybeHandle, /) -> Bool:
     """Whether contexts of this model can be pruned (its architecture has the hooks)."""
 
 
 # LLAMA_API int32_t halfv_model_get_profile(const struct llama_model * model, struct halfv_profile * out);
-@ctypes_function("halfv_model_get_profile", [llama_cpp.llama_model_p_ctypes, POINTER(halfv_profile)], c_int32)
-def halfv_model_get_profile(model: int | None, out: halfv_profile | None, /) -> int:
+@function
+def halfv_model_get_profile(
+    model: MaybeHandle, out: Annotated["To[halfv_profile]", POINTER(halfv_profile)], /
+) -> Int32:
     """The profile that contexts made from now on will use; HALFV_NOTHING: the model has none."""
 
 
 # LLAMA_API int32_t halfv_model_set_profile(struct llama_model * model, const struct halfv_profile * profile);
-@ctypes_function("halfv_model_set_profile", [llama_cpp.llama_model_p_ctypes, POINTER(halfv_profile)], c_int32)
-def halfv_model_set_profile(model: int | None, profile: halfv_profile | None, /) -> int:
+@function
+def halfv_model_set_profile(
+    model: MaybeHandle, profile: Annotated["To[halfv_profile]", POINTER(halfv_profile)], /
+) -> Int32:
     """Set it (None: none), in place of what the file says. Contexts that exist keep theirs."""
 
 
 # LLAMA_API int32_t halfv_model_set_stage_cells(struct llama_model * model,
 #                                               uint32_t stage1, uint32_t stage2, uint32_t stage3);
-@ctypes_function("halfv_model_set_stage_cells", [llama_cpp.llama_model_p_ctypes, c_uint32, c_uint32, c_uint32], c_int32)
-def halfv_model_set_stage_cells(model: int | None, stage1: int, stage2: int, stage3: int, /) -> int:
+@function
+def halfv_model_set_stage_cells(model: MaybeHandle, stage1: UInt32, stage2: UInt32, stage3: UInt32, /) -> Int32:
     """KV cells of each stage for contexts made from now on; 0 gives a stage as many as n_ctx asks for."""
 
 
@@ -149,20 +145,20 @@ def halfv_model_set_stage_cells(model: int | None, stage1: int, stage2: int, sta
 
 
 # LLAMA_API int32_t halfv_get_profile(const struct llama_context * ctx, struct halfv_profile * out);
-@ctypes_function("halfv_get_profile", [llama_cpp.llama_context_p_ctypes, POINTER(halfv_profile)], c_int32)
-def halfv_get_profile(ctx: int | None, out: halfv_profile | None, /) -> int:
+@function
+def halfv_get_profile(ctx: MaybeHandle, out: Annotated["To[halfv_profile]", POINTER(halfv_profile)], /) -> Int32:
     """The profile in force."""
 
 
 # LLAMA_API int32_t halfv_set_enabled(struct llama_context * ctx, bool enabled);
-@ctypes_function("halfv_set_enabled", [llama_cpp.llama_context_p_ctypes, c_bool], c_int32)
-def halfv_set_enabled(ctx: int | None, enabled: bool, /) -> int:
+@function
+def halfv_set_enabled(ctx: MaybeHandle, enabled: Bool, /) -> Int32:
     """Switch pruning at any time; pictures that still wait for their question follow the new setting."""
 
 
 # LLAMA_API int32_t halfv_set_keep(struct llama_context * ctx, float keep);
-@ctypes_function("halfv_set_keep", [llama_cpp.llama_context_p_ctypes, c_float], c_int32)
-def halfv_set_keep(ctx: int | None, keep: float, /) -> int: ...
+@function
+def halfv_set_keep(ctx: MaybeHandle, keep: Float, /) -> Int32: ...
 
 
 # enum halfv_media {
@@ -174,26 +170,26 @@ HALFV_MEDIA_OTHER = 1
 
 
 # LLAMA_API void halfv_begin_media(struct llama_context * ctx, enum halfv_media media);
-@ctypes_function("halfv_begin_media", [llama_cpp.llama_context_p_ctypes, c_int], None)
-def halfv_begin_media(ctx: int | None, media: int, /) -> None:
+@function
+def halfv_begin_media(ctx: MaybeHandle, media: Int, /) -> None:
     """Says what the embedding batches from here on are, and that a new picture starts with them."""
 
 
 # LLAMA_API int32_t halfv_prepare(struct llama_context * ctx, llama_seq_id seq);
-@ctypes_function("halfv_prepare", [llama_cpp.llama_context_p_ctypes, llama_cpp.llama_seq_id], c_int32)
-def halfv_prepare(ctx: int | None, seq: int, /) -> int:
+@function
+def halfv_prepare(ctx: MaybeHandle, seq: Int32, /) -> Int32:
     """Run what needs no question now; HALFV_NOTHING: no picture is waiting."""
 
 
 # LLAMA_API int32_t halfv_set_topup_bytes(struct llama_context * ctx, uint64_t bytes);
-@ctypes_function("halfv_set_topup_bytes", [llama_cpp.llama_context_p_ctypes, c_uint64], c_int32)
-def halfv_set_topup_bytes(ctx: int | None, bytes: int, /) -> int:
+@function
+def halfv_set_topup_bytes(ctx: MaybeHandle, bytes: UInt64, /) -> Int32:
     """Keep up to this many bytes (f16, host memory, per sequence) of pruned tokens for halfv_topup."""
 
 
 # LLAMA_API int32_t halfv_topup(struct llama_context * ctx, llama_seq_id seq);
-@ctypes_function("halfv_topup", [llama_cpp.llama_context_p_ctypes, llama_cpp.llama_seq_id], c_int32)
-def halfv_topup(ctx: int | None, seq: int, /) -> int:
+@function
+def halfv_topup(ctx: MaybeHandle, seq: Int32, /) -> Int32:
     """The next text of this sequence is a new question; HALFV_NOTHING: no pruned tokens are stored."""
 
 
@@ -212,8 +208,8 @@ HALFV_ATTENTION_FAST = 2
 
 
 # LLAMA_API int32_t halfv_set_encoder(const char * weights, enum halfv_attention attention);
-@ctypes_function("halfv_set_encoder", [c_char_p, c_int], c_int32)
-def halfv_set_encoder(weights: bytes, attention: int, /) -> int:
+@function
+def halfv_set_encoder(weights: Text, attention: Int, /) -> Int32:
     """How encoders that this thread loads from now on compute; weights: b"auto", b"file", b"off" or a type."""
 
 
@@ -266,83 +262,63 @@ HALFV_REASON_SHARED = 4
 #     uint32_t kv_cells[3];    // in use by this sequence, per stage
 #     uint64_t kv_bytes[3];
 # };
+@structure
 class halfv_stats(Structure):  # noqa: N801
-    _fields_ = (
-        ("size", c_uint32),
-        ("outcome", c_int32),
-        ("reason", c_int32),
-        ("n_images", c_uint32),
-        ("n_visual", c_uint32),
-        ("n_kept", c_uint32),
-        ("n_deep", c_uint32),
-        ("n_pending", c_uint32),
-        ("n_stored", c_uint32),
-        ("flops_dense", c_double),
-        ("flops_spent", c_double),
-        ("us_stage1", c_int64),
-        ("us_select", c_int64),
-        ("us_stage2", c_int64),
-        ("us_frozen", c_int64),
-        ("us_stage3", c_int64),
-        ("kv_cells", c_uint32 * 3),
-        ("kv_bytes", c_uint64 * 3),
-    )
+    size: UInt32
+    outcome: Int32
+    reason: Int32
+    n_images: UInt32
+    n_visual: UInt32
+    n_kept: UInt32
+    n_deep: UInt32
+    n_pending: UInt32
+    n_stored: UInt32
+    flops_dense: Double
+    flops_spent: Double
+    us_stage1: Int64
+    us_select: Int64
+    us_stage2: Int64
+    us_frozen: Int64
+    us_stage3: Int64
+    kv_cells: Annotated[Any, c_uint32 * 3]
+    kv_bytes: Annotated[Any, c_uint64 * 3]
 
     def __init__(self) -> None:
         super().__init__(sizeof(halfv_stats))
 
 
 # LLAMA_API int32_t halfv_get_stats(const struct llama_context * ctx, llama_seq_id seq, struct halfv_stats * out);
-@ctypes_function(
-    "halfv_get_stats", [llama_cpp.llama_context_p_ctypes, llama_cpp.llama_seq_id, POINTER(halfv_stats)], c_int32
-)
-def halfv_get_stats(ctx: int | None, seq: int, out: halfv_stats | None, /) -> int: ...
+@function
+def halfv_get_stats(
+    ctx: MaybeHandle, seq: Int32, out: Annotated["To[halfv_stats]", POINTER(halfv_stats)], /
+) -> Int32: ...
 
 
 # LLAMA_API int32_t halfv_image_size(const struct llama_context * ctx, llama_seq_id seq, uint32_t image);
-@ctypes_function("halfv_image_size", [llama_cpp.llama_context_p_ctypes, llama_cpp.llama_seq_id, c_uint32], c_int32)
-def halfv_image_size(ctx: int | None, seq: int, image: int, /) -> int:
+@function
+def halfv_image_size(ctx: MaybeHandle, seq: Int32, image: UInt32, /) -> Int32:
     """Visual tokens of the i-th picture of a sequence."""
 
 
 # LLAMA_API int32_t halfv_image_tokens(const struct llama_context * ctx, llama_seq_id seq, uint32_t image,
 #                                      int32_t stage, int32_t * out, int32_t cap);
-@ctypes_function(
-    "halfv_image_tokens",
-    [llama_cpp.llama_context_p_ctypes, llama_cpp.llama_seq_id, c_uint32, c_int32, POINTER(c_int32), c_int32],
-    c_int32,
-)
-def halfv_image_tokens(ctx: int | None, seq: int, image: int, stage: int, out: object, cap: int, /) -> int:
+@function
+def halfv_image_tokens(ctx: MaybeHandle, seq: Int32, image: UInt32, stage: Int32, out: Int32s, cap: Int32, /) -> Int32:
     """Indices, within that picture, of the tokens that reached a stage (2 or 3); returns how many there are."""
 
 
 # LLAMA_API int32_t halfv_flops(const struct llama_model * model, const struct halfv_profile * profile,
 #                               uint32_t n_before, uint32_t n_visual, uint32_t n_after,
 #                               double * dense, double * spent);
-@ctypes_function(
-    "halfv_flops",
-    [
-        llama_cpp.llama_model_p_ctypes,
-        POINTER(halfv_profile),
-        c_uint32,
-        c_uint32,
-        c_uint32,
-        POINTER(c_double),
-        POINTER(c_double),
-    ],
-    c_int32,
-)
+@function
 def halfv_flops(
-    model: int | None,
-    profile: halfv_profile | None,
-    n_before: int,
-    n_visual: int,
-    n_after: int,
-    dense: object,
-    spent: object,
+    model: MaybeHandle,
+    profile: Annotated["To[halfv_profile]", POINTER(halfv_profile)],
+    n_before: UInt32,
+    n_visual: UInt32,
+    n_after: UInt32,
+    dense: Doubles,
+    spent: Doubles,
     /,
-) -> int:
+) -> Int32:
     """What halfv_stats would count for a prompt of text, one picture and text, from the picture on."""
-
-
-__all__ = [name for name in dir() if name.lower().startswith("halfv_")]

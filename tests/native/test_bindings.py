@@ -1,4 +1,4 @@
-"""halfv_cpp says what halfv.h says: values, layouts, signatures, order; and its few conveniences work."""
+"""halfv_cpp says what the headers say: values, layouts, signatures, order; and its few conveniences work."""
 
 from __future__ import annotations
 
@@ -10,38 +10,53 @@ import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import halfv_cpp
 import pytest
-from halfv_cpp import halfv_compare, halfv_h
+from halfv_cpp import (
+    c_types,
+    ggml_backend_h,
+    ggml_h,
+    halfv_compare_h,
+    halfv_h,
+    library,
+    llama_h,
+    llama_types,
+    mtmd_h,
+    mtmd_helper_h,
+)
+from halfv_cpp.tensor_types import BY_NUMBER, TENSOR_TYPES
 
 from halfv_edge.testing.client import Client
 from tests.support.tiny_models import make_tiny, tiny_image
 
-HEADERS = {"halfv.h": halfv_h, "halfv-compare.h": halfv_compare}
-C_TYPES = {
-    "void": None,
-    "bool": ctypes.c_bool,
-    "float": ctypes.c_float,
-    "int32_t": ctypes.c_int32,
-    "uint32_t": ctypes.c_uint32,
-    "uint64_t": ctypes.c_uint64,
-    "llama_seq_id": ctypes.c_int32,
-    "enum halfv_media": ctypes.c_int,
-    "enum halfv_attention": ctypes.c_int,
-    "const char *": ctypes.c_char_p,
-    "char *": ctypes.c_char_p,
-    "double *": ctypes.POINTER(ctypes.c_double),
-    "uint8_t *": ctypes.POINTER(ctypes.c_uint8),
-    "void *": ctypes.c_void_p,
-    "halfv_observer": halfv_compare.halfv_observer,
-    "int32_t *": ctypes.POINTER(ctypes.c_int32),
-    "struct halfv_profile": halfv_h.halfv_profile,
-    "struct halfv_profile *": ctypes.POINTER(halfv_h.halfv_profile),
-    "struct halfv_stats *": ctypes.POINTER(halfv_h.halfv_stats),
-    "struct llama_model *": ctypes.c_void_p,
-    "struct llama_context *": ctypes.c_void_p,
+HEADERS = {
+    "native/include/halfv.h": (halfv_h,),
+    "native/include/halfv-compare.h": (halfv_compare_h,),
+    "include/llama.h": (llama_types, llama_h),
+    "ggml/include/ggml.h": (ggml_h,),
+    "ggml/include/ggml-backend.h": (ggml_backend_h,),
+    "tools/mtmd/mtmd.h": (mtmd_h,),
+    "tools/mtmd/mtmd-helper.h": (mtmd_helper_h,),
 }
+POINTERS = {
+    "void": ctypes.c_void_p,
+    "char": ctypes.c_char_p,
+    "ggml_bf16_t": ctypes.c_char_p,  # bytes
+    "unsigned char": ctypes.POINTER(ctypes.c_uint8),
+}
+NUMBERS = {
+    "void": None,
+    "int": ctypes.c_int,
+    "llama_pos": ctypes.c_int32,
+    "llama_seq_id": ctypes.c_int32,
+    "llama_token": ctypes.c_int32,
+}
+NUMBERS |= {name: getattr(ctypes, f"c_{name}") for name in ("bool", "float", "double")}
+NUMBERS |= {f"{name}_t": getattr(ctypes, f"c_{name}") for name in ("int32", "int64", "uint8", "uint32", "uint64")}
+NUMBERS["size_t"] = ctypes.c_size_t
+HANDLES = ("llama_memory_t", "ggml_backend_dev_t", "ggml_backend_reg_t")
 PROFILE = {
     "ivr.layer": 2,
     "ivr.keep": 0.5,
@@ -54,91 +69,164 @@ PROFILE = {
 
 
 def squeeze(text: str) -> str:
-    return re.sub(r"\s+", " ", text).strip()
+    """In one line, and without the spaces that only align."""
+    text = re.sub(r"\s+", " ", text).strip()
+    return re.sub(r"(?<=\w) \((?=\w)", "(", re.sub(r"\( ", "(", re.sub(r" \)", ")", text)))
 
 
-@pytest.fixture(params=HEADERS)
-def name(request: pytest.FixtureRequest) -> str:
+def c_type(kind: str) -> Any:
+    """What ctypes should have for a C type, by reading it."""
+    kind = re.sub(r"\b(const|struct) ?", "", kind).strip()
+    pointed, star, _ = kind.partition("*")
+    pointed = pointed.strip()
+    if kind.startswith("enum ") and not star:
+        return ctypes.c_int
+    if kind.count("*") == 2:
+        return ctypes.POINTER(ctypes.c_void_p)
+    if star and pointed in POINTERS:
+        return POINTERS[pointed]
+    if star and pointed in NUMBERS:
+        return ctypes.POINTER(NUMBERS[pointed])
+    bound = next((getattr(module, pointed) for module in MODULES if hasattr(module, pointed)), None)
+    if star:
+        return ctypes.POINTER(bound) if bound else ctypes.c_void_p
+    return ctypes.c_void_p if kind in HANDLES else bound or NUMBERS[kind]
+
+
+MODULES = [module for modules in HEADERS.values() for module in modules]
+
+
+def functions(module: types.ModuleType) -> list[str]:
+    """In the order of the source."""
+    return re.findall(r"^@function\ndef (\w+)\(", Path(module.__file__).read_text(), re.MULTILINE)
+
+
+@pytest.fixture(params=HEADERS, ids=lambda path: Path(path).name)
+def path(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
 @pytest.fixture
-def bindings(name: str) -> types.ModuleType:
-    return HEADERS[name]
+def header(root: Path, llama_tree: Path, path: str) -> str:
+    return ((root if path.startswith("native") else llama_tree) / path).read_text()
 
 
 @pytest.fixture
-def header(root: Path, name: str) -> str:
-    return (root / "native" / "include" / name).read_text()
-
-
-@pytest.fixture
-def declarations(header: str) -> list[str]:
-    found = [squeeze(text) for text in re.findall(r"^LLAMA_API [^;]+;", header, re.MULTILINE)]
-    assert len(found) > 2
-    return found
-
-
-def test_layouts_and_values(
-    name: str,
-    header: str,
-    bindings: types.ModuleType,
-    root: Path,
-    llama_tree: Path,
-    cmake_cache: dict[str, str],
-    tmp_path: Path,
-) -> None:
+def declarations(header: str) -> dict[str, str]:
+    """Every function of the header, in its order."""
     plain = re.sub(r"//.*", "", header)
-    constants = re.findall(r"^#define (HALFV_\w+)[ ]+\S", plain, re.MULTILINE)
-    constants += re.findall(r"\b(HALFV_\w+)\s*=", plain)
-    bodies = re.findall(r"struct (\w+) \{(.*?)\};", plain, re.DOTALL)
-    structs = {name: re.findall(r"(\w+)(?:\[\d+\])?;", body) for name, body in bodies}
-    assert structs
-    assert len(constants) > 4
+    pattern = r"^[ \t]*(?:DEPRECATED\()?(?:LLAMA|GGML|MTMD)_API [^;]+;"
+    texts = [squeeze(text) for text in re.findall(pattern, plain, re.MULTILINE)]
+    return {re.search(r"\b(\w+)\(", text.removeprefix("DEPRECATED("))[1]: text for text in texts}
 
-    prints = [f'printf("{name} %d\\n", (int) {name});' for name in constants]
-    ours = [f"{name} {getattr(bindings, name)}" for name in constants]
-    for struct, fields in structs.items():
-        mirror = getattr(bindings, struct)
-        assert [name for name, _ in mirror._fields_] == fields
-        prints.append(f'printf("{struct} %zu\\n", sizeof(struct {struct}));')
-        ours.append(f"{struct} {ctypes.sizeof(mirror)}")
-        for field in fields:
-            place = f"offsetof(struct {struct}, {field}), sizeof(((struct {struct} *) 0)->{field})"
-            prints.append(f'printf("{struct}.{field} %zu %zu\\n", {place});')
-            ours.append(f"{struct}.{field} {getattr(mirror, field).offset} {getattr(mirror, field).size}")
+
+def structs(module: types.ModuleType) -> list[Any]:
+    found = [
+        value for value in vars(module).values() if isinstance(value, type) and issubclass(value, ctypes.Structure)
+    ]
+    return [value for value in found if value.__module__ == module.__name__]
+
+
+def constants(module: types.ModuleType) -> dict[str, int]:
+    names = re.findall(r"^((?:HALFV|LLAMA|GGML|MTMD)_\w+) = ", Path(module.__file__).read_text(), re.MULTILINE)
+    return {name: getattr(module, name) for name in names}
+
+
+def test_layouts_and_values(root: Path, llama_tree: Path, cmake_cache: dict[str, str], tmp_path: Path) -> None:
+    """A C program says the same of every constant, struct and field."""
+    prints, ours = [], []
+    for module in MODULES:
+        for name, value in constants(module).items():
+            prints.append(f'printf("{name} %lld\\n", (long long) {name});')
+            ours.append(f"{name} {value}")
+        for struct in structs(module):
+            name = struct.__name__
+            prints.append(f'printf("{name} %zu\\n", sizeof(struct {name}));')
+            ours.append(f"{name} {ctypes.sizeof(struct)}")
+            for field, *_ in struct._fields_:
+                place = f"offsetof(struct {name}, {field}), sizeof(((struct {name} *) 0)->{field})"
+                prints.append(f'printf("{name}.{field} %zu %zu\\n", {place});')
+                ours.append(f"{name}.{field} {getattr(struct, field).offset} {getattr(struct, field).size}")
+    for name, kind in TENSOR_TYPES.items():
+        at = f"(enum ggml_type) {kind.ggml_type}"
+        prints.append(
+            f'printf("%s %d %zu\\n", ggml_type_name({at}), (int) ggml_blck_size({at}), ggml_type_size({at}));'
+        )
+        ours.append(f"{name} {kind.block} {kind.block_bytes}")
+        if kind.ftype is not None:
+            label = f"LLAMA_FTYPE_{'ALL' if name == 'f32' else 'MOSTLY'}_{name.upper()}{'_MOE' * (name == 'mxfp4')}"
+            prints.append(f'printf("{name} %d\\n", (int) {label});')
+            ours.append(f"{name} {kind.ftype}")
+    prints.append('printf("%d\\n", (int) GGML_TYPE_COUNT);')
+    ours.append(str(max(BY_NUMBER) + 1))
+    assert len(ours) > 200
 
     source, program = tmp_path / "layout.c", tmp_path / "layout"
-    source.write_text(f'#include "{name}"\n#include <stdio.h>\nint main(void) {{\n' + "\n".join(prints) + "\n}\n")
-    folders = (root / "native" / "include", llama_tree / "include", llama_tree / "ggml" / "include")
-    command = [cmake_cache["CMAKE_C_COMPILER"], *(f"-I{folder}" for folder in folders), source, "-o", program]
+    includes = "".join(f'#include "{Path(path).name}"\n' for path in HEADERS)
+    source.write_text(f"{includes}#include <stdio.h>\nint main(void) {{\n" + "\n".join(prints) + "\n}\n")
+    folders = [root / "native/include", *(llama_tree / name for name in ("include", "ggml/include", "tools/mtmd"))]
+    libraries = library.lib_dir()
+    links = [f"-L{libraries}", "-lggml-base", f"-Wl,-rpath,{libraries}", f"-Wl,-rpath-link,{libraries}"]
+    command = [cmake_cache["CMAKE_C_COMPILER"], *(f"-I{folder}" for folder in folders), source, "-o", program, *links]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert subprocess.run([program], capture_output=True, text=True, check=True).stdout.splitlines() == ours
-    # and none of our own making
-    assert sorted(name for name in dir(bindings) if name.startswith("HALFV_")) == sorted(constants)
+    said = subprocess.run([program], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert [line.lower() for line in said] == [line.lower() for line in ours]
 
 
-def test_signatures(declarations: list[str], bindings: types.ModuleType) -> None:
-    for declaration in declarations:
-        result, name, arguments = re.fullmatch(r"LLAMA_API (.+?) ?(halfv_\w+)\((.*)\);", declaration).groups()
-        kinds = [re.sub(r"\w+$", "", argument).strip() for argument in arguments.split(", ") if argument != "void"]
-        function = getattr(bindings, name)
-        assert function.restype == C_TYPES[result], name
-        assert list(function.argtypes) == [C_TYPES[kind.removeprefix("const ")] for kind in kinds], name
+def test_signatures(path: str, declarations: dict[str, str]) -> None:
+    for module in HEADERS[path]:
+        for name in functions(module):
+            declaration = declarations[name].removeprefix("DEPRECATED(")
+            result, arguments = re.match(rf"(?:LLAMA|GGML|MTMD)_API (.+?) ?{name}\((.*?)\)", declaration).groups()
+            kinds = [re.sub(r"(?<=[ *])\w+$", "", argument).strip() for argument in arguments.split(", ")]
+            if name == "ggml_bf16_to_fp32_row":  # its arguments have no names
+                kinds = arguments.split(", ")
+            wanted = [c_type(kind) for kind in kinds if kind not in ("void", "")]
+            assert c_types.signature(getattr(module, name)) == (c_type(result), wanted), name
 
 
-def test_header_order(header: str, declarations: list[str], bindings: types.ModuleType) -> None:
+def test_header_order(path: str, declarations: dict[str, str], header: str) -> None:
     """Every declaration stands above its binding, word for word and in the header's order."""
-    source = Path(bindings.__file__).read_text()
-    commented = squeeze(re.sub(r"^# ?", "", source, flags=re.MULTILINE))
-    places = [commented.find(declaration) for declaration in declarations]
-    assert -1 not in places
-    assert places == sorted(places)
-    names = [re.search(r"(halfv_\w+)\(", declaration)[1] for declaration in declarations]
-    assert re.findall(r"^def (halfv_\w+)\(", source, re.MULTILINE) == names
+    for module in HEADERS[path]:
+        source = Path(module.__file__).read_text()
+        commented = squeeze(re.sub(r"^# ?", "", source, flags=re.MULTILINE))
+        order = [name for name in declarations if name in functions(module)]
+        assert functions(module) == order
+        places = [commented.find(f"{declarations[name]} @function def {name}(") for name in order]
+        assert [name for name, place in zip(order, places, strict=True) if place < 0] == []
+
+
+@pytest.mark.parametrize("name", ["halfv.h", "halfv-compare.h"])
+def test_all_of_our_headers(root: Path, name: str) -> None:
+    """Comments of structs and enums included."""
+    (module,) = HEADERS[f"native/include/{name}"]
+    header = (root / "native" / "include" / name).read_text()
+    plain = re.sub(r"//.*", "", header)
+    assert functions(module) == re.findall(r"^LLAMA_API [^;]*?\b(halfv_\w+)\(", plain, re.MULTILINE)
+    values = re.findall(r"^#define (HALFV_\w+)[ ]+\S", plain, re.MULTILINE) + re.findall(r"\b(HALFV_\w+)\s*=", plain)
+    assert sorted(constants(module)) == sorted(values)
+    bodies = {match[1]: match[0] for match in re.finditer(r"^struct (\w+) \{.*?^\};", plain, re.MULTILINE | re.DOTALL)}
+    assert [struct.__name__ for struct in structs(module)] == list(bodies)
+    for struct in structs(module):
+        fields = re.findall(r"(\w+)(?:\[\d+\])?;", bodies[struct.__name__])
+        assert [field for field, *_ in struct._fields_] == fields
+    commented = squeeze(re.sub(r"^# ?", "", Path(module.__file__).read_text(), flags=re.MULTILINE))
     for body in re.findall(r"^(?:struct|enum) \w+ \{.*?^\};", header, re.MULTILINE | re.DOTALL):
         assert squeeze(body) in commented
+
+
+def test_only_what_is_used(root: Path) -> None:
+    """And nothing that is used is missing."""
+    folders = ("halfv_edge", "convert", "examples", "tests", "training", "bindings")
+    sources = {path: path.read_text() for folder in folders for path in (root / folder).rglob("*.py")}
+    for module in MODULES:
+        short = module.__name__.rpartition(".")[2]
+        others = "\n".join(text for path, text in sources.items() if path != Path(module.__file__).resolve())
+        if module not in (halfv_h, halfv_compare_h):  # those are whole
+            assert [name for name in functions(module) if not re.search(rf"\b{name}\b", others)] == []
+        for name in set(re.findall(rf"\b{short}\.((?:llama|ggml|mtmd|halfv|LLAMA|GGML|MTMD|HALFV)_\w+)", others)):
+            assert hasattr(module, name), f"{short}.{name}"
 
 
 def test_sizes() -> None:
@@ -148,7 +236,7 @@ def test_sizes() -> None:
     assert halfv_h.halfv_stats().size == ctypes.sizeof(halfv_h.halfv_stats)
     assert halfv_h.halfv_profile(ivr_layer=3).ivr_layer == 3
     profile.size += 4
-    with pytest.raises(halfv_cpp.HalfvError, match=rf"size = {profile.size} is not valid for struct halfv_profile"):
+    with pytest.raises(halfv_cpp.CallError, match=rf"size = {profile.size} is not valid for struct halfv_profile"):
         halfv_cpp.check(halfv_cpp.halfv_profile_validate(profile, 28))
 
 
@@ -161,7 +249,7 @@ def client(tmp_path: Path) -> Iterator[Client]:
 def test_one_library() -> None:
     from llama_cpp import llama_cpp
 
-    assert halfv_h._lib._handle == llama_cpp._lib._handle
+    assert library.open_library("llama")._handle == llama_cpp._lib._handle
     assert halfv_cpp.halfv_version()
 
 
@@ -197,20 +285,51 @@ def test_profile_of_a_model(client: Client) -> None:
 
 
 def test_errors(client: Client) -> None:
-    with pytest.raises(halfv_cpp.HalfvError, match=r"sequence 7 does not exist") as caught:
+    with pytest.raises(halfv_cpp.CallError, match=r"sequence 7 does not exist") as caught:
         halfv_cpp.stats(client.ctx, 7)
     assert caught.value.code == halfv_cpp.HALFV_ERR_ARGUMENT
-    with pytest.raises(halfv_cpp.HalfvError, match=r"stage 1 "):
+    with pytest.raises(halfv_cpp.CallError, match=r"stage 1 "):
         halfv_cpp.image_tokens(client.ctx, 0, 0, 1)
-    with pytest.raises(halfv_cpp.HalfvError, match=r"halfv\.ivr\.keep = 7 "):
+    with pytest.raises(halfv_cpp.CallError, match=r"halfv\.ivr\.keep = 7 "):
         halfv_cpp.check(halfv_cpp.halfv_set_keep(client.ctx, 7.0))
     assert halfv_cpp.check(halfv_cpp.halfv_prepare(client.ctx, 0)) == halfv_cpp.HALFV_NOTHING
 
 
-def test_without_our_libraries(tmp_path: Path) -> None:
-    env = {name: value for name, value in os.environ.items() if name not in ("LLAMA_CPP_LIB_PATH", "MTMD_CPP_LIB")}
-    done = subprocess.run([sys.executable, "-c", "import halfv_cpp"], capture_output=True, text=True, env=env)
-    assert done.returncode == 1
+def run(code: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | env)
+
+
+def test_alone() -> None:
+    """Importing it takes nothing but the standard library, and loads nothing native."""
+    code = (
+        "import sys; before = set(sys.modules)\n"
+        "import halfv_cpp\n"
+        "from halfv_cpp import llama_h, mtmd_helper_h, ggml_backend_h, halfv_compare_h, log, machine, tensor_types\n"
+        "tops = {name.partition('.')[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names)\n"
+        "print(tops, 'libllama' in open('/proc/self/maps').read())\n"
+        "halfv_cpp.halfv_version()\n"
+        "print('libllama' in open('/proc/self/maps').read())"
+    )
+    done = run(code, HALFV_LIB_DIR=str(library.lib_dir()))
+    assert done.stdout.splitlines() == ["{'halfv_cpp'} False", "True"], done.stderr
+
+
+def test_without_libraries(tmp_path: Path) -> None:
+    done = run("import halfv_cpp; halfv_cpp.halfv_version()", HALFV_LIB_DIR=str(tmp_path))
     last = done.stderr.splitlines()[-1]
-    assert last.startswith("ImportError: ")
-    assert "halfv_edge.libs.load()" in last
+    assert (
+        last
+        == f"halfv_cpp.library.LibraryError: HALFV_LIB_DIR={tmp_path} holds no llama library: give the folder of one."
+    )
+
+
+def test_stock_lib_dir(stock_lib_dir: Path) -> None:
+    """They can be loaded, and lack what is ours."""
+    code = (
+        "import halfv_cpp; from halfv_cpp import library, llama_h\n"
+        "print(library.is_patched(), llama_h.llama_supports_gpu_offload())\n"
+        "halfv_cpp.halfv_version()"
+    )
+    done = run(code, HALFV_LIB_DIR=str(stock_lib_dir))
+    assert done.stdout.startswith("False "), done.stderr
+    assert "is a llama.cpp without HalfV: it has no halfv_version." in done.stderr

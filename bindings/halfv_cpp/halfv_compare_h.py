@@ -1,12 +1,24 @@
-"""halfv-compare.h through ctypes."""
+"""halfv-compare.h, in the header's order, the C declaration above each name."""
 
-from __future__ import annotations
+# mypy: disable-error-code="empty-body"
 
-from ctypes import CFUNCTYPE, POINTER, Structure, c_bool, c_float, c_int32, c_uint8, c_uint32, c_void_p
+from ctypes import CFUNCTYPE, POINTER, Structure, c_bool, c_uint8, c_void_p
+from typing import Annotated, Any
 
-from llama_cpp import llama_cpp
+from halfv_cpp.c_types import (
+    Address,
+    Bool,
+    Float,
+    FloatField,
+    Int32,
+    MaybeHandle,
+    UInt8s,
+    UInt32,
+    functions_of,
+    structure,
+)
 
-from halfv_cpp.halfv_h import ctypes_function
+function = functions_of("llama")
 
 # enum halfv_choice {
 #     HALFV_CHOICE_HALFV     = 0, // anchors and coverage in stage II, attention in stage III: the default
@@ -23,8 +35,8 @@ HALFV_CHOICE_DART = 4
 
 
 # LLAMA_API int32_t halfv_set_choice(struct llama_context * ctx, int32_t choice, uint32_t seed);
-@ctypes_function("halfv_set_choice", [llama_cpp.llama_context_p_ctypes, c_int32, c_uint32], c_int32)
-def halfv_set_choice(ctx: int | None, choice: int, seed: int, /) -> int:
+@function
+def halfv_set_choice(ctx: MaybeHandle, choice: Int32, seed: UInt32, /) -> Int32:
     """Another way to choose; before a picture, or when none waits."""
 
 
@@ -47,20 +59,19 @@ def halfv_set_choice(ctx: int | None, choice: int, seed: int, /) -> int:
 #     const float   * logits;    // [n_vocab], of the last token. At the end the model's; before that what they would
 #                                // be if this layer left the visual tokens as they are, null where not asked for
 # };
+@structure
 class halfv_boundary(Structure):  # noqa: N801
-    _fields_ = (
-        ("size", c_uint32),
-        ("layer", c_int32),
-        ("n_tokens", c_int32),
-        ("n_embd", c_int32),
-        ("n_vocab", c_int32),
-        ("norm_eps", c_float),
-        ("norm", POINTER(c_float)),
-        ("states", POINTER(c_float)),
-        ("visual", POINTER(c_uint8)),
-        ("attention", POINTER(c_float)),
-        ("logits", POINTER(c_float)),
-    )
+    size: UInt32
+    layer: Int32
+    n_tokens: Int32
+    n_embd: Int32
+    n_vocab: Int32
+    norm_eps: Float
+    norm: FloatField
+    states: FloatField
+    visual: Annotated[Any, POINTER(c_uint8)]
+    attention: FloatField
+    logits: FloatField
 
 
 # typedef bool (*halfv_observer)(const struct halfv_boundary * boundary, void * user);
@@ -68,15 +79,15 @@ halfv_observer = CFUNCTYPE(c_bool, POINTER(halfv_boundary), c_void_p)
 
 
 # LLAMA_API int32_t halfv_hold(struct llama_context * ctx, bool hold);
-@ctypes_function("halfv_hold", [llama_cpp.llama_context_p_ctypes, c_bool], c_int32)
-def halfv_hold(ctx: int | None, hold: bool, /) -> int:
+@function
+def halfv_hold(ctx: MaybeHandle, hold: Bool, /) -> Int32:
     """From here on llama_decode only keeps what it is given: one sequence, into empty memory, without outputs."""
 
 
 # LLAMA_API int32_t halfv_observe(struct llama_context * ctx, const uint8_t * freeze, halfv_observer observer,
 #                                 void * user);
-@ctypes_function(
-    "halfv_observe", [llama_cpp.llama_context_p_ctypes, POINTER(c_uint8), halfv_observer, c_void_p], c_int32
-)
-def halfv_observe(ctx: int | None, freeze: object, observer: object, user: object, /) -> int:
+@function
+def halfv_observe(
+    ctx: MaybeHandle, freeze: UInt8s, observer: Annotated[Any, halfv_observer], user: Address, /
+) -> Int32:
     """Run what was held through the model layer by layer; the observer sees each boundary."""

@@ -1,0 +1,69 @@
+"""What llama.cpp says: kept for error texts, and passed to stderr only when asked. There is one log per process."""
+
+from __future__ import annotations
+
+import atexit
+import collections
+import re
+import sys
+
+from halfv_cpp.ggml_h import ggml_log_callback
+from halfv_cpp.llama_h import llama_log_set
+from halfv_cpp.mtmd_helper_h import mtmd_helper_log_set
+
+LAST_LINES = 200
+# words that a line with the reason has, and words of a full memory
+TELLING = re.compile(r"error|fail|unable|cannot|could not|not supported|invalid|mismatch", re.IGNORECASE)
+FULL = re.compile(r"out of memory|failed to allocate|unable to allocate|cannot allocate|bad_alloc", re.IGNORECASE)
+FUNCTION = re.compile(r"^(\w+: )+")  # what llama.cpp begins its lines with
+
+_lines: collections.deque[str] = collections.deque(maxlen=LAST_LINES)
+_shown = False
+
+
+def _keep(_level: int, text: bytes, _user: object) -> None:
+    line = text.decode("utf-8", "replace")
+    _lines.append(line)
+    if _shown:
+        sys.stderr.write(line)
+
+
+_collect = ggml_log_callback(_keep)  # lives as long as llama.cpp may call it
+
+
+def capture(show: bool = False) -> None:
+    """Take over the logs of llama.cpp and mtmd. `show`: on stderr as well."""
+    global _shown
+    _shown = show
+    atexit.unregister(_let_go)
+    atexit.register(_let_go)
+    llama_log_set(_collect, None)
+    mtmd_helper_log_set(_collect, None)
+
+
+def _let_go() -> None:
+    """Native code must not call into an interpreter that is gone."""
+    nothing = ggml_log_callback(0)
+    llama_log_set(nothing, None)
+    mtmd_helper_log_set(nothing, None)
+
+
+def clear() -> None:
+    _lines.clear()
+
+
+def text() -> str:
+    """What was said since clear()."""
+    return "".join(_lines)
+
+
+def last_words() -> str:
+    """The line that most likely says what went wrong."""
+    lines = [line.strip() for line in text().splitlines() if line.strip()]
+    telling = [line for line in lines if TELLING.search(line)]
+    line = (telling[:1] or lines[-1:] or ["llama.cpp gives no reason"])[0]
+    return FUNCTION.sub("", line).rstrip(".")
+
+
+def out_of_memory() -> bool:
+    return FULL.search(text()) is not None
