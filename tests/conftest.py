@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from halfv_cpp import library
 
-from halfv_edge import libs
-
-libs.load()
+library.load()
 
 from halfv_edge.engine.model import Model  # noqa: E402
 from tests.support import ROOT  # noqa: E402

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from halfv_cpp import llama_h, mtmd_h
+
 from halfv_convert import llama_log
-from halfv_edge import libs
 from halfv_edge.errors import HalfVError
 
 
@@ -61,15 +62,14 @@ def vision_shapes(model: Any, names: dict[str, str]) -> None:
 
 def loads(path: str, names: dict[str, str]) -> None:
     """Has libllama load the model without its weights."""
-    llama_cpp = libs.load()
-    lines = llama_log.collect(llama_cpp)
-    llama_cpp.llama_backend_init()
-    params = llama_cpp.llama_model_default_params()
+    lines = llama_log.collect()
+    llama_h.llama_backend_init()
+    params = llama_h.llama_model_default_params()
     params.no_alloc, params.n_gpu_layers = True, 0
-    params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE  # no_alloc wants no mmap
-    model = llama_cpp.llama_model_load_from_file(path.encode(), params)
+    params.load_mode = llama_h.LLAMA_LOAD_MODE_NONE  # no_alloc wants no mmap
+    model = llama_h.llama_model_load_from_file(path.encode(), params)
     if model:
-        llama_cpp.llama_model_free(model)
+        llama_h.llama_model_free(model)
         return
     why = llama_log.first_error(lines)
     if match := re.search(r"tensor '([^']+)' has wrong shape; expected\s+(.+?), got\s+([\d, ]*\d)", why):
@@ -86,14 +86,11 @@ def loads(path: str, names: dict[str, str]) -> None:
 
 def vision_loads(path: str) -> None:
     """Has libmtmd load the encoder, weights and all."""
-    llama_cpp = libs.load()
-    from llama_cpp import mtmd_cpp
-
-    lines = llama_log.collect(llama_cpp)
-    params = mtmd_cpp.mtmd_context_params_default()
+    lines = llama_log.collect()
+    params = mtmd_h.mtmd_context_params_default()
     params.use_gpu = params.warmup = False
-    context = mtmd_cpp.mtmd_init_from_file(path.encode(), None, params)
+    context = mtmd_h.mtmd_init_from_file(path.encode(), None, params)
     if not context:
         why = llama_log.first_error(lines)
         raise HalfVError(f"llama.cpp cannot load the vision encoder that was converted: {why}.")
-    mtmd_cpp.mtmd_free(context)
+    mtmd_h.mtmd_free(context)

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import ctypes
 import re
 import sys
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
+
+from halfv_cpp import ggml_h, llama_h, mtmd_h
 
 _kept: list[Any] = []  # the libraries go on calling it
 
 
-def collect(llama_cpp: ModuleType, follow: Callable[[str], None] = lambda line: None) -> list[str]:
+def collect(follow: Callable[[str], None] = lambda line: None) -> list[str]:
     """A list that grows by what is logged from now on; it all goes to stderr, and to `follow`, as well."""
     pieces: list[str] = []
 
-    @llama_cpp.llama_log_callback
+    @ggml_h.ggml_log_callback
     def on_text(_level: int, text: bytes, _user: Any) -> None:
         piece = text.decode("utf-8", "replace")
         sys.stderr.write(piece)
@@ -24,9 +24,8 @@ def collect(llama_cpp: ModuleType, follow: Callable[[str], None] = lambda line: 
         follow(piece)
 
     _kept.append(on_text)
-    llama_cpp.llama_log_set(on_text, ctypes.c_void_p(0))
-    if mtmd_cpp := sys.modules.get("llama_cpp.mtmd_cpp"):
-        mtmd_cpp.mtmd_log_set(on_text, ctypes.c_void_p(0))
+    llama_h.llama_log_set(on_text, None)
+    mtmd_h.mtmd_log_set(on_text, None)
     return pieces
 
 

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from halfv_cpp import library
 from tqdm import tqdm
 
 import halfv_edge
 from halfv_convert import checkpoint
 from halfv_convert.checkpoint import Checkpoint
-from halfv_edge import libs
 from halfv_edge.errors import HalfVError
 from halfv_edge.gguf.write import FULL_DISK
 from halfv_edge.profile.profile import Profile
@@ -133,7 +133,10 @@ def check_packages() -> None:
 
 def converter_folder() -> Path:
     """The pinned llama.cpp's converter: in the package, or in the CMake build that HALFV_LIB_DIR names."""
-    for place in (*(Path(folder) / "_upstream" for folder in halfv_edge.__path__), libs.lib_dir().parent / "llama.cpp"):
+    for place in (
+        *(Path(folder) / "_upstream" for folder in halfv_edge.__path__),
+        library.lib_dir().parent / "llama.cpp",
+    ):
         if (place / "conversion").is_dir() and (place / "gguf-py" / "gguf").is_dir():
             return place
     raise HalfVError("llama.cpp's converter is not in this installation: install it again with `pip install .`.")

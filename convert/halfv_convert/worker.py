@@ -18,8 +18,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from halfv_cpp import llama_h, machine
+
 from halfv_convert import llama_log
-from halfv_edge import libs
 from halfv_edge.errors import HalfVError
 from halfv_edge.gguf.write import FULL_DISK
 
@@ -163,7 +164,6 @@ def explain(error: Exception) -> str:
 
 
 def quantize(job: dict[str, Any], report: Report) -> None:
-    llama_cpp = libs.load()
     type_, target = job["quantize"]["type"], job["quantize"]["path"]
     report(stage=f"quantising to {type_}")
 
@@ -173,12 +173,12 @@ def quantize(job: dict[str, Any], report: Report) -> None:
                 report(total=int(match[2]), unit=" tensors")
             report(done=1)
 
-    lines = llama_log.collect(llama_cpp, follow)
-    llama_cpp.llama_backend_init()
-    params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{type_.upper()}")
-    params.nthread = os.cpu_count() or 1
-    if llama_cpp.llama_model_quantize(job["text"].encode(), target.encode(), ctypes.byref(params)):
+    lines = llama_log.collect(follow)
+    llama_h.llama_backend_init()
+    params = llama_h.llama_model_quantize_default_params()
+    params.ftype = getattr(llama_h, f"LLAMA_FTYPE_MOSTLY_{type_.upper()}")
+    params.nthread = machine.n_cores()
+    if llama_h.llama_model_quantize(job["text"].encode(), target.encode(), ctypes.byref(params)):
         why = llama_log.first_error(lines)
         if "iostream error" in why:
             raise OSError(errno.ENOSPC, why)

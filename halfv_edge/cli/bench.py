@@ -9,7 +9,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from halfv_edge import libs
+from halfv_cpp import library
+from halfv_cpp.machine import n_cores
+
 from halfv_edge.cli import flags
 from halfv_edge.cli.console import Console
 from halfv_edge.errors import HalfVError
@@ -118,11 +120,9 @@ def _check(args: argparse.Namespace) -> None:
 
 def _subject(args: argparse.Namespace, console: Console) -> tuple[Subject, profile.Profile | None]:
     """What to measure, and the profile it comes with."""
-    from halfv_edge.measure.bench.run import Picture, Subject
-
-    libs.load()
     from halfv_edge.engine.encoder import find
     from halfv_edge.engine.model import resolve_profile
+    from halfv_edge.measure.bench.run import Picture, Subject
 
     flags.read_images(args.images)
     pictures = [Picture(Path(image).name, str(Path(image).resolve())) for image in args.images]
@@ -170,14 +170,14 @@ def _measure(args: argparse.Namespace, subject: Subject, given: policies.Given) 
     options = {
         "n_batch": args.batch,
         "n_ubatch": args.ubatch,
-        "n_threads": args.threads or machine.physical_cores(),
+        "n_threads": args.threads or n_cores(),
         "n_gpu_layers": args.gpu_layers,
         "kv_type": args.kv_type,
         "mmproj_type": args.mmproj_type.lower(),
     }
     machine.warn_when_busy()
     with (
-        Bench(subject, options, libs.lib_dir(), args.stock_lib, args.repeats, args.warm_up, args.decode) as bench,
+        Bench(subject, options, library.lib_dir(), args.stock_lib, args.repeats, args.warm_up, args.decode) as bench,
         tqdm(unit="request", disable=None, leave=False) as bar,
     ):
         bench.enter(_contenders(args, bench, given))

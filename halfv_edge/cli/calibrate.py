@@ -123,7 +123,7 @@ def _load(args: argparse.Namespace, console: Console) -> Model:
             raise
         args.image_max_tokens = None  # this encoder's least is more
         model = flags.load(args, console)
-    import halfv_cpp  # after the libraries
+    import halfv_cpp
 
     if not halfv_cpp.halfv_model_supported(model.pointer):
         model.close()

@@ -8,6 +8,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from halfv_cpp import LibraryError
+
 from halfv_edge import __version__
 from halfv_edge.cli import bench as cli_bench
 from halfv_edge.cli import calibrate as cli_calibrate
@@ -31,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader went away, as in `halfv info | head -1`; what is still buffered must not fail at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (HalfVError, KeyboardInterrupt) as error:
+    except (HalfVError, LibraryError, KeyboardInterrupt) as error:
         print(errors.in_words(error), file=sys.stderr)
         return errors.exit_code(error)
     return code

@@ -94,9 +94,6 @@ def why_whole(model: Model, maps: Sequence[TokenMap]) -> str:
 
 
 def _no_profile(model: Model) -> str:
-    from halfv_edge import libs
-
-    libs.load()
     import halfv_cpp
 
     if not halfv_cpp.halfv_model_supported(model.pointer):

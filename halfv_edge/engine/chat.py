@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from halfv_edge import libs
+from halfv_cpp import llama_h
+
 from halfv_edge.engine.context import Context, Item, StoppedError, common, n_cells
 from halfv_edge.engine.encoder import Chunk, Encoded
 from halfv_edge.engine.images import Picture, Source, load_all
@@ -21,7 +22,6 @@ from halfv_edge.errors import HalfVError
 if TYPE_CHECKING:
     from halfv_edge.engine.model import Model
 
-llama_cpp = libs.load()
 
 HALF = "\ufffd"  # what a decoder gives for half a character
 
@@ -159,7 +159,7 @@ class Chat:
         self._n_given = 0  # a number is not used twice, so that a marker always means the same picture
         self._waiting: list[int] = []  # pictures of the next question
         vocab = self.model.vocab
-        bos = (llama_cpp.llama_vocab_bos(vocab),) if llama_cpp.llama_vocab_get_add_bos(vocab) else ()
+        bos = (llama_h.llama_vocab_bos(vocab),) if llama_h.llama_vocab_get_add_bos(vocab) else ()
         self._checkpoints = [_Checkpoint("", 0, bos)]
         self._asked = False  # a question has been settled on the pictures
         self._turn = self._new_turn()
@@ -340,7 +340,7 @@ class Chat:
 
     def _continue(self, text: str) -> list[int]:
         """Tokens of text that goes on where other text ended: without the space that SPM puts before a first word."""
-        if llama_cpp.llama_vocab_type(self.model.vocab) == llama_cpp.LLAMA_VOCAB_TYPE_SPM:
+        if llama_h.llama_vocab_type(self.model.vocab) == llama_h.LLAMA_VOCAB_TYPE_SPM:
             anchor, both = self.model.tokenize("\n"), self.model.tokenize("\n" + text)
             if both[: len(anchor)] == anchor:
                 return both[len(anchor) :]
@@ -445,7 +445,7 @@ class Chat:
                     request.counts = self._counts(request)
                 else:
                     request.generate_sec += time.perf_counter() - start
-                if token is None or llama_cpp.llama_vocab_is_eog(self.model.vocab, token):
+                if token is None or llama_h.llama_vocab_is_eog(self.model.vocab, token):
                     token, request.stopped = None, "end"
             if token is None:
                 request.raw += decoder.decode(b"", final=True)

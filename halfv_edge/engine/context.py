@@ -8,17 +8,12 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
+import halfv_cpp
 import numpy as np
+from halfv_cpp import ggml_h, halfv_h, llama_h, log, mtmd_helper_h
 
-from halfv_edge import libs, native_log
 from halfv_edge.engine.encoder import Chunk, Encoder
 from halfv_edge.errors import HalfVError, RunError
-
-llama_cpp = libs.load()
-
-import halfv_cpp  # noqa: E402
-from halfv_cpp import halfv_h  # noqa: E402
-from llama_cpp import mtmd_cpp as mtmd  # noqa: E402
 
 Item = int | Chunk
 SEQ = 0
@@ -26,7 +21,7 @@ SEQ = 0
 # Asked before every node of a graph. A Python function would have to wait for the interpreter each time, on the compute
 # threads; strlen says by itself whether the text that it is given is empty, and its result reads as a bool.
 ABORT = ctypes.cast(
-    (ctypes.cdll.msvcrt if sys.platform == "win32" else ctypes.CDLL(None)).strlen, llama_cpp.ggml_abort_callback
+    (ctypes.cdll.msvcrt if sys.platform == "win32" else ctypes.CDLL(None)).strlen, ggml_h.ggml_abort_callback
 )
 
 
@@ -59,11 +54,11 @@ class Context:
         self.decode_sec = 0.0
         self._starts: list[int] = []  # position of each item
         self._next = 0
-        self.n_ctx = llama_cpp.llama_n_ctx(pointer)
-        self.n_batch = llama_cpp.llama_n_batch(pointer)
+        self.n_ctx = llama_h.llama_n_ctx(pointer)
+        self.n_batch = llama_h.llama_n_batch(pointer)
         self.n_cells = 0
         self._stop = ctypes.create_string_buffer(2)  # "" or "\1"
-        llama_cpp.llama_set_abort_callback(pointer, ABORT, ctypes.cast(self._stop, ctypes.c_void_p))
+        llama_h.llama_set_abort_callback(pointer, ABORT, ctypes.cast(self._stop, ctypes.c_void_p))
 
     def request_stop(self, wanted: bool = True) -> None:
         """End what is being evaluated soon, with StoppedError; from any thread."""
@@ -75,15 +70,15 @@ class Context:
 
     def close(self) -> None:
         if self.pointer:
-            llama_cpp.llama_free(self.pointer)
+            llama_h.llama_free(self.pointer)
             self.pointer = None
 
     @property
     def memory(self) -> int:
-        return llama_cpp.llama_get_memory(self.pointer)
+        return llama_h.llama_get_memory(self.pointer)
 
     def clear(self) -> None:
-        llama_cpp.llama_memory_clear(self.memory, True)
+        llama_h.llama_memory_clear(self.memory, True)
         self.items, self._starts, self._next, self.n_cells = [], [], 0, 0
 
     def common(self, items: Sequence[Item]) -> int:
@@ -93,7 +88,7 @@ class Context:
         """Forget all items but the first `count`; a memory that cannot do that forgets everything."""
         if count == len(self.items):
             return
-        if not llama_cpp.llama_memory_seq_rm(self.memory, SEQ, self._starts[count], -1):
+        if not llama_h.llama_memory_seq_rm(self.memory, SEQ, self._starts[count], -1):
             self.clear()
             return
         self._next = self._starts[count]
@@ -126,7 +121,7 @@ class Context:
         sequences = (ctypes.POINTER(ctypes.c_int32) * len(ids))(*[ctypes.pointer(sequence)] * len(ids))
         flags = np.zeros(len(ids), np.int8)
         flags[-1] = output
-        batch = llama_cpp.llama_batch()
+        batch = llama_h.llama_batch()
         batch.n_tokens = len(ids)
         batch.token = ids.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
         batch.pos = positions.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
@@ -134,8 +129,8 @@ class Context:
         batch.seq_id = sequences
         batch.logits = flags.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
         with self._timed():
-            native_log.clear()
-            self._check(llama_cpp.llama_decode(self.pointer, batch))
+            log.clear()
+            self._check(llama_h.llama_decode(self.pointer, batch))
         self._starts += positions.tolist()
         self.items += tokens
         self._next += len(ids)
@@ -144,16 +139,16 @@ class Context:
 
     def _picture(self, chunk: Chunk) -> None:
         assert chunk.embd is not None
-        after = llama_cpp.llama_pos(self._next)
+        after = ctypes.c_int32(self._next)
         values = chunk.embd.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
         with self._timed():
-            native_log.clear()
-            rc = mtmd.mtmd_helper_decode_image_chunk(
+            log.clear()
+            rc = mtmd_helper_h.mtmd_helper_decode_image_chunk(
                 self.encoder.pointer, self.pointer, chunk.pointer, values, self._next, SEQ, self.n_batch,
-                ctypes.byref(after), mtmd.mtmd_helper_post_decode_callback(0), None,
+                ctypes.byref(after), mtmd_helper_h.mtmd_helper_post_decode_callback(0), None,
             )  # fmt: skip
             if rc != 0:  # of a picture in several batches some may be in
-                llama_cpp.llama_memory_seq_rm(self.memory, SEQ, self._next, -1)
+                llama_h.llama_memory_seq_rm(self.memory, SEQ, self._next, -1)
             self._check(rc)
         self._starts.append(self._next)
         self.items.append(chunk)
@@ -180,13 +175,13 @@ class Context:
                 hint="start over, or load with a larger {n_ctx}",
                 settings={"n_ctx": None},
             )
-        if native_log.out_of_memory():
+        if log.out_of_memory():
             raise HalfVError(
                 "Out of memory while computing",
                 hint="load with a smaller {n_ctx} or {n_gpu_layers}",
                 settings={"n_ctx": None, "n_gpu_layers": None},
             )
-        raise RunError(f"llama.cpp could not compute ({rc}): {native_log.last_words()}.")
+        raise RunError(f"llama.cpp could not compute ({rc}): {log.last_words()}.")
 
     #
     # HalfV
@@ -209,12 +204,12 @@ class Context:
         """halfv_stats, {} for a context that does not prune."""
         try:
             return halfv_cpp.stats(self.pointer, SEQ)
-        except halfv_cpp.HalfvError:
+        except halfv_cpp.CallError:
             return {}
 
     def image_tokens(self, image: int, stage: int) -> list[int] | None:
         """Tokens of a picture that reached a stage, None for a context that does not prune."""
         try:
             return halfv_cpp.image_tokens(self.pointer, SEQ, image, stage)
-        except halfv_cpp.HalfvError:
+        except halfv_cpp.CallError:
             return None

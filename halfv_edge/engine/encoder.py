@@ -12,20 +12,16 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import halfv_cpp
 import numpy as np
+from halfv_cpp import llama_h, log, mtmd_h, mtmd_helper_h
 
-from halfv_edge import libs, native_log
 from halfv_edge.engine.images import Picture
 from halfv_edge.engine.tokens import Layout, Tile, TokenMap
 from halfv_edge.errors import HalfVError, RunError
 from halfv_edge.gguf import encoder_keys
 from halfv_edge.gguf import read as gguf_read
 from halfv_edge.profile import profile
-
-llama_cpp = libs.load()
-
-import halfv_cpp  # noqa: E402
-from llama_cpp import mtmd_cpp as mtmd  # noqa: E402
 
 # of the weights: the fastest here that keeps the embeddings, as stored, as llama.cpp loads them, or one type
 MMPROJ_TYPES = ("auto", "file", "off", "f32", "f16", "bf16", "q8_0", "q6_k", "q5_1", "q5_0", "q4_1", "q4_0")
@@ -37,10 +33,10 @@ class Chunk:
 
     def __init__(self, pointer: int):
         self.pointer = pointer  # owned
-        self.n_tokens = mtmd.mtmd_input_chunk_get_n_tokens(pointer)
-        self.n_pos = mtmd.mtmd_input_chunk_get_n_pos(pointer)
-        image = mtmd.mtmd_input_chunk_get_tokens_image(pointer)
-        self._size = mtmd.mtmd_image_tokens_get_nx(image), mtmd.mtmd_image_tokens_get_ny(image)
+        self.n_tokens = mtmd_h.mtmd_input_chunk_get_n_tokens(pointer)
+        self.n_pos = mtmd_h.mtmd_input_chunk_get_n_pos(pointer)
+        image = mtmd_h.mtmd_input_chunk_get_tokens_image(pointer)
+        self._size = mtmd_h.mtmd_image_tokens_get_nx(image), mtmd_h.mtmd_image_tokens_get_ny(image)
         self.n_patches = max(math.prod(self._size), self.n_tokens)  # visual tokens of the picture, were it whole
         self.embd: np.ndarray | None = None
 
@@ -54,13 +50,15 @@ class Chunk:
         """Where in the grid each token is, row by row."""
         if self.n_patches == self.n_tokens:
             return list(range(self.n_tokens))
-        found = (mtmd.mtmd_decoder_pos * self.n_tokens)()
-        mtmd.mtmd_helper_image_get_decoder_pos(mtmd.mtmd_input_chunk_get_tokens_image(self.pointer), 0, found)
+        found = (mtmd_h.mtmd_decoder_pos * self.n_tokens)()
+        mtmd_helper_h.mtmd_helper_image_get_decoder_pos(
+            mtmd_h.mtmd_input_chunk_get_tokens_image(self.pointer), 0, found
+        )
         return [place.y * self._size[0] + place.x for place in found]
 
     def __del__(self) -> None:
         if self.pointer:
-            mtmd.mtmd_input_chunk_free(self.pointer)
+            mtmd_h.mtmd_input_chunk_free(self.pointer)
             self.pointer = None
 
 
@@ -121,7 +119,7 @@ class Encoder:
         if attention is None:
             attention = halfv_cpp.HALFV_ATTENTION_STOCK if weights == "off" else halfv_cpp.HALFV_ATTENTION_FAST
         halfv_cpp.check(halfv_cpp.halfv_set_encoder(weights.encode(), attention))
-        params = mtmd.mtmd_context_params_default()
+        params = mtmd_h.mtmd_context_params_default()
         params.use_gpu = use_gpu
         params.print_timings = False
         params.n_threads = n_threads
@@ -131,33 +129,33 @@ class Encoder:
         own_limit = encoder_keys.token_limit(metadata) if metadata else None
         if limits := [limit for limit in (image_max_tokens, own_limit) if limit]:
             params.image_max_tokens = min(limits)
-        native_log.clear()
-        pointer = mtmd.mtmd_init_from_file(str(path).encode(), model, params)
+        log.clear()
+        pointer = mtmd_h.mtmd_init_from_file(str(path).encode(), model, params)
         if not pointer:
             raise _why_not(path, model_path, image_max_tokens)
-        if not mtmd.mtmd_support_vision(pointer):
-            mtmd.mtmd_free(pointer)
+        if not mtmd_h.mtmd_support_vision(pointer):
+            mtmd_h.mtmd_free(pointer)
             raise HalfVError(f"{path} hears but does not see: give an mmproj with a vision encoder.")
         metadata = metadata or gguf_read.read(path)
         tau = pixel_tau if encoder_keys.projector(metadata) in encoder_keys.PATCHWISE else None
-        n_embd = llama_cpp.llama_model_n_embd_inp(model)
+        n_embd = llama_h.llama_model_n_embd_inp(model)
         # a tile fills a CPU, and one call cannot be interrupted
-        batches = use_gpu and llama_cpp.llama_supports_gpu_offload()
+        batches = use_gpu and llama_h.llama_supports_gpu_offload()
         return cls(path, pointer, cache_bytes, n_embd, _layout(metadata), tau, batches)
 
     def close(self) -> None:
         self._cache.clear()
         if self.pointer:
-            mtmd.mtmd_free(self.pointer)
+            mtmd_h.mtmd_free(self.pointer)
             self.pointer = None
 
     @property
     def is_mrope(self) -> bool:
-        return mtmd.mtmd_decode_use_mrope(self.pointer)
+        return mtmd_h.mtmd_decode_use_mrope(self.pointer)
 
     @property
     def non_causal(self) -> bool:
-        return mtmd.mtmd_decode_use_non_causal(self.pointer, None)
+        return mtmd_h.mtmd_decode_use_non_causal(self.pointer, None)
 
     def token_map(self, encoded: Encoded, chosen: list[tuple[list[int] | None, list[int] | None]]) -> TokenMap:
         """What was kept and deep in each chunk of a picture, None for all of it."""
@@ -210,34 +208,34 @@ class Encoder:
         """Their embeddings, without the pixels, which are as large again."""
         light: list[Chunk] = []
         while len(light) < len(chunks):
-            batch = mtmd.mtmd_batch_init(self.pointer)
+            batch = mtmd_h.mtmd_batch_init(self.pointer)
             try:
                 light += self._run_batch(batch, chunks[len(light) :], name)
             finally:
-                mtmd.mtmd_batch_free(batch)
+                mtmd_h.mtmd_batch_free(batch)
         return light
 
     def _run_batch(self, batch: int, chunks: list[Chunk], name: str) -> list[Chunk]:
         """As many of the first ones as go together."""
-        native_log.clear()
+        log.clear()
         count = 0
         while count < (len(chunks) if self.batches else 1):
-            if mtmd.mtmd_batch_add_chunk(batch, chunks[count].pointer) != 0:
+            if mtmd_h.mtmd_batch_add_chunk(batch, chunks[count].pointer) != 0:
                 break
             count += 1
-        if count == 0 or mtmd.mtmd_batch_encode(batch) != 0:
-            if native_log.out_of_memory():
+        if count == 0 or mtmd_h.mtmd_batch_encode(batch) != 0:
+            if log.out_of_memory():
                 raise HalfVError(
                     f"{name} does not fit in memory as {chunks[0].n_tokens} tokens",
                     hint="set {image_max_tokens} lower",
                     settings={"image_max_tokens": None},
                 )
-            raise RunError(f"{name} cannot be encoded: {native_log.last_words()}.")
+            raise RunError(f"{name} cannot be encoded: {log.last_words()}.")
         return [self._light(batch, chunk) for chunk in chunks[:count]]
 
     def _light(self, batch: int, chunk: Chunk) -> Chunk:
-        out = mtmd.mtmd_batch_get_output_embd(batch, chunk.pointer)
-        light = Chunk(mtmd.mtmd_input_chunk_get_placeholder(chunk.pointer))
+        out = mtmd_h.mtmd_batch_get_output_embd(batch, chunk.pointer)
+        light = Chunk(mtmd_h.mtmd_input_chunk_get_placeholder(chunk.pointer))
         light.embd = np.ctypeslib.as_array(out, shape=(chunk.n_tokens, self.n_embd)).copy()
         return light
 
@@ -245,30 +243,28 @@ class Encoder:
         width, height = picture.image.size
         data = picture.image.tobytes() if pixels else None
         buffer = ctypes.cast(data, ctypes.POINTER(ctypes.c_uint8)) if data else None
-        bitmap = mtmd.mtmd_bitmap_init(width, height, buffer)
-        chunks = mtmd.mtmd_input_chunks_init()
+        bitmap = mtmd_h.mtmd_bitmap_init(width, height, buffer)
+        chunks = mtmd_h.mtmd_input_chunks_init()
         try:
-            marker = mtmd.mtmd_get_marker(self.pointer)
-            text = mtmd.mtmd_input_text(marker, len(marker), False, True)
-            native_log.clear()
-            rc = mtmd.mtmd_tokenize(
-                self.pointer, chunks, ctypes.byref(text), (mtmd.mtmd_bitmap_p_ctypes * 1)(bitmap), 1
-            )
+            marker = mtmd_h.mtmd_get_marker(self.pointer)
+            text = mtmd_h.mtmd_input_text(marker, len(marker), False, True)
+            log.clear()
+            rc = mtmd_h.mtmd_tokenize(self.pointer, chunks, ctypes.byref(text), (ctypes.c_void_p * 1)(bitmap), 1)
             if rc != 0:
-                raise HalfVError(f"{picture.name} ({width} x {height}) cannot be used: {native_log.last_words()}.")
+                raise HalfVError(f"{picture.name} ({width} x {height}) cannot be used: {log.last_words()}.")
             return list(self._items(chunks, keep_pixels))
         finally:
-            mtmd.mtmd_input_chunks_free(chunks)
-            mtmd.mtmd_bitmap_free(bitmap)
+            mtmd_h.mtmd_input_chunks_free(chunks)
+            mtmd_h.mtmd_bitmap_free(bitmap)
 
     @staticmethod
     def _items(chunks: int, keep_pixels: bool = True):
-        copy = mtmd.mtmd_input_chunk_copy if keep_pixels else mtmd.mtmd_input_chunk_get_placeholder
-        for index in range(mtmd.mtmd_input_chunks_size(chunks)):
-            chunk = mtmd.mtmd_input_chunks_get(chunks, index)
-            if mtmd.mtmd_input_chunk_get_type(chunk) == mtmd.MTMD_INPUT_CHUNK_TYPE_TEXT:
+        copy = mtmd_h.mtmd_input_chunk_copy if keep_pixels else mtmd_h.mtmd_input_chunk_get_placeholder
+        for index in range(mtmd_h.mtmd_input_chunks_size(chunks)):
+            chunk = mtmd_h.mtmd_input_chunks_get(chunks, index)
+            if mtmd_h.mtmd_input_chunk_get_type(chunk) == mtmd_h.MTMD_INPUT_CHUNK_TYPE_TEXT:
                 count = ctypes.c_size_t()
-                tokens = mtmd.mtmd_input_chunk_get_tokens_text(chunk, ctypes.byref(count))
+                tokens = mtmd_h.mtmd_input_chunk_get_tokens_text(chunk, ctypes.byref(count))
                 yield from tokens[: count.value]
             else:
                 yield Chunk(copy(chunk))
@@ -292,7 +288,7 @@ def _layout(metadata: gguf_read.Metadata) -> Layout:
 
 def _why_not(path: Path, model_path: Path, limit: int | None) -> HalfVError:
     """From what llama.cpp said: it gives no codes."""
-    said = native_log.text()
+    said = log.text()
     if widths := re.search(r"mismatch between text model \(n_embd = (\d+)\) and mmproj \(n_embd = (\d+)\)", said):
         return HalfVError(
             f"{path} belongs to another model: it gives {widths[2]} numbers per token, {model_path.name} takes "
@@ -304,13 +300,13 @@ def _why_not(path: Path, model_path: Path, limit: int | None) -> HalfVError:
         return HalfVError(
             "is too few for this encoder", parameter="image_max_tokens", value=limit, hint=f"it needs at least {least}"
         )
-    if native_log.out_of_memory():
+    if log.out_of_memory():
         return HalfVError(
             f"There is not enough memory for the vision encoder {path}",
             hint="close other programs, or set {n_gpu_layers}",
             settings={"n_gpu_layers": 0},
         )
-    return HalfVError(f"{path} cannot be loaded as a vision encoder: {native_log.last_words()}.")
+    return HalfVError(f"{path} cannot be loaded as a vision encoder: {log.last_words()}.")
 
 
 def find(given: str | os.PathLike[str] | None, model: profile.Model) -> Path:

@@ -12,7 +12,11 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from halfv_edge import libs, native_log
+import halfv_cpp
+from halfv_cpp import llama_h, log, machine
+from halfv_cpp.tensor_types import KV_TYPES, TENSOR_TYPES
+
+from halfv_edge.engine import libraries
 from halfv_edge.engine.chat import Chat
 from halfv_edge.engine.context import Context
 from halfv_edge.engine.encoder import MMPROJ_TYPES, Encoder, find
@@ -23,12 +27,7 @@ from halfv_edge.profile import presets
 from halfv_edge.profile import profile as profiles
 from halfv_edge.profile.profile import Profile, Resolved
 
-llama_cpp = libs.load()
-
-import halfv_cpp  # noqa: E402
-
 DEFAULT_N_CTX = 8192
-KV_TYPES = {"f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7}
 FLASH = {"auto": -1, False: 0, True: 1}
 MAX_PIECE_BYTES = 4096
 
@@ -58,8 +57,8 @@ class Model:
         self.notes: list[str] = []  # what a person should know that is no error
         self.profile: Profile | None = None
         self.profile_source: str = "off"
-        self.vocab = llama_cpp.llama_model_get_vocab(pointer)
-        self.n_layer = llama_cpp.llama_model_n_layer(pointer)
+        self.vocab = llama_h.llama_model_get_vocab(pointer)
+        self.n_layer = llama_h.llama_model_n_layer(pointer)
         self.encoder: Encoder | None = None
         self._options = options
         self._free: Context | None = None  # of a chat that was closed
@@ -104,7 +103,8 @@ class Model:
         image_cache_mb: encoded pictures that are remembered. topup_mb: pruned tokens that a later question can bring
         back. verbose: llama.cpp's log on stderr.
         """
-        native_log.capture(verbose)
+        libraries.load()
+        log.capture(verbose)
         about = profiles.Model.read(path)
         encoder_path = find(mmproj, about)
         check_choice("kv_type", kv_type, KV_TYPES)
@@ -123,22 +123,22 @@ class Model:
                 raise HalfVError(parameter=name, value=number, rule=f"at least {least}")
         resolved = resolve_profile(about, profile, keep, pixel_tau)
 
-        llama_cpp.llama_backend_init()
-        native_log.clear()
-        params = llama_cpp.llama_model_default_params()
+        llama_h.llama_backend_init()
+        log.clear()
+        params = llama_h.llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers
-        pointer = llama_cpp.llama_model_load_from_file(str(about.path).encode(), params)
+        pointer = llama_h.llama_model_load_from_file(str(about.path).encode(), params)
         if not pointer:
-            if native_log.out_of_memory():
+            if log.out_of_memory():
                 raise HalfVError(
                     f"There is not enough memory for {about.path}",
                     hint="lower {n_gpu_layers}, or use a smaller file",
                     settings={"n_gpu_layers": None},
                 )
-            raise HalfVError(f"{about.path} cannot be loaded: {native_log.last_words()}.")
-        n_trained = llama_cpp.llama_model_n_ctx_train(pointer)
+            raise HalfVError(f"{about.path} cannot be loaded: {log.last_words()}.")
+        n_trained = llama_h.llama_model_n_ctx_train(pointer)
         if n_ctx is not None and n_ctx > n_trained:
-            llama_cpp.llama_model_free(pointer)
+            llama_h.llama_model_free(pointer)
             raise HalfVError(
                 f"is more than the {n_trained} tokens that {about.path.name} can follow", parameter="n_ctx", value=n_ctx
             )
@@ -146,11 +146,11 @@ class Model:
             "seed": seed,
             "topup_bytes": topup_mb << 20,
             "n_ctx": n_ctx or min(DEFAULT_N_CTX, n_trained),
-            "n_threads": n_threads or _n_cores(),
+            "n_threads": n_threads or machine.n_cores(),
             "n_batch": n_batch,
             "n_ubatch": n_ubatch,
             "flash_attn": FLASH[flash_attn],
-            "kv_type": KV_TYPES[kv_type],
+            "kv_type": TENSOR_TYPES[kv_type].ggml_type,
         }
         model = cls(about.path, pointer, options)
         try:
@@ -185,12 +185,12 @@ class Model:
             halfv_cpp.set_model_profile(self.pointer, resolved.profile.to_c() if resolved.profile else None)
 
     def _set_template(self, architecture: str) -> None:
-        source = llama_cpp.llama_model_chat_template(self.pointer, None)
-        bos, eos = llama_cpp.llama_vocab_bos(self.vocab), llama_cpp.llama_vocab_eos(self.vocab)
+        source = llama_h.llama_model_chat_template(self.pointer, None)
+        bos, eos = llama_h.llama_vocab_bos(self.vocab), llama_h.llama_vocab_eos(self.vocab)
         self.template = Template(
             source.decode() if source else None,
             architecture,
-            llama_cpp.llama_vocab_get_add_bos(self.vocab),
+            llama_h.llama_vocab_get_add_bos(self.vocab),
             self.piece(bos, special=True).decode("utf-8", "replace") if bos >= 0 else "",
             self.piece(eos, special=True).decode("utf-8", "replace") if eos >= 0 else "",
         )
@@ -202,7 +202,7 @@ class Model:
             context, self._free = self._free, None
             return context
         options = self._options
-        params = llama_cpp.llama_context_default_params()
+        params = llama_h.llama_context_default_params()
         params.n_ctx = options["n_ctx"]
         params.n_batch = options["n_batch"]
         params.n_ubatch = options["n_batch"] if self.encoder.non_causal else options["n_ubatch"]
@@ -210,16 +210,16 @@ class Model:
         params.n_threads = params.n_threads_batch = options["n_threads"]
         params.flash_attn_type = options["flash_attn"]
         params.type_k = params.type_v = options["kv_type"]
-        native_log.clear()
-        pointer = llama_cpp.llama_init_from_model(self.pointer, params)
+        log.clear()
+        pointer = llama_h.llama_init_from_model(self.pointer, params)
         if not pointer:
-            if native_log.out_of_memory():
+            if log.out_of_memory():
                 raise HalfVError(
                     f"There is not enough memory for a context of {options['n_ctx']} tokens",
                     hint="lower {n_ctx}, use {kv_type}, or close other chats",
                     settings={"n_ctx": None, "kv_type": "q8_0"},
                 )
-            raise HalfVError(f"No context can be made for {self.path.name}: {native_log.last_words()}.")
+            raise HalfVError(f"No context can be made for {self.path.name}: {log.last_words()}.")
         halfv_cpp.halfv_set_topup_bytes(pointer, self.topup_bytes)
         return Context(pointer, self.encoder)
 
@@ -250,15 +250,15 @@ class Model:
         raw = text.encode("utf-8", "surrogatepass")
         room = len(raw) + 8
         while True:
-            tokens = (llama_cpp.llama_token * room)()
-            count = llama_cpp.llama_tokenize(self.vocab, raw, len(raw), tokens, room, False, True)
+            tokens = (ctypes.c_int32 * room)()
+            count = llama_h.llama_tokenize(self.vocab, raw, len(raw), tokens, room, False, True)
             if count >= 0:
                 return tokens[:count]
             room = -count
 
     def piece(self, token: int, special: bool = False) -> bytes:
         buffer = ctypes.create_string_buffer(MAX_PIECE_BYTES)
-        length = llama_cpp.llama_token_to_piece(self.vocab, token, buffer, MAX_PIECE_BYTES, 0, special)
+        length = llama_h.llama_token_to_piece(self.vocab, token, buffer, MAX_PIECE_BYTES, 0, special)
         return buffer.raw[: max(length, 0)]
 
     def _check_open(self) -> None:
@@ -276,7 +276,7 @@ class Model:
             if self.encoder:
                 self.encoder.close()
             if self.pointer:
-                llama_cpp.llama_model_free(self.pointer)
+                llama_h.llama_model_free(self.pointer)
                 self.pointer = None
 
     def __enter__(self) -> Model:
@@ -370,15 +370,3 @@ def _override(
 def check_choice(name: str, value: object, choices: Collection[Any]) -> None:
     if value not in choices:
         raise HalfVError(parameter=name, value=value, rule=f"one of {', '.join(map(str, choices))}")
-
-
-def _n_cores() -> int:
-    """Cores that this process may use; of two threads of one core the second adds nothing."""
-    if not hasattr(os, "sched_getaffinity"):
-        return max(1, os.cpu_count() or 1)
-    mine = os.sched_getaffinity(0)
-    try:
-        topology = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
-        return len({Path(topology.format(cpu)).read_text() for cpu in mine})
-    except OSError:
-        return len(mine)

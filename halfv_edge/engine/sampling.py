@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from halfv_cpp import llama_h
 
-from halfv_edge import libs
 from halfv_edge.errors import HalfVError
-
-llama_cpp = libs.load()
 
 CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # llama_token_data
 
@@ -65,33 +63,33 @@ class Sampler:
     and only when it refuses that one about all of them: that is cheaper, and leaves most answers as they would be."""
 
     def __init__(self, settings: Sampling, vocab: int):
-        self._n_vocab = llama_cpp.llama_vocab_n_tokens(vocab)
+        self._n_vocab = llama_h.llama_vocab_n_tokens(vocab)
         self._grammar = None
         text = settings.gbnf()
         if text is not None:
-            self._grammar = llama_cpp.llama_sampler_init_grammar(vocab, text.encode(), b"root")
+            self._grammar = llama_h.llama_sampler_init_grammar(vocab, text.encode(), b"root")
             if not self._grammar:
                 raise HalfVError("The grammar cannot be parsed: it must be GBNF with a rule named root.")
-        self._chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
+        self._chain = llama_h.llama_sampler_chain_init(llama_h.llama_sampler_chain_default_params())
         for part in _parts(settings):
-            llama_cpp.llama_sampler_chain_add(self._chain, part)
+            llama_h.llama_sampler_chain_add(self._chain, part)
 
     def sample(self, ctx: int) -> int | None:
         """The next token after the last output, None when the grammar leaves none."""
-        token = llama_cpp.llama_sampler_sample(self._chain, ctx, -1)
+        token = llama_h.llama_sampler_sample(self._chain, ctx, -1)
         if self._grammar is None:
             return token
         if not math.isfinite(self._allowed(np.array([token]), np.zeros(1))["logit"][0]):
-            logits = llama_cpp.llama_get_logits_ith(ctx, -1)
+            logits = llama_h.llama_get_logits_ith(ctx, -1)
             logits = np.ctypeslib.as_array(logits, shape=(self._n_vocab,))
             candidates = self._allowed(np.arange(self._n_vocab), logits)
             candidates = candidates[np.isfinite(candidates["logit"])]
             if not len(candidates):
                 return None
             array = _array_of(candidates)
-            llama_cpp.llama_sampler_apply(self._chain, ctypes.byref(array))
+            llama_h.llama_sampler_apply(self._chain, ctypes.byref(array))
             token = array.data[array.selected].id
-        llama_cpp.llama_sampler_accept(self._grammar, token)
+        llama_h.llama_sampler_accept(self._grammar, token)
         return token
 
     def _allowed(self, tokens: np.ndarray, logits: np.ndarray) -> np.ndarray:
@@ -99,32 +97,32 @@ class Sampler:
         candidates = np.zeros(len(tokens), CANDIDATE)
         candidates["id"], candidates["logit"] = tokens, logits
         array = _array_of(candidates)
-        llama_cpp.llama_sampler_apply(self._grammar, ctypes.byref(array))
+        llama_h.llama_sampler_apply(self._grammar, ctypes.byref(array))
         return candidates
 
     def close(self) -> None:
         for part in (self._chain, self._grammar):
             if part:
-                llama_cpp.llama_sampler_free(part)
+                llama_h.llama_sampler_free(part)
         self._chain = self._grammar = None
 
 
 def _parts(settings: Sampling) -> Iterator[int]:
     """In the order of llama.cpp's tools."""
     if settings.temperature == 0:
-        yield llama_cpp.llama_sampler_init_greedy()
+        yield llama_h.llama_sampler_init_greedy()
         return
     if settings.top_k:
-        yield llama_cpp.llama_sampler_init_top_k(settings.top_k)
+        yield llama_h.llama_sampler_init_top_k(settings.top_k)
     if settings.top_p < 1:
-        yield llama_cpp.llama_sampler_init_top_p(settings.top_p, 1)
+        yield llama_h.llama_sampler_init_top_p(settings.top_p, 1)
     if settings.min_p > 0:
-        yield llama_cpp.llama_sampler_init_min_p(settings.min_p, 1)
-    yield llama_cpp.llama_sampler_init_temp(settings.temperature)
-    yield llama_cpp.llama_sampler_init_dist(llama_cpp.LLAMA_DEFAULT_SEED if settings.seed is None else settings.seed)
+        yield llama_h.llama_sampler_init_min_p(settings.min_p, 1)
+    yield llama_h.llama_sampler_init_temp(settings.temperature)
+    yield llama_h.llama_sampler_init_dist(llama_h.LLAMA_DEFAULT_SEED if settings.seed is None else settings.seed)
 
 
 def _array_of(candidates: np.ndarray) -> Any:
     """llama_token_data_array over the candidates' own memory."""
-    data = candidates.ctypes.data_as(ctypes.POINTER(llama_cpp.llama_token_data))
-    return llama_cpp.llama_token_data_array(data=data, size=len(candidates), selected=-1, sorted=False)
+    data = candidates.ctypes.data_as(ctypes.POINTER(llama_h.llama_token_data))
+    return llama_h.llama_token_data_array(data=data, size=len(candidates), selected=-1, sorted=False)

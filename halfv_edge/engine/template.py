@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import datetime
+import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import jinja2
+from jinja2 import ext, nodes, parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from halfv_edge import libs
 from halfv_edge.errors import HalfVError
-
-libs.load()
-
-from llama_cpp.llama_chat_format import Jinja2ChatFormatter  # noqa: E402
 
 # for files without tokenizer.chat_template, as llama.cpp has them built in
 VICUNA = (
@@ -38,7 +37,7 @@ class Template:
         source = source or (VICUNA if architecture == "llama" else CHATML)
         self._leave_out = bos if add_bos else ""  # comes with the tokens
         try:
-            self._format = Jinja2ChatFormatter(source, eos_token=eos, bos_token=bos)
+            self._template = _environment().from_string(source, {"bos_token": bos, "eos_token": eos})
         except jinja2.TemplateError as error:
             raise HalfVError(f"The model's chat template cannot be parsed: {error}.") from error
         # some take content as text, some only as a list of typed parts
@@ -53,7 +52,39 @@ class Template:
         if self._typed:
             messages = [m | {"content": [{"type": "text", "text": m["content"]}]} for m in messages]
         try:
-            prompt = self._format(messages=list(messages)).prompt
-        except (jinja2.TemplateError, ValueError, TypeError, KeyError) as error:
+            prompt = self._template.render(messages=list(messages), add_generation_prompt=True)
+        except Exception as error:  # a template is a program that came with a file
             raise HalfVError(f"The model's chat template refuses this conversation: {error}.") from error
         return prompt.removeprefix(self._leave_out)
+
+
+class _Generation(ext.Extension):
+    """`{% generation %}`, which marks the answers for training, is as if it were not there."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: parser.Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    """What transformers gives a chat template, as that is what templates are written for."""
+    made = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
+    )
+    made.filters["tojson"] = _tojson
+    made.globals |= {"raise_exception": _refuse, "strftime_now": _strftime_now, "tools": None}
+    return made
+
+
+def _tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+
+
+def _refuse(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.datetime.now().strftime(form)

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import math
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from halfv_cpp import ggml_h
+from halfv_cpp.tensor_types import BY_NUMBER, TENSOR_TYPES
 
-from halfv_edge import libs
 from halfv_edge.errors import HalfVError
 from halfv_edge.gguf import read as gguf_read
 from halfv_edge.gguf import write as gguf_write
 from halfv_edge.gguf.read import Metadata
 
-# ggml's numbers
-TYPES = {"f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q6_k": 14, "q5_1": 7, "q5_0": 6, "q4_1": 3, "q4_0": 2}
-FTYPES = {"f32": 0, "f16": 1, "bf16": 32, "q8_0": 7, "q6_k": 18, "q5_1": 9, "q5_0": 8, "q4_1": 3, "q4_0": 2}
-READABLE = {TYPES[name]: name for name in ("f32", "f16", "bf16")}
+TYPES = ("f32", "f16", "bf16", "q8_0", "q6_k", "q5_1", "q5_0", "q4_1", "q4_0")  # that an encoder may be made of
+READABLE = {TENSOR_TYPES[name].ggml_type: name for name in ("f32", "f16", "bf16")}
 ROWS_AT_ONCE = 256
 # tables that are added or looked up, and kernels of convolutions
 NO_MATRIX = ("position_embd", "patch_embd", "class_embd", "token_embd", "newline", "seperator", "query", "norm", "conv")
@@ -49,7 +47,9 @@ def retype(source: Metadata, target: Path, type_name: str, *, progress: bool = T
     if source.text("general.architecture") != "clip":
         raise HalfVError(f"{source.path} is not a vision encoder: give an mmproj GGUF.")
     tensors = list(_tensors(source))
-    wanted = TYPES[type_name]
+    if unknown := [tensor for tensor in tensors if tensor.type not in BY_NUMBER]:
+        raise HalfVError(f"{source.path} has {unknown[0].name} in a type that llama.cpp does not have.")
+    wanted = TENSOR_TYPES[type_name].ggml_type
     types = {tensor.name: wanted if _is_matrix(tensor, wanted) else tensor.type for tensor in tensors}
     changed = [tensor for tensor in tensors if types[tensor.name] != tensor.type]
     for tensor in changed:
@@ -58,7 +58,7 @@ def retype(source: Metadata, target: Path, type_name: str, *, progress: bool = T
                 f"{source.path} has {tensor.name} in a type that loses: give it in {', '.join(READABLE.values())}."
             )
     infos, total = _infos(tensors, types, source.alignment)
-    file_type = {"general.file_type": (gguf_read.UINT32, FTYPES[type_name])}
+    file_type = {"general.file_type": (gguf_read.UINT32, TENSOR_TYPES[type_name].ftype)}
     with gguf_write.rewriting(source, target, "general.file_type", file_type, infos, total, progress=progress) as (
         old,
         out,
@@ -68,7 +68,7 @@ def retype(source: Metadata, target: Path, type_name: str, *, progress: bool = T
             start = out.tell()
             old.seek(source.data + tensor.offset)
             for rows in _row_counts(tensor):
-                raw = old.read(rows * _row_size(tensor.type, tensor.shape[0]))
+                raw = old.read(rows * BY_NUMBER[tensor.type].row_bytes(tensor.shape[0]))
                 out.write(_converted(raw, tensor, rows, types[tensor.name]))
             bar.update(out.tell() - start)
             out.write(bytes(-(out.tell() - start) % source.alignment))
@@ -77,7 +77,7 @@ def retype(source: Metadata, target: Path, type_name: str, *, progress: bool = T
 
 def _is_matrix(tensor: Tensor, wanted: int) -> bool:
     named = tensor.name.endswith(".weight") and not any(word in tensor.name for word in NO_MATRIX)
-    return named and len(tensor.shape) == 2 and tensor.shape[0] % _ggml().ggml_blck_size(wanted) == 0
+    return named and len(tensor.shape) == 2 and tensor.shape[0] % BY_NUMBER[wanted].block == 0
 
 
 def _tensors(source: Metadata) -> Iterator[Tensor]:
@@ -107,7 +107,7 @@ def _infos(tensors: list[Tensor], types: dict[str, int], alignment: int) -> tupl
         name = tensor.name.encode()
         infos += struct.pack("<Q", len(name)) + name + struct.pack("<I", len(tensor.shape))
         infos += struct.pack(f"<{len(tensor.shape)}QIQ", *tensor.shape, types[tensor.name], offset)
-        size = _row_size(types[tensor.name], tensor.shape[0]) * tensor.n_rows
+        size = BY_NUMBER[types[tensor.name]].row_bytes(tensor.shape[0]) * tensor.n_rows
         offset += size + -size % alignment
     return infos, offset
 
@@ -120,7 +120,7 @@ def _row_counts(tensor: Tensor) -> Iterator[int]:
 def _converted(raw: bytes, tensor: Tensor, rows: int, type_: int) -> bytes:
     if type_ == tensor.type:
         return raw
-    ggml, n_row = _ggml(), tensor.shape[0]
+    n_row = tensor.shape[0]
     values = np.empty(rows * n_row, np.float32)
     pointer = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
     if READABLE[tensor.type] == "f32":
@@ -128,26 +128,7 @@ def _converted(raw: bytes, tensor: Tensor, rows: int, type_: int) -> bytes:
     elif READABLE[tensor.type] == "f16":
         values[:] = np.frombuffer(raw, np.float16)
     else:
-        ggml.ggml_bf16_to_fp32_row(raw, pointer, values.size)
-    out = ctypes.create_string_buffer(rows * _row_size(type_, n_row))
-    ggml.ggml_quantize_chunk(type_, pointer, out, 0, rows, n_row, None)
+        ggml_h.ggml_bf16_to_fp32_row(raw, pointer, values.size)
+    out = ctypes.create_string_buffer(rows * BY_NUMBER[type_].row_bytes(n_row))
+    ggml_h.ggml_quantize_chunk(type_, pointer, out, 0, rows, n_row, None)
     return out.raw
-
-
-def _row_size(type_: int, n: int) -> int:
-    return _ggml().ggml_row_size(type_, n)
-
-
-@functools.cache
-def _ggml() -> ctypes.CDLL:
-    ggml = ctypes.CDLL(str(libs.library_path("ggml-base")))
-    floats, size, count = ctypes.POINTER(ctypes.c_float), ctypes.c_size_t, ctypes.c_int64
-    for name, result, arguments in (
-        ("ggml_blck_size", count, (ctypes.c_int,)),
-        ("ggml_row_size", size, (ctypes.c_int, count)),
-        ("ggml_bf16_to_fp32_row", None, (ctypes.c_char_p, floats, count)),
-        ("ggml_quantize_chunk", size, (ctypes.c_int, floats, ctypes.c_char_p, count, count, count, floats)),
-    ):
-        function: Callable = getattr(ggml, name)
-        function.restype, function.argtypes = result, arguments
-    return ggml

@@ -18,9 +18,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import halfv_cpp
 import numpy as np
+from halfv_cpp import llama_h, log
 
-from halfv_edge import libs, native_log
 from halfv_edge.engine import chat as engine_chat
 from halfv_edge.engine import encoder, images
 from halfv_edge.engine import model as engine_model
@@ -28,13 +29,13 @@ from halfv_edge.engine.chat import Stats
 from halfv_edge.engine.context import SEQ, Context, Item, n_cells
 from halfv_edge.engine.encoder import Chunk, Encoded, Encoder
 from halfv_edge.errors import HalfVError
+from halfv_edge.handler import upstream
 from halfv_edge.handler.prompt import StandIn, formatter, mark_pictures
 from halfv_edge.profile import profile as profiles
 from halfv_edge.profile.profile import Profile
 
-llama_cpp = libs.load()
+llama_cpp = upstream.load()
 
-import halfv_cpp  # noqa: E402
 from llama_cpp import _internals  # noqa: E402
 from llama_cpp.llama_chat_format import MTMDChatHandler  # noqa: E402
 
@@ -155,12 +156,12 @@ class HalfVChatHandler:
             if self._session.llama() is not llama:
                 raise HalfVError("This handler belongs to another Llama: make one for each.")
             return self._session
-        native_log.capture(llama.verbose)
+        log.capture(llama.verbose)
         about = profiles.Model.read(llama.model_path)
         wanted = engine_model.resolve_profile(about, self._wanted, self._keep, self._pixel_tau)
         resolved = engine_model.if_supported(wanted, llama.model, about.path)
         _set_profile(llama, resolved.profile)  # before the encoder, which takes pixel_tau from the model
-        flash_attn = llama.context_params.flash_attn_type == llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        flash_attn = llama.context_params.flash_attn_type == llama_h.LLAMA_FLASH_ATTN_TYPE_ENABLED
         vision = Encoder.load(
             encoder.find(self.clip_model_path, about),
             llama.model,
@@ -328,7 +329,7 @@ class _SharedContext(Context):
         else:
             ends = [*self._starts[1:], self._next]
             self.truncate(sum(end <= same for end in ends))
-        llama_cpp.llama_memory_seq_rm(self.memory, SEQ, self._next, -1)
+        llama_h.llama_memory_seq_rm(self.memory, SEQ, self._next, -1)
 
     def hand_over(self, llama: llama_cpp.Llama, ready: bool) -> None:
         """Tell the Llama what it holds; `ready`: with logits for the next token."""
@@ -337,7 +338,7 @@ class _SharedContext(Context):
         llama.input_ids[: len(ids)] = ids
         llama._requires_eval = not ready
         if ready and llama._logits_all and len(ids) <= len(llama.scores):
-            logits = llama_cpp.llama_get_logits_ith(self.pointer, -1)
+            logits = llama_h.llama_get_logits_ith(self.pointer, -1)
             llama.scores[len(ids) - 1] = np.ctypeslib.as_array(logits, shape=(self._n_vocab,))
 
 
@@ -345,8 +346,8 @@ def _parts(llama: llama_cpp.Llama, text: str, pictures: Mapping[str, _Seen]) -> 
     """The prompt as mtmd tokenizes it. A picture's part is its own list, which changes when it is encoded."""
     vocab = llama._model.vocab
     parts: list[list[Item]] = []
-    if llama_cpp.llama_vocab_get_add_bos(vocab):
-        parts.append([llama_cpp.llama_vocab_bos(vocab)])
+    if llama_h.llama_vocab_get_add_bos(vocab):
+        parts.append([llama_h.llama_vocab_bos(vocab)])
     missing = set(pictures)
     for part in re.split(f"({'|'.join(map(re.escape, pictures))})", text) if pictures else [text]:
         if part in pictures:
@@ -354,8 +355,8 @@ def _parts(llama: llama_cpp.Llama, text: str, pictures: Mapping[str, _Seen]) -> 
             missing.discard(part)
         elif part:
             parts.append(llama._model.tokenize(part.encode(), add_bos=False, special=True))
-    if llama_cpp.llama_vocab_get_add_eos(vocab):
-        parts.append([llama_cpp.llama_vocab_eos(vocab)])
+    if llama_h.llama_vocab_get_add_eos(vocab):
+        parts.append([llama_h.llama_vocab_eos(vocab)])
     if missing:
         raise HalfVError(
             f"The prompt format leaves out {len(missing)} of {len(pictures)} pictures: give them in user messages."
@@ -376,7 +377,7 @@ def _check_room(session: _Session, llama: llama_cpp.Llama, parts: list[list[Item
             "pictures."
         )
     largest = max((chunk.n_tokens for chunk in chunks), default=0)
-    if session.encoder.non_causal and largest > llama_cpp.llama_n_ubatch(llama.ctx):
+    if session.encoder.non_causal and largest > llama_h.llama_n_ubatch(llama.ctx):
         raise HalfVError(
             f"A picture of {largest} tokens does not fit into one batch, as this model needs it: make the Llama with "
             f"n_batch={largest} and n_ubatch={largest} or more."
@@ -407,14 +408,14 @@ def _set_profile(llama: llama_cpp.Llama, wanted: Profile | None) -> None:
     except (ValueError, RuntimeError) as error:
         halfv_cpp.set_model_profile(llama.model, former)
         _make_context(llama)
-        raise HalfVError(f"No context can be made with this profile: {native_log.last_words()}.") from error
+        raise HalfVError(f"No context can be made with this profile: {log.last_words()}.") from error
 
 
 def _make_context(llama: llama_cpp.Llama) -> None:
-    native_log.clear()
+    log.clear()
     llama._ctx = _internals.LlamaContext(model=llama._model, params=llama.context_params, verbose=llama.verbose)
     llama._stack.callback(llama._ctx.close)
     if llama._lora_adapter is not None:
-        adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(llama._lora_adapter)
+        adapters = (ctypes.c_void_p * 1)(ctypes.cast(llama._lora_adapter, ctypes.c_void_p))
         scales = (ctypes.c_float * 1)(llama.lora_scale)
-        llama_cpp.llama_set_adapters_lora(llama.ctx, adapters, 1, scales)
+        llama_h.llama_set_adapters_lora(llama.ctx, adapters, 1, scales)

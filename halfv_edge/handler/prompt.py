@@ -12,11 +12,11 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from halfv_edge import libs
 from halfv_edge.engine import template as templates
 from halfv_edge.errors import HalfVError
+from halfv_edge.handler import upstream
 
-llama_cpp = libs.load()
+llama_cpp = upstream.load()
 
 from llama_cpp import mtmd_cpp  # noqa: E402
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter  # noqa: E402

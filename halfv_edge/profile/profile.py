@@ -14,15 +14,14 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+import halfv_cpp
 
 from halfv_edge.errors import HalfVError
 from halfv_edge.gguf import read as gguf_read
 from halfv_edge.gguf import write as gguf_write
 from halfv_edge.gguf.read import ARRAY, FLOAT32, STRING, TYPE_NAMES, UINT32, Metadata, quote
-
-if TYPE_CHECKING:
-    import halfv_cpp
 
 VERSION = 1
 PREFIX = "halfv."
@@ -191,9 +190,7 @@ class Profile:
         return out
 
     def to_c(self) -> halfv_cpp.halfv_profile:
-        """For halfv_model_set_profile; after halfv_edge.libs.load()."""
-        import halfv_cpp
-
+        """For halfv_model_set_profile."""
         values = {name: getattr(self, name) for name in KEYS}
         values |= {"ssr_rest": REST.index(self.ssr_rest), "pixel_prune": self.pixel_tau is not None}
         return halfv_cpp.halfv_profile(**values | {"pixel_tau": self.pixel_tau or 0.0})

@@ -8,15 +8,14 @@ import ctypes
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import llama_cpp
 import numpy as np
-
-KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30, "q4_1": 3, "q5_0": 6, "q5_1": 7}
+from halfv_cpp import ggml_h, llama_h
+from halfv_cpp.tensor_types import TENSOR_TYPES
 
 LOG: collections.deque[str] = collections.deque(maxlen=1000)
 
 
-@llama_cpp.llama_log_callback
+@ggml_h.ggml_log_callback
 def collect_log(_level: int, text: bytes, _user: ctypes.c_void_p) -> None:
     LOG.append(text.decode("utf-8", "replace"))
 
@@ -67,71 +66,71 @@ class Client(contextlib.AbstractContextManager):
     ):
         self.model = self.ctx = None
         self.owns_model = beside is None
-        llama_cpp.llama_backend_init()
-        llama_cpp.llama_log_set(collect_log, ctypes.c_void_p(0))
+        llama_h.llama_backend_init()
+        llama_h.llama_log_set(collect_log, None)
 
-        model_params = llama_cpp.llama_model_default_params()
+        model_params = llama_h.llama_model_default_params()
         model_params.n_gpu_layers = n_gpu_layers
         self.model = (
-            beside.model if beside else llama_cpp.llama_model_load_from_file(str(model_path).encode(), model_params)
+            beside.model if beside else llama_h.llama_model_load_from_file(str(model_path).encode(), model_params)
         )
         if not self.model:
             raise RuntimeError(f"cannot load '{model_path}': {_last_words()}")
         if on_model:
             on_model(self.model)
 
-        params = llama_cpp.llama_context_default_params()
+        params = llama_h.llama_context_default_params()
         params.n_ctx = n_ctx
         params.n_batch = n_batch
         params.n_ubatch = n_ubatch
         params.n_seq_max = n_seq_max
         params.n_threads = params.n_threads_batch = n_threads
-        params.type_k = KV_TYPES[type_k]
-        params.type_v = KV_TYPES[type_v]
+        params.type_k = TENSOR_TYPES[type_k].ggml_type
+        params.type_v = TENSOR_TYPES[type_v].ggml_type
         params.flash_attn_type = {
-            None: llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO,
-            False: llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED,
-            True: llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED,
+            None: llama_h.LLAMA_FLASH_ATTN_TYPE_AUTO,
+            False: llama_h.LLAMA_FLASH_ATTN_TYPE_DISABLED,
+            True: llama_h.LLAMA_FLASH_ATTN_TYPE_ENABLED,
         }[flash_attn]
         params.embeddings = embeddings
         params.offload_kqv = offload_kqv
         params.kv_unified = kv_unified
-        self.ctx = llama_cpp.llama_init_from_model(self.model, params)
+        self.ctx = llama_h.llama_init_from_model(self.model, params)
         if not self.ctx:
             self.close()
             raise RuntimeError(f"cannot make a context for '{model_path}': {_last_words()}")
         if lora:
             self._apply_lora(lora, lora_scale)
 
-        self.n_batch = llama_cpp.llama_n_batch(self.ctx)
-        self.n_vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
-        self.n_embd = llama_cpp.llama_model_n_embd(self.model)
-        self.n_embd_inp = llama_cpp.llama_model_n_embd_inp(self.model)
-        rope_type = llama_cpp.llama_model_rope_type(self.model)
-        self.is_mrope = rope_type in (llama_cpp.LLAMA_ROPE_TYPE_MROPE, llama_cpp.LLAMA_ROPE_TYPE_IMROPE)
+        self.n_batch = llama_h.llama_n_batch(self.ctx)
+        self.n_vocab = llama_h.llama_vocab_n_tokens(llama_h.llama_model_get_vocab(self.model))
+        self.n_embd = llama_h.llama_model_n_embd(self.model)
+        self.n_embd_inp = llama_h.llama_model_n_embd_inp(self.model)
+        rope_type = llama_h.llama_model_rope_type(self.model)
+        self.is_mrope = rope_type in (llama_h.LLAMA_ROPE_TYPE_MROPE, llama_h.LLAMA_ROPE_TYPE_IMROPE)
         self.next_pos = [0] * n_seq_max
 
     def _apply_lora(self, path: str | Path, scale: float) -> None:
         # freed with the model
-        adapter = llama_cpp.llama_adapter_lora_init(self.model, str(path).encode())
+        adapter = llama_h.llama_adapter_lora_init(self.model, str(path).encode())
         if not adapter:
             raise RuntimeError(f"cannot load the LoRA adapter '{path}': {_last_words()}")
-        adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(adapter)
-        llama_cpp.llama_set_adapters_lora(self.ctx, adapters, 1, (ctypes.c_float * 1)(scale))
+        adapters = (ctypes.c_void_p * 1)(adapter)
+        llama_h.llama_set_adapters_lora(self.ctx, adapters, 1, (ctypes.c_float * 1)(scale))
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
         if self.ctx:
-            llama_cpp.llama_free(self.ctx)
+            llama_h.llama_free(self.ctx)
         if self.model and self.owns_model:
-            llama_cpp.llama_model_free(self.model)
+            llama_h.llama_model_free(self.model)
         self.ctx = self.model = None
 
     @property
     def memory(self) -> int:
-        return llama_cpp.llama_get_memory(self.ctx)
+        return llama_h.llama_get_memory(self.ctx)
 
     def text(self, ids: Sequence[int], logits_last: bool = True, seq: int = 0, pos: int | None = None) -> None:
         start = self.next_pos[seq] if pos is None else pos
@@ -183,7 +182,7 @@ class Client(contextlib.AbstractContextManager):
         )
         flags = np.array(outputs, np.int8)
 
-        batch = llama_cpp.llama_batch()
+        batch = llama_h.llama_batch()
         batch.n_tokens = len(values)
         if is_embd:
             batch.embd = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
@@ -193,16 +192,16 @@ class Client(contextlib.AbstractContextManager):
         batch.n_seq_id = id_counts.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
         batch.seq_id = id_pointers
         batch.logits = flags.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
-        code = llama_cpp.llama_decode(self.ctx, batch)
+        code = llama_h.llama_decode(self.ctx, batch)
         if code != 0:
             raise DecodeError(code)
 
     def logits(self, index: int = -1) -> np.ndarray:
         """A copy of the logits of one output: -1 is the last, otherwise the row's index in its batch."""
-        return self._copy(llama_cpp.llama_get_logits_ith(self.ctx, index), self.n_vocab, "logits", index)
+        return self._copy(llama_h.llama_get_logits_ith(self.ctx, index), self.n_vocab, "logits", index)
 
     def embedding(self, index: int = -1) -> np.ndarray:
-        return self._copy(llama_cpp.llama_get_embeddings_ith(self.ctx, index), self.n_embd, "embeddings", index)
+        return self._copy(llama_h.llama_get_embeddings_ith(self.ctx, index), self.n_embd, "embeddings", index)
 
     @staticmethod
     def _copy(pointer: ctypes.Array, length: int, what: str, index: int) -> np.ndarray:

@@ -12,9 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from halfv_edge import libs
-from halfv_edge.errors import HalfVError
+from halfv_cpp import library
 
 
 def run(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -50,7 +48,7 @@ def test_folders(info: dict) -> None:
 
 
 def test_patched(info: dict) -> None:
-    assert info["patched"] is libs.manifest()["patched"] is True
+    assert info["patched"] is library.manifest()["patched"] is True
 
 
 def test_backends_are_those_configured(info: dict, cmake_cache: dict[str, str]) -> None:
@@ -86,49 +84,12 @@ def test_libraries_not_built(tmp_path: Path) -> None:
     done = run("-m", "halfv_edge", "info", HALFV_LIB_DIR=str(tmp_path))
     assert done.returncode == 2
     assert done.stdout == ""
-    said = f"HALFV_LIB_DIR={tmp_path} holds no build.json: it is not a folder of HalfV libraries."
+    said = f"HALFV_LIB_DIR={tmp_path} holds no llama library: give the folder of one."
     assert done.stderr == f"halfv: {said}\n"
 
 
 def test_one_library_missing(tmp_path: Path) -> None:
-    folder = shutil.copytree(libs.lib_dir(), tmp_path / "lib")
-    os.remove(folder / libs.library_path("mtmd").name)
-    done = run("-c", "from halfv_edge import libs; libs.load()", HALFV_LIB_DIR=str(folder))
+    folder = shutil.copytree(library.lib_dir(), tmp_path / "lib")
+    os.remove(folder / library.library_path("mtmd").name)
+    done = run("-c", "from halfv_edge.engine import libraries; libraries.load()", HALFV_LIB_DIR=str(folder))
     assert f"HalfVError: libmtmd is missing in {folder}" in done.stderr
-
-
-def test_llama_cpp_imported_with_other_libraries(tmp_path: Path) -> None:
-    other = shutil.copytree(libs.lib_dir(), tmp_path / "other")
-    code = "import llama_cpp; from halfv_edge import libs; libs.load()"
-    done = run("-c", code, LLAMA_CPP_LIB_PATH=str(other))
-    assert f"HalfVError: llama_cpp was already imported with the libraries in {other}" in done.stderr
-
-
-def test_llama_cpp_imported_with_ours() -> None:
-    code = "import llama_cpp; from halfv_edge import libs; assert libs.load() is llama_cpp"
-    assert run("-c", code, LLAMA_CPP_LIB_PATH=str(libs.lib_dir())).returncode == 0
-
-
-def test_load_uses_our_libraries() -> None:
-    code = (
-        "from halfv_edge import libs; libs.load(); from llama_cpp import llama_cpp, mtmd_cpp;"
-        "print(llama_cpp._lib._name, mtmd_cpp._libmtmd._name, sep='\\n')"
-    )
-    # Whatever the environment says: our package cannot work with other libraries.
-    said = run("-c", code, LLAMA_CPP_LIB_PATH="/nowhere").stdout.splitlines()
-    assert said == [str(libs.library_path("llama")), str(libs.library_path("mtmd"))]
-
-
-def test_llama_cpp_python_of_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.1.2")
-    with pytest.raises(HalfVError, match=r"llama-cpp-python 0\.1\.2 is installed, but the HalfV libraries need 0\.3"):
-        libs.load()
-
-
-def test_llama_cpp_python_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(name: str) -> str:
-        raise importlib.metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(importlib.metadata, "version", missing)
-    with pytest.raises(HalfVError, match="llama-cpp-python none is installed"):
-        libs.load()

@@ -9,8 +9,8 @@ from pathlib import Path
 import halfv_cpp
 import numpy as np
 import pytest
+from halfv_cpp import log
 
-from halfv_edge import native_log
 from halfv_edge.profile.profile import Profile
 from tests.support import look
 from tests.support.converted import convert_tiny
@@ -100,11 +100,11 @@ def test_windows_with_holes(
 def test_memory_grows_with_the_patches(eyes: Eyes, tmp_path: Path) -> None:
     """Four times the patches need four times the memory, where a mask would need sixteen times as much."""
     mmproj = make_windowed(tmp_path / "mmproj.gguf", "qwen2.5vl_merger", n_embd=N_EMBD)
-    native_log.capture()  # a client of another test may have taken the log
+    log.capture()  # a client of another test may have taken the log
 
     def compute_mib(side: int, attention: int) -> float:
         eyes.embeddings(mmproj, noise(side, side), attention=attention)
-        return max(float(size) for size in re.findall(r"compute buffer size = +([\d.]+) MiB", native_log.text()))
+        return max(float(size) for size in re.findall(r"compute buffer size = +([\d.]+) MiB", log.text()))
 
     by_windows = [compute_mib(side, WINDOWS) for side in (448, 896)]
     by_mask = [compute_mib(side, STOCK) for side in (448, 896)]

@@ -7,9 +7,9 @@ from contextlib import ExitStack
 
 import numpy as np
 import pytest
+from halfv_cpp import mtmd_h as native
 
 from halfv_edge.engine.encoder import Encoder
-from halfv_edge.engine.encoder import mtmd as native
 from halfv_edge.engine.images import Picture
 from halfv_edge.testing.client import Client
 from tests.support import hf_reference

@@ -13,8 +13,8 @@ import gguf
 import halfv_cpp
 import numpy as np
 import pytest
+from halfv_cpp import library
 
-from halfv_edge import libs
 from halfv_edge.engine.encoder import MMPROJ_TYPES
 from halfv_edge.engine.model import Model
 from halfv_edge.errors import HalfVError
@@ -111,9 +111,9 @@ def test_off_is_llama_cpp(kind: str, how: str, eyes: Eyes, stock_lib_dir: Path, 
     if how == "off":
         actual = eyes.embeddings(path, noise_like_driver(), weights="off", flash=-1)
     else:
-        which, actual = encode(libs.lib_dir(), HALFV=how.removeprefix("HALFV="))
+        which, actual = encode(library.lib_dir(), HALFV=how.removeprefix("HALFV="))
         assert which == "patched"
-        assert encode(libs.lib_dir())[1].tobytes() != stock.tobytes()
+        assert encode(library.lib_dir())[1].tobytes() != stock.tobytes()
     assert actual.tobytes() == stock.tobytes()
 
 

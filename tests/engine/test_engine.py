@@ -8,12 +8,10 @@ import re
 import threading
 import time
 
-import llama_cpp
 import numpy as np
 import pytest
-from llama_cpp import mtmd_cpp
+from halfv_cpp import ggml_h, llama_h, log, mtmd_h
 
-from halfv_edge import native_log
 from halfv_edge.engine.chat import Chat
 from halfv_edge.engine.context import ABORT, StoppedError, n_cells
 from halfv_edge.engine.encoder import Chunk
@@ -102,7 +100,7 @@ def test_exact_mode_is_what_a_plain_client_gets(kind: str, vlms: Vlms) -> None:
             client.image(chunk.embd, grid_positions(len(start), rows, columns) if client.is_mrope else None)
             client.text([*encoded.items[place + 1 :], *model.tokenize(after)])
             tokens = greedy(client, 12)
-        native_log.capture()  # the client took the log
+        log.capture()  # the client took the log
         assert answer == text_of(model, tokens)
         assert len(kept) == chunk.n_tokens // 2
 
@@ -270,16 +268,14 @@ def test_prompts_are_tokenized_as_mtmd_does(model: Model) -> None:
                 chat.messages[1] | {"content": chat._marks.sub("<__media__>", chat.messages[1]["content"])},
             ]
         ).encode()
-    chunks = mtmd_cpp.mtmd_input_chunks_init()
-    bitmap = mtmd_cpp.mtmd_bitmap_init(
-        *image.size, (ctypes.c_uint8 * (420 * 300 * 3)).from_buffer_copy(image.tobytes())
-    )
-    given = mtmd_cpp.mtmd_input_text(text, len(text), True, True)
-    bitmaps = (mtmd_cpp.mtmd_bitmap_p_ctypes * 1)(bitmap)
-    assert mtmd_cpp.mtmd_tokenize(model.encoder.pointer, chunks, ctypes.byref(given), bitmaps, 1) == 0
+    chunks = mtmd_h.mtmd_input_chunks_init()
+    bitmap = mtmd_h.mtmd_bitmap_init(*image.size, (ctypes.c_uint8 * (420 * 300 * 3)).from_buffer_copy(image.tobytes()))
+    given = mtmd_h.mtmd_input_text(text, len(text), True, True)
+    bitmaps = (ctypes.c_void_p * 1)(bitmap)
+    assert mtmd_h.mtmd_tokenize(model.encoder.pointer, chunks, ctypes.byref(given), bitmaps, 1) == 0
     expected = list(model.encoder._items(chunks))
-    mtmd_cpp.mtmd_bitmap_free(bitmap)
-    mtmd_cpp.mtmd_input_chunks_free(chunks)
+    mtmd_h.mtmd_bitmap_free(bitmap)
+    mtmd_h.mtmd_input_chunks_free(chunks)
     plain = [item if isinstance(item, int) else item.n_tokens for item in prompt]
     assert plain == [item if isinstance(item, int) else item.n_tokens for item in expected]
 
@@ -487,10 +483,10 @@ def test_abort_in_the_middle_of_a_graph(vlms: Vlms) -> None:
         assert chat._context.items == items
         # not every backend asks; between batches the context does so itself
         pointer, flag = chat._context.pointer, ctypes.cast(chat._context._stop, ctypes.c_void_p)
-        llama_cpp.llama_set_abort_callback(pointer, llama_cpp.ggml_abort_callback(0), None)
+        llama_h.llama_set_abort_callback(pointer, ggml_h.ggml_abort_callback(0), None)
         with pytest.raises(StoppedError):
             chat._context.evaluate(list(range(5, 45)), True)
-        llama_cpp.llama_set_abort_callback(pointer, ABORT, flag)
+        llama_h.llama_set_abort_callback(pointer, ABORT, flag)
         assert chat._context.items == items
         chat._context.request_stop(False)
         stopped = chat.answer(QUESTION, max_tokens=8, temperature=0)

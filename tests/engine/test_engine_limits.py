@@ -8,10 +8,9 @@ import sys
 from pathlib import Path
 
 import gguf
-import llama_cpp
 import pytest
+from halfv_cpp import llama_h, log
 
-from halfv_edge import native_log
 from halfv_edge.engine.context import n_cells
 from halfv_edge.engine.encoder import Chunk, Encoder
 from halfv_edge.engine.model import Model
@@ -135,7 +134,7 @@ def test_nothing_is_written_to_stderr(vlms: Vlms, capfd: pytest.CaptureFixture[s
     Model.load(vlms.path("llava"), n_ctx=256, n_threads=1, verbose=True).close()
     said = capfd.readouterr()
     assert "llama" in said.err and said.out == ""
-    native_log.capture()
+    log.capture()
 
 
 def test_the_encoder_is_found_beside_the_model(tmp_path: Path) -> None:
@@ -251,7 +250,7 @@ def test_templates(template: str, expected: str, vlms: Vlms) -> None:
     with model.chat() as chat:
         chat.add_image(picture())
         assert chat.answer("what", max_tokens=2, grammar=LONG)
-        bos = [item for item in chat._context.items if item == llama_cpp.llama_vocab_bos(model.vocab)]
+        bos = [item for item in chat._context.items if item == llama_h.llama_vocab_bos(model.vocab)]
         prompt = chat._marks.sub(r"<\1>", chat._checkpoints[-1].text)
     assert len(bos) == 1
     assert prompt.startswith(expected)

@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from halfv_cpp import library, machine
 from PIL import Image, ImageDraw, ImageGrab
 
-from halfv_edge import libs
-from halfv_edge.engine import model as engine_model
 from halfv_edge.engine.model import Model
 from tests.support import ROOT
 from tests.support.vlm import CHATML, NEXT, QUESTION, Vlms, picture
@@ -52,7 +51,7 @@ def run(*command: object) -> subprocess.CompletedProcess[bytes]:
 def embed(tmp_path_factory: pytest.TempPathFactory, cmake_cache: dict[str, str]) -> Path:
     """The program, built as docs/embedding.md says, without a warning."""
     folder, cmake = tmp_path_factory.mktemp("examples"), cmake_cache["CMAKE_COMMAND"]
-    options = [f"-DHALFV_ROOT={libs.lib_dir().parent}", "-DCMAKE_C_FLAGS=-Werror", "-DCMAKE_BUILD_TYPE=Debug"]
+    options = [f"-DHALFV_ROOT={library.lib_dir().parent}", "-DCMAKE_C_FLAGS=-Werror", "-DCMAKE_BUILD_TYPE=Debug"]
     compiler = f"-DCMAKE_C_COMPILER={cmake_cache['CMAKE_C_COMPILER']}"
     for command in ((cmake, "-S", ROOT / "examples", "-B", folder, *options, compiler), (cmake, "--build", folder)):
         done = run(*command)
@@ -194,7 +193,7 @@ def module(screen: str) -> ModuleType:
 def open_window(
     module: ModuleType, screen: str, vlms: Vlms, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., Any]]:
-    monkeypatch.setattr(engine_model, "_n_cores", lambda: 1)
+    monkeypatch.setattr(machine, "n_cores", lambda: 1)
     windows = []
 
     def start(*arguments: object, model: Path | None = None) -> Any:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from halfv_cpp import log
 from PIL import Image
 
-from halfv_edge import native_log
 from halfv_edge.engine.chat import Chat
 from halfv_edge.engine.images import load as load_image
 from halfv_edge.engine.model import Model, resolve_profile
@@ -113,7 +113,7 @@ def test_a_plain_client_gets_the_same(picture: np.ndarray, vlms: Vlms, model: Mo
         client.text([*encoded.items[at + 1 :], *model.tokenize(f"{QUESTION}<|im_end|>\n<|im_start|>assistant\n")],
                     pos=len(start) + max(COLUMNS, ROWS))  # fmt: skip
         tokens = greedy(client, 12)
-    native_log.capture()  # the client took the log
+    log.capture()  # the client took the log
     assert answer == text_of(model, tokens)
     assert len(kept) == len(entered) // 2
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from halfv_cpp import machine
 
-from halfv_edge.engine import model as engine_model
 from tests.support import ROOT
 from tests.support.vlm import Vlms, picture
 
@@ -18,7 +18,7 @@ EXAMPLES = (ROOT / "docs" / "python.md").read_text().split("```python\n")[1:]
 )
 def test_examples_of_the_docs(example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vlms: Vlms) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(engine_model, "_n_cores", lambda: 1)
+    monkeypatch.setattr(machine, "n_cores", lambda: 1)
     source = vlms.path("qwen2vl")
     for name, file in (("model.gguf", source), ("mmproj-model.gguf", source.with_name("mmproj-model.gguf"))):
         (tmp_path / name).symlink_to(file)

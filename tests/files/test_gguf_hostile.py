@@ -373,7 +373,7 @@ def test_both_readers_say_the_same_of_damaged_values(model: tuple[Path, bytes], 
     def ask(loaded: int) -> None:
         try:
             theirs.append(Profile.from_c(halfv_cpp.model_profile(loaded)))
-        except halfv_cpp.HalfvError as error:
+        except halfv_cpp.CallError as error:
             theirs.append(str(error).replace("-nan", "nan"))
 
     with contextlib.suppress(RuntimeError), Client(path, on_model=ask):

@@ -14,6 +14,7 @@ from typing import Any
 
 import halfv_cpp
 import pytest
+from halfv_cpp import llama_h
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -239,16 +240,14 @@ def test_variable_before_what_a_model_comes_with(plain: Path, tmp_path: Path, mo
 
 def test_variable_is_for_models_that_can_be_pruned(llama_tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A program may load others beside them, such as an embedder."""
-    from llama_cpp import llama_cpp
-
     monkeypatch.setenv("HALFV_PROFILE", "{}")
-    params = llama_cpp.llama_model_default_params()
+    params = llama_h.llama_model_default_params()
     params.vocab_only = True
     path = llama_tree / "models" / "ggml-vocab-gpt-2.gguf"
-    other = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+    other = llama_h.llama_model_load_from_file(str(path).encode(), params)
     assert not halfv_cpp.halfv_model_supported(other)
     assert halfv_cpp.model_profile(other) is None
-    llama_cpp.llama_model_free(other)
+    llama_h.llama_model_free(other)
 
 
 def test_files_of_the_variable(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

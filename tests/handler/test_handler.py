@@ -10,6 +10,7 @@ from typing import Any
 
 import llama_cpp
 import pytest
+from halfv_cpp import llama_h
 from llama_cpp import Llama
 from llama_cpp.llama_chat_format import Llava15ChatHandler, MTMDChatHandler, Qwen25VLChatHandler
 
@@ -177,13 +178,17 @@ def test_one_output_for_a_prompt(place: Place, monkeypatch: pytest.MonkeyPatch) 
     """Logits of the last token only, and that one is not evaluated again when the answer begins."""
     chat = place.ours(image_cache_mb=0)
     outputs, evaluated = [], []
-    decode, evaluate = llama_cpp.llama_decode, chat.llama.eval
+    evaluate = chat.llama.eval
 
-    def count_outputs(context: int, batch: llama_cpp.llama_batch) -> int:
-        outputs.extend(batch.logits[: batch.n_tokens])
-        return decode(context, batch)
+    def counted(decode: Callable[..., int]) -> Callable[..., int]:
+        def decode_and_count(context: int, batch: Any) -> int:
+            outputs.extend(batch.logits[: batch.n_tokens])
+            return decode(context, batch)
 
-    monkeypatch.setattr(llama_cpp, "llama_decode", count_outputs)
+        return decode_and_count
+
+    for module in (llama_cpp, llama_h):  # the answer's and the prompt's
+        monkeypatch.setattr(module, "llama_decode", counted(module.llama_decode))
     monkeypatch.setattr(chat.llama, "eval", lambda tokens: (evaluated.append(list(tokens)), evaluate(tokens)))
     chat(SECOND, max_tokens=3)
     assert outputs == [*[0] * (len(outputs) - 1), 1]

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from halfv_cpp import library
 from PIL import Image
 
-from halfv_edge import libs
 from halfv_edge.cli.main import main
 from halfv_edge.measure.bench.pictures import photo
 from tests.support.holes import entering, page
@@ -175,7 +175,7 @@ def test_drawn_photos_have_no_repeats() -> None:
 
 
 def test_off(bench) -> None:
-    ours = str(libs.lib_dir())  # as stock too, without a profile
+    ours = str(library.lib_dir())  # as stock too, without a profile
     report = measured(bench, "--off", "--no-encoder", "--stock-lib", ours)
     assert [row["run"] for row in report["rows"]] == ["stock", "HALFV=off", "switched off"]
     assert report["rows"][0]["prefill_cost"] == {"median": 1, "min": 1, "max": 1}

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import halfv_cpp
-import llama_cpp
 import numpy as np
 import pytest
 import torch
-from halfv_cpp import halfv_compare
+from halfv_cpp import halfv_compare_h, llama_h
 
 from halfv_edge.engine.images import load
 from halfv_edge.engine.model import Model
@@ -51,7 +50,7 @@ class Seen:
 
 
 def hold(client: Client, embd: np.ndarray, pos: np.ndarray | None) -> None:
-    halfv_cpp.check(halfv_compare.halfv_hold(client.ctx, True))
+    halfv_cpp.check(halfv_compare_h.halfv_hold(client.ctx, True))
     client.text(BEFORE, logits_last=False)
     client.image(embd, pos)
     client.text(AFTER, logits_last=False)
@@ -61,10 +60,10 @@ def observe(client: Client, freeze: list[int]) -> Seen:
     seen = Seen()
     flags = (ctypes.c_uint8 * N_LAYER)(*freeze)
     assert (
-        halfv_cpp.check(halfv_compare.halfv_observe(client.ctx, flags, halfv_compare.halfv_observer(seen), None))
+        halfv_cpp.check(halfv_compare_h.halfv_observe(client.ctx, flags, halfv_compare_h.halfv_observer(seen), None))
         == pruned.OK
     )
-    halfv_cpp.check(halfv_compare.halfv_hold(client.ctx, False))
+    halfv_cpp.check(halfv_compare_h.halfv_hold(client.ctx, False))
     return seen
 
 
@@ -131,13 +130,13 @@ def test_observing_leaves_pruning_alone(tmp_path: Path) -> None:
     with Client(path) as client:
         embd = tiny_image(90, client.n_embd_inp)
         for _ in range(2):
-            llama_cpp.llama_memory_clear(client.memory, True)
+            llama_h.llama_memory_clear(client.memory, True)
             client.next_pos = [0]
             client.text(BEFORE, logits_last=False)
             client.image(embd)
             client.text(AFTER)
             logits.append(client.logits())
-            llama_cpp.llama_memory_clear(client.memory, True)
+            llama_h.llama_memory_clear(client.memory, True)
             client.next_pos = [0]
             hold(client, embd, None)
             observe(client, [1] * N_LAYER)
@@ -148,12 +147,12 @@ def test_a_held_prompt_in_a_small_context(tmp_path: Path) -> None:
     path = make_tiny(tmp_path / "model.gguf", "llama", n_layer=N_LAYER)
     with Client(path, n_ctx=256, on_model=lambda model: pruned.set_profile(model, WHOLE)) as client:
         hold(client, tiny_image(300, client.n_embd_inp), None)
-        with pytest.raises(halfv_cpp.HalfvError, match="no room") as caught:
+        with pytest.raises(halfv_cpp.CallError, match="no room") as caught:
             observe(client, [0] * N_LAYER)
         assert caught.value.code == halfv_cpp.HALFV_ERR_MEMORY
-        llama_cpp.llama_memory_clear(client.memory, True)
+        llama_h.llama_memory_clear(client.memory, True)
         client.next_pos = [0]
-        halfv_cpp.check(halfv_compare.halfv_hold(client.ctx, False))
+        halfv_cpp.check(halfv_compare_h.halfv_hold(client.ctx, False))
         client.text(BEFORE)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import halfv_cpp
 import numpy as np
 import pytest
-from halfv_cpp import halfv_compare
+from halfv_cpp import halfv_compare_h
 
 from halfv_edge.errors import HalfVError
 from halfv_edge.measure import policies
@@ -49,7 +49,7 @@ def connect(path: Path, profile: dict, choice: str, seed: int = 0, **options: ob
 
 
 def set_choice(client: Client, choice: str, seed: int = 0) -> None:
-    halfv_cpp.check(halfv_compare.halfv_set_choice(client.ctx, policies.CHOICES.index(choice), seed))
+    halfv_cpp.check(halfv_compare_h.halfv_set_choice(client.ctx, policies.CHOICES.index(choice), seed))
 
 
 def assert_follows(client: Client, reference: PolicyReference, segments: list, profile: dict) -> None:
@@ -134,7 +134,7 @@ def test_random_is_fair(model: Callable) -> None:
     with connect(path, IVR, "random") as client:
         segments = make_prompt(reference, GRID, seed=6)
         for seed in range(120):
-            halfv_cpp.check(halfv_compare.halfv_set_choice(client.ctx, 1, seed))
+            halfv_cpp.check(halfv_compare_h.halfv_set_choice(client.ctx, 1, seed))
             client.next_pos[0] = 0
             pruned.llama_clear(client)
             feed(client, segments)
@@ -165,10 +165,10 @@ def test_not_while_a_picture_waits(model: Callable) -> None:
         feed_part = make_prompt(reference, GRID, seed=9)[:2]
         client.text(feed_part[0].ids, logits_last=False)
         client.image(feed_part[1].embd)
-        with pytest.raises(halfv_cpp.HalfvError, match="a picture waits for its question"):
+        with pytest.raises(halfv_cpp.CallError, match="a picture waits for its question"):
             set_choice(client, "random")
-        with pytest.raises(halfv_cpp.HalfvError, match="choice 9 does not exist"):
-            halfv_cpp.check(halfv_compare.halfv_set_choice(client.ctx, 9, 0))
+        with pytest.raises(halfv_cpp.CallError, match="choice 9 does not exist"):
+            halfv_cpp.check(halfv_compare_h.halfv_set_choice(client.ctx, 9, 0))
 
 
 def test_neither_prepared_nor_topped_up(model: Callable) -> None:
@@ -188,7 +188,9 @@ def test_header(root: Path) -> None:
     """The bindings and the names say what halfv-compare.h says."""
     header = (root / "native/include/halfv-compare.h").read_text()
     values = {name: int(value) for name, value in re.findall(r"(HALFV_CHOICE_\w+)\s*= (\d+)", header)}
-    assert values == {name: getattr(halfv_compare, name) for name in vars(halfv_compare) if name.startswith("HALFV_C")}
+    assert values == {
+        name: getattr(halfv_compare_h, name) for name in vars(halfv_compare_h) if name.startswith("HALFV_C")
+    }
     assert [name.removeprefix("HALFV_CHOICE_").lower() for name in values] == list(policies.CHOICES)
     assert "int32_t halfv_set_choice(struct llama_context * ctx, int32_t choice, uint32_t seed);" in header
 

@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import llama_cpp
 import numpy as np
 import pytest
+from halfv_cpp import ggml_backend_h, library, llama_h
 
 from halfv_edge.testing.client import LOG, Client, log_text
 from tests.support import pruned
@@ -43,23 +43,23 @@ def picture(client: Client, n: int = 120) -> np.ndarray:
 def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """A list that gets an entry per graph of the clients made from here on that runs the first layer."""
     seen: list[int] = []
-    name_of = llama_cpp.llama_cpp._lib.ggml_get_name
+    name_of = ctypes.CDLL(str(library.library_path("ggml-base"))).ggml_get_name
     name_of.argtypes, name_of.restype = [ctypes.c_void_p], ctypes.c_char_p
 
-    @llama_cpp.ggml_backend_sched_eval_callback
+    @ggml_backend_h.ggml_backend_sched_eval_callback
     def watch(tensor: int, ask: bool, _user: int) -> bool:
         if ask and name_of(tensor) == b"attn_norm-0":
             seen.append(tensor)
         return False
 
-    make = llama_cpp.llama_context_default_params
+    make = llama_h.llama_context_default_params
 
-    def watched() -> llama_cpp.llama_context_params:
+    def watched() -> llama_h.llama_context_params:
         params = make()
         params.cb_eval = watch
         return params
 
-    monkeypatch.setattr(llama_cpp, "llama_context_default_params", watched)
+    monkeypatch.setattr(llama_h, "llama_context_default_params", watched)
     yield seen
 
 
@@ -137,7 +137,7 @@ def reserved_and_used(path: Path, fill: bool = False, **options: object) -> tupl
             client.text(PREFIX, logits_last=False)
             client.image(picture(client))
             client.text([*range(20, 40)])
-            n_left = llama_cpp.llama_n_ctx(client.ctx) - client.next_pos[0]
+            n_left = llama_h.llama_n_ctx(client.ctx) - client.next_pos[0]
             client.text([20 + i % 50 for i in range(n_left)])
         LOG.clear()
     return reserved, max(compute_mib(log_text()))
@@ -170,8 +170,8 @@ def test_one_mask_until_something_is_pruned(path, monkeypatch):
         client.text(PREFIX, seq=1)
         client.text(text)
         assert np.abs(client.logits() - expected).max() < TOLERANCE
-        assert llama_cpp.llama_memory_seq_rm(client.memory, 1, -1, -1)
-        assert llama_cpp.llama_memory_seq_rm(client.memory, 0, -1, -1)
+        assert llama_h.llama_memory_seq_rm(client.memory, 1, -1, -1)
+        assert llama_h.llama_memory_seq_rm(client.memory, 0, -1, -1)
         client.next_pos[0] = 0
         client.text(text)
         assert np.array_equal(client.logits(), expected)

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import gguf
-import llama_cpp
 import numpy as np
 import pytest
+from halfv_cpp import llama_h
 
 from halfv_edge.testing.client import LOG, Client, DecodeError, log_text
 from tests.support import pruned
@@ -163,7 +163,7 @@ def test_switched_off_and_on_again(model):
         stats = pruned.stats(client)
         assert (stats.outcome, stats.reason) == (OUTCOME["unpruned"], REASON["disabled"])
 
-        llama_cpp.llama_memory_clear(client.memory, True)
+        llama_h.llama_memory_clear(client.memory, True)
         client.next_pos[0] = 0
         pruned.set_enabled(client, True)
         image = show(client)
@@ -247,7 +247,7 @@ def test_seq_rm_of_the_waiting_picture(model):
     path = model()
     with Client(path) as client:
         show(client)
-        assert llama_cpp.llama_memory_seq_rm(client.memory, 0, len(PREFIX), -1)
+        assert llama_h.llama_memory_seq_rm(client.memory, 0, len(PREFIX), -1)
         assert pruned.stats(client).n_pending == 0
         client.text(OTHER, pos=len(PREFIX))
         assert close(client.logits(), dense(path, Text(PREFIX + OTHER)))
@@ -259,7 +259,7 @@ def test_seq_rm_of_text_after_the_picture(model):
         image = show(client)
         start = client.next_pos[0]
         client.text(OTHER, logits_last=False)
-        assert llama_cpp.llama_memory_seq_rm(client.memory, 0, start, -1)
+        assert llama_h.llama_memory_seq_rm(client.memory, 0, start, -1)
         client.text(QUESTION, pos=start)
         assert close(client.logits(), answer(path, Text(PREFIX), image, Text(QUESTION)))
 
@@ -269,7 +269,7 @@ def test_seq_cp_of_a_waiting_picture(model, kv_unified):
     path = model()
     with Client(path, n_seq_max=2, kv_unified=kv_unified) as client:
         image = show(client)
-        llama_cpp.llama_memory_seq_cp(client.memory, 0, 1, -1, -1)
+        llama_h.llama_memory_seq_cp(client.memory, 0, 1, -1, -1)
         client.next_pos[1] = client.next_pos[0]
         for seq, question in ((0, QUESTION), (1, OTHER)):
             client.text(question, seq=seq)
@@ -281,7 +281,7 @@ def test_seq_keep_drops_what_others_wait_for(model):
     with Client(path, n_seq_max=2, kv_unified=True) as client:
         show(client, seq=0)
         image = show(client, seed=1, seq=1)
-        llama_cpp.llama_memory_seq_keep(client.memory, 1)
+        llama_h.llama_memory_seq_keep(client.memory, 1)
         assert pruned.stats(client, 0).n_pending == 0
         client.text(QUESTION, seq=1)
         assert close(client.logits(), answer(path, Text(PREFIX), image, Text(QUESTION)))
@@ -291,7 +291,7 @@ def test_seq_add_moves_waiting_tokens(model):
     path = model()
     with Client(path) as client:
         image = show(client)
-        llama_cpp.llama_memory_seq_add(client.memory, 0, 0, -1, 7)
+        llama_h.llama_memory_seq_add(client.memory, 0, 0, -1, 7)
         client.text(QUESTION, pos=client.next_pos[0] + 7)
         # RoPE is relative: everything moved by the same amount gives the same answer
         assert close(client.logits(), answer(path, Text(PREFIX), image, Text(QUESTION)))
@@ -301,8 +301,8 @@ def test_context_shift_while_waiting(model):
     path = model()
     with Client(path) as client:
         show(client)
-        assert llama_cpp.llama_memory_seq_rm(client.memory, 0, 0, 2)
-        llama_cpp.llama_memory_seq_add(client.memory, 0, 2, -1, -2)
+        assert llama_h.llama_memory_seq_rm(client.memory, 0, 0, 2)
+        llama_h.llama_memory_seq_add(client.memory, 0, 2, -1, -2)
         client.text(QUESTION, pos=client.next_pos[0] - 2)
         stats = pruned.stats(client)
         assert (stats.outcome, stats.n_kept) == (OUTCOME["pruned"], N_VISUAL // 2)
@@ -313,7 +313,7 @@ def test_context_shift_while_waiting(model):
 def test_seq_div_while_waiting(model):
     with Client(model()) as client:
         show(client)
-        llama_cpp.llama_memory_seq_div(client.memory, 0, 0, -1, 2)
+        llama_h.llama_memory_seq_div(client.memory, 0, 0, -1, 2)
         client.text(QUESTION, pos=(client.next_pos[0] - 1) // 2 + 1)
         assert pruned.stats(client).outcome == OUTCOME["pruned"]
         assert np.isfinite(client.logits()).all()
@@ -323,7 +323,7 @@ def test_clear_forgets_the_picture(model):
     path = model()
     with Client(path) as client:
         show(client)
-        llama_cpp.llama_memory_clear(client.memory, True)
+        llama_h.llama_memory_clear(client.memory, True)
         assert pruned.stats(client).outcome == OUTCOME["none"]
         client.text(OTHER, pos=0)
         assert close(client.logits(), dense(path, Text(OTHER)))
@@ -334,13 +334,13 @@ def test_clear_forgets_the_picture(model):
 
 def save(client: Client, seq: int | None) -> bytes:
     if seq is None:
-        size = llama_cpp.llama_state_get_size(client.ctx)
+        size = llama_h.llama_state_get_size(client.ctx)
         buffer = (ctypes.c_uint8 * size)()
-        written = llama_cpp.llama_state_get_data(client.ctx, buffer, size)
+        written = llama_h.llama_state_get_data(client.ctx, buffer, size)
     else:
-        size = llama_cpp.llama_state_seq_get_size(client.ctx, seq)
+        size = llama_h.llama_state_seq_get_size(client.ctx, seq)
         buffer = (ctypes.c_uint8 * size)()
-        written = llama_cpp.llama_state_seq_get_data(client.ctx, buffer, size, seq)
+        written = llama_h.llama_state_seq_get_data(client.ctx, buffer, size, seq)
     assert written == size
     return bytes(buffer)
 
@@ -348,8 +348,8 @@ def save(client: Client, seq: int | None) -> bytes:
 def load(client: Client, state: bytes, seq: int | None) -> int:
     buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
     if seq is None:
-        return llama_cpp.llama_state_set_data(client.ctx, buffer, len(state))
-    return llama_cpp.llama_state_seq_set_data(client.ctx, buffer, len(state), seq)
+        return llama_h.llama_state_set_data(client.ctx, buffer, len(state))
+    return llama_h.llama_state_seq_set_data(client.ctx, buffer, len(state), seq)
 
 
 @pytest.mark.parametrize("arch", ["llama", "qwen2vl", "qwen3vl"])
@@ -399,7 +399,7 @@ def test_broken_states_are_refused(model):
             at = int(rng.integers(len(broken)))
             broken[at] ^= int(rng.integers(1, 256))
             load(client, bytes(broken), 0)  # any answer, but the process lives
-        llama_cpp.llama_memory_clear(client.memory, True)
+        llama_h.llama_memory_clear(client.memory, True)
         client.next_pos[0] = 0
         image = show(client)
         client.text(QUESTION)
@@ -440,7 +440,7 @@ def test_embeddings_asked_for_while_waiting(model):
     with Client(path) as client:
         show(client)
         start = client.next_pos[0]
-        llama_cpp.llama_set_embeddings(client.ctx, True)
+        llama_h.llama_set_embeddings(client.ctx, True)
         client.batch(QUESTION, np.arange(start, start + len(QUESTION)), [0] * len(QUESTION), [True] * len(QUESTION))
         stats = pruned.stats(client)
         assert (stats.outcome, stats.n_kept, stats.n_pending) == (OUTCOME["pruned"], N_VISUAL // 2, 0)
@@ -527,7 +527,7 @@ def test_abort_leaves_memory_as_it_was(model, profile, after):
             calls += 1
             return calls > after
 
-        llama_cpp.llama_set_abort_callback(client.ctx, abort, None)
+        llama_h.llama_set_abort_callback(client.ctx, abort, None)
         with pytest.raises(DecodeError) as failure:
             client.text(QUESTION)
         assert failure.value.code == 2

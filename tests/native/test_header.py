@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
 import re
 import subprocess
 from pathlib import Path
 
-from halfv_edge import libs
+from halfv_cpp import library
 
 
 def test_plain_c_program(tmp_path: Path, root: Path, cmake_cache: dict[str, str]) -> None:
     program = tmp_path / "use_header"
-    libraries = libs.lib_dir()
-    flags = ["-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Werror", f"-I{libs.include_dir()}"]
+    libraries = library.lib_dir()
+    flags = ["-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Werror", f"-I{library.include_dir()}"]
     links = [f"-L{libraries}", "-lllama", f"-Wl,-rpath,{libraries}", f"-Wl,-rpath-link,{libraries}"]
     source = str(Path(__file__).with_name("use_header.c"))
     command = [cmake_cache["CMAKE_C_COMPILER"], *flags, source, "-o", str(program), *links]
@@ -28,9 +27,9 @@ def test_every_declared_function_is_exported(root: Path) -> None:
     text = (root / "native" / "include" / "halfv.h").read_text()
     declared = re.findall(r"^LLAMA_API [^;]*?\b(halfv_\w+)\(", text, re.MULTILINE)
     assert len(declared) > 10
-    library = ctypes.CDLL(str(libs.library_path("llama")))
-    assert [name for name in declared if not hasattr(library, name)] == []
+    llama = library.open_library("llama")
+    assert [name for name in declared if not hasattr(llama, name)] == []
 
 
 def test_installed_header_is_ours(root: Path) -> None:
-    assert (libs.include_dir() / "halfv.h").read_text() == (root / "native" / "include" / "halfv.h").read_text()
+    assert (library.include_dir() / "halfv.h").read_text() == (root / "native" / "include" / "halfv.h").read_text()

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from halfv_cpp import library
 
-from halfv_edge import libs
 from tests.support import ROOT
 from tests.support.drive_decode import N_DECODED
 from tests.support.tiny_models import make_tiny
@@ -42,7 +42,7 @@ def test_same_bits_as_stock(arch: str, case: str, flags: tuple[str, ...], stock_
     env = {"HALFV": "off"} if profile else {}
     which, stock = decode(stock_lib_dir, model, tmp_path / "stock.npy", *flags)
     assert which == "stock"
-    which, ours = decode(libs.lib_dir(), model, tmp_path / "ours.npy", *flags, **env)
+    which, ours = decode(library.lib_dir(), model, tmp_path / "ours.npy", *flags, **env)
     assert which == "patched"
 
     assert stock.shape[0] == 1 + N_DECODED

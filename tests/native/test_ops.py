@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import halfv_cpp
-import llama_cpp
 import pytest
+from halfv_cpp import ggml_backend_h, library, llama_h
 
-from halfv_edge import libs
 from halfv_edge.testing.client import Client
 from tests.support.tiny_models import ARCHS, grid_positions, make_tiny, tiny_image
 
@@ -71,12 +70,12 @@ Tensor._fields_ = (
 
 @functools.cache
 def ggml() -> ctypes.CDLL:
-    library = libs.open_library("ggml-base")
-    library.ggml_type_name.restype = library.ggml_op_desc.restype = ctypes.c_char_p
-    library.ggml_op_desc.argtypes = [ctypes.c_void_p]
-    library.ggml_is_contiguous.restype = ctypes.c_bool
-    library.ggml_tensor_overhead.restype = ctypes.c_size_t
-    return library
+    base = ctypes.CDLL(str(library.library_path("ggml-base")))
+    base.ggml_type_name.restype = base.ggml_op_desc.restype = ctypes.c_char_p
+    base.ggml_op_desc.argtypes = [ctypes.c_void_p]
+    base.ggml_is_contiguous.restype = ctypes.c_bool
+    base.ggml_tensor_overhead.restype = ctypes.c_size_t
+    return base
 
 
 def describe(pointer: int) -> Node:
@@ -117,19 +116,19 @@ def walk(monkeypatch: pytest.MonkeyPatch, model: Path, **options: Any) -> tuple[
     """Every kind of node that a prompt with a picture and one decoded token compute, and the statistics."""
     nodes: set[Node] = set()
 
-    @llama_cpp.ggml_backend_sched_eval_callback
+    @ggml_backend_h.ggml_backend_sched_eval_callback
     def callback(pointer: int, _ask: bool, _user: int | None) -> bool:
         nodes.add(describe(pointer))
         return False  # its values are not wanted
 
-    def params() -> llama_cpp.llama_context_params:
+    def params() -> llama_h.llama_context_params:
         params = default_params()
         params.cb_eval = callback
         return params
 
-    default_params = llama_cpp.llama_context_default_params
+    default_params = llama_h.llama_context_default_params
     with monkeypatch.context() as patch:
-        patch.setattr(llama_cpp, "llama_context_default_params", params)
+        patch.setattr(llama_h, "llama_context_default_params", params)
         client = Client(model, n_ctx=256, n_ubatch=32, **options)
     with client:
         nodes.clear()

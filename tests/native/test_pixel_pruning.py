@@ -10,10 +10,9 @@ from functools import partial
 from typing import Any
 
 import halfv_cpp
-import llama_cpp
 import numpy as np
 import pytest
-from llama_cpp import mtmd_cpp as mtmd
+from halfv_cpp import llama_h, mtmd_h, mtmd_helper_h
 
 from halfv_edge.profile.profile import Profile
 from halfv_edge.testing.client import Client
@@ -39,7 +38,7 @@ def with_tau(tau: float | None) -> Callable[[int], None]:
     """For Client's on_model: a profile that prunes nothing in the language model."""
 
     def set_profile(model: int) -> None:
-        n_layer = llama_cpp.llama_model_n_layer(model)
+        n_layer = llama_h.llama_model_n_layer(model)
         halfv_cpp.set_model_profile(model, Profile(1, 1.0, 0.1, n_layer, 1.0, "dropped", pixel_tau=tau).to_c())
 
     return set_profile
@@ -53,14 +52,14 @@ def image_chunk(pair: Pair, picture: np.ndarray, tau: float | None) -> Iterator[
         open_mmproj(client, pair.vision) as encoder,
         chunks_of(encoder, picture, MARKER) as chunks,
     ):
-        kinds = {mtmd.mtmd_input_chunk_get_type(chunk): chunk for chunk in each(chunks)}
-        yield encoder, kinds[mtmd.MTMD_INPUT_CHUNK_TYPE_IMAGE]
+        kinds = {mtmd_h.mtmd_input_chunk_get_type(chunk): chunk for chunk in each(chunks)}
+        yield encoder, kinds[mtmd_h.MTMD_INPUT_CHUNK_TYPE_IMAGE]
 
 
 def places(chunk: int) -> list[tuple[int, int, int]]:
-    count = mtmd.mtmd_input_chunk_get_n_tokens(chunk)
-    found = (mtmd.mtmd_decoder_pos * count)()
-    mtmd.mtmd_helper_image_get_decoder_pos(mtmd.mtmd_input_chunk_get_tokens_image(chunk), 100, found)
+    count = mtmd_h.mtmd_input_chunk_get_n_tokens(chunk)
+    found = (mtmd_h.mtmd_decoder_pos * count)()
+    mtmd_helper_h.mtmd_helper_image_get_decoder_pos(mtmd_h.mtmd_input_chunk_get_tokens_image(chunk), 100, found)
     return [(place.t, place.y, place.x) for place in found]
 
 
@@ -120,10 +119,10 @@ def test_nothing_changes_where_nothing_repeats(
 def test_places(family: str, pairs: Callable[[str], Pair]) -> None:
     picture, side = sized(family, "screen", 9, 7)
     with image_chunk(pairs(family), picture, 0) as (_, chunk):
-        image = mtmd.mtmd_input_chunk_get_tokens_image(chunk)
+        image = mtmd_h.mtmd_input_chunk_get_tokens_image(chunk)
         assert places(chunk) == [(100, 100 + at // 9, 100 + at % 9) for at in entering(picture, side)]
-        assert mtmd.mtmd_input_chunk_get_n_pos(chunk) == 9
-        assert (mtmd.mtmd_image_tokens_get_nx(image), mtmd.mtmd_image_tokens_get_ny(image)) == (9, 7)
+        assert mtmd_h.mtmd_input_chunk_get_n_pos(chunk) == 9
+        assert (mtmd_h.mtmd_image_tokens_get_nx(image), mtmd_h.mtmd_image_tokens_get_ny(image)) == (9, 7)
 
 
 @pytest.mark.parametrize("tau", [0, 0.9, 1, 2, 8, 255])
@@ -149,7 +148,7 @@ def test_switched_off_in_the_environment(pairs: Callable[[str], Pair], monkeypat
     picture, _ = sized("qwen3_vl", "page", 8, 6)
     monkeypatch.setenv("HALFV", "off")
     with image_chunk(pairs("qwen3_vl"), picture, 0) as (_, chunk):
-        assert mtmd.mtmd_input_chunk_get_n_tokens(chunk) == 48
+        assert mtmd_h.mtmd_input_chunk_get_n_tokens(chunk) == 48
 
 
 @pytest.mark.parametrize("family", ["llava", "smolvlm"])
@@ -166,19 +165,19 @@ def test_frames_of_a_video_stay_whole(pairs: Callable[[str], Pair]) -> None:
     picture, _ = sized("qwen2_5_vl", "page", 8, 6)
     pixels = np.ascontiguousarray(picture).ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
     with Client(pair.text, n_ctx=256, on_model=with_tau(0)) as client, open_mmproj(client, pair.vision) as encoder:
-        frames = [mtmd.mtmd_bitmap_init(8 * 28, 6 * 28, pixels) for _ in range(2)]
+        frames = [mtmd_h.mtmd_bitmap_init(8 * 28, 6 * 28, pixels) for _ in range(2)]
         for frame in frames:
-            mtmd.mtmd_bitmap_set_mergeable(frame, True)
-        chunks = mtmd.mtmd_input_chunks_init()
-        text = mtmd.mtmd_input_text((2 * MARKER).encode(), 2 * len(MARKER), True, True)
-        bitmaps = (mtmd.mtmd_bitmap_p_ctypes * 2)(*frames)
-        assert mtmd.mtmd_tokenize(encoder, chunks, ctypes.byref(text), bitmaps, 2) == 0
-        counts = [mtmd.mtmd_input_chunk_get_n_tokens(chunk) for chunk in each(chunks)]
+            mtmd_h.mtmd_bitmap_set_mergeable(frame, True)
+        chunks = mtmd_h.mtmd_input_chunks_init()
+        text = mtmd_h.mtmd_input_text((2 * MARKER).encode(), 2 * len(MARKER), True, True)
+        bitmaps = (ctypes.c_void_p * 2)(*frames)
+        assert mtmd_h.mtmd_tokenize(encoder, chunks, ctypes.byref(text), bitmaps, 2) == 0
+        counts = [mtmd_h.mtmd_input_chunk_get_n_tokens(chunk) for chunk in each(chunks)]
         assert counts.count(48) == 1 and max(counts) == 48
-        assert all(mtmd.mtmd_encode_chunk(encoder, chunk) == 0 for chunk in each(chunks))
-        mtmd.mtmd_input_chunks_free(chunks)
+        assert all(mtmd_h.mtmd_encode_chunk(encoder, chunk) == 0 for chunk in each(chunks))
+        mtmd_h.mtmd_input_chunks_free(chunks)
         for frame in frames:
-            mtmd.mtmd_bitmap_free(frame)
+            mtmd_h.mtmd_bitmap_free(frame)
 
 
 #
@@ -188,19 +187,19 @@ def test_frames_of_a_video_stay_whole(pairs: Callable[[str], Pair]) -> None:
 
 def saved(chunk: int) -> bytes:
     size = ctypes.c_size_t()
-    assert mtmd.mtmd_input_chunk_save(chunk, None, 0, ctypes.byref(size)) == 0
+    assert mtmd_h.mtmd_input_chunk_save(chunk, None, 0, ctypes.byref(size)) == 0
     buffer = ctypes.create_string_buffer(size.value)
-    assert mtmd.mtmd_input_chunk_save(chunk, buffer, size.value, None) == 0
+    assert mtmd_h.mtmd_input_chunk_save(chunk, buffer, size.value, None) == 0
     return buffer.raw
 
 
 @contextlib.contextmanager
 def loaded(raw: bytes) -> Iterator[Any]:
-    chunk = mtmd.mtmd_input_chunk_load(raw, len(raw))
+    chunk = mtmd_h.mtmd_input_chunk_load(raw, len(raw))
     try:
         yield chunk
     finally:
-        mtmd.mtmd_input_chunk_free(chunk)
+        mtmd_h.mtmd_input_chunk_free(chunk)
 
 
 def test_a_saved_chunk_keeps_its_places(pairs: Callable[[str], Pair]) -> None:
@@ -208,9 +207,9 @@ def test_a_saved_chunk_keeps_its_places(pairs: Callable[[str], Pair]) -> None:
     entered = entering(picture, side)
     with image_chunk(pairs("qwen2_5_vl"), picture, 0) as (_, chunk):
         raw, before = saved(chunk), places(chunk)
-        placeholder = mtmd.mtmd_input_chunk_get_placeholder(chunk)
+        placeholder = mtmd_h.mtmd_input_chunk_get_placeholder(chunk)
         assert places(placeholder) == before
-        mtmd.mtmd_input_chunk_free(placeholder)
+        mtmd_h.mtmd_input_chunk_free(placeholder)
         with loaded(raw) as again:
             assert places(again) == before and saved(again) == raw
 

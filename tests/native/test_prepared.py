@@ -5,9 +5,9 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 
-import llama_cpp
 import numpy as np
 import pytest
+from halfv_cpp import llama_h
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -254,7 +254,7 @@ def test_loading_a_waiting_picture_over_an_answered_one(model: Callable[..., Mod
         tell(client, image)
         saved, next_pos = state_of(client), list(client.next_pos)
         client.text(QUESTION)
-        size = llama_cpp.llama_state_seq_set_data(client.ctx, saved, len(saved), 0)
+        size = llama_h.llama_state_seq_set_data(client.ctx, saved, len(saved), 0)
         assert size == len(saved) and list(pruned.stats(client).kv_cells) == [N_VISUAL, 0, 0]
         client.next_pos = next_pos
         client.text(SECOND)
@@ -263,9 +263,9 @@ def test_loading_a_waiting_picture_over_an_answered_one(model: Callable[..., Mod
 
 
 def state_of(client: Client) -> ctypes.Array:
-    size = llama_cpp.llama_state_seq_get_size(client.ctx, 0)
+    size = llama_h.llama_state_seq_get_size(client.ctx, 0)
     state = (ctypes.c_uint8 * size)()
-    assert llama_cpp.llama_state_seq_get_data(client.ctx, state, size, 0) == size
+    assert llama_h.llama_state_seq_get_data(client.ctx, state, size, 0) == size
     return state
 
 

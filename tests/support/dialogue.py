@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import llama_cpp
 import numpy as np
+from halfv_cpp import llama_h
 
 from halfv_edge.testing.client import Client
 from tests.support import pruned
@@ -99,9 +99,9 @@ def tell(client: Client, segment: Segment, asks: bool = False) -> None:
     if isinstance(segment, Prepare):
         pruned.prepare(client)
     elif isinstance(segment, Image):
-        llama_cpp.llama_set_causal_attn(client.ctx, segment.causal)
+        llama_h.llama_set_causal_attn(client.ctx, segment.causal)
         client.image(segment.embd, segment.pos)
-        llama_cpp.llama_set_causal_attn(client.ctx, True)
+        llama_h.llama_set_causal_attn(client.ctx, True)
     else:
         if segment.topup:
             pruned.topup(client)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from pathlib import Path
+
+from halfv_cpp import library
 
 N_DECODED = 16
 
@@ -22,16 +23,11 @@ def main() -> int:
     parser.add_argument("--kv-type", default="f32")
     args = parser.parse_args()
 
-    # Before llama_cpp is imported, which reads it once.
-    os.environ["LLAMA_CPP_LIB_PATH"] = args.lib_dir
+    os.environ[library.GIVEN] = args.lib_dir  # before anything is called
     import numpy as np
-    from llama_cpp import llama_cpp
 
     from halfv_edge.testing.client import Client
     from tests.support.tiny_models import grid_positions, tiny_image
-
-    library = llama_cpp._lib
-    assert Path(library._name).parent == Path(args.lib_dir), library._name
 
     rows, cols = 6, 8
     # The image is longer than a micro-batch, so its graph is built more than once.
@@ -46,7 +42,7 @@ def main() -> int:
             logits.append(client.decode(int(logits[-1].argmax())))
 
     np.save(args.out, np.stack(logits))
-    print("patched" if hasattr(library, "halfv_version") else "stock")
+    print("patched" if library.is_patched() else "stock")
     return 0
 
 

@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import halfv_cpp
-import llama_cpp
 import numpy as np
+from halfv_cpp import llama_h, log
 from PIL import Image
 
-from halfv_edge import native_log
 from halfv_edge.engine.encoder import Encoder
 from halfv_edge.engine.images import Picture
 from halfv_edge.profile.profile import Profile
@@ -28,10 +27,10 @@ class Eyes(contextlib.ExitStack):
     def __init__(self, folder: Path, arch: str = "llama"):
         super().__init__()
         self.path = make_tiny(folder / "text.gguf", arch, n_embd=N_EMBD, n_layer=N_LAYER)
-        params = llama_cpp.llama_model_default_params()
-        self.model = llama_cpp.llama_model_load_from_file(str(self.path).encode(), params)
+        params = llama_h.llama_model_default_params()
+        self.model = llama_h.llama_model_load_from_file(str(self.path).encode(), params)
         assert self.model
-        self.callback(llama_cpp.llama_model_free, self.model)
+        self.callback(llama_h.llama_model_free, self.model)
 
     @contextlib.contextmanager
     def open(
@@ -50,9 +49,9 @@ class Eyes(contextlib.ExitStack):
             encoder.close()
 
     def embeddings(self, mmproj: Path, picture: Image.Image, **how: object) -> np.ndarray:
-        """Of every token of a picture; native_log then has what loading and encoding have said."""
-        native_log.capture()  # other tests may have taken the log
-        native_log.clear()
+        """Of every token of a picture; halfv_cpp.log then has what loading and encoding have said."""
+        log.capture()  # other tests may have taken the log
+        log.clear()
         with self.open(mmproj, **how) as encoder:
             encoded = encoder.tokens(Picture("picture", picture))
             encoder.encode(encoded)

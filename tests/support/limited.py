@@ -13,7 +13,7 @@ if memory:
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
 if file_size:
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
-from halfv_edge.cli import main
+from halfv_edge.cli.main import main
 raise SystemExit(main(sys.argv[3:]))
 """
 

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import halfv_cpp
-import llama_cpp
 import numpy as np
-from llama_cpp import mtmd_cpp as mtmd
+from halfv_cpp import ggml_h, mtmd_h, mtmd_helper_h
 
 from halfv_edge.testing.client import Client
 
@@ -21,7 +20,7 @@ FLASH_ATTN = False  # of the vision encoder
 ATTENTION = halfv_cpp.HALFV_ATTENTION_FAST
 
 
-@llama_cpp.llama_log_callback
+@ggml_h.ggml_log_callback
 def _drop(_level: int, _text: bytes, _user: ctypes.c_void_p) -> None:
     pass
 
@@ -52,57 +51,57 @@ def look(model: Path, mmproj: Path, picture: np.ndarray, prompt: str, **options:
         chunks_of(encoder, picture, prompt) as chunks,
     ):
         pieces = [_piece(encoder, chunk, client.n_embd_inp) for chunk in each(chunks)]
-        n_pos = llama_cpp.llama_pos(0)
-        code = mtmd.mtmd_helper_eval_chunks(encoder, client.ctx, chunks, 0, 0, 512, True, ctypes.byref(n_pos))
+        n_pos = ctypes.c_int32(0)
+        code = mtmd_helper_h.mtmd_helper_eval_chunks(encoder, client.ctx, chunks, 0, 0, 512, True, ctypes.byref(n_pos))
         assert code == 0
         return Seen(pieces, client.logits(), n_pos.value)
 
 
 @contextlib.contextmanager
 def open_mmproj(client: Client, mmproj: Path) -> Iterator[int]:
-    mtmd.mtmd_log_set(_drop, ctypes.c_void_p(0))
-    mtmd.mtmd_helper_log_set(_drop, ctypes.c_void_p(0))
-    params = mtmd.mtmd_context_params_default()
+    mtmd_h.mtmd_log_set(_drop, None)
+    mtmd_helper_h.mtmd_helper_log_set(_drop, None)
+    params = mtmd_h.mtmd_context_params_default()
     params.use_gpu = params.warmup = params.print_timings = False
     params.n_threads = 1
     params.flash_attn_type = int(FLASH_ATTN)
     halfv_cpp.check(halfv_cpp.halfv_set_encoder(b"file", ATTENTION))  # numbers will be compared
-    encoder = mtmd.mtmd_init_from_file(str(mmproj).encode(), client.model, params)
+    encoder = mtmd_h.mtmd_init_from_file(str(mmproj).encode(), client.model, params)
     assert encoder, f"cannot load {mmproj}"
     try:
         yield encoder
     finally:
-        mtmd.mtmd_free(encoder)
+        mtmd_h.mtmd_free(encoder)
 
 
 @contextlib.contextmanager
 def chunks_of(encoder: int, picture: np.ndarray, prompt: str) -> Iterator[int]:
     height, width, _ = picture.shape
     pixels = np.ascontiguousarray(picture)
-    bitmap = mtmd.mtmd_bitmap_init(width, height, pixels.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8)))
-    text = mtmd.mtmd_input_text()
+    bitmap = mtmd_h.mtmd_bitmap_init(width, height, pixels.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8)))
+    text = mtmd_h.mtmd_input_text()
     text.text = prompt.encode()
     text.text_len = len(prompt.encode())
     text.add_special = text.parse_special = True
-    chunks = mtmd.mtmd_input_chunks_init()
+    chunks = mtmd_h.mtmd_input_chunks_init()
     try:
-        bitmaps = (mtmd.mtmd_bitmap_p_ctypes * 1)(bitmap)
-        assert mtmd.mtmd_tokenize(encoder, chunks, ctypes.byref(text), bitmaps, 1) == 0
+        bitmaps = (ctypes.c_void_p * 1)(bitmap)
+        assert mtmd_h.mtmd_tokenize(encoder, chunks, ctypes.byref(text), bitmaps, 1) == 0
         yield chunks
     finally:
-        mtmd.mtmd_input_chunks_free(chunks)
-        mtmd.mtmd_bitmap_free(bitmap)
+        mtmd_h.mtmd_input_chunks_free(chunks)
+        mtmd_h.mtmd_bitmap_free(bitmap)
 
 
 def each(chunks: int) -> list[Any]:
-    return [mtmd.mtmd_input_chunks_get(chunks, i) for i in range(mtmd.mtmd_input_chunks_size(chunks))]
+    return [mtmd_h.mtmd_input_chunks_get(chunks, i) for i in range(mtmd_h.mtmd_input_chunks_size(chunks))]
 
 
 def _piece(encoder: int, chunk: Any, n_embd: int) -> list[int] | np.ndarray:
-    if mtmd.mtmd_input_chunk_get_type(chunk) == mtmd.MTMD_INPUT_CHUNK_TYPE_TEXT:
+    if mtmd_h.mtmd_input_chunk_get_type(chunk) == mtmd_h.MTMD_INPUT_CHUNK_TYPE_TEXT:
         length = ctypes.c_size_t()
-        tokens = mtmd.mtmd_input_chunk_get_tokens_text(chunk, ctypes.byref(length))
+        tokens = mtmd_h.mtmd_input_chunk_get_tokens_text(chunk, ctypes.byref(length))
         return tokens[: length.value]
-    assert mtmd.mtmd_encode_chunk(encoder, chunk) == 0
-    shape = (mtmd.mtmd_input_chunk_get_n_tokens(chunk), n_embd)
-    return np.ctypeslib.as_array(mtmd.mtmd_get_output_embd(encoder), shape).copy()
+    assert mtmd_h.mtmd_encode_chunk(encoder, chunk) == 0
+    shape = (mtmd_h.mtmd_input_chunk_get_n_tokens(chunk), n_embd)
+    return np.ctypeslib.as_array(mtmd_h.mtmd_get_output_embd(encoder), shape).copy()

@@ -1,4 +1,4 @@
-"""halfv.h on a Client. A call that fails raises halfv_cpp.HalfvError."""
+"""halfv.h on a Client. A call that fails raises halfv_cpp.CallError."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import halfv_cpp
-import llama_cpp
-from halfv_cpp import check
+from halfv_cpp import check, llama_h
 
 from halfv_edge.testing.client import Client
 
@@ -23,7 +22,7 @@ def set_profile(model: int, profile: Mapping[str, Any] | None) -> None:
     """For Client's on_model. Keys as in the GGUF metadata, `ivr.layer`; those left out have the default."""
     values = None
     if profile is not None:
-        values = halfv_cpp.default_profile(llama_cpp.llama_model_n_layer(model))
+        values = halfv_cpp.default_profile(llama_h.llama_model_n_layer(model))
         for key, value in profile.items():
             setattr(values, key.replace(".", "_"), REST[value] if key == "ssr.rest" else value)
     halfv_cpp.set_model_profile(model, values)
@@ -46,7 +45,7 @@ def begin_media(client: Client, media: str = "visual") -> None:
 
 
 def llama_clear(client: Client) -> None:
-    llama_cpp.llama_memory_clear(client.memory, True)
+    llama_h.llama_memory_clear(client.memory, True)
 
 
 def prepare(client: Client, seq: int = 0) -> int:

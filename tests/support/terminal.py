@@ -19,7 +19,7 @@ ROWS, COLUMNS = 50, 200
 PROGRAM = """
 import fcntl, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C reaches this process
-from halfv_edge.cli import main
+from halfv_edge.cli.main import main
 raise SystemExit(main(sys.argv[1:]))
 """
 

@@ -8,8 +8,8 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-import llama_cpp
 import numpy as np
+from halfv_cpp import llama_h
 from PIL import Image
 
 from halfv_edge.engine.chat import Chat
@@ -84,8 +84,8 @@ def retell(model: Model, items: list, n_tokens: int) -> str:
     try:
         context.evaluate(items, output=True)
         for _ in range(n_tokens):
-            n_vocab = llama_cpp.llama_vocab_n_tokens(model.vocab)
-            logits = np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(context.pointer, -1), (n_vocab,))
+            n_vocab = llama_h.llama_vocab_n_tokens(model.vocab)
+            logits = np.ctypeslib.as_array(llama_h.llama_get_logits_ith(context.pointer, -1), (n_vocab,))
             tokens.append(int(logits.argmax()))
             context.evaluate(tokens[-1:], output=True)
     finally:
@@ -105,7 +105,7 @@ def greedy(client: Client, count: int) -> list[int]:
 def text_of(model: Model, tokens: list[int]) -> str:
     """Tokens up to the end of the answer as text."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    answer = itertools.takewhile(lambda token: not llama_cpp.llama_vocab_is_eog(model.vocab, token), tokens)
+    answer = itertools.takewhile(lambda token: not llama_h.llama_vocab_is_eog(model.vocab, token), tokens)
     return "".join(decoder.decode(model.piece(token)) for token in answer) + decoder.decode(b"", final=True)
 
 

@@ -8,13 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-import llama_cpp
 import pytest
+from halfv_cpp import library, llama_h
 
-from halfv_edge import libs
 from halfv_edge.cli import info
 
-IS_VULKAN_BUILD = any(libs.lib_dir().glob("*ggml-vulkan*"))
+IS_VULKAN_BUILD = any(library.lib_dir().glob("*ggml-vulkan*"))
 collect_ignore_glob = [] if IS_VULKAN_BUILD else ["test_*.py"]
 
 NO_DEVICES = (ctypes.c_void_p * 1)(None)
@@ -26,15 +25,15 @@ def vulkan_lib_dir() -> Path:
     found = info.collect()
     assert "Vulkan" in found["backends"], found
     assert any(device["name"] == "Vulkan0" for device in found["devices"]), found
-    return libs.lib_dir()
+    return library.lib_dir()
 
 
 @pytest.fixture
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[], AbstractContextManager[None]]:
     """`with on_cpu():` models loaded inside see no GPU; n_gpu_layers=0 alone still sends large batches there."""
-    make_params = llama_cpp.llama_model_default_params
+    make_params = llama_h.llama_model_default_params
 
-    def without_devices() -> llama_cpp.llama_model_params:
+    def without_devices() -> llama_h.llama_model_params:
         params = make_params()
         params.devices = ctypes.addressof(NO_DEVICES)
         return params
@@ -42,7 +41,7 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[], AbstractContextManag
     @contextlib.contextmanager
     def patched() -> Iterator[None]:
         with monkeypatch.context() as patch:
-            patch.setattr(llama_cpp, "llama_model_default_params", without_devices)
+            patch.setattr(llama_h, "llama_model_default_params", without_devices)
             yield
 
     return patched

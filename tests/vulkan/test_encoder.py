@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from halfv_cpp import log
 from PIL import Image
 
-from halfv_edge import native_log
 from tests.support.encoders import FAST, N_EMBD, STOCK, WINDOWS, Eyes, least_cosine, nmse, noise
 from tests.support.holes import entering, page
 from tests.support.tiny_encoders import make_windowed
@@ -32,7 +32,7 @@ def test_windows(kind: str, flash: int, eyes: Eyes, tmp_path: Path) -> None:
     mmproj, picture = make_windowed(tmp_path / "mmproj.gguf", kind, n_embd=N_EMBD), noise(*SIZE)
     expected = eyes.embeddings(mmproj, picture, attention=STOCK)
     actual = eyes.embeddings(mmproj, picture, attention=WINDOWS, flash=flash, use_gpu=True)
-    assert "Vulkan0 compute buffer size" in native_log.text() and "graph splits = 1," in native_log.text()
+    assert "Vulkan0 compute buffer size" in log.text() and "graph splits = 1," in log.text()
     assert nmse(actual, expected) <= MAX_NMSE
 
 
@@ -56,6 +56,6 @@ def test_left_out_patches(kind: str, flash: int, tmp_path: Path) -> None:
         for attention in (STOCK, WINDOWS):
             how = {"attention": attention, "flash": flash, "use_gpu": True}
             actual = eyes.embeddings(mmproj, Image.fromarray(drawn), tau=0, **how)
-            assert "Vulkan0 compute buffer size" in native_log.text() and "graph splits = 1," in native_log.text()
+            assert "Vulkan0 compute buffer size" in log.text() and "graph splits = 1," in log.text()
             assert len(actual) == len(entering(drawn, SIDE)) < 0.7 * COLUMNS * ROWS
             assert nmse(actual, expected) <= MAX_NMSE

@@ -14,15 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from halfv_cpp import llama_h, log
+from halfv_cpp.machine import n_cores
 
-from halfv_edge import libs, native_log
+from halfv_edge.engine.encoder import MMPROJ_TYPES, Encoder
+from halfv_edge.engine.images import Picture
 from halfv_edge.measure.bench import machine, pictures, shapes
 from halfv_edge.measure.bench.run import spread
-
-llama_cpp = libs.load()
-
-from halfv_edge.engine.encoder import MMPROJ_TYPES, Encoder  # noqa: E402
-from halfv_edge.engine.images import Picture  # noqa: E402
 
 
 def main() -> None:
@@ -31,14 +29,14 @@ def main() -> None:
     parser.add_argument("--tokens", default="256,1024", help="of each picture, where the encoder takes any size")
     parser.add_argument("--types", default="off,auto", help=f"compared with the first: {', '.join(MMPROJ_TYPES)}")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=machine.physical_cores())
+    parser.add_argument("--threads", type=int, default=n_cores())
     parser.add_argument(
         "--models", type=Path, default=Path.home() / ".cache/halfv-edge/shapes", help="folder of the files"
     )
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     machine.warn_when_busy()
-    native_log.capture()
+    log.capture()
     shape = shapes.SHAPES[args.shape]
     counts = [int(part) for part in args.tokens.split(",")] if shape.vision.pixels_per_token else [shape.tokens[0]]
     with tempfile.TemporaryDirectory() as folder:
@@ -50,7 +48,7 @@ def main() -> None:
 def _measure(args: argparse.Namespace, shape: shapes.Shape, counts: list[int], folder: Path) -> Any:
     mmproj = shapes.mmproj_file(args.shape, shape, args.models)
     text = shapes._writers().write_model(folder / "text.gguf", "llama", n_embd=shape.n_embd, n_layer=1, n_ff=32)
-    model = llama_cpp.llama_model_load_from_file(str(text).encode(), llama_cpp.llama_model_default_params())
+    model = llama_h.llama_model_load_from_file(str(text).encode(), llama_h.llama_model_default_params())
     options = {
         "use_gpu": True,
         "n_threads": args.threads,
@@ -88,7 +86,7 @@ def _measure(args: argparse.Namespace, shape: shapes.Shape, counts: list[int], f
             }
     for encoder in encoders.values():
         encoder.close()
-    llama_cpp.llama_model_free(model)
+    llama_h.llama_model_free(model)
 
 
 def _least_cosine(a: np.ndarray, b: np.ndarray) -> float:

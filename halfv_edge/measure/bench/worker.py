@@ -1,7 +1,7 @@
 """One set of libraries under measurement: reads a JSON request per line, answers with a JSON line.
 
-Started by workers.py, which lets one worker compute at a time. It uses llama_cpp alone, so that a stock llama.cpp is
-measured by the same code.
+Started by workers.py, which lets one worker compute at a time. It keeps to what a stock llama.cpp has, with a client of
+its own, so that both are measured by the same code.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from llama_cpp import llama_cpp
-from llama_cpp import mtmd_cpp as mtmd
+from halfv_cpp import library, llama_h, mtmd_h, mtmd_helper_h
 from PIL import Image
 
 from halfv_edge.measure.bench import pictures, shapes
@@ -37,7 +36,7 @@ class Look:
 
     def __init__(self, eyes: int):
         self.eyes = eyes
-        self.chunks = mtmd.mtmd_input_chunks_init()
+        self.chunks = mtmd_h.mtmd_input_chunks_init()
         self.parts: list[list[int] | tuple[int, np.ndarray]] = []
         self.n_patches = 0  # visual tokens of the picture, were it whole
 
@@ -56,12 +55,12 @@ class Look:
 
     def all_chunks(self) -> Iterator[tuple[int, bool]]:
         """Each chunk, and whether it is text."""
-        for index in range(mtmd.mtmd_input_chunks_size(self.chunks)):
-            chunk = mtmd.mtmd_input_chunks_get(self.chunks, index)
-            yield chunk, mtmd.mtmd_input_chunk_get_type(chunk) == mtmd.MTMD_INPUT_CHUNK_TYPE_TEXT
+        for index in range(mtmd_h.mtmd_input_chunks_size(self.chunks)):
+            chunk = mtmd_h.mtmd_input_chunks_get(self.chunks, index)
+            yield chunk, mtmd_h.mtmd_input_chunk_get_type(chunk) == mtmd_h.MTMD_INPUT_CHUNK_TYPE_TEXT
 
     def close(self) -> None:
-        mtmd.mtmd_input_chunks_free(self.chunks)
+        mtmd_h.mtmd_input_chunks_free(self.chunks)
 
 
 def _image(file: str | None, drawing: str, size: list[int]) -> Image.Image:
@@ -76,27 +75,27 @@ class Bench:
         self.settings |= {"type_k": options["kv_type"], "type_v": options["kv_type"], "flash_attn": None}
         self.n_prefix, self.n_question = options["n_prefix"], options["n_question"]
         self.first = Client(options["model"], n_ctx=256, **self.settings)  # holds the model
-        mtmd.mtmd_helper_log_set(collect_log, ctypes.c_void_p(0))
+        mtmd_helper_h.mtmd_helper_log_set(collect_log, None)
         self.clients: dict[str, Client] = {}
         self.contenders: dict[str, dict[str, Any]] = {}
         self.eyes: dict[Eyes, int] = {}
         self.looks: dict[Eyes, Look] = {}
         self.embeddings: np.ndarray | None = None  # of a picture without an encoder
         self.halfv = None
-        if hasattr(llama_cpp._lib, "halfv_version"):
+        if library.is_patched():
             import halfv_cpp
 
             self.halfv = halfv_cpp
 
     def about(self) -> dict[str, Any]:
         devices = DEVICE.findall(log_text())
-        system = llama_cpp.llama_print_system_info().decode()
-        return {"library": llama_cpp._lib._name, "system": system, "devices": ", ".join(devices) or "CPU"}
+        system = llama_h.llama_print_system_info().decode()
+        return {"library": str(library.library_path("llama")), "system": system, "devices": ", ".join(devices) or "CPU"}
 
     def flops(self, n_tokens: int) -> float:
         """What the whole model costs for n_tokens and one output."""
         dense, spent = ctypes.c_double(), ctypes.c_double()
-        profile = self.halfv.default_profile(llama_cpp.llama_model_n_layer(self.first.model))
+        profile = self.halfv.default_profile(llama_h.llama_model_n_layer(self.first.model))
         self.halfv.check(
             self.halfv.halfv_flops(
                 self.first.model, ctypes.byref(profile), 0, 0, n_tokens, ctypes.byref(dense), ctypes.byref(spent)
@@ -118,7 +117,7 @@ class Bench:
         self._tokenize(look, _image(**picture))
         counts = {"n_visual": 0, "n_text": 0}
         for chunk, is_text in look.all_chunks():
-            counts["n_text" if is_text else "n_visual"] += mtmd.mtmd_input_chunk_get_n_tokens(chunk)
+            counts["n_text" if is_text else "n_visual"] += mtmd_h.mtmd_input_chunk_get_n_tokens(chunk)
         look.close()
         return counts
 
@@ -163,7 +162,7 @@ class Bench:
         self._picture(name)
         if prepare:
             self.halfv.check(self.halfv.halfv_prepare(client.ctx, 0))
-        llama_cpp.llama_synchronize(client.ctx)
+        llama_h.llama_synchronize(client.ctx)
         enter = time.perf_counter()
         self._question(client)
         first = time.perf_counter()
@@ -195,47 +194,47 @@ class Bench:
             self.halfv.set_model_profile(self.first.model, self.halfv.halfv_profile(**values) if values else None)
         client = Client(self.options["model"], beside=self.first, n_ctx=contender["n_ctx"], **self.settings)
         if contender["choice"]:
-            from halfv_cpp import halfv_compare
+            from halfv_cpp import halfv_compare_h
 
-            self.halfv.check(halfv_compare.halfv_set_choice(client.ctx, contender["choice"], contender["seed"]))
+            self.halfv.check(halfv_compare_h.halfv_set_choice(client.ctx, contender["choice"], contender["seed"]))
         if contender["switched_off"]:
             self.halfv.check(self.halfv.halfv_set_enabled(client.ctx, False))
         return client
 
     def _cleared(self, name: str) -> Client:
         client = self.clients[name]
-        llama_cpp.llama_memory_clear(client.memory, True)
+        llama_h.llama_memory_clear(client.memory, True)
         client.next_pos[0] = 0
         return client
 
     def _encoder(self, key: Eyes) -> int:
         if key not in self.eyes:
             max_tokens, tau, weights = key
-            params = mtmd.mtmd_context_params_default()
+            params = mtmd_h.mtmd_context_params_default()
             params.use_gpu = self.settings["n_gpu_layers"] != 0
             params.print_timings = params.warmup = False
             params.n_threads = self.settings["n_threads"]
             if limits := [limit for limit in (max_tokens, self.options["image_max_tokens"]) if limit]:
                 params.image_max_tokens = min(limits)
             if self.halfv:  # libmtmd asks the model for it
-                profile = self.halfv.default_profile(llama_cpp.llama_model_n_layer(self.first.model))
+                profile = self.halfv.default_profile(llama_h.llama_model_n_layer(self.first.model))
                 profile.pixel_prune, profile.pixel_tau = tau is not None, tau or 0.0
                 self.halfv.set_model_profile(self.first.model, profile)
                 is_stock = (weights or self.options["mmproj_type"]) == "off"
                 how = self.halfv.HALFV_ATTENTION_STOCK if is_stock else self.halfv.HALFV_ATTENTION_FAST
                 self.halfv.check(self.halfv.halfv_set_encoder((weights or self.options["mmproj_type"]).encode(), how))
-            self.eyes[key] = mtmd.mtmd_init_from_file(self.options["mmproj"].encode(), self.first.model, params)
+            self.eyes[key] = mtmd_h.mtmd_init_from_file(self.options["mmproj"].encode(), self.first.model, params)
             if not self.eyes[key]:
                 raise RuntimeError(f"cannot load the encoder {self.options['mmproj']}")
         return self.eyes[key]
 
     def _tokenize(self, look: Look, image: Image.Image) -> None:
         pixels = (ctypes.c_uint8 * (3 * image.width * image.height)).from_buffer_copy(image.tobytes())
-        bitmap = mtmd.mtmd_bitmap_init(image.width, image.height, pixels)
-        marker = mtmd.mtmd_get_marker(look.eyes)
-        text = mtmd.mtmd_input_text(marker, len(marker), False, True)
-        rc = mtmd.mtmd_tokenize(look.eyes, look.chunks, ctypes.byref(text), (mtmd.mtmd_bitmap_p_ctypes * 1)(bitmap), 1)
-        mtmd.mtmd_bitmap_free(bitmap)
+        bitmap = mtmd_h.mtmd_bitmap_init(image.width, image.height, pixels)
+        marker = mtmd_h.mtmd_get_marker(look.eyes)
+        text = mtmd_h.mtmd_input_text(marker, len(marker), False, True)
+        rc = mtmd_h.mtmd_tokenize(look.eyes, look.chunks, ctypes.byref(text), (ctypes.c_void_p * 1)(bitmap), 1)
+        mtmd_h.mtmd_bitmap_free(bitmap)
         if rc != 0:
             raise RuntimeError(f"the encoder takes no picture of {image.width} x {image.height}")
 
@@ -243,17 +242,17 @@ class Bench:
         for chunk, is_text in look.all_chunks():
             if is_text:
                 count = ctypes.c_size_t()
-                tokens = mtmd.mtmd_input_chunk_get_tokens_text(chunk, ctypes.byref(count))
+                tokens = mtmd_h.mtmd_input_chunk_get_tokens_text(chunk, ctypes.byref(count))
                 look.parts.append(tokens[: count.value])
                 continue
-            if mtmd.mtmd_encode_chunk(look.eyes, chunk) != 0:
+            if mtmd_h.mtmd_encode_chunk(look.eyes, chunk) != 0:
                 raise RuntimeError("the encoder failed")
-            shape = (mtmd.mtmd_input_chunk_get_n_tokens(chunk), self.first.n_embd_inp)
-            tokens = mtmd.mtmd_input_chunk_get_tokens_image(chunk)
+            shape = (mtmd_h.mtmd_input_chunk_get_n_tokens(chunk), self.first.n_embd_inp)
+            tokens = mtmd_h.mtmd_input_chunk_get_tokens_image(chunk)
             look.n_patches += max(
-                shape[0], mtmd.mtmd_image_tokens_get_nx(tokens) * mtmd.mtmd_image_tokens_get_ny(tokens)
+                shape[0], mtmd_h.mtmd_image_tokens_get_nx(tokens) * mtmd_h.mtmd_image_tokens_get_ny(tokens)
             )
-            look.parts.append((chunk, np.ctypeslib.as_array(mtmd.mtmd_get_output_embd(look.eyes), shape).copy()))
+            look.parts.append((chunk, np.ctypeslib.as_array(mtmd_h.mtmd_get_output_embd(look.eyes), shape).copy()))
 
     def _picture(self, name: str) -> None:
         client = self.clients[name]
@@ -269,11 +268,11 @@ class Bench:
             if isinstance(part, list):
                 client.text(part, logits_last=False)
                 continue
-            after = llama_cpp.llama_pos(0)
+            after = ctypes.c_int32(0)
             values = part[1].ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-            rc = mtmd.mtmd_helper_decode_image_chunk(
+            rc = mtmd_helper_h.mtmd_helper_decode_image_chunk(
                 look.eyes, client.ctx, part[0], values, client.next_pos[0], 0, client.n_batch, ctypes.byref(after),
-                mtmd.mtmd_helper_post_decode_callback(0), None,
+                mtmd_helper_h.mtmd_helper_post_decode_callback(0), None,
             )  # fmt: skip
             if rc != 0:
                 raise RuntimeError(f"llama_decode of the picture returned {rc}")

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from halfv_cpp import library
+
 from halfv_edge.errors import HalfVError, RunError
 
 Answer = dict[str, Any]
@@ -22,10 +24,13 @@ class Worker(contextlib.AbstractContextManager):
         if not any(lib_dir.glob("*llama.*")):
             raise HalfVError(f"{lib_dir} holds no llama library: give the folder of one with --stock-lib.")
         self.lib_dir = lib_dir
-        places = {"LLAMA_CPP_LIB_PATH": str(lib_dir), "MTMD_CPP_LIB": str(lib_dir)}
         command = [sys.executable, "-m", "halfv_edge.measure.bench.worker", json.dumps(options)]
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | places
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {library.GIVEN: str(lib_dir)},
         )
 
     def ask(self, call: str, **arguments: Any) -> Answer:

@@ -7,9 +7,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import halfv_cpp
 import numpy as np
+from halfv_cpp import halfv_compare_h, halfv_h, llama_h, log
 
-from halfv_edge import libs, native_log
 from halfv_edge.engine.context import SEQ, Context, Item, n_cells
 from halfv_edge.engine.encoder import Chunk
 from halfv_edge.engine.images import Picture
@@ -17,11 +18,6 @@ from halfv_edge.engine.model import Model
 from halfv_edge.errors import HalfVError, RunError
 from halfv_edge.measure.calibrate import entropy
 from halfv_edge.profile.profile import Profile
-
-llama_cpp = libs.load()
-
-import halfv_cpp  # noqa: E402
-from halfv_cpp import halfv_compare, halfv_h  # noqa: E402
 
 MARK = "<|picture-of-the-calibration|>"
 ROOM = 64  # tokens of an answer, and more than enough
@@ -60,7 +56,7 @@ class Probe:
     def __init__(self, model: Model):
         self.model = model
         self.n_layer: int = model.n_layer
-        self.n_embd: int = llama_cpp.llama_model_n_embd(model.pointer)
+        self.n_embd: int = llama_h.llama_model_n_embd(model.pointer)
         self._context: Context | None = None
         self._profile: Profile | None = None
 
@@ -98,7 +94,7 @@ class Probe:
             raise HalfVError("The model's chat template drops the picture, so nothing can be calibrated.")
         encoded = model.encoder.tokens(picture)
         model.encoder.encode(encoded)
-        bos = [llama_cpp.llama_vocab_bos(model.vocab)] if llama_cpp.llama_vocab_get_add_bos(model.vocab) else []
+        bos = [llama_h.llama_vocab_bos(model.vocab)] if llama_h.llama_vocab_get_add_bos(model.vocab) else []
         items = [*bos, *(model.tokenize(before) if before else []), *encoded.items, *model.tokenize(after)]
         if isinstance(items[-1], Chunk):
             raise HalfVError("The chat template ends with the picture, so there is nothing to answer to.")
@@ -114,14 +110,14 @@ class Probe:
                 hint="give a larger {n_ctx}",
                 settings={"n_ctx": None},
             )
-        halfv_cpp.check(halfv_compare.halfv_hold(context.pointer, True))
+        halfv_cpp.check(halfv_compare_h.halfv_hold(context.pointer, True))
         try:
             context.evaluate(items, output=False)
             flags = (ctypes.c_uint8 * self.n_layer)(*[freeze] * self.n_layer)
-            observer = halfv_compare.halfv_observer(watch)
-            rc = halfv_compare.halfv_observe(context.pointer, flags, observer, None)
+            observer = halfv_compare_h.halfv_observer(watch)
+            rc = halfv_compare_h.halfv_observe(context.pointer, flags, observer, None)
         finally:
-            halfv_compare.halfv_hold(context.pointer, False)
+            halfv_compare_h.halfv_hold(context.pointer, False)
         if watch.error:
             context.clear()
             raise watch.error
@@ -136,7 +132,7 @@ class Probe:
         context.evaluate(items, output=True)
         rows = [self._logits(context)]
         tokens = [int(rows[0].argmax())]
-        while len(tokens) < length and not llama_cpp.llama_vocab_is_eog(self.model.vocab, tokens[-1]):
+        while len(tokens) < length and not llama_h.llama_vocab_is_eog(self.model.vocab, tokens[-1]):
             context.evaluate(tokens[-1:], output=True)
             rows.append(self._logits(context))
             tokens.append(int(rows[-1].argmax()))
@@ -172,7 +168,7 @@ class Probe:
     def flops_per_sec(self) -> float:
         """Of a text, on this machine as it is now."""
         context = self.context()
-        token = max(0, llama_cpp.llama_vocab_bos(self.model.vocab))
+        token = max(0, llama_h.llama_vocab_bos(self.model.vocab))
         best = float("inf")
         for _ in range(2):  # the first one touches the weights
             context.clear()
@@ -186,22 +182,22 @@ class Probe:
         """The logits at each of these tokens, in one batch. They do not become items of the context."""
         if not tokens:
             return []
-        batch = llama_cpp.llama_batch_init(len(tokens), 0, 1)
+        batch = llama_h.llama_batch_init(len(tokens), 0, 1)
         try:
             batch.n_tokens = len(tokens)
             for at, token in enumerate(tokens):
                 batch.token[at], batch.pos[at], batch.logits[at] = token, context._next + at, 1
                 batch.n_seq_id[at], batch.seq_id[at][0] = 1, SEQ
-            rc = llama_cpp.llama_decode(context.pointer, batch)
+            rc = llama_h.llama_decode(context.pointer, batch)
             if rc != 0:
-                raise RunError(f"llama.cpp could not compute ({rc}): {native_log.last_words()}.")
+                raise RunError(f"llama.cpp could not compute ({rc}): {log.last_words()}.")
             return [self._logits(context, at) for at in range(len(tokens))]
         finally:
-            llama_cpp.llama_batch_free(batch)
+            llama_h.llama_batch_free(batch)
 
     def _logits(self, context: Context, row: int = -1) -> np.ndarray:
-        pointer = llama_cpp.llama_get_logits_ith(context.pointer, row)
-        return np.ctypeslib.as_array(pointer, (llama_cpp.llama_vocab_n_tokens(self.model.vocab),)).copy()
+        pointer = llama_h.llama_get_logits_ith(context.pointer, row)
+        return np.ctypeslib.as_array(pointer, (llama_h.llama_vocab_n_tokens(self.model.vocab),)).copy()
 
 
 class _Watch:
@@ -222,7 +218,7 @@ class _Watch:
             self.error = error
         return self.error is None
 
-    def look(self, at: halfv_compare.halfv_boundary) -> None:
+    def look(self, at: halfv_compare_h.halfv_boundary) -> None:
         states = np.ctypeslib.as_array(at.states, (at.n_tokens, at.n_embd))
         if not np.isfinite(states).all():
             what = f"enter layer {at.layer}" if at.layer < self.n_layer else "leave the last layer"

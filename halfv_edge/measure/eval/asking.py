@@ -9,10 +9,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import halfv_cpp
 import numpy as np
+from halfv_cpp import halfv_h, llama_h
 from PIL import Image
 
-from halfv_edge import libs
 from halfv_edge.engine.chat import Chat
 from halfv_edge.engine.context import Context, Item, n_cells
 from halfv_edge.engine.encoder import Chunk, Encoder
@@ -22,11 +23,6 @@ from halfv_edge.errors import HalfVError, RunError
 from halfv_edge.measure.calibrate import entropy
 from halfv_edge.measure.policies import CHOICES, Policy
 from halfv_edge.profile.profile import Profile
-
-llama_cpp = libs.load()
-
-import halfv_cpp  # noqa: E402
-from halfv_cpp import halfv_h  # noqa: E402
 
 MARK = "<|picture-of-the-evaluation|>"
 BIG = (2048, 2048)  # pixels: more than any limit on tokens lets through
@@ -129,9 +125,11 @@ class Asker:
         context = self._contexts[policy] = self._new_context(policy.profile, room, topup_bytes=0)
         context.encoder = self.encoder(policy)
         if policy.choice != CHOICES[0]:
-            from halfv_cpp import halfv_compare
+            from halfv_cpp import halfv_compare_h
 
-            halfv_cpp.check(halfv_compare.halfv_set_choice(context.pointer, CHOICES.index(policy.choice), policy.seed))
+            halfv_cpp.check(
+                halfv_compare_h.halfv_set_choice(context.pointer, CHOICES.index(policy.choice), policy.seed)
+            )
         return context
 
     def _new_context(self, profile: Profile | None, room: int, topup_bytes: int) -> Context:
@@ -162,7 +160,7 @@ class Asker:
         key = encoded.digest, policy.max_tokens, policy.weights  # a digest knows of tau
         if seconds is not None:
             self._encode_s[key] = seconds
-        bos = [llama_cpp.llama_vocab_bos(model.vocab)] if llama_cpp.llama_vocab_get_add_bos(model.vocab) else []
+        bos = [llama_h.llama_vocab_bos(model.vocab)] if llama_h.llama_vocab_get_add_bos(model.vocab) else []
         head = [*bos, *(model.tokenize(before) if before else []), *encoded.items]
         tail = model.tokenize(after)
         if not tail:
@@ -177,7 +175,7 @@ class Asker:
         context.evaluate(head, output=False)
         if policy.prepared:
             context.prepare()
-        llama_cpp.llama_synchronize(context.pointer)
+        llama_h.llama_synchronize(context.pointer)
         enter = time.perf_counter()
         context.evaluate(tail, output=True)
         logits = [self._logits(context)]
@@ -213,7 +211,7 @@ class Asker:
                 context.evaluate(tokens[-1:], output=True)
                 logits.append(self._logits(context))
             token = int(logits[at].argmax())
-            if llama_cpp.llama_vocab_is_eog(self.model.vocab, token):
+            if llama_h.llama_vocab_is_eog(self.model.vocab, token):
                 break
             tokens.append(token)
             if teacher and at + 1 < len(logits) and teacher.tokens[at] != token:
@@ -251,8 +249,8 @@ class Asker:
         return spent.value
 
     def _logits(self, context: Context) -> np.ndarray:
-        n_vocab = llama_cpp.llama_vocab_n_tokens(self.model.vocab)
-        return np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(context.pointer, -1), (n_vocab,)).copy()
+        n_vocab = llama_h.llama_vocab_n_tokens(self.model.vocab)
+        return np.ctypeslib.as_array(llama_h.llama_get_logits_ith(context.pointer, -1), (n_vocab,)).copy()
 
     def _text(self, tokens: Sequence[int]) -> str:
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
