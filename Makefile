@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 VENV  := .venv
 PY    := $(VENV)/bin/python
 BUILD := build/py
-PIN   := $(shell sed -n 's/.*"\(llama-cpp-python==[^"]*\)".*/\1/p' pyproject.toml)
+PIN   := $(shell sed -n 's/^llama-cpp-python = .*"\(llama-cpp-python==[^"]*\)".*/\1/p' pyproject.toml)
 INSTALL := CMAKE_ARGS="$(CMAKE_FLAGS)" $(PY) -m pip install -q --no-build-isolation -Ccmake.define.HALFV_BUILD_TESTS=ON
 
 .PHONY: build test test-vulkan lint demo clean
@@ -34,6 +34,7 @@ test-vulkan: build $(VENV)/ready-tests
 lint: $(VENV)/bin/ruff
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy --strict bindings/halfv_cpp
 
 demo: build
 	$(PY) -m halfv_edge chat examples/receipt.png -p "What is the total?"
@@ -45,14 +46,14 @@ $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install -q --upgrade pip
 	$(PY) -m pip install -q cmake ninja scikit-build-core
-	CMAKE_ARGS=-DLLAMA_BUILD=OFF $(PY) -m pip install -q --no-cache-dir "$(PIN)"
 	touch $@
 
 $(VENV)/ready-tests: $(VENV)/ready
 	$(PY) -m pip install -q $(TORCH_ARGS) $(TORCH)
+	CMAKE_ARGS=-DLLAMA_BUILD=OFF $(PY) -m pip install -q --no-cache-dir "$(PIN)" # its Python, without its llama.cpp
 	$(INSTALL) -e ".[test]"
 	touch $@
 
 $(VENV)/bin/ruff: $(VENV)/ready
-	$(PY) -m pip install -q "ruff>=0.9"
+	$(PY) -m pip install -q "ruff>=0.9" "mypy>=1.13"
 	touch $@

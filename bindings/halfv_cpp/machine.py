@@ -48,12 +48,14 @@ def _cpu_quota() -> float:
     quotas = [float("inf")]
     for limit in _limits("cpu.max"):  # "max 100000", or microseconds per period
         used, _, period = limit.partition(" ")
-        if used.isdigit() and int(period or 0):
-            quotas.append(int(used) / int(period))
+        quotas += _quotient(used, period)
     for used, period in zip(_limits("cpu.cfs_quota_us"), _limits("cpu.cfs_period_us"), strict=False):
-        if used.isdigit() and int(period):
-            quotas.append(int(used) / int(period))
+        quotas += _quotient(used, period)
     return min(min(quotas), 2**31)
+
+
+def _quotient(used: str, period: str) -> list[float]:
+    return [int(used) / int(period)] if used.isdigit() and period.isdigit() and int(period) else []
 
 
 def _limits(*names: str) -> Iterator[str]:
@@ -63,7 +65,7 @@ def _limits(*names: str) -> Iterator[str]:
     except OSError:
         return
     for line in lines:  # version 2: "0::/path"; version 1: "4:cpu,cpuacct:/path", mounted per controller
-        _, controllers, path = line.split(":", 2)
+        controllers, _, path = line.partition(":")[2].partition(":")
         own = Path(path.lstrip("/"))
         for folder in (own, *own.parents):
             for name in names:

@@ -18,9 +18,9 @@ def collect() -> dict[str, Any]:
     include_dir = library.include_dir()
     return {
         "version": halfv_edge.__version__,
-        "commit": built["commit"],
-        "llama_cpp_commit": built.get("llama_cpp_commit"),
-        "pin": f"llama-cpp-python=={built['llama_cpp_python']}",
+        "commit": built.get("commit", "unknown"),
+        "llama_cpp_commit": built.get("llama_cpp_commit", "unknown"),
+        "pin": f"llama-cpp-python=={built.get('llama_cpp_python', 'unknown')}",
         "patched": library.is_patched(),
         "lib_dir": str(library.lib_dir()),
         "include_dir": str(include_dir) if include_dir else None,

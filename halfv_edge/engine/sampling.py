@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 from halfv_cpp import llama_h
 
+from halfv_edge.engine import json_schema
 from halfv_edge.errors import HalfVError
 
 CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # llama_token_data
@@ -49,13 +49,7 @@ class Sampling:
         """The grammar in force, made from the schema when that is what was given."""
         if self.json_schema is None:
             return self.grammar
-        from llama_cpp.llama_grammar import json_schema_to_gbnf
-
-        text = self.json_schema if isinstance(self.json_schema, str) else json.dumps(self.json_schema)
-        try:
-            return json_schema_to_gbnf(text)
-        except Exception as error:  # its converter raises what it likes
-            raise HalfVError(f"The JSON schema cannot be used: {error}.") from error
+        return json_schema.grammar(self.json_schema)
 
 
 class Sampler:
@@ -69,6 +63,10 @@ class Sampler:
         if text is not None:
             self._grammar = llama_h.llama_sampler_init_grammar(vocab, text.encode(), b"root")
             if not self._grammar:
+                if settings.json_schema is not None:
+                    raise HalfVError(
+                        "The JSON schema cannot be used: llama.cpp does not take the grammar made from it."
+                    )
                 raise HalfVError("The grammar cannot be parsed: it must be GBNF with a rule named root.")
         self._chain = llama_h.llama_sampler_chain_init(llama_h.llama_sampler_chain_default_params())
         for part in _parts(settings):

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from halfv_cpp import library
 
+from halfv_edge.measure.bench import machine
+
 
 def run(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *args], capture_output=True, text=True, env=os.environ | env)
@@ -34,6 +36,14 @@ def test_versions(info: dict, root: Path) -> None:
     assert info["version"] == importlib.metadata.version("halfv-edge")
     assert info["pin"] == f"llama-cpp-python=={pin(root, 'VERSION')}"
     assert info["llama_cpp_commit"] == pin(root, "COMMIT")
+
+
+def test_the_commit_is_what_was_built(info: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever the program runs, and without git."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert machine.commit() == info["commit"] == library.manifest()["commit"]
+    assert re.fullmatch(r"[0-9a-f]{7,}(-dirty)?|unknown", info["commit"])
 
 
 def test_pyproject_has_the_same_pin(root: Path) -> None:
