@@ -19,10 +19,10 @@ from typing import Any
 
 from PIL import Image, ImageGrab, ImageOps, ImageTk
 
+from halfv_edge.draw.token_map import draw_token_map
 from halfv_edge.engine import images
 from halfv_edge.engine.chat import Chat
 from halfv_edge.engine.model import Model
-from halfv_edge.engine.tokens import draw_token_map
 from halfv_edge.errors import HalfVError
 
 POLL_MS = 20

@@ -19,7 +19,7 @@ from halfv_edge.gguf import write as gguf_write
 from halfv_edge.hub import find as hub_find
 from halfv_edge.measure import policies
 from halfv_edge.measure.bench import machine, shapes
-from halfv_edge.profile import profile
+from halfv_edge.profile import model_file, profile
 
 if TYPE_CHECKING:
     from halfv_edge.measure.bench.run import Bench, Contender, Subject
@@ -128,7 +128,7 @@ def _subject(args: argparse.Namespace, console: Console) -> tuple[Subject, profi
     pictures = [Picture(Path(image).name, str(Path(image).resolve())) for image in args.images]
     if not args.shape:
         files = hub_find.find(args.model, args.hf, args.mmproj)
-        about = profile.Model.read(files.model)
+        about = model_file.ModelFile.read(files.model)
         sizes = [(None, SQUARE)]
         mmproj = find(files.mmproj, about)
         name = files.model.name
@@ -143,7 +143,7 @@ def _subject(args: argparse.Namespace, console: Console) -> tuple[Subject, profi
             )
         folder = args.models or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "halfv-edge/shapes"
         console.status(f"looking for {args.shape} in {folder}, or writing it ...")
-        about = profile.Model.read(shapes.model_file(args.shape, shape, args.ftype, folder))
+        about = model_file.ModelFile.read(shapes.model_file(args.shape, shape, args.ftype, folder))
         mmproj = None if args.no_encoder else shapes.mmproj_file(args.shape, shape, folder)
         console.clear_status()
         sizes = [(count, shape.vision.size(count)) for count in counts]

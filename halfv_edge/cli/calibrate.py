@@ -15,7 +15,7 @@ from halfv_edge.cli import flags
 from halfv_edge.cli.console import Console
 from halfv_edge.errors import HalfVError
 from halfv_edge.gguf import write as gguf_write
-from halfv_edge.profile import profile
+from halfv_edge.profile import model_file, profile, resolve, stored
 
 if TYPE_CHECKING:
     from halfv_edge.engine.model import Model
@@ -107,7 +107,7 @@ def _check(args: argparse.Namespace) -> None:
             raise HalfVError(f"{path} cannot be written: the folder {path.parent} does not exist.")
     if args.output and args.output.suffix.lower() != ".json":
         raise HalfVError(f"{args.output} does not end with .json: name the profile {args.output.name}.json.")
-    if profile.switched_off():
+    if resolve.switched_off():
         raise HalfVError(f"HALFV={os.environ['HALFV']} is set: unset it to calibrate.")
 
 
@@ -231,13 +231,13 @@ def _write(args: argparse.Namespace, console: Console, path: Path, result: Resul
             out.write(text.encode())
         console.say(f"halfv: wrote {args.output}.")
         return
-    about = profile.Model.read(path)
-    before = profile.find(about).profile
+    about = model_file.ModelFile.read(path)
+    before = resolve.find(about).profile
     gguf_write.replace_keys(about.metadata, profile.PREFIX, result.profile.to_gguf(), path)
     console.say(f"halfv: wrote the profile into {path}.")
     if before and before.pixel_tau is not None and result.profile.pixel_tau is None:
         console.say(f"halfv: its halfv.pixel.tau = {before.pixel_tau:g} is gone; --pixel-tau calibrates with one.")
-    sidecar = profile.sidecar_path(path)
+    sidecar = stored.sidecar_path(path)
     if sidecar.exists():
         console.say(f"halfv: {sidecar} still goes before what is in the file.")
 
@@ -246,8 +246,8 @@ def as_text(result: Result, path: Path) -> str:
     """For people."""
     from halfv_edge.cli.profile import as_text as profile_text
 
-    resolved = profile.Resolved(result.profile, "gguf")
-    told = profile_text(profile.Model.read(path), resolved).splitlines()
+    resolved = resolve.Resolved(result.profile, "gguf")
+    told = profile_text(model_file.ModelFile.read(path), resolved).splitlines()
     lines = [line for line in told if "in the file" not in line]
     best = result.best
     lines.append(

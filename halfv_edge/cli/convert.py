@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from halfv_edge.profile import presets, profile
+from halfv_edge.profile import presets, stored
 from halfv_edge.profile.profile import Profile
 
 
@@ -74,7 +74,7 @@ def _profile(given: str | None) -> Profile | str | None:
         return given
     path = Path(given)
     if path.suffix == ".json" or path.exists():
-        return profile.read_json(path)
+        return stored.read_json(path)
     return presets.get(given).name  # which says what there is
 
 

@@ -14,7 +14,7 @@ from halfv_edge.errors import HalfVError
 from halfv_edge.gguf import read as gguf_read
 from halfv_edge.hub import demo as hub_demo
 from halfv_edge.hub import find as hub_find
-from halfv_edge.profile import presets, profile
+from halfv_edge.profile import presets, resolve
 
 if TYPE_CHECKING:
     from halfv_edge.engine.images import Picture
@@ -157,7 +157,7 @@ def _without_effect(args: argparse.Namespace, model: Model) -> Iterator[str]:
     from halfv_cpp import llama_h
 
     given = (args.keep, args.profile, args.pixel_tau)
-    if profile.switched_off() and any(value not in (None, "off") for value in given):
+    if resolve.switched_off() and any(value not in (None, "off") for value in given):
         yield "HALFV=off is set in the environment, so the model runs whole whatever the flags say."
     elif args.pixel_tau not in (None, "off") and model.encoder.pixel_tau is None:
         yield f"--pixel-tau {args.pixel_tau:g} has no effect: this encoder takes pictures whole."

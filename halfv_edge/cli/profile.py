@@ -13,8 +13,10 @@ from typing import Any
 from halfv_edge.cli.flags import levels
 from halfv_edge.errors import HalfVError
 from halfv_edge.gguf import write as gguf_write
-from halfv_edge.profile import presets, profile
-from halfv_edge.profile.profile import Calibration, Model, Profile, Resolved
+from halfv_edge.profile import presets, profile, resolve, stored
+from halfv_edge.profile.model_file import ModelFile
+from halfv_edge.profile.profile import Calibration, Profile
+from halfv_edge.profile.resolve import Resolved
 
 SOURCES = {
     "HALFV_PROFILE": "HALFV_PROFILE in the environment, for every model",
@@ -79,27 +81,27 @@ def _add_targets(parser: argparse.ArgumentParser, sidecar: str) -> None:
 
 
 def _show(args: argparse.Namespace) -> None:
-    model = Model.read(args.file)
-    found = profile.find(model)
+    model = ModelFile.read(args.file)
+    found = resolve.find(model)
     if args.json:
         print(json.dumps(_as_json(model, found), indent=2))
     else:
         print(as_text(model, found))
-    for note in profile.notes(model):
+    for note in stored.notes(model):
         _say(f"{model.path}: {note}.")
     if found.source == "HALFV_PROFILE" and "halfv.version" in model.metadata.entries:
         _say("HALFV_PROFILE goes before the profile that is in the file.")
     if found.source == "sidecar" and "halfv.version" in model.metadata.entries:
         _say("the sidecar goes before the profile that is in the file.")
-    if found.profile and profile.switched_off():
+    if found.profile and resolve.switched_off():
         _say(f"HALFV={os.environ['HALFV']} is set, so models run unpruned here.")
 
 
 def _add(args: argparse.Namespace) -> None:
-    model = Model.read(args.file)
+    model = ModelFile.read(args.file)
     wanted = _wanted(args, model)
     if args.sidecar:
-        target = profile.write_sidecar(wanted, model.path)
+        target = stored.write_sidecar(wanted, model.path)
     else:
         target = _target(args, model)
         gguf_write.replace_keys(model.metadata, profile.PREFIX, wanted.to_gguf(), target)
@@ -110,9 +112,9 @@ def _add(args: argparse.Namespace) -> None:
 
 
 def _strip(args: argparse.Namespace) -> None:
-    model = Model.read(args.file)
+    model = ModelFile.read(args.file)
     if args.sidecar:
-        target = profile.sidecar_path(model.path)
+        target = stored.sidecar_path(model.path)
         try:
             target.unlink()
         except OSError as error:
@@ -131,7 +133,7 @@ def _strip(args: argparse.Namespace) -> None:
         print(json.dumps({"file": str(target), "profile": None}, indent=2))
 
 
-def _wanted(args: argparse.Namespace, model: Model) -> Profile:
+def _wanted(args: argparse.Namespace, model: ModelFile) -> Profile:
     """The base, with the flags over it."""
     flags = {name: getattr(args, name) for name in FIELDS if getattr(args, name) is not None}
     if flags.get("pixel_tau") == "off":
@@ -147,14 +149,14 @@ def _wanted(args: argparse.Namespace, model: Model) -> Profile:
     elif args.from_file:
         base = _from_file(args.from_file)
     else:
-        base = profile.read_gguf(model) or _preset_of(model, bool(flags))
+        base = stored.read_gguf(model) or _preset_of(model, bool(flags))
     changed = dataclasses.replace(base, **flags)
     if changed != base:  # the evidence was for another profile
         changed = dataclasses.replace(changed, calibration=None)
     return changed.validate(model.n_layer)
 
 
-def _preset_of(model: Model, has_flags: bool) -> Profile:
+def _preset_of(model: ModelFile, has_flags: bool) -> Profile:
     preset = presets.match(model.architecture, model.names, model.n_layer)
     if preset:
         return preset.profile
@@ -168,14 +170,14 @@ def _preset_of(model: Model, has_flags: bool) -> Profile:
 
 def _from_file(path: Path) -> Profile:
     if path.suffix.lower() != ".gguf":
-        return profile.read_json(path)
-    found = profile.read_gguf(Model.read(path))
+        return stored.read_json(path)
+    found = stored.read_gguf(ModelFile.read(path))
     if found is None:
         raise HalfVError(f"{path} carries no profile.")
     return found
 
 
-def _target(args: argparse.Namespace, model: Model) -> Path:
+def _target(args: argparse.Namespace, model: ModelFile) -> Path:
     if args.in_place:
         if model.path.is_symlink():
             raise HalfVError(f"{model.path} is a link: name the file {model.path.resolve()}, or give -o OUT.gguf.")
@@ -190,7 +192,7 @@ def _target(args: argparse.Namespace, model: Model) -> Path:
 
 
 def _warn_of_sidecar(target: Path) -> None:
-    sidecar = profile.sidecar_path(target)
+    sidecar = stored.sidecar_path(target)
     if os.path.exists(sidecar):
         _say(f"{sidecar} still goes before what is in the file.")
 
@@ -199,7 +201,7 @@ def _say(text: str) -> None:
     print(f"halfv: {text}", file=sys.stderr)
 
 
-def _as_json(model: Model, found: Resolved) -> dict[str, Any]:
+def _as_json(model: ModelFile, found: Resolved) -> dict[str, Any]:
     return {
         "file": str(model.path),
         "model": {"name": model.names[0] if model.names else None, "architecture": model.architecture}
@@ -211,7 +213,7 @@ def _as_json(model: Model, found: Resolved) -> dict[str, Any]:
     }
 
 
-def as_text(model: Model, found: Resolved) -> str:
+def as_text(model: ModelFile, found: Resolved) -> str:
     """The profile in force, for people."""
     # ASCII, because a name from a file can hold anything
     name = profile.quote(model.names[0]) if model.names else "no name"
@@ -219,13 +221,13 @@ def as_text(model: Model, found: Resolved) -> str:
     return "\n".join(lines + [f"{label:<11}{text}" for label, text in _rows(model, found)])
 
 
-def _rows(model: Model, found: Resolved) -> list[tuple[str, str]]:
+def _rows(model: ModelFile, found: Resolved) -> list[tuple[str, str]]:
     p = found.profile
     if found.source == "preset":
         how = "published" if found.published else "scaled from a published one, not measured"
         source = f"none in the file; halfv itself takes the preset {found.preset} ({how})"
     else:
-        source = SOURCES[found.source].format(sidecar=profile.sidecar_path(model.path))
+        source = SOURCES[found.source].format(sidecar=stored.sidecar_path(model.path))
     rows = [("profile", source)]
     if p is None:
         return rows

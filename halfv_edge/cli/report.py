@@ -6,12 +6,13 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from halfv_edge.profile import profile
+from halfv_edge.profile import resolve
 
 if TYPE_CHECKING:
-    from halfv_edge.engine.chat import Chat, Stats
+    from halfv_edge.engine.chat import Chat
     from halfv_edge.engine.images import Picture
     from halfv_edge.engine.model import Model
+    from halfv_edge.engine.stats import Stats
     from halfv_edge.engine.tokens import TokenMap
 
 
@@ -80,7 +81,7 @@ def why_whole(model: Model, maps: Sequence[TokenMap]) -> str:
     if not maps or any(token_map.n_deep < token_map.n_visual for token_map in maps):
         return ""
     if model.profile is None:
-        if profile.switched_off():
+        if resolve.switched_off():
             return "HALFV=off is set in the environment"
         if model.profile_source == "flag":
             return "--profile off"

@@ -37,7 +37,7 @@ def targets(out: Path, count: int) -> list[Path]:
 
 def write(maps: Sequence[TokenMap], pictures: Sequence[Picture], out: Path) -> list[Path]:
     """Draw and write all; what was there is replaced."""
-    from halfv_edge.engine.tokens import draw_token_map  # here, so that commands without pictures start fast
+    from halfv_edge.draw.token_map import draw_token_map  # here, so that commands without pictures start fast
 
     check(out, pictures)
     paths = targets(out, len(maps))

@@ -21,7 +21,7 @@ from halfv_edge.engine.tokens import Layout, Tile, TokenMap
 from halfv_edge.errors import HalfVError, RunError
 from halfv_edge.gguf import encoder_keys
 from halfv_edge.gguf import read as gguf_read
-from halfv_edge.profile import profile
+from halfv_edge.profile import model_file
 
 # of the weights: the fastest here that keeps the embeddings, as stored, as llama.cpp loads them, or one type
 MMPROJ_TYPES = ("auto", "file", "off", "f32", "f16", "bf16", "q8_0", "q6_k", "q5_1", "q5_0", "q4_1", "q4_0")
@@ -309,7 +309,7 @@ def _why_not(path: Path, model_path: Path, limit: int | None) -> HalfVError:
     return HalfVError(f"{path} cannot be loaded as a vision encoder: {log.last_words()}.")
 
 
-def find(given: str | os.PathLike[str] | None, model: profile.Model) -> Path:
+def find(given: str | os.PathLike[str] | None, model: model_file.ModelFile) -> Path:
     """The encoder's file: as given, else the one in the model's folder that is most likely its own."""
     if given is not None:
         path = Path(given)

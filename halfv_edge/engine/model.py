@@ -23,9 +23,10 @@ from halfv_edge.engine.encoder import MMPROJ_TYPES, Encoder, find
 from halfv_edge.engine.template import Template
 from halfv_edge.engine.turn_lock import TurnLock
 from halfv_edge.errors import HalfVError
-from halfv_edge.profile import presets
+from halfv_edge.profile import model_file, presets, resolve, stored
 from halfv_edge.profile import profile as profiles
-from halfv_edge.profile.profile import Profile, Resolved
+from halfv_edge.profile.profile import Profile
+from halfv_edge.profile.resolve import Resolved
 
 DEFAULT_N_CTX = 8192
 FLASH = {"auto": -1, False: 0, True: 1}
@@ -105,7 +106,7 @@ class Model:
         """
         libraries.load()
         log.capture(verbose)
-        about = profiles.Model.read(path)
+        about = model_file.ModelFile.read(path)
         encoder_path = find(mmproj, about)
         check_choice("kv_type", kv_type, KV_TYPES)
         check_choice("flash_attn", flash_attn, FLASH)
@@ -291,7 +292,7 @@ class Model:
 
 
 def resolve_profile(
-    about: profiles.Model,
+    about: model_file.ModelFile,
     given: Profile | Mapping[str, Any] | str | os.PathLike[str] | None,
     keep: float | None,
     pixel_tau: float | Literal["off"] | None = None,
@@ -309,7 +310,7 @@ def resolve_profile(
         )
     if pixel_tau not in (None, "off") and not 0 <= pixel_tau <= 255:
         raise HalfVError(parameter="pixel_tau", value=pixel_tau, rule="between 0 and 255")
-    resolved = profiles.resolve(about, _override(given, about))
+    resolved = resolve.resolve(about, _override(given, about))
     if pixel_tau is not None and resolved.source != "environment":
         base = resolved.profile or Profile.default(about.n_layer)
         tau = None if pixel_tau == "off" else pixel_tau
@@ -330,7 +331,7 @@ def resolve_profile(
     return dataclasses.replace(resolved, profile=_changed(resolved.profile, about, ivr_keep=keep))
 
 
-def _changed(base: Profile, about: profiles.Model, **fields: float | None) -> Profile:
+def _changed(base: Profile, about: model_file.ModelFile, **fields: float | None) -> Profile:
     """Without the evidence, which was for another profile."""
     return dataclasses.replace(base, **fields, calibration=None).validate(about.n_layer)
 
@@ -349,7 +350,7 @@ def if_supported(resolved: Resolved, model: int, path: Path) -> Resolved:
 
 
 def _override(
-    given: Profile | Mapping[str, Any] | str | os.PathLike[str] | None, about: profiles.Model
+    given: Profile | Mapping[str, Any] | str | os.PathLike[str] | None, about: model_file.ModelFile
 ) -> Profile | Literal["off"] | None:
     """What profile=... means."""
     if given is None or given == "off" or isinstance(given, Profile):
@@ -357,7 +358,7 @@ def _override(
     if isinstance(given, Mapping):
         return Profile.from_json({"version": profiles.VERSION, **given})
     if not isinstance(given, str) or given.endswith(".json") or os.sep in given:
-        return profiles.read_json(Path(given))
+        return stored.read_json(Path(given))
     preset = presets.get(given)
     if preset.architecture != about.architecture:
         raise HalfVError(

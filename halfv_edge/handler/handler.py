@@ -22,16 +22,15 @@ import halfv_cpp
 import numpy as np
 from halfv_cpp import llama_h, log
 
-from halfv_edge.engine import chat as engine_chat
-from halfv_edge.engine import encoder, images
+from halfv_edge.engine import encoder, images, stats
 from halfv_edge.engine import model as engine_model
-from halfv_edge.engine.chat import Stats
 from halfv_edge.engine.context import SEQ, Context, Item, n_cells
 from halfv_edge.engine.encoder import Chunk, Encoded, Encoder
+from halfv_edge.engine.stats import Stats
 from halfv_edge.errors import HalfVError
 from halfv_edge.handler import upstream
 from halfv_edge.handler.prompt import StandIn, formatter, mark_pictures
-from halfv_edge.profile import profile as profiles
+from halfv_edge.profile import model_file
 from halfv_edge.profile.profile import Profile
 
 llama_cpp = upstream.load()
@@ -157,7 +156,7 @@ class HalfVChatHandler:
                 raise HalfVError("This handler belongs to another Llama: make one for each.")
             return self._session
         log.capture(llama.verbose)
-        about = profiles.Model.read(llama.model_path)
+        about = model_file.ModelFile.read(llama.model_path)
         wanted = engine_model.resolve_profile(about, self._wanted, self._keep, self._pixel_tau)
         resolved = engine_model.if_supported(wanted, llama.model, about.path)
         _set_profile(llama, resolved.profile)  # before the encoder, which takes pixel_tau from the model
@@ -386,8 +385,8 @@ def _check_room(session: _Session, llama: llama_cpp.Llama, parts: list[list[Item
 
 def _pruning(context: Context, before: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of Stats from halfv_stats before and now."""
-    counts = engine_chat.visual_counts(context.items)
-    return counts | engine_chat.pruning_between(before, context.stats())
+    counts = stats.visual_counts(context.items)
+    return counts | stats.pruning_between(before, context.stats())
 
 
 def _set_profile(llama: llama_cpp.Llama, wanted: Profile | None) -> None:

@@ -26,7 +26,7 @@ from halfv_edge.engine.model import Model
 from halfv_edge.errors import RunError
 from halfv_edge.hub import demo as hub_demo
 from halfv_edge.hub import find as hub_find
-from halfv_edge.profile import presets, profile
+from halfv_edge.profile import model_file, presets, stored
 from tests.files.test_images import bomb
 from tests.support import limited
 from tests.support.terminal import Terminal
@@ -210,7 +210,7 @@ def test_same_answer_as_llama_mtmd_cli(
     """It knows nothing of HalfV: our libraries prune in it by the file or HALFV_PROFILE, and not when HALFV=off."""
     monkeypatch.chdir(place)
     answers = []
-    other = profile.read_gguf(profile.Model.read(f"{kind}/m.gguf"))
+    other = stored.read_gguf(model_file.ModelFile.read(f"{kind}/m.gguf"))
     other = dataclasses.replace(other, ivr_keep=other.ivr_keep / 4, ssr_update=0)
     for env in ({}, {"HALFV": "off"}, {"HALFV_PROFILE": json.dumps(other.to_json())}):
         with monkeypatch.context() as patch:

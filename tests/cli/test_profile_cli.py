@@ -22,8 +22,9 @@ from halfv_edge.cli.main import main
 from halfv_edge.errors import HalfVError
 from halfv_edge.gguf import read as gguf_read
 from halfv_edge.gguf import write as gguf_write
-from halfv_edge.profile import presets, profile
-from halfv_edge.profile.profile import Calibration, Model, Profile
+from halfv_edge.profile import presets, stored
+from halfv_edge.profile.model_file import ModelFile
+from halfv_edge.profile.profile import Calibration, Profile
 from halfv_edge.testing.client import Client
 from tests.support import limited
 from tests.support.gguf_bytes import CODES, MODEL, NAMES, PROFILE, TENSORS, gguf, header, pair, text, u32, u64
@@ -79,7 +80,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 
 def kept(path: Path) -> Profile | None:
-    return profile.read_gguf(Model.read(path))
+    return stored.read_gguf(ModelFile.read(path))
 
 
 def names(folder: Path) -> list[str]:

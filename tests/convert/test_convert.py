@@ -26,8 +26,9 @@ from safetensors.torch import load_file, save_file
 
 from halfv_edge.cli.main import main
 from halfv_edge.errors import HalfVError
-from halfv_edge.profile import presets, profile
-from halfv_edge.profile.profile import Model, Profile
+from halfv_edge.profile import presets, stored
+from halfv_edge.profile.model_file import ModelFile
+from halfv_edge.profile.profile import Profile
 from halfv_edge.testing.client import Client
 from tests.support import tiny_checkpoints
 from tests.support.converted import Pair, convert_tiny, tokenizer_pre
@@ -200,7 +201,7 @@ def test_profile_of_the_family(pairs: Callable[[str], Pair], tmp_path: Path, cap
         "profile": expected.to_json(),
     }
     assert "the preset qwen2.5-vl-7b (scaled from a published one, not measured)" in said.err
-    assert profile.read_gguf(Model.read(out)) == expected
+    assert stored.read_gguf(ModelFile.read(out)) == expected
     assert value(out, "halfv.ivr.keep") == 0.25
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mmproj-out.gguf", "out.gguf"]
 
@@ -212,7 +213,7 @@ def test_profile_from_a_file_survives_quantisation(
     mine.write_text(json.dumps(MINE.to_json()))
     out = tmp_path / "out.gguf"
     assert main(["convert", str(pairs("llava").folder), "-o", str(out), "--type", "q4_0", "--profile", str(mine)]) == 0
-    assert profile.read_gguf(Model.read(out)) == MINE
+    assert stored.read_gguf(ModelFile.read(out)) == MINE
     assert "profile: as given." in capsys.readouterr().err
     with Client(out, n_ctx=256) as client:  # our libllama took the profile
         assert client.n_vocab == tiny_checkpoints.SPM_WORDS + 4

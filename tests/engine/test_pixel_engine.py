@@ -15,14 +15,14 @@ import pytest
 from halfv_cpp import log
 from PIL import Image
 
+from halfv_edge.draw.token_map import REPEATED, draw_token_map
 from halfv_edge.engine.chat import Chat
 from halfv_edge.engine.images import load as load_image
 from halfv_edge.engine.model import Model, resolve_profile
-from halfv_edge.engine.tokens import REPEATED, draw_token_map
 from halfv_edge.errors import HalfVError
 from halfv_edge.gguf import read as gguf_read
 from halfv_edge.gguf import write as gguf_write
-from halfv_edge.profile.profile import Model as ProfileModel
+from halfv_edge.profile.model_file import ModelFile as ProfileModel
 from halfv_edge.profile.profile import Profile
 from halfv_edge.testing.client import Client
 from tests.support import llama_chat

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from halfv_edge.draw.token_map import draw_token_map
 from halfv_edge.engine.images import load as load_image
 from halfv_edge.engine.model import Model
-from halfv_edge.engine.tokens import draw_token_map
 from tests.support.vlm import KINDS, QUESTION, Vlms, picture
 
 

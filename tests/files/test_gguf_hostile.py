@@ -21,8 +21,9 @@ from halfv_edge.cli.main import main
 from halfv_edge.errors import HalfVError
 from halfv_edge.gguf import read as gguf_read
 from halfv_edge.gguf import write as gguf_write
-from halfv_edge.profile import profile
-from halfv_edge.profile.profile import Model, Profile
+from halfv_edge.profile import resolve, stored
+from halfv_edge.profile.model_file import ModelFile
+from halfv_edge.profile.profile import Profile
 from halfv_edge.testing.client import Client
 from tests.support import limited
 from tests.support.gguf_bytes import MODEL, PROFILE, TENSORS, gguf, header, pair, text, u32, u64
@@ -164,9 +165,9 @@ def test_every_truncation(tmp_path: Path) -> None:
         os.truncate(path, size)
         if size < last:
             with pytest.raises(HalfVError):
-                Model.read(path)
+                ModelFile.read(path)
         else:
-            assert profile.read_gguf(Model.read(path)) is not None
+            assert stored.read_gguf(ModelFile.read(path)) is not None
 
 
 SPARSE = {
@@ -195,10 +196,10 @@ def test_long_values_are_not_read(tmp_path: Path) -> None:
     long = pair("halfv.ssr.rest", "str", "x" * (2 << 20)), pair("general.name", "str", "y" * (2 << 20))
     path.write_bytes(gguf([MODEL[0], MODEL[2], *keys, *long], TENSORS))
     with bounded(mib=1, seconds=5):
-        model = Model.read(path)
+        model = ModelFile.read(path)
         assert model.names == ()
         with pytest.raises(HalfVError, match=r"halfv\.ssr\.rest is a str value that is too long to read"):
-            profile.read_gguf(model)
+            stored.read_gguf(model)
 
 
 @contextlib.contextmanager
@@ -242,13 +243,13 @@ def test_not_a_file(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_a_file_that_shrinks(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(WHOLE)
-    model = Model.read(path)
+    model = ModelFile.read(path)
     path.write_bytes(WHOLE[:-1])
     with pytest.raises(HalfVError, match="changed while it was read"):
         gguf_write.replace_keys(model.metadata, "halfv.", {}, tmp_path / "out.gguf")
     path.write_bytes(WHOLE[:60])
     with pytest.raises(HalfVError, match="changed while it was read"):
-        profile.read_gguf(model)
+        stored.read_gguf(model)
     assert [file.name for file in tmp_path.iterdir()] == ["model.gguf"]
 
 
@@ -269,9 +270,9 @@ def test_text_of_a_file_is_shown_harmlessly(tmp_path: Path, capsys: pytest.Captu
 def in_peace(path: Path) -> None:
     """Everything that reads a model's file either works or says one sentence."""
     try:
-        model = Model.read(path)
-        cli_profile.as_text(model, profile.find(model))
-        profile.notes(model)
+        model = ModelFile.read(path)
+        cli_profile.as_text(model, resolve.find(model))
+        stored.notes(model)
     except HalfVError as error:
         assert "\n" not in str(error)
         assert len(str(error)) < 1000
@@ -303,7 +304,7 @@ def test_rewriting_what_can_be_read(tmp_path_factory: pytest.TempPathFactory, fl
     source, target = folder / "flipped.gguf", folder / "written.gguf"
     source.write_bytes(raw)
     try:
-        model = Model.read(source)
+        model = ModelFile.read(source)
     except HalfVError:
         return
     wanted = Profile.default(max(model.n_layer, 2))
@@ -365,7 +366,7 @@ def test_both_readers_say_the_same_of_damaged_values(model: tuple[Path, bytes], 
     path.write_bytes(raw[: entry.value] + new + raw[entry.end :])
 
     try:
-        ours: object = profile.read_gguf(Model.read(path))
+        ours: object = stored.read_gguf(ModelFile.read(path))
     except HalfVError as error:
         ours = str(error).replace(str(path), "halfv")
     theirs: list[object] = []

@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 from halfv_edge.errors import HalfVError
 from halfv_edge.gguf import read as gguf_read
 from halfv_edge.gguf import write as gguf_write
-from halfv_edge.profile import presets, profile
-from halfv_edge.profile.profile import KEYS, Calibration, Model, Profile
+from halfv_edge.profile import presets, profile, resolve, stored
+from halfv_edge.profile.model_file import ModelFile
+from halfv_edge.profile.profile import KEYS, Calibration, Profile
 from halfv_edge.testing.client import LOG, Client, log_text
 from tests.support.gguf_bytes import CODES, MODEL, PROFILE, TENSORS, gguf, pair
 from tests.support.tiny_models import make_tiny
@@ -90,12 +91,12 @@ def test_gguf(case: dict[str, Any], plain: Path, tmp_path: Path) -> None:
 
     LOG.clear()
     if case["says"] is None:
-        expected = profile.read_gguf(Model.read(path))
+        expected = stored.read_gguf(ModelFile.read(path))
         with Client(path, on_model=ask):
             assert seen == [expected]
     else:
         with pytest.raises(HalfVError) as error:
-            profile.read_gguf(Model.read(path))
+            stored.read_gguf(ModelFile.read(path))
         assert said(error) == f"{path}: {case['says']}"
         with pytest.raises(RuntimeError, match="cannot make a context"):
             Client(path, on_model=ask)
@@ -186,7 +187,7 @@ def natively(path: Path) -> Profile | str | None:
 
 def in_python(path: Path) -> Profile | str | None:
     try:
-        found = profile.resolve(path).profile
+        found = resolve.resolve(path).profile
     except HalfVError as error:
         return str(error)
     return found and dataclasses.replace(found, calibration=None)
@@ -220,12 +221,12 @@ def test_variable_before_what_a_model_comes_with(plain: Path, tmp_path: Path, mo
     given_, flag = dataclasses.replace(GOOD, ivr_keep=0.75), dataclasses.replace(GOOD, ivr_keep=0.25)
     file = tmp_path / "profile.json"
     file.write_bytes(b"\xef\xbb\xbf" + json.dumps(given_.to_json()).encode())
-    profile.write_sidecar(flag, path)
+    stored.write_sidecar(flag, path)
     for value in (json.dumps(given_.to_json()), str(file)):
         monkeypatch.setenv("HALFV_PROFILE", value)
         assert natively(path) == given_
-        assert profile.resolve(path) == profile.Resolved(given_, "HALFV_PROFILE")
-        assert profile.resolve(path, flag) == profile.Resolved(flag, "flag")
+        assert resolve.resolve(path) == resolve.Resolved(given_, "HALFV_PROFILE")
+        assert resolve.resolve(path, flag) == resolve.Resolved(flag, "flag")
         with Client(path, on_model=lambda model: halfv_cpp.set_model_profile(model, flag.to_c())) as client:
             assert Profile.from_c(halfv_cpp.model_profile(client.model)) == flag
         for off in ("off", "0"):
@@ -235,7 +236,7 @@ def test_variable_before_what_a_model_comes_with(plain: Path, tmp_path: Path, mo
     for nothing in ("", " \n"):
         monkeypatch.setenv("HALFV_PROFILE", nothing)
         assert natively(path) == GOOD
-        assert profile.resolve(path) == profile.Resolved(flag, "sidecar")
+        assert resolve.resolve(path) == resolve.Resolved(flag, "sidecar")
 
 
 def test_variable_is_for_models_that_can_be_pruned(llama_tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,7 +255,7 @@ def test_files_of_the_variable(plain: Path, tmp_path: Path, monkeypatch: pytest.
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     long = tmp_path / "long.json"
-    long.write_bytes(b" " * (profile.MAX_SIDECAR_BYTES + 1))
+    long.write_bytes(b" " * (stored.MAX_SIDECAR_BYTES + 1))
     many = tmp_path / "many.json"
     many.write_text(json.dumps({str(i): i for i in range(60_000)}))
     (tmp_path / "\x1b[31mred.json").write_text("{}")
@@ -328,9 +329,9 @@ def test_gguf_and_back(tmp_path_factory: pytest.TempPathFactory, pair_: tuple[Pr
     given_, n_layer = pair_
     folder = tmp_path_factory.getbasetemp()
     (folder / "in.gguf").write_bytes(gguf([*MODEL[:2], pair("llama.block_count", "u32", n_layer)], TENSORS))
-    model = Model.read(put(given_.to_gguf(), folder / "in.gguf", folder / "out.gguf"))
-    assert profile.read_gguf(model) == given_
-    assert profile.notes(model) == []
+    model = ModelFile.read(put(given_.to_gguf(), folder / "in.gguf", folder / "out.gguf"))
+    assert stored.read_gguf(model) == given_
+    assert stored.notes(model) == []
 
 
 @settings(deadline=None)
@@ -347,8 +348,8 @@ def test_shortest_decimal_is_the_same_float(value: float) -> None:
 
 def test_decimals_stay_as_they_are_written(by_hand: Path, tmp_path: Path) -> None:
     for decimal in (0.1, 0.05, 0.3, 0.123456, 1 / 3):
-        again = profile.read_gguf(
-            Model.read(put(dataclasses.replace(GOOD, ivr_keep=decimal).to_gguf(), by_hand, tmp_path / "a.gguf"))
+        again = stored.read_gguf(
+            ModelFile.read(put(dataclasses.replace(GOOD, ivr_keep=decimal).to_gguf(), by_hand, tmp_path / "a.gguf"))
         )
         assert again.ivr_keep == profile.to_f32(decimal)
     assert profile.to_f32(0.1) == 0.1
@@ -386,7 +387,7 @@ def test_json_types(text: str, plain: Path, tmp_path: Path, monkeypatch: pytest.
     path = tmp_path / "bad.json"
     path.write_text(text)
     with pytest.raises(HalfVError) as error:
-        profile.read_json(path)
+        stored.read_json(path)
     assert said(error).startswith(str(path))
     assert BAD_JSON[text] in said(error)
     assert "\n" not in said(error)
@@ -420,13 +421,13 @@ def test_json_calibration(name: str, plain: Path, monkeypatch: pytest.MonkeyPatc
 def test_json_files(tmp_path: Path) -> None:
     path = tmp_path / "p.json"
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD.to_json()).encode())
-    assert profile.read_json(path) == GOOD
+    assert stored.read_json(path) == GOOD
     path.write_bytes(b"\xff\xfe{")
     with pytest.raises(HalfVError, match="it is not UTF-8 text"):
-        profile.read_json(path)
-    path.write_bytes(b" " * (profile.MAX_SIDECAR_BYTES + 1))
+        stored.read_json(path)
+    path.write_bytes(b" " * (stored.MAX_SIDECAR_BYTES + 1))
     with pytest.raises(HalfVError, match="is too long for a profile"):
-        profile.read_json(path)
+        stored.read_json(path)
 
 
 # what a GGUF may have besides
@@ -443,9 +444,9 @@ def test_evidence_never_stops_a_model(tmp_path: Path) -> None:
         pair("halfv.calibration.divergence", "f32", 0.25),
     )
     path.write_bytes(gguf([*MODEL, *PROFILE, *wrong], TENSORS))
-    model = Model.read(path)
-    assert profile.resolve(model).profile == dataclasses.replace(GOOD, calibration=Calibration(divergence=0.25))
-    assert profile.notes(model) == [
+    model = ModelFile.read(path)
+    assert resolve.resolve(model).profile == dataclasses.replace(GOOD, calibration=Calibration(divergence=0.25))
+    assert stored.notes(model) == [
         "halfv.calibration.samples = str is not valid: its type must be u32, so it is left out",
         "halfv.calibration.visual_entropy = 2 values is not valid: a model of 6 layers has 7, so it is left out",
         "halfv.calibration.text_entropy = nan is not valid: it must be finite, so it is left out",
@@ -455,7 +456,7 @@ def test_evidence_never_stops_a_model(tmp_path: Path) -> None:
 
 def test_unknown_keys_are_passed_over(plain: Path, tmp_path: Path) -> None:
     path = put(GOOD.to_gguf() | {"halfv.colour": (gguf_read.STRING, "red")}, plain, tmp_path / "model.gguf")
-    assert profile.read_gguf(Model.read(path)) == GOOD
+    assert stored.read_gguf(ModelFile.read(path)) == GOOD
     with Client(path) as client:
         assert Profile.from_c(halfv_cpp.model_profile(client.model)) == GOOD
 
@@ -463,9 +464,9 @@ def test_unknown_keys_are_passed_over(plain: Path, tmp_path: Path) -> None:
 def test_keys_without_a_version_are_no_profile(plain: Path, tmp_path: Path) -> None:
     keys = GOOD.to_gguf()
     del keys["halfv.version"]
-    model = Model.read(put(keys, plain, tmp_path / "model.gguf"))
-    assert profile.resolve(model) == profile.Resolved(None, "off")
-    assert profile.notes(model) == ["halfv.ivr.layer is there without halfv.version, so it has no effect"]
+    model = ModelFile.read(put(keys, plain, tmp_path / "model.gguf"))
+    assert resolve.resolve(model) == resolve.Resolved(None, "off")
+    assert stored.notes(model) == ["halfv.ivr.layer is there without halfv.version, so it has no effect"]
     with Client(model.path) as client:
         assert halfv_cpp.model_profile(client.model) is None
 
@@ -483,33 +484,33 @@ def test_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     path.write_bytes(gguf([*qwen, *PROFILE], TENSORS))
     beside = dataclasses.replace(GOOD, ivr_keep=0.75)
-    assert profile.write_sidecar(beside, path) == tmp_path / "model.halfv.json"
+    assert stored.write_sidecar(beside, path) == tmp_path / "model.halfv.json"
     flag = dataclasses.replace(GOOD, ivr_keep=0.625)
 
     for off in ("off", "0"):
         monkeypatch.setenv("HALFV", off)
-        assert profile.resolve(path, flag) == profile.Resolved(None, "environment")
+        assert resolve.resolve(path, flag) == resolve.Resolved(None, "environment")
     monkeypatch.delenv("HALFV")
-    assert profile.resolve(path, flag) == profile.Resolved(flag, "flag")
-    assert profile.resolve(path, "off") == profile.Resolved(None, "flag")
-    assert profile.resolve(path) == profile.Resolved(beside, "sidecar")
+    assert resolve.resolve(path, flag) == resolve.Resolved(flag, "flag")
+    assert resolve.resolve(path, "off") == resolve.Resolved(None, "flag")
+    assert resolve.resolve(path) == resolve.Resolved(beside, "sidecar")
     (tmp_path / "model.halfv.json").unlink()
-    assert profile.resolve(path) == profile.Resolved(GOOD, "gguf")
+    assert resolve.resolve(path) == resolve.Resolved(GOOD, "gguf")
     path.write_bytes(gguf(qwen, TENSORS))
-    assert profile.resolve(path) == profile.Resolved(presets.QWEN, "preset", "qwen2.5-vl-7b", True)
+    assert resolve.resolve(path) == resolve.Resolved(presets.QWEN, "preset", "qwen2.5-vl-7b", True)
     path.write_bytes(gguf(MODEL, TENSORS))
-    assert profile.resolve(path) == profile.Resolved(None, "off")
+    assert resolve.resolve(path) == resolve.Resolved(None, "off")
 
 
 def test_a_wrong_profile_does_not_give_way_to_the_next(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(gguf([*MODEL, *PROFILE], TENSORS))
-    sidecar = profile.write_sidecar(dataclasses.replace(GOOD, ssr_layer=7), path)
+    sidecar = stored.write_sidecar(dataclasses.replace(GOOD, ssr_layer=7), path)
     with pytest.raises(HalfVError) as error:
-        profile.resolve(path)
+        resolve.resolve(path)
     assert said(error).startswith(f"{sidecar}: halfv.ssr.layer = 7 is not valid: it must be above ")
     with pytest.raises(HalfVError, match=r"^halfv\.ivr\.layer = 6 is not valid"):
-        profile.resolve(path, dataclasses.replace(GOOD, ivr_layer=6))
+        resolve.resolve(path, dataclasses.replace(GOOD, ivr_layer=6))
 
 
 @pytest.mark.parametrize(
@@ -517,7 +518,7 @@ def test_a_wrong_profile_does_not_give_way_to_the_next(tmp_path: Path) -> None:
     [("m.gguf", "m.halfv.json"), ("m.Q4.gguf", "m.Q4.halfv.json"), ("m.GGUF", "m.halfv.json"), ("m", "m.halfv.json")],
 )
 def test_name_of_the_sidecar(model: str, sidecar: str) -> None:
-    assert profile.sidecar_path(Path("models") / model) == Path("models") / sidecar
+    assert stored.sidecar_path(Path("models") / model) == Path("models") / sidecar
 
 
 NOT_LANGUAGE_MODELS = {
@@ -535,7 +536,7 @@ def test_not_a_language_model(sentence: str, tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(gguf(NOT_LANGUAGE_MODELS[sentence], TENSORS))
     with pytest.raises(HalfVError) as error:
-        Model.read(path)
+        ModelFile.read(path)
     assert said(error).startswith(f"{path} {sentence}")
 
 
@@ -655,7 +656,7 @@ def test_specified_keys(specification: str) -> None:
         *(f"calibration.{name}" for name in profile.CALIBRATION_KEYS),
     ]
     types = [gguf_read.UINT32, *(type_ for _, type_ in KEYS.values()), *profile.CALIBRATION_KEYS.values()]
-    assert [type_.split(",")[0] for _, type_ in rows] == [profile.TYPE_WORDS[type_] for type_ in types]
+    assert [type_.split(",")[0] for _, type_ in rows] == [stored.TYPE_WORDS[type_] for type_ in types]
 
 
 def test_specified_sidecar(specification: str) -> None:
@@ -685,4 +686,4 @@ def test_specified_limits(specification: str) -> None:
     limits = (gguf_read.MAX_KEYS, gguf_read.MAX_TENSORS, gguf_read.MAX_STRINGS)
     assert "refuse more than {} keys, {} tensors, {} strings,".format(*limits) in specification
     assert (gguf_read.MAX_KEY_BYTES + 1, gguf_read.MAX_ALIGNMENT) == (64 << 10, 1 << 20)
-    assert gguf_read.MAX_VALUE_BYTES == profile.MAX_SIDECAR_BYTES == 1 << 20
+    assert gguf_read.MAX_VALUE_BYTES == stored.MAX_SIDECAR_BYTES == 1 << 20

@@ -18,7 +18,7 @@ from halfv_edge.cli.main import main
 from halfv_edge.engine.model import Model
 from halfv_edge.gguf import write as gguf_write
 from halfv_edge.measure.calibrate.taps import Probe
-from halfv_edge.profile import profile
+from halfv_edge.profile import model_file, profile, stored
 from tests.measure.test_calibrate_taps import poisoned
 from tests.support.vlm import Vlms, picture
 
@@ -29,7 +29,7 @@ N_LAYER = 6
 def place(tmp_path: Path, vlms: Vlms, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A model without a profile, its encoder, and a folder of six pictures, all read by relative names."""
     source = vlms.path("qwen2vl")
-    metadata = profile.Model.read(source).metadata
+    metadata = model_file.ModelFile.read(source).metadata
     gguf_write.replace_keys(metadata, profile.PREFIX, {}, tmp_path / "model.gguf", progress=False)
     shutil.copy(source.parent / "mmproj-model.gguf", tmp_path)
     (tmp_path / "pictures").mkdir()
@@ -53,7 +53,7 @@ def test_a_profile_and_its_evidence(place: Path, capsys: pytest.CaptureFixture[s
     run("--target-speedup", "1.5", "-o", "p.json", "--json")
     out, err = capsys.readouterr()
     told = json.loads(out)
-    found = profile.read_json(place / "p.json").validate(N_LAYER)
+    found = stored.read_json(place / "p.json").validate(N_LAYER)
     assert found.prunes(N_LAYER)
     assert told["profile"] == found.to_json()
     assert told["speedup"] >= 1.5
@@ -101,14 +101,14 @@ def test_the_same_again_and_another_target(place: Path, capsys: pytest.CaptureFi
 
 def test_pixel_tau_is_part_of_it(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("--target-speedup", "1.5", "--write", "--pixel-tau", "0", "--samples", "4")
-    found = profile.read_gguf(profile.Model.read("model.gguf"))
+    found = stored.read_gguf(model_file.ModelFile.read("model.gguf"))
     assert found.pixel_tau == 0
     assert "is gone" not in capsys.readouterr().err
     run("--target-speedup", "1.5", "--write", "--samples", "4")
     err = capsys.readouterr().err
     assert "its halfv.pixel.tau = 0 is gone" in err
     assert "results of an earlier run" not in err  # the encoder gave other tokens then
-    assert profile.read_gguf(profile.Model.read("model.gguf")).pixel_tau is None
+    assert stored.read_gguf(model_file.ModelFile.read("model.gguf")).pixel_tau is None
 
 
 def test_more_samples_of_the_same(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,12 +123,12 @@ def test_more_samples_of_the_same(place: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_write(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = profile.Model.read("model.gguf").metadata
+    before = model_file.ModelFile.read("model.gguf").metadata
     run("--max-divergence", "5", "--write", "--samples", "4")
-    found = profile.read_gguf(profile.Model.read("model.gguf"))
+    found = stored.read_gguf(model_file.ModelFile.read("model.gguf"))
     assert found.calibration.samples == 4
     assert found.calibration.divergence <= 5
-    after = profile.Model.read("model.gguf").metadata
+    after = model_file.ModelFile.read("model.gguf").metadata
     assert after.entries.keys() - before.entries.keys() == set(found.to_gguf())
     assert "wrote the profile into" in capsys.readouterr().err
     Path("link.gguf").symlink_to("model.gguf")
@@ -137,7 +137,7 @@ def test_write(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # the results still belong to the file
     run("--max-divergence", "5", "-o", "model.json", "--samples", "4")
     assert "results of an earlier run" in capsys.readouterr().err
-    assert profile.read_json(place / "model.json") == found
+    assert stored.read_json(place / "model.json") == found
 
 
 def test_interrupted_and_resumed(
@@ -187,7 +187,7 @@ def test_progress_comes_to_its_total(place: Path, monkeypatch: pytest.MonkeyPatc
 def test_generated_pictures_with_a_report(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("--samples", "4", "--target-speedup", "1.5", "-o", "p.json", "--report", "r.html", images=None)
     assert "Pictures like those that you will ask about give a better profile" in capsys.readouterr().err
-    assert profile.read_json(place / "p.json").calibration.source == "generated pictures"
+    assert stored.read_json(place / "p.json").calibration.source == "generated pictures"
     html = Path("r.html").read_text()
     svg = ET.fromstring(html[html.index("<svg") : html.index("</svg>") + 6])
     kinds = [element.tag.rpartition("}")[2] for element in svg.iter()]
@@ -202,7 +202,7 @@ def test_generated_pictures_with_a_report(place: Path, capsys: pytest.CaptureFix
     ):
         assert word in words
     # every curve, and in each plot the boundaries
-    found = profile.read_json(place / "p.json")
+    found = stored.read_json(place / "p.json")
     lines = [element for element in svg.iter() if element.tag.endswith("polyline")]
     assert sum(len(line.get("points").split()) == N_LAYER + 1 for line in lines) == 6
     n_boundaries = 1 + (found.ssr_layer < N_LAYER)
@@ -262,7 +262,7 @@ def test_a_target_out_of_reach(place: Path, capsys: pytest.CaptureFixture[str]) 
     run("--max-divergence", "1e-9", "-o", "p.json", code=2)
     closest = re.search(r"closest has ([\d.e-]+) and is", capsys.readouterr().err)[1]
     run("--max-divergence", closest, "-o", "p.json")
-    assert profile.read_json(place / "p.json").calibration.divergence <= float(closest)
+    assert stored.read_json(place / "p.json").calibration.divergence <= float(closest)
 
 
 @pytest.mark.parametrize(

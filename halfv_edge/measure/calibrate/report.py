@@ -12,8 +12,9 @@ import numpy as np
 from PIL import Image
 
 from halfv_edge.draw.canvas import Canvas
+from halfv_edge.draw.token_map import draw_token_map
 from halfv_edge.engine.model import Model
-from halfv_edge.engine.tokens import TokenMap, draw_token_map
+from halfv_edge.engine.tokens import TokenMap
 from halfv_edge.gguf import write as gguf_write
 from halfv_edge.measure.calibrate.run import Result, spread
 from halfv_edge.measure.calibrate.samples import Sample

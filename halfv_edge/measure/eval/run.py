@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from halfv_edge.engine import images
-from halfv_edge.engine.chat import Stats
 from halfv_edge.engine.context import n_cells
 from halfv_edge.engine.images import Picture
+from halfv_edge.engine.stats import Stats
 from halfv_edge.errors import HalfVError, RunError
 from halfv_edge.measure.eval.asking import Asker, Given
 from halfv_edge.measure.eval.metrics import tidy

@@ -1,0 +1,67 @@
+"""What an answer took, and how many visual tokens it had."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from halfv_edge.engine.context import Item, n_cells
+from halfv_edge.engine.encoder import Chunk
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What the last answer took. Times are seconds of wall clock."""
+
+    ttft_sec: float = 0.0  # from ask() to the first token
+    encode_sec: float = 0.0  # vision encoder, for the pictures that are new in this turn
+    prefill_sec: float = 0.0  # language model up to the first token: ahead of the question too, and selection
+    select_sec: float = 0.0  # of it the choice of tokens
+    ahead_sec: float = 0.0  # of encoder and prefill what ran before ask(), while the person typed
+    n_patches: int = 0  # visual tokens that the conversation's pictures could be,
+    n_visual: int = 0  # those that they are: without the patches that stayed out of the encoder,
+    n_kept: int = 0  # of them in stage II,
+    n_deep: int = 0  # and updated in stage III
+    n_prompt: int = 0  # tokens evaluated before the first token of the answer
+    n_encoded: int = 0  # pictures that went through the encoder
+    n_generated: int = 0
+    tokens_per_sec: float = 0.0  # after the first token
+    flops_dense: float = 0.0  # of this turn from the first picture on: unpruned, and spent; 0 without pruning
+    flops_spent: float = 0.0
+    unpruned: str = ""  # why the last picture was not pruned: "small", "disabled", ...; "off" without a profile
+    stopped: str = ""  # "end", "length", "stop" (a stop string) or "interrupted"
+
+    @property
+    def dense_prefill_sec(self) -> float:
+        """An estimate of the prefill without pruning: the measured time less selection, at the same FLOPS.
+
+        It leaves out that text before the first picture costs the same either way, and that larger batches may run
+        at a better rate; the bench measures instead of estimating.
+        """
+        if not self.flops_spent:
+            return self.prefill_sec
+        return max(self.prefill_sec - self.select_sec, 0.0) * self.flops_dense / self.flops_spent
+
+
+def visual_counts(items: Iterable[Item]) -> dict[str, int]:
+    """Fields of Stats before any pruning in the language model."""
+    chunks = [item for item in items if isinstance(item, Chunk)]
+    counts = dict.fromkeys(("n_visual", "n_kept", "n_deep"), n_cells(chunks))
+    return counts | {"n_patches": sum(chunk.n_patches for chunk in chunks)}
+
+
+def pruning_between(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of Stats from halfv_stats before and after."""
+    if not after:
+        return {"unpruned": "off"}
+
+    def spent(name: str) -> float:
+        return max(after[name] - before.get(name, 0), 0)
+
+    return {
+        "select_sec": spent("us_select") / 1e6,
+        "flops_dense": spent("flops_dense"),
+        "flops_spent": spent("flops_spent"),
+        "unpruned": after["reason"] if after["outcome"] == "unpruned" else "",
+    } | {name: after[name] for name in ("n_visual", "n_kept", "n_deep")}
