@@ -1,9 +1,33 @@
 #include "halfv-graph.h"
 
+#include <algorithm>
+
 namespace halfv {
 
 const staged_context * as_staged(const llama_memory_context_i * mctx) {
     return dynamic_cast<const staged_context *>(mctx);
+}
+
+llm_graph_params with_pass(llm_graph_params params) {
+    const auto * staged = as_staged(params.mctx);
+    if (!staged) {
+        return params;
+    }
+    params.halfv_pass = staged->pass();
+    if (const auto causal = staged->causal()) {
+        params.cparams.causal_attn = *causal;
+    }
+    if (params.halfv_pass.is_part()) {
+        // a few layers have no outputs but the rows that ask for logits, whatever the client has set its context to give
+        auto & cparams = params.cparams;
+        cparams.embeddings = cparams.embeddings_nextn = false;
+        cparams.embeddings_layer_inp.assign(cparams.embeddings_layer_inp.size(), false);
+
+        const int8_t * output = params.ubatch.output;
+        params.n_outputs = params.halfv_pass.ends_early(params.hparams.n_layer()) ? 0 :
+            std::count_if(output, output + params.ubatch.n_tokens, [](int8_t o) { return o != 0; });
+    }
+    return params;
 }
 
 llm_graph_input_attn_kv * attn_input::at(int il) {
@@ -71,7 +95,7 @@ bool attn_input::can_reuse(const llm_graph_params & params) {
 
 ggml_tensor * build_inp_hidden(const llm_graph_context & graph) {
     const int64_t n_embd = graph.hparams.n_embd;
-    const int64_t width  = input_width(graph.hparams, graph.cparams.halfv_pass.first);
+    const int64_t width  = input_width(graph.hparams, graph.halfv_pass.first);
 
     auto inp = std::make_unique<llm_graph_input_embd>(width);
     inp->embd = ggml_new_tensor_2d(graph.ctx0, GGML_TYPE_F32, width, graph.n_tokens);
@@ -93,7 +117,7 @@ static ggml_tensor * before_rope(ggml_tensor * t) {
 }
 
 void tap(const llm_graph_context & graph, ggml_tensor * q, ggml_tensor * k, int il) {
-    const auto & pass = graph.cparams.halfv_pass;
+    const auto & pass = graph.halfv_pass;
     if (pass.tap != il) {
         return;
     }
@@ -117,10 +141,10 @@ void tap(const llm_graph_context & graph, ggml_tensor * q, ggml_tensor * k, int 
 
 // a graph that ends before the output head gives its hidden states
 bool llm_graph_context::ends_early(ggml_tensor * inpL) const {
-    if (!cparams.halfv_pass.ends_early(n_layer) && cparams.halfv_pass.last != (int32_t) n_layer) {
+    if (!halfv_pass.ends_early(n_layer) && halfv_pass.last != (int32_t) n_layer) {
         return false;
     }
-    if (!cparams.halfv_pass.kv_only) {
+    if (!halfv_pass.kv_only) {
         ggml_build_forward_expand(gf, inpL);
         res->t_embd = inpL;
     }

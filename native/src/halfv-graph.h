@@ -12,6 +12,9 @@ namespace halfv {
 // the memory context of a staged memory, null for any other
 const staged_context * as_staged(const llama_memory_context_i * mctx);
 
+// what a graph is built from, with the layers of the memory's current step
+llm_graph_params with_pass(llm_graph_params params);
+
 // attention inputs, one set per stage that the graph reaches
 class attn_input : public llm_graph_input_attn_kv {
 public:
@@ -21,8 +24,8 @@ public:
     template <typename F>
     void build(ggml_context * ctx0, F && build_stage) {
         for (int s = 0; s < n_stages; ++s) {
-            if (staged->reaches(cparams.halfv_pass, s)) {
-                stages[s] = build_stage(staged->stage(s));
+            if (const auto * stage = staged->stage(s)) {
+                stages[s] = build_stage(stage);
             }
         }
         share_mask(ctx0);

@@ -98,6 +98,10 @@ uint32_t staged_memory::n_ubatch_whole(uint32_t n_new) const {
 
 llama_memory_context_ptr staged_memory::init_batch(llama_batch_allocr & balloc, uint32_t n_ubatch, bool embd_all) {
     GGML_UNUSED(embd_all);
+    return init_batch(balloc, n_ubatch);
+}
+
+std::unique_ptr<staged_context> staged_memory::init_batch(llama_batch_allocr & balloc, uint32_t n_ubatch) {
     balloc.split_reset();
     n_ubatch = std::min(n_ubatch, n_ubatch_whole(balloc.get_n_tokens()));
 
@@ -112,15 +116,20 @@ llama_memory_context_ptr staged_memory::init_batch(llama_batch_allocr & balloc, 
     if (balloc.get_n_used() < balloc.get_n_tokens()) {
         return std::make_unique<staged_context>(LLAMA_MEMORY_STATUS_FAILED_PREPARE);
     }
-    return init_steps(std::move(steps), nullptr);
+    return init_steps(std::move(steps));
 }
 
-std::unique_ptr<staged_context> staged_memory::init_steps(std::vector<step> steps, llama_cparams * cparams) {
-    return std::make_unique<staged_context>(*this, std::move(steps), cparams);
+std::unique_ptr<staged_context> staged_memory::init_steps(std::vector<step> steps) {
+    return std::make_unique<staged_context>(*this, std::move(steps));
 }
 
 llama_memory_context_ptr staged_memory::init_full() {
-    auto res = std::make_unique<staged_context>(*this, std::vector<step>{}, nullptr);
+    return init_full(graph_pass{});
+}
+
+std::unique_ptr<staged_context> staged_memory::init_full(const graph_pass & pass) {
+    auto res = std::make_unique<staged_context>(*this, std::vector<step>{});
+    res->full = pass;
     for (int s = 0; s < n_stages; ++s) {
         if (stages[s]) { res->stages[s] = stages[s]->init_full(); }
     }
@@ -128,7 +137,7 @@ llama_memory_context_ptr staged_memory::init_full() {
 }
 
 llama_memory_context_ptr staged_memory::init_update(llama_context * lctx, bool optimize) {
-    auto res = std::make_unique<staged_context>(*this, std::vector<step>{}, nullptr);
+    auto res = std::make_unique<staged_context>(*this, std::vector<step>{});
     res->status = LLAMA_MEMORY_STATUS_NO_UPDATE;
     for (int s = 0; s < n_stages; ++s) {
         if (!stages[s]) {
@@ -252,6 +261,18 @@ const sequence * staged_memory::find(llama_seq_id seq_id) const {
 
 bool staged_memory::any_lazy() const {
     return std::any_of(sequences.begin(), sequences.end(), [](const auto & s) { return s.second.lazy(); });
+}
+
+bool staged_memory::any_open(const llama_batch & batch) const {
+    for (int32_t i = 0; i < batch.n_tokens && !sequences.empty(); ++i) {
+        for (int32_t j = 0; j < batch.n_seq_id[i]; ++j) {
+            const auto * s = find(batch.seq_id[i][j]);
+            if (s && !s->images.empty() && !s->images.back().closed) {
+                return true;
+            }
+        }
+    }
+    return false;
 }
 
 void staged_memory::close_images(const llama_batch & batch) {
@@ -396,11 +417,8 @@ void staged_memory::keep_lists(llama_seq_id seq_id) {
 // staged_context
 //
 
-staged_context::staged_context(staged_memory & memory, std::vector<step> steps_in, llama_cparams * cparams) :
-    memory(&memory), steps(std::move(steps_in)), cparams(cparams), status(LLAMA_MEMORY_STATUS_SUCCESS) {
-    if (cparams) {
-        causal_before = cparams->causal_attn;
-    }
+staged_context::staged_context(staged_memory & memory, std::vector<step> steps_in) :
+    memory(&memory), steps(std::move(steps_in)), status(LLAMA_MEMORY_STATUS_SUCCESS) {
     std::array<llama_kv_cache::slot_info_vec_t, n_stages> slots;
     for (int s = 0; s < n_stages && !steps.empty(); ++s) {
         std::vector<llama_ubatch> ubatches;
@@ -436,18 +454,10 @@ staged_context::staged_context(staged_memory & memory, std::vector<step> steps_i
 }
 
 staged_context::~staged_context() {
-    if (cparams) {
-        cparams->halfv_pass  = {};
-        cparams->causal_attn = causal_before;
-    }
     if (transaction && i_cur >= steps.size()) {
         transaction->commit();
         if (on_done) { on_done(); }
     }
-}
-
-bool staged_context::touches(int s) const {
-    return stages[s] && (steps.empty() || memory->touches(steps[i_cur].pass, s));
 }
 
 bool staged_context::next() {
@@ -458,10 +468,6 @@ bool staged_context::next() {
 }
 
 bool staged_context::apply() {
-    if (cparams) {
-        cparams->halfv_pass  = steps[i_cur].pass;
-        cparams->causal_attn = steps[i_cur].causal;
-    }
     bool res = true;
     for (int s = 0; s < n_stages; ++s) {
         if (touches(s)) { res = stages[s]->apply() && res; }

@@ -11,6 +11,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <vector>
 
 struct llama_cparams;
@@ -28,8 +29,8 @@ int64_t input_width(const llama_hparams & hparams, int32_t first);
 // one graph to run: what goes in, and through which layers
 struct step {
     llama_ubatch ubatch;
-    graph_pass   pass   = {};
-    bool         causal = true;
+    graph_pass   pass = {};
+    std::optional<bool> causal = {}; // not given: as the context is set
 };
 
 // Three KV caches behind one memory, split by layer: each holds only the tokens that reached its stage.
@@ -43,8 +44,9 @@ public:
     llama_memory_context_ptr init_full() override;
     llama_memory_context_ptr init_update(llama_context * lctx, bool optimize) override;
 
-    // a batch made by hand; while it runs, `cparams` (if given) follows each step
-    std::unique_ptr<staged_context> init_steps(std::vector<step> steps, llama_cparams * cparams);
+    std::unique_ptr<staged_context> init_batch(llama_batch_allocr & balloc, uint32_t n_ubatch);
+    std::unique_ptr<staged_context> init_steps(std::vector<step> steps); // a batch made by hand
+    std::unique_ptr<staged_context> init_full(const graph_pass & pass);
 
     bool get_can_shift() const override;
 
@@ -88,6 +90,7 @@ public:
     sequence & at(llama_seq_id seq_id); // made if it is not there
     const sequence * find(llama_seq_id seq_id) const;
     bool any_lazy() const;
+    bool any_open(const llama_batch & batch) const; // a picture that the next batch may go on with
     void close_images(const llama_batch & batch); // something else follows in its sequences
 
     halfv_profile profile;
@@ -145,7 +148,7 @@ private:
 class staged_context : public llama_memory_context_i {
 public:
     explicit staged_context(llama_memory_status status) : status(status) {}
-    staged_context(staged_memory & memory, std::vector<step> steps, llama_cparams * cparams);
+    staged_context(staged_memory & memory, std::vector<step> steps);
     ~staged_context() override;
 
     bool next()  override;
@@ -153,11 +156,14 @@ public:
     const llama_ubatch & get_ubatch() const override;
     llama_memory_status  get_status() const override { return status; }
 
+    // the current step's
+    const graph_pass & pass() const { return steps.empty() ? full : steps[i_cur].pass; }
+    std::optional<bool> causal() const { return steps.empty() ? std::nullopt : steps[i_cur].causal; }
+
     // null where the current step does not reach the stage
     const llama_kv_cache_context * stage(int s) const;
 
     const std::array<int32_t, n_stages + 1> & bounds() const { return memory->bounds; }
-    bool reaches(const graph_pass & pass, int s) const { return memory->touches(pass, s); }
 
     // whether the stages that the current step reaches need only one mask; when buffers are reserved, that is the largest
     bool one_mask()   const { return steps.empty() || alike[i_cur]; }
@@ -170,15 +176,14 @@ public:
 private:
     friend class staged_memory;
 
-    bool touches(int s) const;
+    bool touches(int s) const { return stages[s] && memory->touches(pass(), s); }
 
     staged_memory * memory = nullptr;
     std::array<llama_memory_context_ptr, n_stages> stages;
     std::vector<step> steps;
     std::vector<bool> alike; // after each step
     size_t i_cur = 0;
-    llama_cparams * cparams = nullptr;
-    bool causal_before = true;
+    graph_pass full = {}; // of a context without steps
     llama_memory_status status;
 };
 

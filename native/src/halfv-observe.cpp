@@ -161,7 +161,7 @@ int prefill::observe_layer(const held_prompt & prompt, int32_t il, float * out, 
         read(res.t_halfv_k, keys.data() + i*memory.n_key);
         read(res.t_halfv_q, query.data());
         i += ubatch.n_tokens;
-    }, is_last);
+    });
 
     const float scale = hparams.f_attention_scale != 0.0f ? hparams.f_attention_scale : 1.0f/std::sqrt((float) n_head_embd);
     for (auto & q : query) { q *= scale; }
@@ -214,7 +214,7 @@ int prefill::last_logits(const held_prompt & prompt, const slab<float> & states,
         if (ubatch.output[ubatch.n_tokens - 1]) {
             read(res.t_logits, logits);
         }
-    }, true);
+    });
 }
 
 } // namespace halfv

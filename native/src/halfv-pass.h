@@ -12,6 +12,7 @@ struct graph_pass {
     int32_t tap     = -1;        // export Q and K of this layer
     bool    rotated = false;     // ... with RoPE
 
+    bool    is_part()                   const { return !(*this == graph_pass{}); }
     int32_t end(int64_t n_layer)        const { return last < n_layer ? last : (int32_t) n_layer; }
     bool    ends_early(int64_t n_layer) const { return kv_only || last < n_layer; }
 

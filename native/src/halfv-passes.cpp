@@ -6,12 +6,12 @@
 #include "llama-impl.h"
 #include "llama-model.h"
 
-#include <algorithm>
 #include <cstring>
+#include <stdexcept>
 
 namespace halfv {
 
-void prefill::reserve(uint32_t n_tokens, const llama_memory_context_i * mctx) {
+void prefill::reserve(uint32_t n_tokens) {
     if (ctx.model.hparams.no_alloc) {
         return;
     }
@@ -22,44 +22,32 @@ void prefill::reserve(uint32_t n_tokens, const llama_memory_context_i * mctx) {
         { b[2], b[3] },
     };
     for (const auto & pass : passes) {
-        if (pass.first < pass.last) {
-            ctx.cparams.halfv_pass = pass;
-            ctx.graph_reserve(n_tokens, ctx.cparams.n_seq_max, 1, mctx);
+        if (pass.first >= pass.last) {
+            continue;
+        }
+        const auto mctx = memory.init_full(pass);
+        if (!ctx.graph_reserve(n_tokens, ctx.cparams.n_seq_max, 1, mctx.get())) {
+            if (!reserved) {
+                throw std::runtime_error("HalfV: failed to allocate the compute buffers of a stage");
+            }
+            // this late, decoding must not throw; the graph is given memory when it is needed, or fails then
+            LLAMA_LOG_WARN("%s: HalfV: failed to allocate the compute buffers of a stage\n", __func__);
         }
     }
-    ctx.cparams.halfv_pass = {};
+    reserved = true;
 }
 
-int prefill::run(std::vector<step> steps, const std::function<void(const llama_ubatch &, const llm_graph_result &)> & collect, bool outputs) {
+int prefill::run(std::vector<step> steps, const std::function<void(const llama_ubatch &, const llm_graph_result &)> & collect) {
     if (steps.empty()) {
         return 0;
     }
-    // partial graphs have no outputs unless asked for, whatever the context is set to give
-    struct quiet {
-        llama_cparams & cparams; uint32_t & n_outputs; const uint32_t n_outputs_before;
-        const bool embeddings, nextn; std::vector<bool> layer_inp;
-        quiet(llama_cparams & c, uint32_t & n) : cparams(c), n_outputs(n), n_outputs_before(n), embeddings(c.embeddings),
-                nextn(c.embeddings_nextn), layer_inp(c.embeddings_layer_inp.size(), false) {
-            n_outputs = 0;
-            cparams.embeddings = cparams.embeddings_nextn = false;
-            cparams.embeddings_layer_inp.swap(layer_inp);
-        }
-        ~quiet() {
-            n_outputs = n_outputs_before;
-            cparams.embeddings = embeddings;
-            cparams.embeddings_nextn = nextn;
-            cparams.embeddings_layer_inp.swap(layer_inp);
-        }
-    } quiet(ctx.cparams, ctx.n_outputs);
-
-    const auto mctx = memory.init_steps(std::move(steps), &ctx.cparams);
+    const auto mctx = memory.init_steps(std::move(steps));
     if (mctx->get_status() != LLAMA_MEMORY_STATUS_SUCCESS) {
         LLAMA_LOG_WARN("%s: HalfV: no room in the KV cache\n", __func__);
         return 1;
     }
     do {
         const auto & ubatch = mctx->get_ubatch();
-        ctx.n_outputs = outputs ? std::count_if(ubatch.output, ubatch.output + ubatch.n_tokens, [](int8_t o) { return o != 0; }) : 0;
         ggml_status status = GGML_STATUS_SUCCESS;
         const auto * res = ctx.process_ubatch(ubatch, LLM_GRAPH_TYPE_DEFAULT, mctx.get(), status);
         if (!res) {
@@ -172,7 +160,7 @@ std::vector<step> prefill::whole_steps(const llama_batch & batch, std::vector<sh
     const size_t n_ubatch = memory.n_ubatch_whole(n_all);
     std::vector<step> steps;
     const auto add = [&](const std::vector<int32_t> & idxs, size_t n_seqs) {
-        steps.push_back({ ubatch_of_batch(batch, idxs, n_seqs), {}, ctx.cparams.causal_attn });
+        steps.push_back({ ubatch_of_batch(batch, idxs, n_seqs) });
     };
 
     if (memory.n_stream() == 1) {

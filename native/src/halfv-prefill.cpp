@@ -74,6 +74,18 @@ bool prefill::applies(const image & im) const {
 // decode
 //
 
+static std::vector<llama_seq_id> sequences_of(const llama_batch & batch) {
+    std::vector<llama_seq_id> res;
+    for (int32_t i = 0; i < batch.n_tokens; ++i) {
+        for (int32_t j = 0; j < batch.n_seq_id[i]; ++j) {
+            if (std::find(res.begin(), res.end(), batch.seq_id[i][j]) == res.end()) {
+                res.push_back(batch.seq_id[i][j]);
+            }
+        }
+    }
+    return res;
+}
+
 std::optional<int> prefill::decode(llama_memory_context_ptr & mctx) {
     try {
         return decode_batch(mctx);
@@ -118,20 +130,11 @@ std::optional<int> prefill::decode_batch(llama_memory_context_ptr & mctx) {
     if (held) {
         return hold_batch(batch, visual);
     }
-    if (!visual) {
-        memory.close_images(batch);
-        if (!memory.any_lazy() && !wants_attention()) {
-            return std::nullopt;
-        }
+    if (!visual && !memory.any_open(batch) && !memory.any_lazy() && !wants_attention()) {
+        return std::nullopt;
     }
     if (const auto reason = refusal(batch, visual); reason != HALFV_REASON_NONE) {
-        if (const int rc = settle_before(batch)) {
-            return rc;
-        }
-        if (visual) {
-            note_unpruned(batch, reason);
-        }
-        return std::nullopt;
+        return decode_whole(mctx, batch, visual, reason);
     }
 
     std::vector<share> lazy, ordinary;
@@ -146,12 +149,13 @@ std::optional<int> prefill::decode_batch(llama_memory_context_ptr & mctx) {
         part->output = part->output || batch.logits[i];
     }
     if (lazy.empty()) {
-        return std::nullopt;
+        return decode_whole(mctx, batch, visual, HALFV_REASON_NONE);
     }
 
-    std::vector<llama_seq_id> seq_ids;
-    for (const auto & part : lazy) { seq_ids.push_back(part.seq_id); }
-    auto transaction = std::make_unique<staged_memory::transaction>(memory, seq_ids);
+    auto transaction = std::make_unique<staged_memory::transaction>(memory, sequences_of(batch));
+    if (!visual) {
+        memory.close_images(batch);
+    }
 
     std::vector<step> last;
     for (const auto & part : lazy) {
@@ -183,7 +187,7 @@ std::optional<int> prefill::decode_batch(llama_memory_context_ptr & mctx) {
         }
     }
 
-    auto staged = memory.init_steps(std::move(last), &ctx.cparams);
+    auto staged = memory.init_steps(std::move(last));
     if (staged->get_status() != LLAMA_MEMORY_STATUS_SUCCESS) {
         LLAMA_LOG_WARN("%s: failed to find a memory slot for batch of size %d\n", __func__, batch.n_tokens);
         return 1;
@@ -201,29 +205,32 @@ std::optional<int> prefill::decode_batch(llama_memory_context_ptr & mctx) {
     return std::nullopt;
 }
 
-// sequences of this batch that still wait for a question, taking their last token for it
-int prefill::settle_before(const llama_batch & batch) {
-    std::vector<llama_seq_id> seq_ids;
-    for (int32_t i = 0; i < batch.n_tokens; ++i) {
-        for (int32_t j = 0; j < batch.n_seq_id[i]; ++j) {
-            const llama_seq_id id = batch.seq_id[i][j];
-            const auto * s = memory.find(id);
-            if (s && s->lazy() && std::find(seq_ids.begin(), seq_ids.end(), id) == seq_ids.end()) {
-                seq_ids.push_back(id);
+// A batch through all layers. What its sequences still wait with goes first, taking their last token for the question.
+std::optional<int> prefill::decode_whole(llama_memory_context_ptr & mctx, const llama_batch & batch, bool visual, halfv_reason reason) {
+    const auto seq_ids = sequences_of(batch);
+    auto transaction = std::make_unique<staged_memory::transaction>(memory, seq_ids);
+    for (const auto id : seq_ids) {
+        if (const auto * s = memory.find(id); s && s->lazy()) {
+            if (const int rc = settle(id, when::question, nullptr)) {
+                return rc;
             }
         }
     }
-    if (seq_ids.empty()) {
-        return 0;
+    if (visual) {
+        note_unpruned(batch, reason);
+    } else {
+        memory.close_images(batch);
     }
-    staged_memory::transaction transaction(memory, seq_ids);
-    for (const auto id : seq_ids) {
-        if (const int rc = settle(id, when::question, nullptr)) {
-            return rc;
-        }
+
+    auto staged = memory.init_batch(*ctx.balloc, ctx.cparams.n_ubatch);
+    if (staged->get_status() != LLAMA_MEMORY_STATUS_SUCCESS) {
+        LLAMA_LOG_WARN("%s: failed to find a memory slot for batch of size %d\n", __func__, batch.n_tokens);
+        return 1;
     }
-    transaction.commit();
-    return 0;
+    staged->transaction = std::move(transaction);
+    staged->on_done     = [this]() { new_image = false; };
+    mctx = std::move(staged);
+    return std::nullopt;
 }
 
 void prefill::note_unpruned(const llama_batch & batch, halfv_reason reason) {
@@ -241,7 +248,6 @@ void prefill::note_unpruned(const llama_batch & batch, halfv_reason reason) {
             im.settled = true;
         }
     }
-    new_image = false;
 }
 
 //
@@ -259,7 +265,7 @@ int prefill::stage1(const share & part, bool visual) {
     std::vector<step> steps;
     for (size_t i = 0; i < part.idxs.size(); i += ctx.cparams.n_ubatch) {
         const auto end = std::min(part.idxs.size(), i + ctx.cparams.n_ubatch);
-        steps.push_back({ ubatch_of_batch(batch, { part.idxs.begin() + i, part.idxs.begin() + end }, 1), pass, ctx.cparams.causal_attn });
+        steps.push_back({ ubatch_of_batch(batch, { part.idxs.begin() + i, part.idxs.begin() + end }, 1), pass });
     }
 
     auto & s = memory.at(part.seq_id);

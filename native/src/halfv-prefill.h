@@ -32,7 +32,7 @@ public:
     std::optional<int> decode(llama_memory_context_ptr & mctx);
 
     // graphs of single stages, so that their buffers are allocated at the start
-    void reserve(uint32_t n_tokens, const llama_memory_context_i * mctx);
+    void reserve(uint32_t n_tokens);
 
     int32_t prepare(llama_seq_id seq_id); // HALFV_*
 
@@ -68,7 +68,7 @@ private:
 
     std::optional<int> decode_batch(llama_memory_context_ptr & mctx);
     halfv_reason refusal(const llama_batch & batch, bool visual) const;
-    int  settle_before(const llama_batch & batch);
+    std::optional<int> decode_whole(llama_memory_context_ptr & mctx, const llama_batch & batch, bool visual, halfv_reason reason);
     void note_unpruned(const llama_batch & batch, halfv_reason reason);
     void report(image & im, halfv_reason reason);
 
@@ -88,7 +88,7 @@ private:
     std::vector<int32_t> cover(const sequence & s, const std::vector<row> & rows, const std::vector<int32_t> & anchors, int k);
 
     // passes, in halfv-passes.cpp
-    int run(std::vector<step> steps, const std::function<void(const llama_ubatch &, const llm_graph_result &)> & collect, bool outputs = false);
+    int run(std::vector<step> steps, const std::function<void(const llama_ubatch &, const llm_graph_result &)> & collect);
     std::vector<step> steps_of(llama_seq_id seq_id, const std::vector<row> & rows, const slab<float> & hidden, const graph_pass & pass) const;
     llama_ubatch ubatch_of_rows(llama_seq_id seq_id, const row * rows, uint32_t n, size_t width, const slab<float> & hidden) const;
     llama_ubatch ubatch_of_batch(const llama_batch & batch, const std::vector<int32_t> & idxs, uint32_t n_seqs) const;
@@ -113,6 +113,7 @@ private:
     ggml_backend_t device = nullptr; // for the Gram matrix; null: on the host
     halfv_media media = HALFV_MEDIA_VISUAL;
     bool new_image = false;
+    bool reserved  = false;
     int32_t n_groups = 0;
     uint32_t warned = 0; // bit per halfv_reason that the log has heard of
     std::optional<held_prompt> held;
