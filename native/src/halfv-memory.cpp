@@ -263,6 +263,14 @@ bool staged_memory::any_lazy() const {
     return std::any_of(sequences.begin(), sequences.end(), [](const auto & s) { return s.second.lazy(); });
 }
 
+std::vector<llama_seq_id> staged_memory::waiting() const {
+    std::vector<llama_seq_id> res;
+    for (const auto & [id, s] : sequences) {
+        if (!s.rows.empty()) { res.push_back(id); }
+    }
+    return res;
+}
+
 bool staged_memory::any_open(const llama_batch & batch) const {
     for (int32_t i = 0; i < batch.n_tokens && !sequences.empty(); ++i) {
         for (int32_t j = 0; j < batch.n_seq_id[i]; ++j) {

@@ -90,6 +90,7 @@ public:
     sequence & at(llama_seq_id seq_id); // made if it is not there
     const sequence * find(llama_seq_id seq_id) const;
     bool any_lazy() const;
+    std::vector<llama_seq_id> waiting() const; // sequences with pending tokens
     bool any_open(const llama_batch & batch) const; // a picture that the next batch may go on with
     void close_images(const llama_batch & batch); // something else follows in its sequences
 

@@ -217,6 +217,7 @@ std::optional<int> prefill::decode_whole(llama_memory_context_ptr & mctx, const 
         }
     }
     if (visual) {
+        for (const auto id : seq_ids) { memory.keep_lists(id); }
         note_unpruned(batch, reason);
     } else {
         memory.close_images(batch);
@@ -459,6 +460,45 @@ int prefill::settle(llama_seq_id seq_id, when moment, std::vector<step> * last) 
         s.new_question = false;
     }
     return 0;
+}
+
+void prefill::settle_waiting() {
+    const auto seq_ids = memory.waiting();
+    if (seq_ids.empty()) {
+        return;
+    }
+    try {
+        ctx.sched_reserve();
+        ctx.memory_update(false);
+
+        staged_memory::transaction transaction(memory, seq_ids);
+        int rc = 0;
+        for (size_t i = 0; i < seq_ids.size() && rc == 0; ++i) {
+            rc = settle(seq_ids[i], when::question, nullptr);
+        }
+        if (rc == 0) {
+            transaction.commit();
+            return;
+        }
+    } catch (const std::exception & err) {
+        LLAMA_LOG_ERROR("%s: HalfV: %s\n", __func__, err.what());
+    }
+    LLAMA_LOG_WARN("%s: HalfV: tokens that wait could not go on before the adapters changed; they will go on with the new ones\n", __func__);
+}
+
+void prefill::before_control_vector(const float * data, size_t len, int32_t n_embd, int32_t il_start, int32_t il_end) {
+    if (data && n_embd != (int32_t) ctx.model.hparams.n_embd) {
+        return; // will be refused
+    }
+    decltype(control_vector) next;
+    if (data) {
+        next = { { data, data + len }, il_start, il_end };
+    }
+    auto & now = control_vector;
+    if (next.il_start != now.il_start || next.il_end != now.il_end || next.data != now.data) {
+        settle_waiting();
+        now = std::move(next);
+    }
 }
 
 int32_t prefill::prepare(llama_seq_id seq_id) {

@@ -36,6 +36,11 @@ public:
 
     int32_t prepare(llama_seq_id seq_id); // HALFV_*
 
+    // Adapters and control vectors are about to change: what waits goes on with those it was decoded under, and takes
+    // the last token there is for the question.
+    void settle_waiting();
+    void before_control_vector(const float * data, size_t len, int32_t n_embd, int32_t il_start, int32_t il_end);
+
     // layer by layer through a prompt that was held back, in halfv-observe.cpp
     void    hold(bool on);
     int32_t observe(const uint8_t * freeze, halfv_observer observer, void * user); // HALFV_*
@@ -114,6 +119,7 @@ private:
     halfv_media media = HALFV_MEDIA_VISUAL;
     bool new_image = false;
     bool reserved  = false;
+    struct { std::vector<float> data; int32_t il_start = -1, il_end = -1; } control_vector; // the one in use
     int32_t n_groups = 0;
     uint32_t warned = 0; // bit per halfv_reason that the log has heard of
     std::optional<held_prompt> held;

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import llama_cpp
 import numpy as np
-import pruned
 import pytest
-from client import Client, DecodeError
-from pruned import OUTCOME, REASON
-from tiny_models import make_tiny
+from halfv_cpp import llama_h
+
+from halfv_edge.testing.client import Client, DecodeError
+from tests.support import pruned
+from tests.support.pruned import OUTCOME, REASON
+from tests.support.tiny_models import make_tiny
 
 PROFILE = {
     "ivr.layer": 2,
@@ -70,10 +71,10 @@ def aborted(client: Client, after: int) -> Iterator[None]:
         calls += 1
         return calls > after
 
-    llama_cpp.llama_set_abort_callback(client.ctx, abort, None)
+    llama_h.llama_set_abort_callback(client.ctx, abort, None)
     with refused(client, 2):
         yield
-    llama_cpp.llama_set_abort_callback(client.ctx, ctypes.cast(None, type(abort)), None)
+    llama_h.llama_set_abort_callback(client.ctx, type(abort)(), None)
 
 
 def answer(path: Path, **kwargs) -> np.ndarray:
@@ -120,13 +121,23 @@ def test_an_aborted_batch_of_a_refused_picture(path, after):
 def test_embeddings_asked_for_and_aborted(path, after):
     with Client(path) as client:
         show(client)
-        llama_cpp.llama_set_embeddings(client.ctx, True)
+        llama_h.llama_set_embeddings(client.ctx, True)
         start = client.next_pos[0]
         with aborted(client, after):
             client.batch(QUESTION, np.arange(start, start + 5), [0] * 5, [True] * 5)
-        llama_cpp.llama_set_embeddings(client.ctx, False)
+        llama_h.llama_set_embeddings(client.ctx, False)
         client.text(QUESTION)
         np.testing.assert_allclose(client.logits(), answer(path), atol=1e-5)
+
+
+def test_the_second_half_of_a_refused_picture_is_aborted(path):
+    with Client(path) as client:
+        visual_batch(client, 100, output=True)
+        client.next_pos[0] += 100
+        kept = pruned.kept(client)
+        with aborted(client, 10):
+            visual_batch(client, 100, output=True)
+        assert pruned.kept(client) == kept
 
 
 def fill(client: Client, n: int) -> None:

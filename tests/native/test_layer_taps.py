@@ -6,13 +6,14 @@ import ctypes
 import os
 from pathlib import Path
 
-import llama_cpp
 import numpy as np
-import pruned
 import pytest
-from client import Client
-from pruned import OUTCOME, REASON
-from tiny_models import make_tiny
+from halfv_cpp import library
+
+from halfv_edge.testing.client import Client
+from tests.support import pruned
+from tests.support.pruned import OUTCOME, REASON
+from tests.support.tiny_models import make_tiny
 
 PROFILE = {
     "ivr.layer": 2,
@@ -27,12 +28,10 @@ N_VISUAL = 80
 PREFIX = [11, 12, 13, 14]
 QUESTION = [21, 22, 23, 24, 25]
 
-LIB = llama_cpp.llama_cpp._lib
-
 
 def symbol(name: str, arguments: str):
     """llama-ext.h is C++: its names are mangled."""
-    return LIB[f"_Z{len(name)}{name}{arguments}"]
+    return library.open_library("llama")[f"_Z{len(name)}{name}{arguments}"]
 
 
 def set_taps(client: Client, on: bool) -> None:
