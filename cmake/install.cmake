@@ -28,8 +28,6 @@ if (SKBUILD)
     install(FILES "${HALFV_TREE}/LICENSE" DESTINATION halfv_edge/_upstream)
 endif()
 
-file(STRINGS "${CMAKE_SOURCE_DIR}/pyproject.toml" version REGEX "^version = ")
-string(REGEX REPLACE "^version = \"(.*)\"" "\\1" version "${version}")
 set(commit ${HALFV_PIN_COMMIT})
 if (HALFV_LLAMA_SOURCE)
     set(commit unknown)
@@ -40,7 +38,7 @@ if (HALFV_STOCK)
 endif()
 set(HALFV_COMMIT "@HALFV_COMMIT@") # for the script to fill in
 file(CONFIGURE OUTPUT "${CMAKE_BINARY_DIR}/build.json.in" CONTENT [[{
-  "version": "@version@",
+  "version": "@HALFV_VERSION@",
   "commit": "@HALFV_COMMIT@",
   "llama_cpp_python": "@HALFV_PIN_VERSION@",
   "llama_cpp_commit": "@commit@",

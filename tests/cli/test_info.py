@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import halfv_cpp
 import pytest
 from halfv_cpp import library
 
@@ -33,7 +34,7 @@ def info() -> dict:
 
 
 def test_versions(info: dict, root: Path) -> None:
-    assert info["version"] == importlib.metadata.version("halfv-edge")
+    assert info["version"] == importlib.metadata.version("halfv-edge") == halfv_cpp.halfv_version().decode()
     assert info["pin"] == f"llama-cpp-python=={pin(root, 'VERSION')}"
     assert info["llama_cpp_commit"] == pin(root, "COMMIT")
 
