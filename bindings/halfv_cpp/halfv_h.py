@@ -78,6 +78,8 @@ HALFV_REST_DROPPED = 1
 #     uint32_t min_visual_tokens; // smaller pictures are left whole
 #     bool     pixel_prune;       // whether patches that their neighbours predict stay out of the encoder; for libmtmd,
 #     float    pixel_tau;         // how far each of their 8-bit pixels may be from the prediction, [0, 255]
+#     float    visual_share;      // share of the context set aside for visual tokens, [0, 1]: deeper stages have cells
+#                                 // for the text of the rest and the visual tokens that reach them; 0: text fills all
 # };
 @structure
 class halfv_profile(Structure):  # noqa: N801
@@ -91,6 +93,7 @@ class halfv_profile(Structure):  # noqa: N801
     min_visual_tokens: UInt32
     pixel_prune: Bool
     pixel_tau: Float
+    visual_share: Float
 
     def __init__(self, **values: Any) -> None:
         super().__init__(sizeof(halfv_profile), **values)

@@ -34,6 +34,7 @@ FLAGS = {
     "temperature": "--temp",
     "top_k": "--top-k",
     "top_p": "--top-p",
+    "visual_share": "--visual-share",
 }
 
 

@@ -49,6 +49,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         type=levels,
         help="spare Qwen-VL's encoder patches within so many of 255 levels of what their neighbours predict (0: equal)",
     )
+    pruning.add_argument(
+        "--visual-share",
+        metavar="SHARE",
+        type=number,
+        help="of the context, set aside for pictures: less KV memory, less room for text (0: room for text everywhere)",
+    )
     mode = pruning.add_mutually_exclusive_group()
     mode.add_argument(
         "--exact", action="store_true", help="choose tokens when the question is there, as published (default with -p)"
@@ -128,6 +134,7 @@ def load(args: argparse.Namespace, console: Console) -> Model:
             profile=_profile(args.profile),
             keep=args.keep,
             pixel_tau=args.pixel_tau,
+            visual_share=args.visual_share,
             n_ctx=args.ctx,
             n_gpu_layers=-1 if args.gpu_layers is None else args.gpu_layers,
             n_threads=args.threads,
@@ -156,7 +163,7 @@ def _profile(given: str | None) -> str | Path | None:
 def _without_effect(args: argparse.Namespace, model: Model) -> Iterator[str]:
     from halfv_cpp import llama_h
 
-    given = (args.keep, args.profile, args.pixel_tau)
+    given = (args.keep, args.profile, args.pixel_tau, args.visual_share)
     if resolve.switched_off() and any(value not in (None, "off") for value in given):
         yield "HALFV=off is set in the environment, so the model runs whole whatever the flags say."
     elif args.pixel_tau not in (None, "off") and model.encoder.pixel_tau is None:

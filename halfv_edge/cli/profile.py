@@ -37,6 +37,7 @@ FIELDS = {
         "LEVELS|off",
         "spare the encoder patches within so many of 255 levels of what their neighbours predict; 0: equal ones",
     ),
+    "visual_share": (float, "SHARE", "share of the context set aside for pictures: less KV memory, less room for text"),
 }
 
 
@@ -243,6 +244,8 @@ def _rows(model: ModelFile, found: Resolved) -> list[tuple[str, str]]:
     if p.pixel_tau is not None:
         alike = f"within {p.pixel_tau:g} levels of" if p.pixel_tau else "equal to"
         rows.append(("encoder", f"is spared patches {alike} what their neighbours predict (Qwen-VL)"))
+    if p.visual_share:
+        rows.append(("KV memory", f"{_share(p.visual_share)} of the context is set aside for visual tokens"))
     if p.calibration:
         rows.append(("calibrated", _evidence(p.calibration)))
     return rows

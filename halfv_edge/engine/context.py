@@ -169,6 +169,12 @@ class Context:
             return
         if self.stopping:
             raise StoppedError
+        if rc == 1 and "halfv.visual_share" in log.text():
+            raise HalfVError(
+                "Text and kept visual tokens fill the deeper layers' share of the context",
+                hint="start over, or load with a smaller {visual_share} or a larger {n_ctx}",
+                settings={"visual_share": None, "n_ctx": None},
+            )
         if rc == 1:
             raise HalfVError(
                 f"The context of {self.n_ctx} tokens is full",

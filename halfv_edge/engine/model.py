@@ -75,6 +75,7 @@ class Model:
         profile: Profile | Mapping[str, Any] | str | os.PathLike[str] | None = None,
         keep: float | None = None,
         pixel_tau: float | Literal["off"] | None = None,
+        visual_share: float | None = None,
         n_ctx: int | None = None,
         n_gpu_layers: int = -1,
         n_threads: int | None = None,
@@ -96,6 +97,8 @@ class Model:
         keep: the share of visual tokens in stage II, in place of the profile's.
         pixel_tau: in place of the profile's, for Qwen-VL: patches within so many of 255 levels of what their neighbours
         predict stay out of the encoder; 0 are equal ones, "off" is none.
+        visual_share: of n_ctx, set aside for visual tokens, in place of the profile's: with 0.75 text has a quarter of
+        it, and the KV cache of deeper layers is as much smaller as tokens are pruned. 0: text may fill all of it.
         n_ctx: tokens of a conversation, pictures included; 8192, or what the model was trained for if that is less.
         n_gpu_layers: -1 is all. kv_type: f16, q8_0, ... of the KV cache. seed: of every answer that names none.
         mmproj_type: of the encoder's weights in memory; "auto" is the fastest here that keeps its output, "file" is as
@@ -122,7 +125,7 @@ class Model:
         ):
             if number is not None and number < least:
                 raise HalfVError(parameter=name, value=number, rule=f"at least {least}")
-        resolved = resolve_profile(about, profile, keep, pixel_tau)
+        resolved = resolve_profile(about, profile, keep, pixel_tau, visual_share)
 
         llama_h.llama_backend_init()
         log.clear()
@@ -296,6 +299,7 @@ def resolve_profile(
     given: Profile | Mapping[str, Any] | str | os.PathLike[str] | None,
     keep: float | None,
     pixel_tau: float | Literal["off"] | None = None,
+    visual_share: float | None = None,
 ) -> Resolved:
     """What these come to for this model, after the sidecar, the file and the presets."""
     if keep is not None and not 0 < keep <= 1:
@@ -310,12 +314,17 @@ def resolve_profile(
         )
     if pixel_tau not in (None, "off") and not 0 <= pixel_tau <= 255:
         raise HalfVError(parameter="pixel_tau", value=pixel_tau, rule="between 0 and 255")
+    if visual_share is not None and not 0 <= visual_share <= 1:
+        raise HalfVError(parameter="visual_share", value=visual_share, rule="between 0 and 1")
     resolved = resolve.resolve(about, _override(given, about))
     if pixel_tau is not None and resolved.source != "environment":
         base = resolved.profile or Profile.default(about.n_layer)
         tau = None if pixel_tau == "off" else pixel_tau
         if tau != base.pixel_tau:
             resolved = dataclasses.replace(resolved, profile=_changed(base, about, pixel_tau=tau))
+    if visual_share is not None and resolved.profile is not None:
+        changed = dataclasses.replace(resolved.profile, visual_share=visual_share).validate(about.n_layer)
+        resolved = dataclasses.replace(resolved, profile=changed)
     if keep is None:
         return resolved
     if resolved.profile is None:

@@ -33,8 +33,9 @@ KEYS = {
     "ssr_rest": ("ssr.rest", STRING),
     "min_visual_tokens": ("min_visual_tokens", UINT32),
     "pixel_tau": ("pixel.tau", FLOAT32),
+    "visual_share": ("visual_share", FLOAT32),
 }
-OPTIONAL = ("min_visual_tokens", "pixel.tau")
+OPTIONAL = ("min_visual_tokens", "pixel.tau", "visual_share")
 CALIBRATION_KEYS = {
     "samples": UINT32,
     "source": STRING,
@@ -102,6 +103,7 @@ class Profile:
     ssr_rest: Literal["frozen", "dropped"]  # what happens to the others
     min_visual_tokens: int = 64  # smaller pictures are left whole
     pixel_tau: float | None = None  # 8-bit levels by which a patch dropped before the encoder may differ; None: none is
+    visual_share: float = 0.0  # of the context, set aside for visual tokens: deeper stages get fewer KV cells
     calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
@@ -133,6 +135,8 @@ class Profile:
         check_rest(self.ssr_rest)
         if self.pixel_tau is not None and not 0 <= self.pixel_tau <= 255:
             raise complaint("pixel.tau", self.pixel_tau, "it must be between 0 and 255")
+        if not 0 <= self.visual_share <= 1:
+            raise complaint("visual_share", self.visual_share, "it must be between 0 and 1")
         if self.calibration:
             self.calibration.validate(n_layer)
         return self

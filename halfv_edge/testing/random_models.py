@@ -32,6 +32,7 @@ PROFILE_TYPES = {
     "ssr.update": GGUFValueType.FLOAT32,
     "ssr.rest": GGUFValueType.STRING,
     "min_visual_tokens": GGUFValueType.UINT32,
+    "visual_share": GGUFValueType.FLOAT32,
     "calibration.samples": GGUFValueType.UINT32,
     "calibration.source": GGUFValueType.STRING,
     "calibration.divergence": GGUFValueType.FLOAT32,

@@ -60,6 +60,8 @@ struct halfv_profile {
     uint32_t min_visual_tokens; // smaller pictures are left whole
     bool     pixel_prune;       // whether patches that their neighbours predict stay out of the encoder; for libmtmd,
     float    pixel_tau;         // how far each of their 8-bit pixels may be from the prediction, [0, 255]
+    float    visual_share;      // share of the context set aside for visual tokens, [0, 1]: deeper stages have cells
+                                // for the text of the rest and the visual tokens that reach them; 0: text fills all
 };
 
 // keep = 1 and no stage III, for a model of n_layer layers: prunes nothing until it is changed. HALFV_OK, HALFV_ERR_ARGUMENT
@@ -80,7 +82,7 @@ LLAMA_API int32_t halfv_model_get_profile(const struct llama_model * model, stru
 // HALFV_OK, HALFV_ERR_ARGUMENT, HALFV_ERR_UNSUPPORTED
 LLAMA_API int32_t halfv_model_set_profile(struct llama_model * model, const struct halfv_profile * profile);
 
-// KV cells of each stage for contexts made from now on; 0 (the default) gives a stage as many as n_ctx asks for.
+// KV cells of each stage for contexts made from now on; 0 (the default) leaves a stage as many as the profile gives it.
 // Stage I holds every token. A stage that is too small makes llama_decode return 1, with memory unchanged.
 // HALFV_OK, HALFV_ERR_ARGUMENT
 LLAMA_API int32_t halfv_model_set_stage_cells(struct llama_model * model, uint32_t stage1, uint32_t stage2, uint32_t stage3);

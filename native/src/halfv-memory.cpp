@@ -7,6 +7,7 @@
 #include "llama-model.h"
 
 #include <algorithm>
+#include <cmath>
 #include <stdexcept>
 
 namespace halfv {
@@ -19,6 +20,14 @@ int64_t input_width(const llama_hparams & hparams, int32_t first) {
 // staged_memory
 //
 
+// cells of a stage in a context of n_ctx tokens: as many as are asked for, or as the profile's shares come to
+static uint32_t stage_size(const halfv_profile & p, int s, uint32_t n_ctx, uint32_t wanted) {
+    const double reach[n_stages] = { 1.0, p.ivr_keep, p.ssr_rest == HALFV_REST_FROZEN ? p.ivr_keep : std::min(p.ivr_keep, p.ssr_update) };
+    const double shares = std::ceil(n_ctx*(1.0 - p.visual_share*(1.0 - reach[s])));
+    const uint64_t n = wanted > 0 ? wanted : std::max<uint64_t>(1, shares);
+    return std::min<uint64_t>(n_ctx, GGML_PAD(n, 256));
+}
+
 staged_memory::staged_memory(const llama_model & model, const llama_memory_params & params, const llama_cparams & cparams,
                              const halfv_profile & profile) :
     bounds{ 0, (int32_t) profile.ivr_layer, (int32_t) profile.ssr_layer, (int32_t) model.hparams.n_layer() },
@@ -29,12 +38,12 @@ staged_memory::staged_memory(const llama_model & model, const llama_memory_param
     cparams(cparams) {
     static const char * const tags[n_stages] = { "stage1_", "stage2_", "stage3_" };
 
+    const auto wanted = model.halfv_profile->stage_cells();
     for (int s = 0; s < n_stages; ++s) {
         if (!has_stage(s)) {
             continue;
         }
-        const uint32_t wanted = model.halfv_profile->stage_cells()[s];
-        const uint32_t size   = wanted == 0 ? cparams.n_ctx_seq : std::min<uint32_t>(cparams.n_ctx_seq, GGML_PAD(wanted, 256));
+        const uint32_t size   = stage_size(profile, s, cparams.n_ctx_seq, wanted[s]);
         const int32_t  first  = bounds[s], last = bounds[s + 1];
 
         stages[s] = std::make_unique<llama_kv_cache>(
@@ -438,6 +447,11 @@ staged_context::staged_context(staged_memory & memory, std::vector<step> steps_i
         }
         slots[s] = memory.stages[s]->prepare(ubatches);
         if (slots[s].empty()) {
+            const uint32_t size = memory.stages[s]->get_size();
+            if (size < memory.stages[0]->get_size()) {
+                LLAMA_LOG_WARN("HalfV: stage %d is full: it has cells for %u tokens, text and kept visual ones, with halfv.visual_share = %.3g\n",
+                        s + 1, size, memory.profile.visual_share);
+            }
             status = LLAMA_MEMORY_STATUS_FAILED_PREPARE;
             return;
         }

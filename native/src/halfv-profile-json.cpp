@@ -139,6 +139,7 @@ const known_key KEYS[] = {
     { "ssr.rest",          value_type::text,   true,  set_rest },
     { "min_visual_tokens", value_type::whole,  false, [](halfv_profile & p, const json & v) { p.min_visual_tokens = v; } },
     { "pixel.tau",         value_type::number, false, [](halfv_profile & p, const json & v) { p.pixel_prune = true; p.pixel_tau = v; } },
+    { "visual_share",      value_type::number, false, [](halfv_profile & p, const json & v) { p.visual_share = v; } },
     { "calibration.samples",        value_type::whole,  false, nullptr },
     { "calibration.source",         value_type::text,   false, nullptr },
     { "calibration.visual_entropy", value_type::list,   false, nullptr },

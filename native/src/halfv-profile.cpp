@@ -29,6 +29,7 @@ halfv_profile default_profile(uint32_t n_layer) {
         /*.min_visual_tokens =*/ 64,
         /*.pixel_prune       =*/ false,
         /*.pixel_tau         =*/ 0.0f,
+        /*.visual_share      =*/ 0.0f,
     };
 }
 
@@ -56,6 +57,9 @@ std::string validate(const halfv_profile & p, uint32_t n_layer) {
     }
     if (p.pixel_prune && !in_range(p.pixel_tau, 0.0f, 255.0f)) {
         return complaint("halfv.pixel.tau", p.pixel_tau, "it must be between 0 and 255");
+    }
+    if (!in_range(p.visual_share, 0.0f, 1.0f)) {
+        return complaint("halfv.visual_share", p.visual_share, "it must be between 0 and 1");
     }
     return "";
 }
@@ -124,6 +128,7 @@ static found_profile read_gguf(const gguf_context * metadata) {
     keys.get("halfv.ssr.rest",    rest);
     keys.get("halfv.min_visual_tokens", p.min_visual_tokens, false);
     p.pixel_prune = keys.get("halfv.pixel.tau", p.pixel_tau, false);
+    keys.get("halfv.visual_share", p.visual_share, false);
 
     if (keys.error.empty() && rest != "frozen" && rest != "dropped") {
         keys.error = wrong_rest(quoted(rest));

@@ -122,6 +122,18 @@ def test_a_conversation_fills_its_context(vlms: Vlms) -> None:
         assert chat.answer(NEXT, max_tokens=3, grammar=LONG)
 
 
+def test_text_fills_what_pictures_leave_it(vlms: Vlms) -> None:
+    with pytest.raises(HalfVError, match=r"^visual_share = 1\.5 is not valid: it must be between 0 and 1"):
+        Model.load(vlms.path("llava"), visual_share=1.5)
+    with Model.load(vlms.path("llava"), n_ctx=1024, n_threads=1, visual_share=1) as model, model.chat() as chat:
+        assert chat.answer(QUESTION, [picture()], max_tokens=2, grammar=LONG)
+        full = r"^Text and kept visual tokens fill .*: start over, or load .* visual_share.* n_ctx"
+        with pytest.raises(HalfVError, match=full):
+            chat.answer("and " * 250, max_tokens=2, grammar=LONG)
+        chat.reset()
+        assert chat.answer(NEXT, [picture()], max_tokens=2, grammar=LONG)
+
+
 #
 # loading
 #

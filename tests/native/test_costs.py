@@ -1,4 +1,4 @@
-"""What pruning may not cost those that do not use it: graphs of other sequences, memory for masks."""
+"""What pruning may not cost those that do not use it, and the KV memory that it can spare. Counted, not timed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from halfv_cpp import ggml_backend_h, library, llama_h
 
-from halfv_edge.testing.client import LOG, Client, log_text
+from halfv_edge.testing.client import LOG, Client, DecodeError, log_text
 from tests.support import pruned
 from tests.support.tiny_models import make_tiny
 
@@ -175,3 +175,56 @@ def test_one_mask_until_something_is_pruned(path, monkeypatch):
         client.next_pos[0] = 0
         client.text(text)
         assert np.array_equal(client.logits(), expected)
+
+
+# --- KV memory ---
+
+SHARED = PROFILE | {"visual_share": 0.75}
+
+
+def stage_cells(path: Path, **options: object) -> list[int]:
+    LOG.clear()
+    Client(path, **options).close()
+    return [int(n) for n in re.findall(r"llama_kv_cache: size = .*\( *(\d+) cells", log_text())]
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"visual_share": 0.0}, [4096, 4096, 4096]),
+        ({}, [4096, 2560, 1536]),  # 4096 * (0.25 + 0.75 * 0.5), and * 0.1, up to whole 256
+        ({"visual_share": 1.0, "ssr.update": 0.0}, [4096, 2048, 256]),
+        ({"ssr.rest": "frozen"}, [4096, 2560, 2560]),
+        ({"ivr.keep": 1.0, "ssr.update": 1.0}, [4096, 4096, 4096]),
+    ],
+    ids=["none", "dropped", "all", "frozen", "whole"],
+)
+def test_stages_have_room_for_what_reaches_them(tmp_path, changed, expected):
+    path = make_tiny(tmp_path / "model.gguf", "llama", profile=SHARED | changed)
+    assert stage_cells(path, n_ctx=4096) == expected
+    assert stage_cells(path, n_ctx=8192, n_seq_max=2) == expected  # of each sequence
+
+
+@pytest.mark.parametrize("cells", [1, 255, 0xFFFFFF01, 0xFFFFFFFF])
+def test_any_number_of_cells(path, cells):
+    found = stage_cells(path, n_ctx=1024, on_model=lambda m: pruned.set_stage_cells(m, 0, cells, cells))
+    assert found == [1024, *[256 if cells < 256 else 1024] * 2]
+
+
+def test_text_that_does_not_fit_the_deep_stages(tmp_path):
+    path = make_tiny(tmp_path / "model.gguf", "llama", profile=SHARED)
+    options = {"n_ctx": 1024, "n_batch": 1024}  # 1024, 768 and 512 cells
+    with Client(path, **options) as client:
+        client.image(picture(client, 500))
+        client.text(PREFIX)
+        before = client.logits(), list(pruned.stats(client).kv_cells)
+        with pytest.raises(DecodeError, match="returned 1"):
+            client.text([20 + i % 50 for i in range(520)])
+        assert "HalfV: stage 2 is full: it has cells for 768 tokens" in log_text()
+        assert list(pruned.stats(client).kv_cells) == before[1]
+        token = int(before[0].argmax())
+        after = client.decode(token)
+    with Client(path, **options) as client:
+        client.image(picture(client, 500))
+        client.text(PREFIX)
+        assert np.array_equal(client.decode(token), after)
