@@ -237,4 +237,4 @@ def _to_bytes(array: np.ndarray) -> np.ndarray:
         values = np.nan_to_num(array.astype(np.float32), nan=0.0, posinf=1.0, neginf=0.0)
         top = float(values.max())
         return np.clip(values * (255.0 if top <= 1.0 else 1.0), 0, 255).round().astype(np.uint8)
-    raise HalfVError(f"An array of {array.dtype} is not an image: use uint8, or floats from 0 to 1.")
+    raise HalfVError(f"An array of {array.dtype} is not an image: use uint8, or floats from 0 to 1 or to 255.")

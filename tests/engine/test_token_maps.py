@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import gguf
 import numpy as np
 import pytest
 from PIL import Image
 
 from halfv_edge.draw.token_map import draw_token_map
+from halfv_edge.engine import encoder
 from halfv_edge.engine.images import load as load_image
 from halfv_edge.engine.model import Model
+from halfv_edge.gguf import read as gguf_read
 from tests.support.vlm import KINDS, QUESTION, Vlms, picture
 
 
@@ -56,6 +61,19 @@ def test_a_tiled_picture_has_an_overview(size: tuple[int, int], grid: tuple | No
         boxes = [tile.box for tile in token_map.tiles if not tile.overview]
         assert len({(round(b[0], 6)) for b in boxes}) == grid[0] and len({round(b[1], 6) for b in boxes}) == grid[1]
     assert draw_token_map(token_map).width > size[0] * (1 + bool(grid))
+
+
+@pytest.mark.parametrize(("projector", "first"), [("resampler", True), ("mlp", False)])
+def test_where_the_overview_comes(projector: str, first: bool, tmp_path: Path) -> None:
+    """MiniCPM-V's comes before the tiles, and every other one's behind them."""
+    writer = gguf.GGUFWriter(tmp_path / "mmproj.gguf", "clip")
+    writer.add_string("clip.projector_type", projector)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    layout = encoder._layout(gguf_read.read(tmp_path / "mmproj.gguf"))
+    overviews = [is_overview for _, is_overview in layout.boxes(5, (400, 400), 8, 8)]
+    assert overviews == ([True] + [False] * 4 if first else [False] * 4 + [True])
 
 
 def test_tiles_lie_where_the_encoder_cut_them(vlms: Vlms) -> None:

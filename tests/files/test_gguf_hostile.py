@@ -253,6 +253,17 @@ def test_a_file_that_shrinks(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["model.gguf"]
 
 
+def test_a_file_that_grows(tmp_path: Path) -> None:
+    """What was read of it may be wrong, though every byte that it had is still there."""
+    path = tmp_path / "model.gguf"
+    path.write_bytes(WHOLE)
+    model = ModelFile.read(path)
+    path.write_bytes(WHOLE + b"more")
+    with pytest.raises(HalfVError, match="changed while it was read"):
+        gguf_write.replace_keys(model.metadata, "halfv.", {}, tmp_path / "out.gguf")
+    assert [file.name for file in tmp_path.iterdir()] == ["model.gguf"]
+
+
 def test_text_of_a_file_is_shown_harmlessly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "model.gguf"
     name = pair("general.name", "str", b"\x1b]0;owned\x07\xff\n\xe2\x80\xaex")

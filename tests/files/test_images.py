@@ -123,6 +123,18 @@ def test_colour_models() -> None:
     assert tuple(pixels(Image.new("F", (4, 4), 0.5))[0, 0]) == (128, 128, 128)
 
 
+def test_sixteen_bits_in_thirty_two() -> None:
+    """Pillow's mode I, as depth maps and X-ray pictures have it: scaled where it is more than eight bits."""
+    deep = Image.fromarray(np.array([[0, 0x7FFF, 0xFFFF]], np.int32))
+    assert deep.mode == "I"
+    assert pixels(deep)[0, :, 0].tolist() == [0, 127, 255]
+    assert pixels(Image.fromarray(np.array([[0, 200, 255]], np.int32)))[0, :, 0].tolist() == [0, 200, 255]
+
+
+def test_floats_up_to_255() -> None:
+    assert pixels(np.array([[0.0, 100.4, 300.0]], np.float32))[0, :, 0].tolist() == [0, 100, 255]
+
+
 def test_arrays() -> None:
     assert tuple(pixels(np.full((2, 3), 0.5, np.float32))[0, 0]) == (128, 128, 128)
     assert tuple(pixels(np.full((2, 3, 1), 7, np.int64))[0, 0]) == (7, 7, 7)

@@ -24,6 +24,8 @@ from halfv_edge.measure.eval import intervals, metrics
         ("vqa", "The answer, I think", ["answer i think"], 1),
         ("vqa", "1,000.50", ["1000.50"], 1),
         ("vqa", "cat", ["dog", "cat"], 1),
+        ("vqa", "cat", ["cat", "dog", "dog"], 1),
+        ("vqa", "cat", ["cat", "dog", "dog", "dog"], (0 + 3 / 3) / 4),
         ("anls", "Coca Cola", ["coca cola"], 1),
         ("anls", "cocacola", ["coca cola", "pepsi"], 1 - 1 / 9),
         ("anls", "fanta", ["coca cola"], 0),
