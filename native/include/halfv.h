@@ -139,6 +139,10 @@ enum halfv_attention {
 // HALFV=off or 0 in the environment makes it "off" and HALFV_ATTENTION_STOCK. HALFV_OK, HALFV_ERR_ARGUMENT
 LLAMA_API int32_t halfv_set_encoder(const char * weights, enum halfv_attention attention);
 
+// What they get, HALFV=off considered; libmtmd asks for it. The name is valid until this thread's next halfv_set_encoder.
+// HALFV_OK, HALFV_ERR_ARGUMENT
+LLAMA_API int32_t halfv_get_encoder(const char ** weights, enum halfv_attention * attention);
+
 //
 // what happened
 //

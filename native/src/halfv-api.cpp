@@ -1,9 +1,10 @@
 #include "halfv.h"
 
-#include "halfv-encoder.h"
+#include "halfv-encoder-settings.h"
 #include "halfv-prefill.h"
 #include "halfv-profile.h"
 #include "halfv-sized.h"
+#include "halfv-switch.h"
 
 #include "llama-context.h"
 #include "llama-model.h"
@@ -18,6 +19,10 @@
 #endif
 
 static thread_local std::string last_error;
+
+// of halfv_set_encoder
+static thread_local std::string     encoder_weights   = "auto";
+static thread_local halfv_attention encoder_attention = HALFV_ATTENTION_FAST;
 
 static int32_t fail(int32_t code, std::string text) {
     last_error = std::move(text);
@@ -332,7 +337,27 @@ int32_t halfv_set_encoder(const char * weights, enum halfv_attention attention) 
         if (!weights) {
             return fail(HALFV_ERR_ARGUMENT, "halfv: weights is null");
         }
-        halfv::set_encoder_settings({ attention, weights });
+        const std::string name = weights;
+        if (name != "auto" && name != "file" && name != "off" && halfv::matrix_type(name) == GGML_TYPE_COUNT) {
+            return fail(HALFV_ERR_ARGUMENT, "halfv: '" + name + "' is no type for an encoder's weights: use auto, file, off, or f16, bf16, q8_0, ...");
+        }
+        if (attention < HALFV_ATTENTION_STOCK || attention > HALFV_ATTENTION_FAST) {
+            return fail(HALFV_ERR_ARGUMENT, "halfv: attention = " + std::to_string(attention) + " is none of enum halfv_attention");
+        }
+        encoder_weights   = name;
+        encoder_attention = attention;
+        return HALFV_OK;
+    });
+}
+
+int32_t halfv_get_encoder(const char ** weights, enum halfv_attention * attention) {
+    return guarded([&]() -> int32_t {
+        if (!weights || !attention) {
+            return fail(HALFV_ERR_ARGUMENT, "halfv: the place for the weights or the attention is null");
+        }
+        const bool off = halfv::switched_off();
+        *weights   = off ? "off" : encoder_weights.c_str();
+        *attention = off ? HALFV_ATTENTION_STOCK : encoder_attention;
         return HALFV_OK;
     });
 }

@@ -25,6 +25,12 @@ static void test_encoder_settings(void) {
     CHECK_ERR(halfv_set_encoder("q3", HALFV_ATTENTION_FAST), HALFV_ERR_ARGUMENT, "'q3'");
     CHECK_ERR(halfv_set_encoder(NULL, HALFV_ATTENTION_FAST), HALFV_ERR_ARGUMENT, "null");
     CHECK_ERR(halfv_set_encoder("auto", (enum halfv_attention) 3), HALFV_ERR_ARGUMENT, "attention = 3");
+    const char * weights = NULL;
+    enum halfv_attention attention = HALFV_ATTENTION_STOCK;
+    CHECK_RC(halfv_get_encoder(&weights, &attention), HALFV_OK);
+    CHECK(weights && strcmp(weights, "bf16") == 0 && attention == HALFV_ATTENTION_WINDOWS);
+    CHECK_ERR(halfv_get_encoder(NULL, &attention), HALFV_ERR_ARGUMENT, "null");
+    CHECK_ERR(halfv_get_encoder(&weights, NULL), HALFV_ERR_ARGUMENT, "null");
     CHECK_RC(halfv_set_encoder("auto", HALFV_ATTENTION_FAST), HALFV_OK);
 }
 

@@ -136,6 +136,18 @@ static void test_rules() {
 }
 
 // every level of 8 bits is found again in normalised floats, and the strip holds the pixels unchanged
+// an encoder file can say that image_std is 0, and then no pixel is a number
+static void test_not_a_number() {
+    const float mean[3] = { 0.5f, 0.5f, 0.5f }, none[3] = { 0, 0, 0 }, one[3] = { 1, 1, 1 };
+    const float inf = std::numeric_limits<float>::infinity();
+    for (float value : { inf, -inf, std::numeric_limits<float>::quiet_NaN() }) {
+        for (const float * deviation : { none, one }) {
+            std::vector<float> pixels(3*4*4, value);
+            CHECK(halfv::prune_pixels(pixels, 2, 2, 2, mean, deviation, 0).whole() && pixels.size() == 3*4*4);
+        }
+    }
+}
+
 static void test_pixels() {
     const float means[][3] = { { 0.48145466f, 0.4578275f, 0.40821073f }, { 0.5f, 0.5f, 0.5f }, { 0, 0, 0 } };
     const float deviations[][3] = { { 0.26862954f, 0.26130258f, 0.27577711f }, { 0.5f, 0.5f, 0.5f }, { 1, 1, 1 } };
@@ -239,6 +251,7 @@ static void test_valid() {
 int main(int argc, char ** argv) {
     seed = argc > 1 ? (unsigned) atoi(argv[1]) : 1;
     rng.seed(seed);
+    test_not_a_number();
     test_rules();
     test_pixels();
     test_windows();

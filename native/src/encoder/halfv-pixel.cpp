@@ -1,6 +1,7 @@
 #include "halfv-pixel.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
@@ -78,7 +79,11 @@ patch_map prune_pixels(std::vector<float> & pixels, int32_t columns, int32_t row
     std::vector<uint8_t> rgb(pixels.size());
     for (size_t i = 0; i < pixels.size(); i += 3) {
         for (size_t c = 0; c < 3; ++c) {
-            rgb[i + c] = (uint8_t) std::clamp(255.0f*(pixels[i + c]*std[c] + mean[c]) + 0.5f, 0.0f, 255.0f);
+            const float level = 255.0f*(pixels[i + c]*std[c] + mean[c]) + 0.5f;
+            if (!std::isfinite(level)) { // the encoder's image_std is 0, say
+                return { columns, rows, {} };
+            }
+            rgb[i + c] = (uint8_t) std::clamp(level, 0.0f, 255.0f);
         }
     }
     patch_map map = { columns, rows, entering_patches(rgb.data(), columns, rows, side, tau) };

@@ -1,7 +1,5 @@
 #pragma once
 
-#include "llama.h"
-
 #include <cstdint>
 #include <vector>
 
@@ -16,7 +14,7 @@ struct patch_map {
     std::vector<int32_t> entered; // row by row; empty: the picture is whole, and no such strip
 
     bool whole() const { return entered.empty(); }
-    LLAMA_API bool valid() const; // of one from a file
+    bool valid() const; // of one from a file
 };
 
 // The order in which an encoder with window attention takes the patches that entered.
@@ -31,20 +29,19 @@ struct patch_windows {
 // than tau from the prediction. Neighbours are compared as what stands for them, so that errors do not add up: every
 // patch is within tau of the patch that stands for it.
 // rgb: interleaved, columns*side wide. out (optional): for each patch, the one that stands for it.
-LLAMA_API std::vector<int32_t> entering_patches(const uint8_t * rgb, int32_t columns, int32_t rows, int32_t side, float tau,
-                                                std::vector<int32_t> * out = nullptr);
+std::vector<int32_t> entering_patches(const uint8_t * rgb, int32_t columns, int32_t rows, int32_t side, float tau, std::vector<int32_t> * out = nullptr);
 
-// Leaves in the normalised pixels only the strip of the patches that enter; or everything, when all do.
-LLAMA_API patch_map prune_pixels(std::vector<float> & pixels, int32_t columns, int32_t rows, int32_t side, const float * mean,
+// Leaves in the normalised pixels only the strip of the patches that enter; or everything, when all do or a pixel is no number.
+patch_map prune_pixels(std::vector<float> & pixels, int32_t columns, int32_t rows, int32_t side, const float * mean,
                                  const float * std, float tau);
 
 // Windows of window x window patches of the whole picture. Those with as many patches follow each other.
-LLAMA_API patch_windows group_patches(const patch_map & map, int32_t window);
+patch_windows group_patches(const patch_map & map, int32_t window);
 
 // n x n for the encoder's own patches, n_merge*n_merge for each of ours: 0 within a window, else the least float.
-LLAMA_API std::vector<float> window_mask(const patch_windows & windows, int32_t n_merge);
+std::vector<float> window_mask(const patch_windows & windows, int32_t n_merge);
 
 // Four sections of M-RoPE positions (y, x, y, x) of the encoder's own patches; order: group_patches(), none: as they are.
-LLAMA_API std::vector<int32_t> patch_positions(const patch_map & map, int32_t n_merge, const std::vector<int32_t> * order = nullptr);
+std::vector<int32_t> patch_positions(const patch_map & map, int32_t n_merge, const std::vector<int32_t> * order = nullptr);
 
 } // namespace halfv

@@ -1,11 +1,10 @@
 #include "halfv-encoder.h"
-#include "halfv-switch.h"
+#include "halfv-encoder-settings.h"
 #include "halfv-workers.h"
 
 #include "ggml-alloc.h"
 
 #include <algorithm>
-#include <cctype>
 #include <cstring>
 #include <stdexcept>
 #include <thread>
@@ -18,42 +17,11 @@ constexpr int64_t ROW_UNIT = 32*2; // also of its halves
 // A product of longer rows overflows the first cache of the CPUs that have been measured.
 constexpr int64_t LONG_ROW = 3072;
 
-static thread_local encoder_settings settings_of_thread;
-
-static std::string lower(std::string text) {
-    std::transform(text.begin(), text.end(), text.begin(), [](unsigned char c) { return (char) std::tolower(c); });
-    return text;
-}
-
-// GGML_TYPE_COUNT when no matrix can be made to be of that type
-static ggml_type type_of_name(const std::string & name) {
-    for (int i = 0; i < GGML_TYPE_COUNT; ++i) {
-        const auto type = (ggml_type) i;
-        const ggml_type_traits * traits = ggml_get_type_traits(type);
-        const bool quantizes = traits->to_float && traits->from_float_ref && !ggml_quantize_requires_imatrix(type);
-        if ((type == GGML_TYPE_F32 || quantizes) && lower(ggml_type_name(type)) == lower(name)) {
-            return type;
-        }
-    }
-    return GGML_TYPE_COUNT;
-}
-
-void set_encoder_settings(const encoder_settings & settings) {
-    const std::string & name = settings.weights;
-    if (name != "auto" && name != "file" && name != "off" && type_of_name(name) == GGML_TYPE_COUNT) {
-        throw std::runtime_error("halfv: '" + name + "' is no type for an encoder's weights: use auto, file, off, or f16, bf16, q8_0, ...");
-    }
-    if (settings.attention < HALFV_ATTENTION_STOCK || settings.attention > HALFV_ATTENTION_FAST) {
-        throw std::runtime_error("halfv: attention = " + std::to_string(settings.attention) + " is none of enum halfv_attention");
-    }
-    settings_of_thread = settings;
-}
-
 encoder_settings encoder_settings::current() {
-    if (switched_off()) {
-        return { HALFV_ATTENTION_STOCK, "off" };
-    }
-    return settings_of_thread;
+    const char * weights = nullptr;
+    halfv_attention attention = HALFV_ATTENTION_STOCK;
+    halfv_get_encoder(&weights, &attention);
+    return { attention, weights };
 }
 
 //
@@ -189,7 +157,7 @@ void encoder_weights::plan(const encoder_settings & settings, ggml_backend_t bac
             return stored;
         }
         if (settings.weights != "auto") {
-            return type_of_name(settings.weights);
+            return matrix_type(settings.weights);
         }
         return best_type(device, stored);
     };
@@ -302,18 +270,20 @@ void encoder_weights::set(ggml_tensor * weight, const ggml_tensor * stored, cons
     std::vector<char> converted(ggml_nbytes(weight)); // rows beyond those of the file stay zero: all types have it as zeros
 
     constexpr int64_t ROWS = 64;
-    worker_pool workers((int) std::thread::hardware_concurrency());
-    workers.each((int) ((stored->ne[1] + ROWS - 1)/ROWS), [&](int item) {
-        std::vector<float> row(n_out, 0.0f);
+    const int n_items = (int) ((stored->ne[1] + ROWS - 1)/ROWS);
+    std::vector<float> row_of_item(n_items*n_out); // here and not by the workers, which must not throw
+    worker_pool workers(std::min((int) std::thread::hardware_concurrency(), n_items));
+    workers.each(n_items, [&](int item) {
+        float * row = row_of_item.data() + item*n_out;
         const int64_t end = std::min((item + 1)*ROWS, stored->ne[1]);
         for (int64_t i = item*ROWS; i < end; ++i) {
             const char * from = (const char *) data + i*stored->nb[1];
             if (stored->type == GGML_TYPE_F32) {
-                memcpy(row.data(), from, n_in*sizeof(float));
+                memcpy(row, from, n_in*sizeof(float));
             } else {
-                to_float(from, row.data(), n_in);
+                to_float(from, row, n_in);
             }
-            ggml_quantize_chunk(weight->type, row.data(), converted.data() + i*row_out, 0, 1, n_out, nullptr);
+            ggml_quantize_chunk(weight->type, row, converted.data() + i*row_out, 0, 1, n_out, nullptr);
         }
     });
     ggml_backend_tensor_set(weight, converted.data(), 0, converted.size());

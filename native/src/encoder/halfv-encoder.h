@@ -17,12 +17,9 @@ struct encoder_settings {
     int32_t     attention = HALFV_ATTENTION_FAST;
     std::string weights   = "auto"; // or "off", "file", the name of a ggml type
 
-    // those of this thread; all off under HALFV=off
-    LLAMA_API static encoder_settings current();
+    // those of this thread, as halfv_get_encoder tells them
+    static encoder_settings current();
 };
-
-// throws std::runtime_error with one sentence when one is not known
-void set_encoder_settings(const encoder_settings & settings);
 
 //
 // attention
@@ -33,7 +30,7 @@ struct grid_window {
 };
 
 // A grid cut into windows of side x side, smaller at its right and lower edge; those of one size follow each other.
-LLAMA_API std::vector<grid_window> grid_windows(int width, int height, int side);
+std::vector<grid_window> grid_windows(int width, int height, int side);
 
 struct encoder_attention {
     int32_t level  = HALFV_ATTENTION_STOCK;
@@ -44,7 +41,7 @@ struct encoder_attention {
     std::vector<int> windows;
 
     // q, k and v are [d_head, n_head, n_tokens, n], the result [d_head * n_head, n_tokens * n]; null: as llama.cpp does it
-    LLAMA_API ggml_tensor * build(
+    ggml_tensor * build(
             ggml_context * ctx, ggml_tensor * q, ggml_tensor * k, ggml_tensor * v, const ggml_tensor * mask, float scale,
             bool flash) const;
 };
@@ -54,22 +51,22 @@ struct encoder_attention {
 //
 
 // A matrix of an encoder times x on a CPU, in the parts that are fastest. Only once the matrix has memory.
-LLAMA_API ggml_tensor * multiply(ggml_context * ctx, ggml_tensor * matrix, ggml_tensor * x);
+ggml_tensor * multiply(ggml_context * ctx, ggml_tensor * matrix, ggml_tensor * x);
 
 // Gives the matrices of an encoder the type, the row length and the buffer with which this machine multiplies fastest.
 class encoder_weights {
 public:
     // Changes tensors of `weights`, which have no memory yet. `graph` is one that uses them.
-    LLAMA_API void plan(const encoder_settings & settings, ggml_backend_t backend, ggml_cgraph * graph, ggml_context * weights);
+    void plan(const encoder_settings & settings, ggml_backend_t backend, ggml_cgraph * graph, ggml_context * weights);
 
     // memory for the matrices that go to a buffer of another type; the other tensors get none
-    LLAMA_API std::vector<ggml_backend_buffer_ptr> allocate() const;
+    std::vector<ggml_backend_buffer_ptr> allocate() const;
 
     // whether data must go through set()
-    LLAMA_API bool owns(const ggml_tensor * weight) const;
+    bool owns(const ggml_tensor * weight) const;
 
     // `data` is what the file has, `stored` its type and shape
-    LLAMA_API void set(ggml_tensor * weight, const ggml_tensor * stored, const void * data) const;
+    void set(ggml_tensor * weight, const ggml_tensor * stored, const void * data) const;
 
     // how much larger than in the file they are, in bytes
     int64_t growth = 0;
