@@ -6,10 +6,12 @@ from ctypes import POINTER, Structure, c_uint32, c_uint64, sizeof
 from typing import TYPE_CHECKING, Annotated, Any
 
 from halfv_cpp.c_types import (
+    Address,
     Bool,
     Double,
     Doubles,
     Float,
+    Handles,
     Int,
     Int32,
     Int32s,
@@ -214,6 +216,12 @@ HALFV_ATTENTION_FAST = 2
 @function
 def halfv_set_encoder(weights: Text, attention: Int, /) -> Int32:
     """How encoders that this thread loads from now on compute; weights: b"auto", b"file", b"off" or a type."""
+
+
+# LLAMA_API int32_t halfv_get_encoder(const char ** weights, enum halfv_attention * attention);
+@function
+def halfv_get_encoder(weights: Handles, attention: Address, /) -> Int32:
+    """What they get, HALFV=off considered; libmtmd asks for it."""
 
 
 #
