@@ -13,11 +13,16 @@ BUILD := build/py
 PIN   := $(shell sed -n 's/^llama-cpp-python = .*"\(llama-cpp-python==[^"]*\)".*/\1/p' pyproject.toml)
 INSTALL := CMAKE_ARGS="$(CMAKE_FLAGS)" $(PY) -m pip install -q --no-build-isolation -Ccmake.define.HALFV_BUILD_TESTS=ON
 
-.PHONY: build test test-vulkan lint demo clean
+.PHONY: build check test test-vulkan lint demo clean
 
 build: $(VENV)/ready
 	@[ -d $(BUILD) ] || echo "Fetching and compiling llama.cpp: a few minutes, this first time" >&2
 	$(INSTALL) -e .
+
+# In about a minute: what needs no model of more than a few layers, no torch and no other build.
+QUICK := tests/test_house.py tests/files tests/cli/test_profile_cli.py tests/measure/test_eval_metrics.py tests/measure/test_policies.py
+check: lint build $(VENV)/ready-tests
+	$(PY) -m pytest -q $(QUICK)
 
 test: build $(VENV)/ready-tests
 	$(VENV)/bin/cmake --build $(BUILD) --target halfv-tests

@@ -55,7 +55,9 @@ def families(split: str) -> list[tuple[Path, Path]]:
     for package, files in FAMILIES[split].items():
         spec = importlib.util.find_spec(package)
         if spec is None or spec.origin is None:
-            raise ModuleNotFoundError(f"The font package '{package}' is missing: pip install '.[demo]'", name=package)
+            raise ModuleNotFoundError(
+                f"The font package '{package}' is missing: pip install '.[training]'", name=package
+            )
         folder = Path(spec.origin).parent / "files"
         found += [(folder / regular, folder / bold) for regular, bold in files]
     return found
