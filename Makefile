@@ -13,7 +13,7 @@ BUILD := build/py
 PIN   := $(shell sed -n 's/^llama-cpp-python = .*"\(llama-cpp-python==[^"]*\)".*/\1/p' pyproject.toml)
 INSTALL := CMAKE_ARGS="$(CMAKE_FLAGS)" $(PY) -m pip install -q --no-build-isolation -Ccmake.define.HALFV_BUILD_TESTS=ON
 
-.PHONY: build check test test-vulkan lint demo clean
+.PHONY: build check test test-vulkan lint demo check-pin clean
 
 build: $(VENV)/ready
 	@[ -d $(BUILD) ] || echo "Fetching and compiling llama.cpp: a few minutes, this first time" >&2
@@ -43,6 +43,10 @@ lint: $(VENV)/bin/ruff
 
 demo: build
 	$(PY) -m halfv_edge chat examples/receipt.png -p "What is the total?"
+
+# Is there a newer llama.cpp, and do the patches still apply to it? docs/releasing.md
+check-pin:
+	$(PYTHON) scripts/check-pin.py
 
 clean:
 	rm -rf build $(VENV)
