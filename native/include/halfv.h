@@ -112,7 +112,7 @@ LLAMA_API void halfv_begin_media(struct llama_context * ctx, enum halfv_media me
 
 // Run what needs no question now, while the person still types: coverage is chosen and carried through stage II.
 // The next question adds its anchors only, at most 2.5% of the picture or 8 tokens. The kept set differs from the exact mode, where anchors come first.
-// HALFV_OK; HALFV_NOTHING: no picture is waiting; HALFV_ERR_UNSUPPORTED, _MEMORY, _COMPUTE
+// HALFV_OK; HALFV_NOTHING: no picture is waiting, or all that waits is prepared; HALFV_ERR_UNSUPPORTED, _MEMORY, _COMPUTE
 LLAMA_API int32_t halfv_prepare(struct llama_context * ctx, llama_seq_id seq);
 
 // Keep up to this many bytes (f16, host memory, per sequence) of pruned tokens for halfv_topup; 0, the default: none.

@@ -56,14 +56,15 @@ std::vector<int32_t> prefill::cover(const sequence & s, const std::vector<row> &
     const float * hidden = block(s.hidden, rows, d, [](const row & r) { return (size_t) r.hidden; }, copy);
     final_norm_features(hidden, final_norm().data(), n, d, features.data());
 
+    const auto stop = [this]() { return aborted(); };
     if (!device) {
-        return halfv::cover(features.data(), n, d, anchors, k, ctx.cparams.n_threads_batch);
+        return halfv::cover(features.data(), n, d, anchors, k, ctx.cparams.n_threads_batch, stop);
     }
     std::vector<int32_t> res;
     std::vector<float> gram;
     for (const auto & group : cover_groups(n, anchors, k)) {
         if (!device_gram(device, features.data() + (size_t) group.first*d, group.count, d, gram)) {
-            return halfv::cover(features.data(), n, d, anchors, k, ctx.cparams.n_threads_batch);
+            return halfv::cover(features.data(), n, d, anchors, k, ctx.cparams.n_threads_batch, stop);
         }
         for (const int32_t i : cover_gram(gram.data(), group.count, group.anchors, group.k)) {
             res.push_back(group.first + i);

@@ -72,6 +72,7 @@ int32_t prefill::observe(const uint8_t * freeze, halfv_observer observer, void *
     if (!held || held->rows.empty()) {
         return HALFV_NOTHING;
     }
+    stopped = false;
     auto prompt = std::move(*held);
     held.reset();
     if (prompt.rows.back().image >= 0 || memory.seq_pos_max(prompt.seq_id) >= 0) {

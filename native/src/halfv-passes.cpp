@@ -47,6 +47,9 @@ int prefill::run(std::vector<step> steps, const std::function<void(const llama_u
         return 1;
     }
     do {
+        if (aborted()) { // a GPU's graphs do not ask
+            return 2;
+        }
         const auto & ubatch = mctx->get_ubatch();
         ggml_status status = GGML_STATUS_SUCCESS;
         const auto * res = ctx.process_ubatch(ubatch, LLM_GRAPH_TYPE_DEFAULT, mctx.get(), status);
@@ -55,8 +58,8 @@ int prefill::run(std::vector<step> steps, const std::function<void(const llama_u
         }
         if (collect) {
             collect(ubatch, *res);
+            ggml_backend_sched_synchronize(ctx.sched.get());
         }
-        ggml_backend_sched_synchronize(ctx.sched.get());
     } while (mctx->next());
     return 0;
 }

@@ -127,6 +127,7 @@ std::optional<int> prefill::decode_batch(llama_memory_context_ptr & mctx) {
     const llama_batch & batch = ctx.balloc->get_batch();
     const bool visual = batch.embd && !batch.token && media == HALFV_MEDIA_VISUAL;
 
+    stopped = false;
     if (held) {
         return hold_batch(batch, visual);
     }
@@ -175,6 +176,7 @@ std::optional<int> prefill::decode_batch(llama_memory_context_ptr & mctx) {
         }
         transaction->commit();
         new_image = false;
+        book_as_prompt();
         return 0;
     }
 
@@ -196,7 +198,7 @@ std::optional<int> prefill::decode_batch(llama_memory_context_ptr & mctx) {
     staged->transaction = std::move(transaction);
     staged->on_done = [this, lazy, t_start]() {
         new_image = false;
-        ggml_backend_sched_synchronize(ctx.sched.get());
+        book_as_prompt();
         for (const auto & part : lazy) {
             if (part.output) { memory.at(part.seq_id).stats.us_stage3 += ggml_time_us() - t_start; }
         }
@@ -249,6 +251,19 @@ void prefill::note_unpruned(const llama_batch & batch, halfv_reason reason) {
             im.settled = true;
         }
     }
+}
+
+bool prefill::aborted() {
+    stopped = stopped || (ctx.abort_callback && ctx.abort_callback(ctx.abort_callback_data));
+    return stopped;
+}
+
+// llama_perf takes a batch of one token for generation; one that waits, or settles a picture, is still the prompt
+void prefill::book_as_prompt() {
+    const bool one = ctx.n_queued_tokens == 1;
+    if (one) { ctx.n_queued_tokens = 2; }
+    ctx.synchronize();
+    if (one) { ctx.n_p_eval--; }
 }
 
 //
@@ -351,6 +366,9 @@ int prefill::settle(llama_seq_id seq_id, when moment, std::vector<step> * last) 
 
     std::vector<row> go, wait, pruned;
     choose_stage2(s, moment, go, wait, pruned);
+    if (stopped) {
+        return 2;
+    }
     lap(s.stats.us_select);
 
     // rows that went through stage II before the question, then those of now
@@ -471,6 +489,7 @@ void prefill::settle_waiting() {
         ctx.sched_reserve();
         ctx.memory_update(false);
 
+        stopped = false;
         staged_memory::transaction transaction(memory, seq_ids);
         int rc = 0;
         for (size_t i = 0; i < seq_ids.size() && rc == 0; ++i) {
@@ -503,12 +522,14 @@ void prefill::before_control_vector(const float * data, size_t len, int32_t n_em
 
 int32_t prefill::prepare(llama_seq_id seq_id) {
     const auto * s = memory.find(seq_id);
-    if (!s || s->rows.empty() || !prunes_now() || choice != HALFV_CHOICE_HALFV) {
+    const auto is_new = [&](const row & r) { return !r.deep && (r.image < 0 || !s->images[r.image].covered); };
+    if (!s || std::none_of(s->rows.begin(), s->rows.end(), is_new) || !prunes_now() || choice != HALFV_CHOICE_HALFV) {
         return HALFV_NOTHING;
     }
     ctx.sched_reserve();
     ctx.memory_update(false);
 
+    stopped = false;
     staged_memory::transaction transaction(memory, { seq_id });
     switch (settle(seq_id, when::before_question, nullptr)) {
         case  0: transaction.commit(); return HALFV_OK;

@@ -76,6 +76,8 @@ private:
     std::optional<int> decode_whole(llama_memory_context_ptr & mctx, const llama_batch & batch, bool visual, halfv_reason reason);
     void note_unpruned(const llama_batch & batch, halfv_reason reason);
     void report(image & im, halfv_reason reason);
+    bool aborted();
+    void book_as_prompt();
 
     int stage1(const share & part, bool visual);
     int settle(llama_seq_id seq_id, when moment, std::vector<step> * last);
@@ -119,6 +121,7 @@ private:
     halfv_media media = HALFV_MEDIA_VISUAL;
     bool new_image = false;
     bool reserved  = false;
+    bool stopped   = false; // the client's abort callback has said so, in this batch or call
     struct { std::vector<float> data; int32_t il_start = -1, il_end = -1; } control_vector; // the one in use
     int32_t n_groups = 0;
     uint32_t warned = 0; // bit per halfv_reason that the log has heard of

@@ -52,8 +52,9 @@ uint64_t key_of(float sim, int32_t i) {
 // Exact farthest-point sampling without all the dot products. A key only grows as tokens are chosen, so a key that
 // has not seen the latest chosen ones is a lower bound. Each round brings the `batch` smallest keys up to date and
 // chooses among them as long as the winner is below every key outside the batch.
-void cover_lazy(const float * features, int n, int d, const std::vector<int32_t> & anchors, int k, worker_pool & workers,
-                std::vector<int32_t> & chosen) {
+// False when it was stopped.
+bool cover_lazy(const float * features, int n, int d, const std::vector<int32_t> & anchors, int k, worker_pool & workers,
+                const std::function<bool()> & stop, std::vector<int32_t> & chosen) {
     const int batch = 144, block = 24; // block: a multiple of every tile size
     const dots_fn dots = best_dots();
     std::vector<uint64_t> key(n), open;
@@ -81,6 +82,9 @@ void cover_lazy(const float * features, int n, int d, const std::vector<int32_t>
         choose(i);
     }
     while ((int) chosen.size() < k) {
+        if (stop && stop()) {
+            return false;
+        }
         open.clear();
         for (int32_t i = 0; i < n; ++i) {
             if (!in[i]) {
@@ -159,6 +163,7 @@ void cover_lazy(const float * features, int n, int d, const std::vector<int32_t>
             }
         }
     }
+    return true;
 }
 
 } // namespace
@@ -338,7 +343,7 @@ std::vector<cover_group> cover_groups(int n, const std::vector<int32_t> & anchor
 }
 
 std::vector<int32_t> cover(const float * features, int n, int d, const std::vector<int32_t> & anchors, int k,
-                           int n_threads) {
+                           int n_threads, const std::function<bool()> & stop) {
     std::vector<int32_t> kept, chosen;
     if (d < 1) {
         return kept;
@@ -346,7 +351,9 @@ std::vector<int32_t> cover(const float * features, int n, int d, const std::vect
     worker_pool workers(std::min(n_threads, 16)); // a round has no more work than that
     for (const cover_group & g : cover_groups(n, anchors, k)) {
         chosen.clear();
-        cover_lazy(features + (size_t) g.first * d, g.count, d, g.anchors, g.k, workers, chosen);
+        if (!cover_lazy(features + (size_t) g.first * d, g.count, d, g.anchors, g.k, workers, stop, chosen)) {
+            return {};
+        }
         for (int32_t i : chosen) {
             kept.push_back(g.first + i);
         }

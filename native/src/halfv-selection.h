@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 namespace halfv {
@@ -40,8 +41,9 @@ void final_norm_features(const float * rows, const float * norm_weight, int n, i
 // is token 0. Anchors are always in the result, so it has min(n, max(k, anchors)) tokens.
 // A similarity that is NaN is ignored: it brings no token nearer.
 // More than cover_group_max tokens: each of cover_groups() on its own.
+// `stop`, if given, is asked every few milliseconds; once it says yes, nothing is chosen.
 std::vector<int32_t> cover(const float * features, int n, int d, const std::vector<int32_t> & anchors, int k,
-                           int n_threads = 1);
+                           int n_threads = 1, const std::function<bool()> & stop = nullptr);
 
 // The same over a symmetric matrix of similarities [n][n]; never grouped.
 std::vector<int32_t> cover_gram(const float * gram, int n, const std::vector<int32_t> & anchors, int k);

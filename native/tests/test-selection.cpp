@@ -340,6 +340,8 @@ static void test_cover_edges() {
     CHECK(halfv::cover(f, 4, 0, { 1 }, 2).empty());
     CHECK(halfv::cover(f, 4, 2, {}, 2, 0) == (ids{ 0, 2 }));
     CHECK(halfv::cover(f, 4, 2, {}, 2, -3) == (ids{ 0, 2 }));
+    CHECK(halfv::cover(f, 4, 2, {}, 2, 1, [] { return false; }) == (ids{ 0, 2 }));
+    CHECK(halfv::cover(f, 4, 2, {}, 2, 1, [] { return true; }).empty());
 
     // all alike: by index
     const std::vector<float> same(300 * 5, 0.25f);
