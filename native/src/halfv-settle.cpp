@@ -1,0 +1,285 @@
+// Stage I of what is lazy, and the later stages once the question is there.
+
+#include "halfv-prefill.h"
+
+#include "llama-batch.h"
+#include "llama-context.h"
+#include "llama-impl.h"
+#include "llama-model.h"
+
+#include <algorithm>
+#include <cstring>
+#include <tuple>
+
+namespace halfv {
+
+int prefill::stage1(const share & part, bool visual) {
+    const auto & hparams = ctx.model.hparams;
+    const auto & bounds  = memory.bounds;
+    const llama_batch & batch = ctx.balloc->get_batch();
+    const int64_t t_start = ggml_time_us();
+    const bool keeps_keys = visual || wants_attention();
+    const graph_pass pass = { bounds[0], bounds[1], false, bounds[1] - 1, wants_attention() };
+
+    std::vector<step> steps;
+    for (size_t i = 0; i < part.idxs.size(); i += ctx.cparams.n_ubatch) {
+        const auto end = std::min(part.idxs.size(), i + ctx.cparams.n_ubatch);
+        steps.push_back({ ubatch_of_batch(batch, { part.idxs.begin() + i, part.idxs.begin() + end }, 1), pass });
+    }
+
+    auto & s = memory.at(part.seq_id);
+    const uint64_t before = memory.n_cells(0, part.seq_id);
+    const uint64_t n_all  = part.idxs.size();
+    const int32_t  group  = ctx.cparams.causal_attn ? -1 : n_groups++;
+
+    if (visual) {
+        const bool follows = !s.images.empty() && !s.images.back().closed && !new_image &&
+                             !s.rows.empty() && s.rows.back().image == (int32_t) s.images.size() - 1;
+        if (!follows) {
+            s.images.emplace_back();
+            s.images.back().pos = batch.pos[part.idxs[0]];
+        }
+    }
+
+    const int rc = run(std::move(steps), [&](const llama_ubatch & ubatch, const llm_graph_result & res) {
+        const uint32_t n      = ubatch.n_tokens;
+        const uint32_t hidden = s.hidden.grow(n);
+        const uint32_t keys   = keeps_keys ? s.keys.grow(n) : 0;
+
+        // a wider row has room for what deep-stack layers add later
+        std::vector<float> narrow(memory.n_hidden == hparams.n_embd ? 0 : (size_t) n*hparams.n_embd);
+        read(res.t_embd, narrow.empty() ? s.hidden.at(hidden) : narrow.data());
+        if (keeps_keys) {
+            read(res.t_halfv_k, s.keys.at(keys));
+        }
+        s.query.resize(ggml_nelements(res.t_halfv_q));
+        read(res.t_halfv_q, s.query.data());
+        ggml_backend_sched_synchronize(ctx.sched.get());
+
+        for (uint32_t i = 0; i < n; ++i) {
+            if (!narrow.empty()) {
+                float * dst = s.hidden.at(hidden + i);
+                memcpy(dst, narrow.data() + (size_t) i*hparams.n_embd, hparams.n_embd*sizeof(float));
+                if (ubatch.embd) {
+                    memcpy(dst + hparams.n_embd, ubatch.embd + (size_t) i*memory.n_hidden + hparams.n_embd, (memory.n_hidden - hparams.n_embd)*sizeof(float));
+                }
+            }
+            row r = {};
+            for (uint32_t j = 0; j < ubatch.n_pos; ++j) {
+                r.pos[j] = ubatch.pos[j*n + i];
+            }
+            if (ubatch.token) {
+                r.pos[3] = 0; // as llm_graph_input_pos does for text
+            }
+            r.image     = visual ? (int32_t) s.images.size() - 1 : -1;
+            r.index     = visual ? s.images.back().n++ : -1;
+            r.hidden    = hidden + i;
+            r.key       = keeps_keys ? (int32_t) (keys + i) : -1;
+            r.group     = group;
+            r.batch_idx = ubatch.data->batch_idxs[i];
+            r.output    = ubatch.output[i];
+            s.rows.push_back(r);
+        }
+    });
+
+    s.stats.us_stage1   += ggml_time_us() - t_start;
+    s.stats.flops_dense += cost.span(bounds[0], bounds[n_stages], n_all, before);
+    s.stats.flops_spent += cost.span(bounds[0], bounds[1],        n_all, before);
+    return rc;
+}
+
+// Carries a sequence's pending tokens through the later stages. The last pass goes to `last` when that is given.
+// Before the question only what needs none is done; the rest stays pending.
+int prefill::settle(llama_seq_id seq_id, when moment, std::vector<step> * last) {
+    const auto & p = memory.profile;
+    const auto & bounds = memory.bounds;
+    const bool three     = memory.has_stage(2);
+    const bool asks_deep = three && prunes_now() && p.ssr_update > 0.0f && p.ssr_update < 1.0f; // stage III needs the question
+    auto & s = memory.at(seq_id);
+    memory.keep_lists(seq_id);
+
+    // what this batch asked for
+    uint64_t n_outputs = 0;
+    for (const auto & r : s.rows) { n_outputs += r.output; }
+    s.stats.flops_dense += cost.outputs(n_outputs);
+    s.stats.flops_spent += cost.outputs(n_outputs);
+
+    int64_t t_start = ggml_time_us();
+    const auto lap = [&](int64_t & total) { const int64_t now = ggml_time_us(); total += now - t_start; t_start = now; };
+
+    std::vector<row> go, wait, pruned;
+    choose_stage2(s, moment, go, wait, pruned);
+    if (stopped) {
+        return 2;
+    }
+    lap(s.stats.us_select);
+
+    // rows that went through stage II before the question, then those of now
+    std::vector<row> deep;
+    for (const auto & r : s.rows) {
+        if (r.deep) { deep.push_back(r); }
+    }
+
+    s.stats.flops_spent += cost.span(bounds[1], bounds[2], go.size(), memory.n_cells(1, seq_id));
+    const graph_pass pass2 = { bounds[1], three ? bounds[2] : INT32_MAX, false, asks_deep ? bounds[2] - 1 : -1, true };
+    std::vector<float> query;
+
+    // anchors that join a non-causal picture after the question must not see what followed it: they go causally
+    auto fed = go;
+    for (auto & r : fed) {
+        if (r.image >= 0 && s.images[r.image].covered) { r.group = -1; }
+    }
+    if (!three && last) {
+        for (auto & step : steps_of(seq_id, fed, s.hidden, pass2)) { last->push_back(std::move(step)); }
+    } else {
+        uint32_t i_go = 0;
+        const size_t n_embd = ctx.model.hparams.n_embd;
+        const int rc = run(steps_of(seq_id, fed, s.hidden, pass2), [&](const llama_ubatch & ubatch, const llm_graph_result & res) {
+            if (!three) {
+                return;
+            }
+            const uint32_t n = ubatch.n_tokens;
+            std::vector<float> hidden(n*n_embd), keys(asks_deep ? n*memory.n_key : 0);
+            read(res.t_embd, hidden.data());
+            if (asks_deep) {
+                read(res.t_halfv_k, keys.data());
+                query.resize(ggml_nelements(res.t_halfv_q));
+                read(res.t_halfv_q, query.data());
+            }
+            ggml_backend_sched_synchronize(ctx.sched.get());
+
+            const uint32_t slot = s.hidden.grow(n);
+            for (uint32_t i = 0; i < n; ++i, ++i_go) {
+                auto & r = go[i_go];
+                float * dst = s.hidden.at(slot + i);
+                memcpy(dst, hidden.data() + i*n_embd, n_embd*sizeof(float));
+                if (memory.n_hidden > n_embd) {
+                    memcpy(dst + n_embd, s.hidden.at(r.hidden) + n_embd, (memory.n_hidden - n_embd)*sizeof(float));
+                }
+                r.hidden = slot + i;
+                r.deep   = true;
+                if (asks_deep && (r.image >= 0 || wants_attention())) {
+                    r.key = s.keys.grow(1);
+                    std::copy_n(keys.data() + i*memory.n_key, memory.n_key, s.keys.at(r.key));
+                }
+            }
+        });
+        if (rc != 0) {
+            return rc;
+        }
+        lap(s.stats.us_stage2);
+    }
+
+    deep.insert(deep.end(), go.begin(), go.end());
+    if (moment == when::before_question && asks_deep) {
+        wait.insert(wait.end(), deep.begin(), deep.end());
+        deep.clear();
+    }
+    if (three && !deep.empty()) {
+        // prompt order; tokens of an M-RoPE picture share their first position
+        std::sort(deep.begin(), deep.end(), [](const row & a, const row & b) {
+            return std::tie(a.pos[0], a.image, a.index) < std::tie(b.pos[0], b.image, b.index);
+        });
+        const std::vector<uint8_t> active = choose_stage3(s, query, deep);
+        lap(s.stats.us_select);
+
+        // Frozen K and V first: the others see them. A non-causal picture is done before what follows is in the cache,
+        // as it has no mask to hide that.
+        for (size_t i = 0; i < deep.size();) {
+            std::vector<row> moving, frozen;
+            const size_t first = i;
+            for (; i < deep.size() && deep[i].group == deep[first].group; ++i) {
+                (active[i] ? moving : frozen).push_back(deep[i]);
+            }
+            if (p.ssr_rest == HALFV_REST_FROZEN) {
+                s.stats.flops_spent += cost.kv_only(bounds[2], bounds[3], frozen.size());
+                if (const int rc = run(steps_of(seq_id, frozen, s.hidden, { bounds[2], bounds[3], true }), nullptr)) {
+                    return rc;
+                }
+                lap(s.stats.us_frozen);
+            }
+            s.stats.flops_spent += cost.span(bounds[2], bounds[3], moving.size(), memory.n_cells(2, seq_id));
+            auto steps = steps_of(seq_id, moving, s.hidden, { bounds[2] });
+            if (last && i == deep.size()) { // outputs are asked of the end of the prompt
+                for (auto & step : steps) { last->push_back(std::move(step)); }
+            } else if (const int rc = run(std::move(steps), nullptr)) {
+                return rc;
+            }
+            lap(s.stats.us_stage3);
+        }
+    }
+
+    for (auto & im : s.images) {
+        im.closed = true;
+        if (moment == when::question) { im.settled = true; } else { im.covered = true; }
+        std::sort(im.kept.begin(), im.kept.end());
+        std::sort(im.deep.begin(), im.deep.end());
+    }
+    store(s, pruned);
+    s.rows = std::move(wait);
+    if (moment == when::question) {
+        s.new_question = false;
+    }
+    return 0;
+}
+
+void prefill::settle_waiting() {
+    const auto seq_ids = memory.waiting();
+    if (seq_ids.empty()) {
+        return;
+    }
+    try {
+        ctx.sched_reserve();
+        ctx.memory_update(false);
+
+        stopped = false;
+        staged_memory::transaction transaction(memory, seq_ids);
+        int rc = 0;
+        for (size_t i = 0; i < seq_ids.size() && rc == 0; ++i) {
+            rc = settle(seq_ids[i], when::question, nullptr);
+        }
+        if (rc == 0) {
+            transaction.commit();
+            return;
+        }
+    } catch (const std::exception & err) {
+        LLAMA_LOG_ERROR("%s: HalfV: %s\n", __func__, err.what());
+    }
+    LLAMA_LOG_WARN("%s: HalfV: tokens that wait could not go on before the adapters changed; they will go on with the new ones\n", __func__);
+}
+
+void prefill::before_control_vector(const float * data, size_t len, int32_t n_embd, int32_t il_start, int32_t il_end) {
+    if (data && n_embd != (int32_t) ctx.model.hparams.n_embd) {
+        return; // will be refused
+    }
+    decltype(control_vector) next;
+    if (data) {
+        next = { { data, data + len }, il_start, il_end };
+    }
+    auto & now = control_vector;
+    if (next.il_start != now.il_start || next.il_end != now.il_end || next.data != now.data) {
+        settle_waiting();
+        now = std::move(next);
+    }
+}
+
+int32_t prefill::prepare(llama_seq_id seq_id) {
+    const auto * s = memory.find(seq_id);
+    const auto is_new = [&](const row & r) { return !r.deep && (r.image < 0 || !s->images[r.image].covered); };
+    if (!s || std::none_of(s->rows.begin(), s->rows.end(), is_new) || !prunes_now() || choice != HALFV_CHOICE_HALFV) {
+        return HALFV_NOTHING;
+    }
+    ctx.sched_reserve();
+    ctx.memory_update(false);
+
+    stopped = false;
+    staged_memory::transaction transaction(memory, { seq_id });
+    switch (settle(seq_id, when::before_question, nullptr)) {
+        case  0: transaction.commit(); return HALFV_OK;
+        case  1:
+        case -2: return HALFV_ERR_MEMORY;
+        default: return HALFV_ERR_COMPUTE;
+    }
+}
+
+} // namespace halfv
