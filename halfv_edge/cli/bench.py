@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,7 +140,7 @@ def _subject(args: argparse.Namespace, console: Console) -> tuple[Subject, profi
                 f"--tokens {counts[0]} does not fit: the encoder of {args.shape} always gives {shape.tokens[0]}; "
                 "use --no-encoder for other numbers."
             )
-        folder = args.models or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "halfv-edge/shapes"
+        folder = args.models or files.cache_folder() / "shapes"
         console.status(f"looking for {args.shape} in {folder}, or writing it ...")
         about = model_file.ModelFile.read(shapes.model_file(args.shape, shape, args.ftype, folder))
         mmproj = None if args.no_encoder else shapes.mmproj_file(args.shape, shape, folder)

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
+from halfv_edge import files
+
 DIM, BOLD, PLAIN = "\x1b[2m", "\x1b[1m", "\x1b[0m"
 CLEAR_LINE = "\r\x1b[K"
 # An answer can hold what a picture or a prompt made the model say: on a terminal it must not move the cursor or worse.
@@ -150,8 +152,7 @@ def _signals_noticed() -> Iterator[None]:
 
 
 def history_path() -> Path:
-    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(state) / "halfv-edge" / "chat_history"
+    return files.state_folder() / "chat_history"
 
 
 def _completion(line: str, commands: Sequence[str], state: int) -> str | None:

@@ -17,6 +17,7 @@ import numpy as np
 from halfv_cpp import llama_h, log
 from halfv_cpp.machine import n_cores
 
+from halfv_edge import files
 from halfv_edge.engine.encoder import MMPROJ_TYPES, Encoder
 from halfv_edge.engine.images import Picture
 from halfv_edge.measure.bench import machine, pictures, shapes
@@ -30,9 +31,7 @@ def main() -> None:
     parser.add_argument("--types", default="off,auto", help=f"compared with the first: {', '.join(MMPROJ_TYPES)}")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=n_cores())
-    parser.add_argument(
-        "--models", type=Path, default=Path.home() / ".cache/halfv-edge/shapes", help="folder of the files"
-    )
+    parser.add_argument("--models", type=Path, default=files.cache_folder() / "shapes", help="folder of the files")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     machine.warn_when_busy()
