@@ -1,5 +1,53 @@
-"""HalfV Edge: visual token pruning for llama.cpp."""
+"""HalfV Edge: visual token pruning for llama.cpp.
 
+The names below are the public ones. Each is imported when it is first used, so that `import halfv_edge` is fast.
+"""
+
+from __future__ import annotations
+
+import importlib
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from halfv_edge.draw.token_map import draw_token_map as draw_token_map
+    from halfv_edge.engine.chat import Answer as Answer
+    from halfv_edge.engine.chat import Chat as Chat
+    from halfv_edge.engine.model import Model as Model
+    from halfv_edge.engine.options import ModelOptions as ModelOptions
+    from halfv_edge.engine.sampling import AnswerOptions as AnswerOptions
+    from halfv_edge.engine.stats import Stats as Stats
+    from halfv_edge.engine.tokens import TokenMap as TokenMap
+    from halfv_edge.errors import HalfVError as HalfVError
+    from halfv_edge.errors import RunError as RunError
+    from halfv_edge.handler.handler import HalfVChatHandler as HalfVChatHandler
+    from halfv_edge.profile.profile import Profile as Profile
 
 __version__ = version("halfv-edge")
+
+_HOME = {
+    "Answer": "engine.chat",
+    "AnswerOptions": "engine.sampling",
+    "Chat": "engine.chat",
+    "HalfVChatHandler": "handler.handler",
+    "HalfVError": "errors",
+    "Model": "engine.model",
+    "ModelOptions": "engine.options",
+    "Profile": "profile.profile",
+    "RunError": "errors",
+    "Stats": "engine.stats",
+    "TokenMap": "engine.tokens",
+    "draw_token_map": "draw.token_map",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'halfv_edge' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"halfv_edge.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

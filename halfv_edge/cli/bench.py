@@ -120,7 +120,7 @@ def _check(args: argparse.Namespace) -> None:
 def _subject(args: argparse.Namespace, console: Console) -> tuple[Subject, profile.Profile | None]:
     """What to measure, and the profile it comes with."""
     from halfv_edge.engine.encoder import find
-    from halfv_edge.engine.model import resolve_profile
+    from halfv_edge.engine.runtime import resolve_profile
     from halfv_edge.measure.bench.run import Picture, Subject
 
     flags.read_images(args.images)

@@ -125,7 +125,7 @@ def _load(args: argparse.Namespace, console: Console) -> Model:
         model = flags.load(args, console)
     import halfv_cpp
 
-    if not halfv_cpp.halfv_model_supported(model.pointer):
+    if not halfv_cpp.halfv_model_supported(model.runtime.pointer):
         model.close()
         raise HalfVError(f"{model.path} cannot be calibrated: its architecture has no hooks, so it cannot be pruned.")
     if args.write and model.path.is_symlink():

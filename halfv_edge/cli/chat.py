@@ -66,7 +66,7 @@ def _chat(args: argparse.Namespace) -> int:
 
     with model:
         if args.grammar:
-            _check_grammar(args.grammar, sampling["grammar"], model.vocab)
+            _check_grammar(args.grammar, sampling["grammar"], model.runtime.vocab)
         exact = args.exact or (question is not None and not args.prepare)
         chat = model.chat(args.system, mode="exact" if exact else "prepare")
         session = Session(chat, console, sampling, args.image_max_tokens)
@@ -92,17 +92,17 @@ def _question(prompt: str | None) -> str | None:
 
 def _sampling(args: argparse.Namespace) -> dict[str, Any]:
     """What Chat.ask takes, checked as far as that goes without a model."""
-    from halfv_edge.engine.sampling import Sampling
+    from halfv_edge.engine.sampling import AnswerOptions
 
     settings = {"temperature": args.temp, "top_k": args.top_k, "top_p": args.top_p, "min_p": args.min_p}
     settings |= {"seed": args.seed, "grammar": None, "json_schema": None}
-    Sampling(**settings)
+    AnswerOptions(**settings)
     if args.grammar:
         settings["grammar"] = flags.read_text(args.grammar, "--grammar")
     if args.json_schema:
         settings["json_schema"] = flags.read_text(args.json_schema, "--json-schema")
         try:
-            Sampling(**settings).gbnf()
+            AnswerOptions(**settings).gbnf()
         except HalfVError as error:
             raise HalfVError(f"{args.json_schema}: {error}") from error
     return settings | {"max_tokens": args.max_tokens}
@@ -110,14 +110,14 @@ def _sampling(args: argparse.Namespace) -> dict[str, Any]:
 
 def _check_grammar(path: str, text: str, vocab: int) -> None:
     """Its parser says what is wrong on stderr, in several lines."""
-    from halfv_edge.engine.sampling import Sampler, Sampling
+    from halfv_edge.engine.sampling import AnswerOptions, Sampler
 
     with tempfile.TemporaryFile() as said:
         sys.stderr.flush()
         stderr = os.dup(2)
         os.dup2(said.fileno(), 2)
         try:
-            Sampler(Sampling(grammar=text), vocab).close()
+            Sampler(AnswerOptions(grammar=text), vocab).close()
         except HalfVError as error:
             said.seek(0)
             why = said.readline().decode("utf-8", "replace").rpartition("grammar: ")[2].strip().removesuffix(" at")
@@ -136,7 +136,7 @@ def _answer_once(session: Session, question: str, pictures: list[Picture], as_js
         session.out.say("halfv: interrupted.")
         return INTERRUPTED
     if as_json:
-        why = report.why_whole(chat.model, chat.token_maps)
+        why = report.why_whole(chat.runtime, chat.token_maps)
         print(json.dumps(report.as_json(reply.text, chat.stats, session.pictures, chat, why), indent=2))
         return 0
     session.report()

@@ -93,14 +93,13 @@ def _check(args: argparse.Namespace) -> None:
 def _run(args: argparse.Namespace, console: Console, model: Model, asked: list[Question]) -> dict[str, Any]:
     from halfv_edge.measure.bench import machine
     from halfv_edge.measure.eval import frontier, questions, report, run
-    from halfv_edge.measure.eval.asking import Asker, Seeing
+    from halfv_edge.measure.eval.asking import Asker
 
     dialogues = questions.some(questions.dialogues(asked), args.limit) if args.follow_up else []
     if args.follow_up and not dialogues:
         raise HalfVError(f"{args.questions[0]} has no picture with two questions, as --follow-up needs.")
     place = args.work or Path(f"eval-{model.path.stem}{'-follow-up' * args.follow_up}.jsonl")
-    seeing = Seeing(args.image_max_tokens, args.mmproj_type.lower(), args.gpu_layers != 0)
-    asker = Asker(model, args.max_tokens, args.kl_tokens, args.ctx, seeing)
+    asker = Asker(model, args.max_tokens, args.kl_tokens, args.ctx)
     work = run.open_work(place, asker, args.follow_up)
     if work.results:
         console.say(f"halfv: {place} has {len(work.results)} results of an earlier run: going on from there.")
@@ -135,7 +134,7 @@ def _run(args: argparse.Namespace, console: Console, model: Model, asked: list[Q
         "follow_up": args.follow_up,
         "max_tokens": args.max_tokens,
         "kl_tokens": args.kl_tokens,
-        "n_threads": model._options["n_threads"],
+        "n_threads": model.runtime.n_threads,
         "commit": machine.commit(),
         "machine": machine.describe(),
         "rows": rows,

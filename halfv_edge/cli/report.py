@@ -60,7 +60,7 @@ def as_json(answer: str, stats: Stats, pictures: Sequence[Picture], chat: Chat, 
 
 
 def model_json(chat: Chat) -> dict[str, Any]:
-    model = chat.model
+    model = chat.runtime
     return {
         "path": str(model.path),
         "mmproj": str(model.encoder.path),
@@ -97,7 +97,7 @@ def why_whole(model: Model, maps: Sequence[TokenMap]) -> str:
 def _no_profile(model: Model) -> str:
     import halfv_cpp
 
-    if not halfv_cpp.halfv_model_supported(model.pointer):
+    if not halfv_cpp.halfv_model_supported(model.runtime.pointer):
         return "this architecture cannot be"
     return "no profile is known for this model, --profile names one"
 

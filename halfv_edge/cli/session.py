@@ -205,7 +205,7 @@ class Session:
     def report(self) -> None:
         """The dim line after an answer."""
         maps = self.chat.token_maps
-        why = report.why_whole(self.chat.model, maps)
+        why = report.why_whole(self.chat.runtime, maps)
         self.out.dim(report.one_line(self.chat.stats, self.wait_sec, why))
         if note := report.size_note(self._image_max_tokens, maps):
             self.out.say(note)
@@ -315,7 +315,7 @@ class Session:
         if not self.chat.stats.stopped:
             raise HalfVError("Nothing was answered yet: ask something first.")
         maps = self.chat.token_maps[: self.n_asked]
-        self.out.say(report.in_full(self.chat.stats, self.wait_sec, self.pictures, maps, self.chat.model))
+        self.out.say(report.in_full(self.chat.stats, self.wait_sec, self.pictures, maps, self.chat.runtime))
 
     def _tokens(self, rest: str) -> None:
         paths = _paths(rest)

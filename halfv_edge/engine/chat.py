@@ -8,21 +8,18 @@ import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from halfv_cpp import llama_h
 
 from halfv_edge.engine.context import Context, Item, StoppedError, common, n_cells
 from halfv_edge.engine.encoder import Chunk, Encoded
 from halfv_edge.engine.images import Picture, Source, load_all
-from halfv_edge.engine.sampling import Sampler, Sampling
+from halfv_edge.engine.runtime import Runtime
+from halfv_edge.engine.sampling import AnswerOptions, Sampler
 from halfv_edge.engine.stats import Stats, pruning_between, visual_counts
 from halfv_edge.engine.tokens import TokenMap
 from halfv_edge.errors import HalfVError
-
-if TYPE_CHECKING:
-    from halfv_edge.engine.model import Model
-
 
 HALF = "\ufffd"  # what a decoder gives for half a character
 
@@ -109,8 +106,9 @@ class Answer:
 class Chat:
     """A conversation about pictures. Its KV cache stays, so that a later turn pays only for what is new."""
 
-    def __init__(self, model: Model, context: Context, system: str | None, mode: str):
-        self.model = model
+    def __init__(self, runtime: Runtime, context: Context, system: str | None, mode: str):
+        self.runtime = runtime
+        self.encoder = context.encoder
         self.mode = mode
         self.system = system
         self.stats = Stats()
@@ -125,8 +123,7 @@ class Chat:
         self._pictures: dict[int, Encoded] = {}
         self._n_given = 0  # a number is not used twice, so that a marker always means the same picture
         self._waiting: list[int] = []  # pictures of the next question
-        vocab = self.model.vocab
-        bos = (llama_h.llama_vocab_bos(vocab),) if llama_h.llama_vocab_get_add_bos(vocab) else ()
+        bos = tuple(self.runtime.bos)
         self._checkpoints = [_Checkpoint("", 0, bos)]
         self._asked = False  # a question has been settled on the pictures
         self._turn = self._new_turn()
@@ -141,7 +138,7 @@ class Chat:
     def add_image(self, source: Source) -> None:
         """Give a picture for the next question. It is encoded and prepared now, while the person still types."""
         (picture,) = load_all([source])
-        with self.model.lock:
+        with self.runtime.lock:
             self._check_idle()
             self._context.request_stop(False)
             start = time.perf_counter()
@@ -190,11 +187,11 @@ class Chat:
             raise HalfVError(f"A {type(question).__name__} is not a question: give text.")
         if max_tokens is not None and max_tokens < 1:
             raise HalfVError(parameter="max_tokens", value=max_tokens, rule="at least 1")
-        seed = self.model.seed if seed is None else seed
-        settings = Sampling(temperature, top_k, top_p, min_p, seed, grammar, json_schema)
+        seed = self.runtime.options.seed if seed is None else seed
+        settings = AnswerOptions(temperature, top_k, top_p, min_p, seed, grammar, json_schema)
         stops = [text for text in ((stop,) if isinstance(stop, str) else stop) if text]
         pictures = load_all(images)
-        with self.model.lock:
+        with self.runtime.lock:
             self._check_idle()
             self._context.request_stop(False)
             before = self._n_given
@@ -204,7 +201,7 @@ class Chat:
                 content = self._content(question)
                 prompt = self._render(content)
                 self._check_room(prompt, "This question")
-                sampler = Sampler(settings, self.model.vocab)
+                sampler = Sampler(settings, self.runtime.vocab)
             except BaseException:
                 self._give_back(self._n_given - before)
                 raise
@@ -222,7 +219,7 @@ class Chat:
 
     def reset(self) -> None:
         """Forget the conversation and its pictures; the system message stays. An answer in the making ends."""
-        with self.model.lock:
+        with self.runtime.lock:
             self._check_open()
             self._context.clear()
             self._start()
@@ -230,7 +227,7 @@ class Chat:
     @property
     def token_maps(self) -> list[TokenMap]:
         """Which tokens of each picture were kept, in the order in which the pictures were given."""
-        with self.model.lock:
+        with self.runtime.lock:
             self._check_open()
             held = [item for item in self._context.items if isinstance(item, Chunk)]
             maps, at = [], 0
@@ -242,7 +239,7 @@ class Chat:
                         kept, deep = (self._context.image_tokens(at, stage) for stage in (2, 3))
                         at += 1
                     chosen.append((kept, deep))
-                maps.append(self.model.encoder.token_map(encoded, chosen))
+                maps.append(self.encoder.token_map(encoded, chosen))
             return maps
 
     @property
@@ -259,10 +256,10 @@ class Chat:
 
     def close(self) -> None:
         """End the conversation; its KV cache goes to the model's next chat."""
-        with self.model.lock:
+        with self.runtime.lock:
             if self._context is not None:
                 context, self._context, self._request = self._context, None, None
-                self.model._take_back(self, context)
+                self.runtime.take_back(context)
 
     def __enter__(self) -> Chat:
         return self
@@ -293,7 +290,7 @@ class Chat:
         return "".join(self._marker(picture) for picture in self._waiting) + question
 
     def _render(self, content: str) -> str:
-        return self.model.template.render([*self.messages, {"role": "user", "content": content}])
+        return self.runtime.template.render([*self.messages, {"role": "user", "content": content}])
 
     def _tokens(self, text: str, fresh: bool) -> list[Item]:
         """Text and pictures as items. `fresh`: the text begins the context, or follows a picture directly."""
@@ -302,16 +299,16 @@ class Chat:
             if number % 2:
                 items += self._pictures[int(part)].items
             elif part:
-                items += self.model.tokenize(part) if fresh or number else self._continue(part)
+                items += self.runtime.tokenize(part) if fresh or number else self._continue(part)
         return items
 
     def _continue(self, text: str) -> list[int]:
         """Tokens of text that goes on where other text ended: without the space that SPM puts before a first word."""
-        if llama_h.llama_vocab_type(self.model.vocab) == llama_h.LLAMA_VOCAB_TYPE_SPM:
-            anchor, both = self.model.tokenize("\n"), self.model.tokenize("\n" + text)
+        if llama_h.llama_vocab_type(self.runtime.vocab) == llama_h.LLAMA_VOCAB_TYPE_SPM:
+            anchor, both = self.runtime.tokenize("\n"), self.runtime.tokenize("\n" + text)
             if both[: len(anchor)] == anchor:
                 return both[len(anchor) :]
-        return self.model.tokenize(text)
+        return self.runtime.tokenize(text)
 
     def _plan(self, prompt: str) -> tuple[int, list[Item]]:
         """How many of the context's items stay, and what has to be evaluated after them.
@@ -329,24 +326,10 @@ class Chat:
 
     def _check_room(self, prompt: str, what: str) -> None:
         same, new = self._plan(prompt)
-        needed = n_cells(self._context.items[:same]) + n_cells(new) + 1
-        if needed > self._context.n_ctx:
-            raise HalfVError(
-                f"{what} needs a context of {needed} tokens, and this one has {self._context.n_ctx}",
-                hint="load the model with {n_ctx}, or start over with fewer or smaller pictures",
-                settings={"n_ctx": -(-needed // 1024) * 1024 + 1024},
-            )
+        self._context.check_room([*self._context.items[:same], *new], what)
 
     def _take(self, picture: Picture) -> None:
-        encoded = self.model.encoder.tokens(picture)
-        largest = max(chunk.n_tokens for chunk in encoded.chunks)
-        if self.model.encoder.non_causal and largest > self._context.n_batch:
-            raise HalfVError(
-                f"{picture.name} has {largest} visual tokens that see each other, and a batch has room for "
-                f"{self._context.n_batch}",
-                hint="load the model with {n_batch}",
-                settings={"n_batch": largest},
-            )
+        encoded = self.encoder.tokens(picture)
         self._pictures[self._n_given] = encoded
         self._waiting.append(self._n_given)
         self._n_given += 1
@@ -357,7 +340,7 @@ class Chat:
             del self._pictures[self._waiting.pop()]
 
     def _encode(self, encoded: Encoded) -> None:
-        seconds = self.model.encoder.encode(encoded)
+        seconds = self.encoder.encode(encoded)
         if seconds is not None:
             self._turn.encode_sec += seconds
             self._turn.n_encoded += 1
@@ -391,7 +374,7 @@ class Chat:
 
     def _step(self, request: _Request, decoder: codecs.IncrementalDecoder) -> bool:
         """One token; False when there are no more."""
-        with self.model.lock:
+        with self.runtime.lock:
             if self._request is not request:  # the chat was closed or reset
                 return False
             context, start = self._context, time.perf_counter()
@@ -412,13 +395,13 @@ class Chat:
                     request.counts = self._counts(request)
                 else:
                     request.generate_sec += time.perf_counter() - start
-                if token is None or llama_h.llama_vocab_is_eog(self.model.vocab, token):
+                if token is None or self.runtime.is_end(token):
                     token, request.stopped = None, "end"
             if token is None:
                 request.raw += decoder.decode(b"", final=True)
                 return False
             request.generated.append(token)
-            request.raw += decoder.decode(self.model.piece(token))
+            request.raw += decoder.decode(self.runtime.piece(token))
             cut = min((place for place in map(request.raw.find, request.stops) if place >= 0), default=-1)
             if cut >= 0:
                 request.raw, request.stopped = request.raw[:cut], "stop"
@@ -447,7 +430,7 @@ class Chat:
 
     def _leave(self, request: _Request) -> None:
         """Write down what was answered; a question without a single token was not asked."""
-        with self.model.lock:
+        with self.runtime.lock:
             request.sampler.close()
             if self._request is not request:
                 return

@@ -56,6 +56,8 @@ class Context:
         self._next = 0
         self.n_ctx = llama_h.llama_n_ctx(pointer)
         self.n_batch = llama_h.llama_n_batch(pointer)
+        self.n_ubatch = llama_h.llama_n_ubatch(pointer)
+        self.is_own = False  # made as the model's own ones are
         self.n_cells = 0
         self._stop = ctypes.create_string_buffer(2)  # "" or "\1"
         llama_h.llama_set_abort_callback(pointer, ABORT, ctypes.cast(self._stop, ctypes.c_void_p))
@@ -83,6 +85,23 @@ class Context:
 
     def common(self, items: Sequence[Item]) -> int:
         return common(self.items, items)
+
+    def check_room(self, items: Sequence[Item], what: str) -> None:
+        """Whether a prompt of these items and an answer fit; `what` needs it."""
+        needed = n_cells(items) + 1
+        if needed > self.n_ctx:
+            raise HalfVError(
+                f"{what} needs a context of {needed} tokens, and this one has {self.n_ctx}",
+                hint="load with {n_ctx}, or give fewer or smaller pictures",
+                settings={"n_ctx": -(-needed // 1024) * 1024 + 1024},
+            )
+        largest = max((item.n_tokens for item in items if isinstance(item, Chunk)), default=0)
+        if self.encoder.non_causal and largest > self.n_ubatch:
+            raise HalfVError(
+                f"A picture of {largest} tokens does not fit into one batch of {self.n_ubatch}, as this model needs it",
+                hint="load with {n_batch} and {n_ubatch}",
+                settings={"n_batch": largest, "n_ubatch": largest},
+            )
 
     def truncate(self, count: int) -> None:
         """Forget all items but the first `count`; a memory that cannot do that forgets everything."""

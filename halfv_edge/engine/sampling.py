@@ -18,7 +18,7 @@ CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)
 
 
 @dataclass(frozen=True, slots=True)
-class Sampling:
+class AnswerOptions:
     """Settings of an answer. `temperature` 0 always takes the likeliest token; `seed` None is a new one every time."""
 
     temperature: float = 0.2  # as llama-mtmd-cli: pictures are described better than at 0.8
@@ -56,7 +56,7 @@ class Sampler:
     """llama.cpp's samplers for one answer. As in llama.cpp a grammar is asked about the token that the others choose,
     and only when it refuses that one about all of them: that is cheaper, and leaves most answers as they would be."""
 
-    def __init__(self, settings: Sampling, vocab: int):
+    def __init__(self, settings: AnswerOptions, vocab: int):
         self._n_vocab = llama_h.llama_vocab_n_tokens(vocab)
         self._grammar = None
         text = settings.gbnf()
@@ -105,7 +105,7 @@ class Sampler:
         self._chain = self._grammar = None
 
 
-def _parts(settings: Sampling) -> Iterator[int]:
+def _parts(settings: AnswerOptions) -> Iterator[int]:
     """In the order of llama.cpp's tools."""
     if settings.temperature == 0:
         yield llama_h.llama_sampler_init_greedy()

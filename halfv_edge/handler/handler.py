@@ -23,8 +23,9 @@ import numpy as np
 from halfv_cpp import llama_h, log
 
 from halfv_edge.engine import encoder, images, stats
-from halfv_edge.engine import model as engine_model
-from halfv_edge.engine.context import SEQ, Context, Item, n_cells
+from halfv_edge.engine import options as engine_options
+from halfv_edge.engine import runtime as engine_runtime
+from halfv_edge.engine.context import SEQ, Context, Item
 from halfv_edge.engine.encoder import Chunk, Encoded, Encoder
 from halfv_edge.engine.stats import Stats
 from halfv_edge.errors import HalfVError
@@ -62,7 +63,7 @@ class HalfVChatHandler:
         profile: Profile | Mapping[str, Any] | str | Path | None = None,
         keep: float | None = None,
         pixel_tau: float | Literal["off"] | None = None,
-        exact: bool = False,
+        reselect: bool = False,
         mmproj_type: str = "auto",
         image_max_tokens: int | None = None,
         image_cache_mb: int = 512,
@@ -73,7 +74,7 @@ class HalfVChatHandler:
         like: the handler whose prompt format is used; by default that is the chat template in the GGUF.
         profile, keep, pixel_tau, mmproj_type, image_max_tokens, image_cache_mb, topup_mb: as in
         halfv_edge.engine.model.Model.load.
-        exact: an edited question chooses its visual tokens anew, as if the conversation came for the first time.
+        reselect: an edited question chooses its visual tokens anew, as if the conversation came for the first time.
         Without it those of the former question stay and the ones that matter to the new one join them: that is faster.
         """
         self.stats = Stats()  # of the last request
@@ -85,8 +86,8 @@ class HalfVChatHandler:
         self._wanted = profile
         self._keep = keep
         self._pixel_tau = pixel_tau
-        self._exact = exact
-        engine_model.check_choice("mmproj_type", mmproj_type, encoder.MMPROJ_TYPES)
+        self._reselect = reselect
+        engine_options.check_choice("mmproj_type", mmproj_type, encoder.MMPROJ_TYPES)
         self._mmproj_type = mmproj_type
         self._image_max_tokens = image_max_tokens
         self._cache_bytes = image_cache_mb << 20
@@ -157,8 +158,8 @@ class HalfVChatHandler:
             return self._session
         log.capture(llama.verbose)
         about = model_file.ModelFile.read(llama.model_path)
-        wanted = engine_model.resolve_profile(about, self._wanted, self._keep, self._pixel_tau)
-        resolved = engine_model.if_supported(wanted, llama.model, about.path)
+        wanted = engine_runtime.resolve_profile(about, self._wanted, self._keep, self._pixel_tau)
+        resolved = engine_runtime.if_supported(wanted, llama.model, about.path)
         _set_profile(llama, resolved.profile)  # before the encoder, which takes pixel_tau from the model
         flash_attn = llama.context_params.flash_attn_type == llama_h.LLAMA_FLASH_ATTN_TYPE_ENABLED
         vision = Encoder.load(
@@ -168,7 +169,7 @@ class HalfVChatHandler:
             use_gpu=self._use_gpu,
             n_threads=llama.n_threads,
             # a Llama has none unless it is told to, and an encoder takes several times as long without
-            flash_attn=int(flash_attn) if self._mmproj_type == "off" else engine_model.FLASH["auto"],
+            flash_attn=int(flash_attn) if self._mmproj_type == "off" else engine_options.FLASH["auto"],
             image_max_tokens=self._image_max_tokens,
             pixel_tau=resolved.profile and resolved.profile.pixel_tau,
             weights=self._mmproj_type,
@@ -192,10 +193,10 @@ class HalfVChatHandler:
         n_evaluated, decode_sec, counted = context.n_evaluated, context.decode_sec, context.stats()
         pictures, fresh = self._pictures(session, urls)
         parts = _parts(llama, self._format.prompt, pictures)
-        _check_room(session, llama, parts)
+        context.check_room(list(itertools.chain(*parts)), "This conversation")
         encode_sec = [session.encoder.encode(encoded) for encoded in fresh]
         session.remember({urls[mark]: picture for mark, picture in pictures.items()})
-        session.evaluate(llama, list(itertools.chain(*parts)), self._exact)
+        session.evaluate(llama, list(itertools.chain(*parts)), self._reselect)
         self.stats = Stats(
             ttft_sec=time.perf_counter() - start,
             encode_sec=sum(encode_sec),
@@ -263,13 +264,13 @@ class _Session:
         for digest, items in self.by_digest.items():
             self.context.name_chunks(digest, [item for item in items if isinstance(item, Chunk)])
 
-    def evaluate(self, llama: llama_cpp.Llama, items: list[Item], exact: bool) -> None:
+    def evaluate(self, llama: llama_cpp.Llama, items: list[Item], reselect: bool) -> None:
         """Make the context hold the prompt, from what it has in common with it."""
         context, ready = self.context, False
         context.catch_up(llama)
         try:
             shared = same = context.common(items)
-            if exact:
+            if reselect:
                 same = min([same, *(first for first, end in self._chosen if first < same < end)])
             context.truncate(min(same, len(items) - 1))  # something must give logits
             same = len(context.items)
@@ -363,24 +364,6 @@ def _parts(llama: llama_cpp.Llama, text: str, pictures: Mapping[str, _Seen]) -> 
     if not any(parts):
         raise HalfVError("The prompt is empty: give a message.")
     return parts
-
-
-def _check_room(session: _Session, llama: llama_cpp.Llama, parts: list[list[Item]]) -> None:
-    items = list(itertools.chain(*parts))
-    chunks = [item for item in items if isinstance(item, Chunk)]
-    needed, n_ctx = n_cells(items) + 1, session.context.n_ctx
-    if needed > n_ctx:
-        raise HalfVError(
-            f"This conversation needs a context of {needed} tokens, {n_cells(chunks)} of them for pictures, but n_ctx "
-            f"is {n_ctx}: make the Llama with n_ctx={-(-needed // 1024) * 1024 + 1024}, or send fewer or smaller "
-            "pictures."
-        )
-    largest = max((chunk.n_tokens for chunk in chunks), default=0)
-    if session.encoder.non_causal and largest > llama_h.llama_n_ubatch(llama.ctx):
-        raise HalfVError(
-            f"A picture of {largest} tokens does not fit into one batch, as this model needs it: make the Llama with "
-            f"n_batch={largest} and n_ubatch={largest} or more."
-        )
 
 
 def _pruning(context: Context, before: Mapping[str, Any]) -> dict[str, Any]:

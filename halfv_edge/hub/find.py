@@ -72,6 +72,16 @@ def find(model: str | None, hub: str | None, mmproj: str | None) -> Files:
     return Files(path, given)
 
 
+def locate(model: str | os.PathLike[str] | None, mmproj: str | os.PathLike[str] | None) -> Files:
+    """The files of a path, a repository "owner/repo[:QUANT]" or a name; of nothing, the model that comes along."""
+    name = None if model is None else os.fspath(model)
+    hub = None
+    is_like_one = isinstance(model, str) and HUB.fullmatch(model) and not model.lower().endswith(".gguf")
+    if is_like_one and not os.path.exists(Path(model).parent):  # else it is a mistyped file of that folder
+        name, hub = None, name
+    return find(name, hub, None if mmproj is None else os.fspath(mmproj))
+
+
 def _refuse(model: str) -> NoReturn:
     near = difflib.get_close_matches(model.lower(), KNOWN, 1)
     what = f"{model} does not exist"

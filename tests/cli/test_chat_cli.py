@@ -236,7 +236,7 @@ MISTAKES = {
     "cut.jpg": "cut.jpg is cut short or damaged (* bytes not processed)): get it again.",
     "bomb.png": "bomb.png is too large to decode safely: scale it down to at most 100 million pixels.",
     "zero.png": "zero.png is empty: it has 0 bytes.",
-    "cat.jpg dog.png cat.jpg --ctx 256": "* needs a context of * tokens, and this one has 256: load the model with *",
+    "cat.jpg dog.png cat.jpg --ctx 256": "* needs a context of * tokens, and this one has 256: load with *",
     # in models
     "-m nope.gguf": "nope.gguf does not exist: check the name and the folder, or choose one of `halfv chat "
     "--list-models`.",

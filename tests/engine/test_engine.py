@@ -262,7 +262,7 @@ def test_prompts_are_tokenized_as_mtmd_does(model: Model) -> None:
     with model.chat("the cat") as chat:
         chat.answer(question, [image], max_tokens=1)
         prompt = last_prompt(chat)
-        text = model.template.render(
+        text = model.runtime.template.render(
             [
                 chat.messages[0],
                 chat.messages[1] | {"content": chat._marks.sub("<__media__>", chat.messages[1]["content"])},
@@ -284,7 +284,7 @@ def test_text_goes_on_without_a_space(vlms: Vlms) -> None:
     with vlms.load("llava").chat() as chat:
         for text in ("the cat", " the cat", "\nthe", "x", "<|im_end|>the"):
             tokens = chat._continue(text)
-            assert b"".join(chat.model.piece(token, special=True) for token in tokens).decode() in (
+            assert b"".join(chat.runtime.piece(token, special=True) for token in tokens).decode() in (
                 text,
                 text.replace(">the", "> the"),  # the first word after a special token gets one, as in llama.cpp
             )

@@ -18,7 +18,8 @@ from PIL import Image
 from halfv_edge.draw.token_map import REPEATED, draw_token_map
 from halfv_edge.engine.chat import Chat
 from halfv_edge.engine.images import load as load_image
-from halfv_edge.engine.model import Model, resolve_profile
+from halfv_edge.engine.model import Model
+from halfv_edge.engine.runtime import resolve_profile
 from halfv_edge.errors import HalfVError
 from halfv_edge.gguf import read as gguf_read
 from halfv_edge.gguf import write as gguf_write

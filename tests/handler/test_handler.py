@@ -311,8 +311,8 @@ def test_abandoned_stream(llava: Place) -> None:
 
 def test_threads(llava: Place) -> None:
     conversations = [FIRST, [user("where is the dog", data_uri(1))], TEXT_ONLY]
-    wanted = [llava.ours(exact=True).text(messages) for messages in conversations]
-    chat = llava.ours(exact=True)
+    wanted = [llava.ours(reselect=True).text(messages) for messages in conversations]
+    chat = llava.ours(reselect=True)
     found: list[list[str]] = [[] for _ in conversations]
 
     def ask(number: int) -> None:

@@ -169,7 +169,7 @@ def probe(model: Model) -> Any:
     probe = Probe(model)
     yield probe
     probe.close()
-    kept = halfv_cpp.model_profile(model.pointer)
+    kept = halfv_cpp.model_profile(model.runtime.pointer)
     assert Profile.from_c(kept) == model.profile
 
 
@@ -178,7 +178,7 @@ def test_observation_of_a_sample(probe: Probe) -> None:
     before, n_visual, after = n_tokens(items)
     seen = probe.observe(items, freeze=True)
     assert (seen.n_visual, seen.n_text) == (n_visual, before + after)
-    reference = Plain(probe.model.path)
+    reference = Plain(probe.runtime.path)
     chunk = next(item for item in items if not isinstance(item, int))
     place = items.index(chunk)
     pos = None
@@ -256,7 +256,7 @@ def test_not_a_number(tmp_path: Path, vlms: Any) -> None:
             probe.observe(items, freeze=False)
     finally:
         probe.close()
-        probe.model.close()
+        probe.runtime.close()
 
 
 def poisoned(folder: Path, vlms: Any) -> Model:

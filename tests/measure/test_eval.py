@@ -98,7 +98,7 @@ def retell_unpruned(asker: Asker, items: list) -> str:
 def model_profile(model: Model) -> None:
     import halfv_cpp
 
-    halfv_cpp.set_model_profile(model.pointer, model.profile.to_c())
+    halfv_cpp.set_model_profile(model.runtime.pointer, model.profile.to_c())
 
 
 def test_kl_is_that_of_the_teachers_tokens(asker: Asker, given: Given) -> None:

@@ -72,19 +72,19 @@ def picture(seed: int = 0, width: int = 420, height: int = 300) -> Image.Image:
 
 def last_prompt(chat: Chat) -> list:
     """What the context held before the last answer."""
-    prompt = chat.model.template.render(chat.messages[:-1])
+    prompt = chat.runtime.template.render(chat.messages[:-1])
     asked = [point for point in chat._checkpoints if point.text == prompt]
     return chat._context.items[: asked[-1].count]
 
 
 def retell(model: Model, items: list, n_tokens: int) -> str:
     """What a greedy answer to these items would be in an empty context that is given them at once."""
-    context = model._context()
+    context = model.runtime.context()
     tokens: list[int] = []
     try:
         context.evaluate(items, output=True)
         for _ in range(n_tokens):
-            n_vocab = llama_h.llama_vocab_n_tokens(model.vocab)
+            n_vocab = llama_h.llama_vocab_n_tokens(model.runtime.vocab)
             logits = np.ctypeslib.as_array(llama_h.llama_get_logits_ith(context.pointer, -1), (n_vocab,))
             tokens.append(int(logits.argmax()))
             context.evaluate(tokens[-1:], output=True)
@@ -105,7 +105,7 @@ def greedy(client: Client, count: int) -> list[int]:
 def text_of(model: Model, tokens: list[int]) -> str:
     """Tokens up to the end of the answer as text."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    answer = itertools.takewhile(lambda token: not llama_h.llama_vocab_is_eog(model.vocab, token), tokens)
+    answer = itertools.takewhile(lambda token: not llama_h.llama_vocab_is_eog(model.runtime.vocab, token), tokens)
     return "".join(decoder.decode(model.piece(token)) for token in answer) + decoder.decode(b"", final=True)
 
 

@@ -125,7 +125,7 @@ def test_words(vocabulary: Vocabulary) -> None:
 def test_conversation(files: Path, vocabulary: Vocabulary) -> None:
     """The chat template says what training saw, over several turns."""
     with Model.load(files / "model.gguf", files / "mmproj.gguf") as model:
-        told = model.template.render(
+        told = model.runtime.template.render(
             [
                 {"role": "user", "content": "What is the date?"},
                 {"role": "assistant", "content": "12:30"},

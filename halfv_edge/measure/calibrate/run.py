@@ -169,7 +169,7 @@ class Calibrator:
             layer_kl=tuple(curves.layer_kl),
             divergence=found.best.divergence,
         )
-        tau = self.probe.model.encoder.pixel_tau  # what the samples were encoded with
+        tau = self.probe.runtime.encoder.pixel_tau  # what the samples were encoded with
         profile = search.finished(found.best.profile, visual)
         profile = dataclasses.replace(profile, pixel_tau=tau, calibration=evidence)
         dense, spent = self.probe.flops(profile, 0, n_visual, TEXT_TOKENS)

@@ -19,7 +19,6 @@ from halfv_edge.errors import HalfVError, RunError
 from halfv_edge.measure.calibrate import entropy
 from halfv_edge.profile.profile import Profile
 
-MARK = "<|picture-of-the-calibration|>"
 ROOM = 64  # tokens of an answer, and more than enough
 RATE_TOKENS = 96  # of text, to see how fast this machine is
 
@@ -54,18 +53,14 @@ class Probe:
     """Runs samples through one model; a context per profile."""
 
     def __init__(self, model: Model):
-        self.model = model
-        self.n_layer: int = model.n_layer
-        self.n_embd: int = llama_h.llama_model_n_embd(model.pointer)
+        self.runtime = model.runtime
+        self.n_layer = model.n_layer
+        self.n_embd = model.runtime.n_embd
         self._context: Context | None = None
         self._profile: Profile | None = None
 
     def close(self) -> None:
-        """The model is again as it was loaded."""
         self._drop()
-        if self.model.pointer:
-            own = self.model.profile
-            halfv_cpp.set_model_profile(self.model.pointer, own.to_c() if own else None)
 
     def _drop(self) -> None:
         if self._context:
@@ -79,26 +74,12 @@ class Probe:
             self._context.clear()
             return self._context
         self._drop()
-        if self.model._free:  # made with the profile before
-            self.model._free.close()
-            self.model._free = None
-        halfv_cpp.set_model_profile(self.model.pointer, profile.to_c())
-        self._context, self._profile = self.model._context(), profile
+        self._context, self._profile = self.runtime.context(profile), profile
         return self._context
 
     def items(self, picture: Picture, question: str) -> list[Item]:
         """The prompt as the model's chat template has it."""
-        model = self.model
-        before, mark, after = model.template.render([{"role": "user", "content": MARK + question}]).partition(MARK)
-        if not mark:
-            raise HalfVError("The model's chat template drops the picture, so nothing can be calibrated.")
-        encoded = model.encoder.tokens(picture)
-        model.encoder.encode(encoded)
-        bos = [llama_h.llama_vocab_bos(model.vocab)] if llama_h.llama_vocab_get_add_bos(model.vocab) else []
-        items = [*bos, *(model.tokenize(before) if before else []), *encoded.items, *model.tokenize(after)]
-        if isinstance(items[-1], Chunk):
-            raise HalfVError("The chat template ends with the picture, so there is nothing to answer to.")
-        return items
+        return self.runtime.prompt(picture, question).items
 
     def observe(self, items: Sequence[Item], freeze: bool) -> Observation:
         """Layer by layer, one boundary in memory at a time."""
@@ -130,11 +111,11 @@ class Probe:
         """Up to `length` tokens, fewer when the model ends its answer."""
         context = self.context()
         context.evaluate(items, output=True)
-        rows = [self._logits(context)]
+        rows = [self.runtime.logits(context)]
         tokens = [int(rows[0].argmax())]
-        while len(tokens) < length and not llama_h.llama_vocab_is_eog(self.model.vocab, tokens[-1]):
+        while len(tokens) < length and not self.runtime.is_end(tokens[-1]):
             context.evaluate(tokens[-1:], output=True)
-            rows.append(self._logits(context))
+            rows.append(self.runtime.logits(context))
             tokens.append(int(rows[-1].argmax()))
         return Answer(list(items), tokens, np.stack(rows))
 
@@ -142,7 +123,7 @@ class Probe:
         """KL from the unpruned model over its own answer, and the share of its tokens that are still the likeliest."""
         context = self.context(profile)
         context.evaluate(answer.items, output=True)
-        logits = np.stack([self._logits(context), *self._follow(context, answer.tokens[:-1])])
+        logits = np.stack([self.runtime.logits(context), *self._follow(context, answer.tokens[:-1])])
         agree = float(np.mean(logits.argmax(axis=1) == np.array(answer.tokens)))
         return entropy.kl(answer.logits, logits), agree
 
@@ -155,20 +136,12 @@ class Probe:
 
     def flops(self, profile: Profile | None, n_before: int, n_visual: int, n_after: int) -> tuple[float, float]:
         """Of the language model, from the picture on: unpruned, and with this profile."""
-        dense, spent = ctypes.c_double(), ctypes.c_double()
-        struct = (profile or Profile.default(self.n_layer)).to_c()
-        halfv_cpp.check(
-            halfv_h.halfv_flops(
-                self.model.pointer, ctypes.byref(struct), n_before, n_visual, n_after, ctypes.byref(dense),
-                ctypes.byref(spent),
-            )
-        )  # fmt: skip
-        return dense.value, spent.value
+        return self.runtime.flops(profile, n_before, n_visual, n_after)
 
     def flops_per_sec(self) -> float:
         """Of a text, on this machine as it is now."""
         context = self.context()
-        token = max(0, llama_h.llama_vocab_bos(self.model.vocab))
+        token = max(0, llama_h.llama_vocab_bos(self.runtime.vocab))
         best = float("inf")
         for _ in range(2):  # the first one touches the weights
             context.clear()
@@ -191,13 +164,9 @@ class Probe:
             rc = llama_h.llama_decode(context.pointer, batch)
             if rc != 0:
                 raise RunError(f"llama.cpp could not compute ({rc}): {log.last_words()}.")
-            return [self._logits(context, at) for at in range(len(tokens))]
+            return [self.runtime.logits(context, at) for at in range(len(tokens))]
         finally:
             llama_h.llama_batch_free(batch)
-
-    def _logits(self, context: Context, row: int = -1) -> np.ndarray:
-        pointer = llama_h.llama_get_logits_ith(context.pointer, row)
-        return np.ctypeslib.as_array(pointer, (llama_h.llama_vocab_n_tokens(self.model.vocab),)).copy()
 
 
 class _Watch:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import codecs
-import ctypes
-import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import halfv_cpp
 import numpy as np
-from halfv_cpp import halfv_h, llama_h
+from halfv_cpp import llama_h
 from PIL import Image
 
 from halfv_edge.engine.chat import Chat
@@ -24,7 +22,6 @@ from halfv_edge.measure.calibrate import entropy
 from halfv_edge.measure.policies import CHOICES, Policy
 from halfv_edge.profile.profile import Profile
 
-MARK = "<|picture-of-the-evaluation|>"
 BIG = (2048, 2048)  # pixels: more than any limit on tokens lets through
 CTX_STEP = 256
 
@@ -48,52 +45,40 @@ class Given:
     unpruned: str  # why, "" when it was pruned
 
 
-@dataclass(frozen=True, slots=True)
-class Seeing:
-    """How the model's own encoder was loaded, where a policy does not say."""
-
-    image_max_tokens: int | None = None
-    weights: str = "auto"
-    use_gpu: bool = True
-
-
 class Asker:
     """Runs a model under policies. Close it before the model."""
 
-    def __init__(self, model: Model, max_tokens: int, kl_tokens: int, n_ctx: int | None, seeing: Seeing = Seeing()):
+    def __init__(self, model: Model, max_tokens: int, kl_tokens: int, n_ctx: int | None):
         self.model = model
+        self.runtime = model.runtime
         self.max_tokens = max_tokens
         self.kl_tokens = kl_tokens
         self.n_ctx = n_ctx
-        self.seeing = seeing
         self._contexts: dict[Policy, Context] = {}
         self._own_encoder = model.encoder
         self._own_encoder._cache.clear()  # so that the encoding of every picture is timed
-        own = seeing.image_max_tokens, model.encoder.pixel_tau, seeing.weights
+        options = model.runtime.options
+        own = options.image_max_tokens, model.encoder.pixel_tau, options.mmproj_type
         self._encoders: dict[tuple[int | None, float | None, str], Encoder] = {own: model.encoder}
         self._encode_s: dict[tuple[str, int | None, str | None], float] = {}
 
     def close(self) -> None:
         for context in self._contexts.values():
             context.close()
-        self.model.encoder = self._own_encoder
         for encoder in self._encoders.values():
             if encoder is not self._own_encoder:
                 encoder.close()
 
     def encoder(self, policy: Policy) -> Encoder:
         """One that sees as the policy wants; the model's own may leave patches out."""
-        own, options, seeing = self._own_encoder, self.model._options, self.seeing
-        limit = policy.max_tokens or seeing.image_max_tokens
+        own, options = self._own_encoder, self.runtime.options
+        limit = policy.max_tokens or options.image_max_tokens
         tau = policy.tau if own.is_mrope else None  # others take every picture whole
-        key = limit, tau, policy.weights or seeing.weights
+        key = limit, tau, policy.weights or options.mmproj_type
         if key not in self._encoders:
-            self._set_profile(dataclasses.replace(Profile.default(self.model.n_layer), pixel_tau=tau))
-            encoder = self._encoders[key] = Encoder.load(
-                own.path, self.model.pointer, self.model.path, use_gpu=seeing.use_gpu, n_threads=options["n_threads"],
-                flash_attn=options["flash_attn"], image_max_tokens=limit, pixel_tau=tau, cache_bytes=own.cache_bytes,
-                weights=key[2],
-            )  # fmt: skip
+            encoder = self._encoders[key] = self.runtime.load_encoder(
+                image_max_tokens=limit, pixel_tau=tau, weights=key[2]
+            )
             if policy.max_tokens:
                 self._check_limit(policy, encoder)
         return self._encoders[key]
@@ -107,11 +92,6 @@ class Asker:
                 "size of a picture, so nothing is saved by a smaller one."
             )
 
-    def _set_profile(self, profile: Profile | None) -> None:
-        """Of contexts and encoders made from now on."""
-        if halfv_cpp.halfv_model_supported(self.model.pointer):
-            halfv_cpp.set_model_profile(self.model.pointer, profile.to_c() if profile else None)
-
     def context(self, policy: Policy, n_prompt: int) -> Context:
         """Empty, and large enough."""
         room = n_prompt + self.max_tokens + 1
@@ -122,8 +102,7 @@ class Asker:
         if context:
             del self._contexts[policy]
             context.close()
-        context = self._contexts[policy] = self._new_context(policy.profile, room, topup_bytes=0)
-        context.encoder = self.encoder(policy)
+        context = self._contexts[policy] = self._new_context(policy, room, topup_bytes=0)
         if policy.choice != CHOICES[0]:
             from halfv_cpp import halfv_compare_h
 
@@ -132,40 +111,22 @@ class Asker:
             )
         return context
 
-    def _new_context(self, profile: Profile | None, room: int, topup_bytes: int) -> Context:
-        model = self.model
-        if model._free:  # made with another profile
-            model._free.close()
-            model._free = None
-        self._set_profile(profile)
-        model._options["n_ctx"] = max(self.n_ctx or 0, -(-room // CTX_STEP) * CTX_STEP)
-        context = model._context()
-        halfv_h.halfv_set_topup_bytes(context.pointer, topup_bytes)
-        return context
+    def _new_context(self, policy: Policy, room: int, topup_bytes: int) -> Context:
+        n_ctx = max(self.n_ctx or 0, -(-room // CTX_STEP) * CTX_STEP)
+        return self.runtime.context(policy.profile, n_ctx, topup_bytes=topup_bytes, encoder=self.encoder(policy))
 
     def chat(self, policy: Policy, room: int, topup_bytes: int) -> Chat:
         """A conversation under this policy, in a context of its own."""
-        self.model.encoder = self.encoder(policy)
-        context = self._new_context(policy.profile, room, topup_bytes)
-        return Chat(self.model, context, None, "prepare" if policy.prepared else "exact")
+        context = self._new_context(policy, room, topup_bytes)
+        return Chat(self.runtime, context, None, "prepare" if policy.prepared else "exact")
 
     def items(self, policy: Policy, picture: Picture, question: str) -> tuple[list[Item], list[Item], float]:
         """The prompt up to the picture's end, the rest, and the seconds that the encoder took for this picture."""
-        model, encoder = self.model, self.encoder(policy)
-        before, mark, after = model.template.render([{"role": "user", "content": MARK + question}]).partition(MARK)
-        if not mark:
-            raise HalfVError("The model's chat template drops the picture, so nothing can be asked about it.")
-        encoded = encoder.tokens(picture)
-        seconds = encoder.encode(encoded)
-        key = encoded.digest, policy.max_tokens, policy.weights  # a digest knows of tau
-        if seconds is not None:
-            self._encode_s[key] = seconds
-        bos = [llama_h.llama_vocab_bos(model.vocab)] if llama_h.llama_vocab_get_add_bos(model.vocab) else []
-        head = [*bos, *(model.tokenize(before) if before else []), *encoded.items]
-        tail = model.tokenize(after)
-        if not tail:
-            raise HalfVError("The chat template ends with the picture, so there is nothing to answer to.")
-        return head, tail, self._encode_s[key]
+        prompt = self.runtime.prompt(picture, question, self.encoder(policy))
+        key = prompt.encoded.digest, policy.max_tokens, policy.weights  # a digest knows of tau
+        if prompt.encode_sec is not None:
+            self._encode_s[key] = prompt.encode_sec
+        return prompt.head, prompt.tail, self._encode_s[key]
 
     def ask(self, policy: Policy, picture: Picture, question: str, teacher: Given | None = None) -> Given:
         """A greedy answer; with a teacher also the KL of its first tokens, each given the teacher's ones before it."""
@@ -178,7 +139,7 @@ class Asker:
         llama_h.llama_synchronize(context.pointer)
         enter = time.perf_counter()
         context.evaluate(tail, output=True)
-        logits = [self._logits(context)]
+        logits = [self.runtime.logits(context)]
         end = time.perf_counter()
         stats = context.stats()
         kl = self._follow(context, logits, teacher) if teacher else None
@@ -196,7 +157,7 @@ class Asker:
         """Evaluate the teacher's tokens; `logits` gets the rows at its first ones."""
         for token in teacher.tokens[: len(teacher.logits) - 1]:
             context.evaluate([token], output=True)
-            logits.append(self._logits(context))
+            logits.append(self.runtime.logits(context))
         return entropy.kl(teacher.logits, np.stack(logits))
 
     def _generate(self, context: Context, logits: list[np.ndarray], teacher: Given | None, n_prompt: int) -> list[int]:
@@ -209,9 +170,9 @@ class Asker:
                 if len(context.items) != n_prompt + at - 1:
                     raise RunError("This model cannot take tokens back, as KL needs it: give --kl-tokens 1.")
                 context.evaluate(tokens[-1:], output=True)
-                logits.append(self._logits(context))
+                logits.append(self.runtime.logits(context))
             token = int(logits[at].argmax())
-            if llama_h.llama_vocab_is_eog(self.model.vocab, token):
+            if self.runtime.is_end(token):
                 break
             tokens.append(token)
             if teacher and at + 1 < len(logits) and teacher.tokens[at] != token:
@@ -233,24 +194,7 @@ class Asker:
 
     def picture_flops(self, profile: Profile | None, n_visual: int, n_text: int, n_before: int = 0) -> float:
         """Of a picture and the text after it, under a profile."""
-        dense, spent = ctypes.c_double(), ctypes.c_double()
-        struct = (profile or Profile.default(self.model.n_layer)).to_c()
-        halfv_cpp.check(
-            halfv_h.halfv_flops(
-                self.model.pointer,
-                ctypes.byref(struct),
-                n_before,
-                n_visual,
-                n_text,
-                ctypes.byref(dense),
-                ctypes.byref(spent),
-            )
-        )
-        return spent.value
-
-    def _logits(self, context: Context) -> np.ndarray:
-        n_vocab = llama_h.llama_vocab_n_tokens(self.model.vocab)
-        return np.ctypeslib.as_array(llama_h.llama_get_logits_ith(context.pointer, -1), (n_vocab,)).copy()
+        return self.runtime.flops(profile, n_before, n_visual, n_text)[1]
 
     def _text(self, tokens: Sequence[int]) -> str:
         decoder = codecs.getincrementaldecoder("utf-8")("replace")

@@ -49,13 +49,13 @@ class Turns:
 
 def open_work(path: Path, asker: Asker, follow_up: bool) -> WorkFile:
     """Results of this model and these settings; those of others are left alone."""
-    model, seeing = asker.model, asker.seeing
+    model, options = asker.model, asker.runtime.options
     settings = {
         "kind": "follow-up" if follow_up else "eval",
         "model": [model.path.name, model.path.stat().st_size],
         "encoder": [model.encoder.path.name, model.encoder.path.stat().st_size],
-        "image_max_tokens": seeing.image_max_tokens,
-        "mmproj_type": seeing.weights,
+        "image_max_tokens": options.image_max_tokens,
+        "mmproj_type": options.mmproj_type,
         "max_tokens": asker.max_tokens,
         "kl_tokens": asker.kl_tokens,
     }

@@ -1,0 +1,399 @@
+"""A loaded model and what everything that runs it needs: contexts, prompts, FLOPs, logits."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import halfv_cpp
+import numpy as np
+from halfv_cpp import halfv_h, llama_h, log, machine
+from halfv_cpp.tensor_types import TENSOR_TYPES
+
+from halfv_edge.engine import libraries
+from halfv_edge.engine.context import Context, Item
+from halfv_edge.engine.encoder import Encoded, Encoder, find
+from halfv_edge.engine.images import Picture
+from halfv_edge.engine.options import FLASH, ModelOptions
+from halfv_edge.engine.template import Template
+from halfv_edge.engine.turn_lock import TurnLock
+from halfv_edge.errors import HalfVError
+from halfv_edge.profile import model_file, presets, resolve, stored
+from halfv_edge.profile import profile as profiles
+from halfv_edge.profile.profile import Profile
+from halfv_edge.profile.resolve import Resolved
+
+DEFAULT_N_CTX = 8192
+MAX_PIECE_BYTES = 4096
+MARK = f"<|picture-{secrets.token_hex(6)}|>"  # stands for the picture while a template is rendered
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Prompt:
+    """One question about one picture, as the model's chat template has it."""
+
+    head: list[Item]  # up to the picture's end
+    tail: list[Item]  # from there to where the answer starts
+    encoded: Encoded
+    encode_sec: float | None  # None when the picture was remembered
+
+    @property
+    def items(self) -> list[Item]:
+        return [*self.head, *self.tail]
+
+
+class Runtime:
+    """A language model with its vision encoder, held by Model and its chats, by the calibrator and by the evaluator.
+
+    `lock` guards the native calls of all its contexts: whoever computes holds it.
+    """
+
+    def __init__(
+        self, about: model_file.ModelFile, pointer: int, options: ModelOptions, resolved: Resolved, mmproj: Path
+    ):
+        self.path = about.path
+        self.pointer: int | None = pointer
+        self.options = options
+        self.lock = TurnLock()
+        self.notes: list[str] = []  # what a person should know that is no error
+        self.vocab = llama_h.llama_model_get_vocab(pointer)
+        self.n_layer: int = llama_h.llama_model_n_layer(pointer)
+        self.n_embd: int = llama_h.llama_model_n_embd(pointer)
+        self.n_vocab: int = llama_h.llama_vocab_n_tokens(self.vocab)
+        n_trained = llama_h.llama_model_n_ctx_train(pointer)
+        if options.n_ctx is not None and options.n_ctx > n_trained:
+            raise HalfVError(
+                f"is more than the {n_trained} tokens that {self.path.name} can follow",
+                parameter="n_ctx",
+                value=options.n_ctx,
+            )
+        self.n_ctx: int = options.n_ctx or min(DEFAULT_N_CTX, n_trained)
+        self.n_threads: int = options.n_threads or machine.n_cores()
+        self._spare: Context | None = None  # of a chat that was closed
+
+        wanted, resolved = resolved, if_supported(resolved, pointer, self.path)
+        if resolved != wanted:
+            self.notes.append("This architecture cannot be pruned, so the model runs whole.")
+        self.profile: Profile | None = resolved.profile
+        self.profile_source: str = f"preset {resolved.preset}" if resolved.preset else resolved.source
+        self._set_profile(self.profile)
+        self.template = self._template(about.architecture)
+        self.encoder = self.load_encoder(
+            mmproj,
+            image_max_tokens=options.image_max_tokens,
+            pixel_tau=self.profile and self.profile.pixel_tau,
+            weights=options.mmproj_type,
+        )
+        try:
+            self._spare = self.context()  # so that a lack of memory shows now
+        except BaseException:
+            self.encoder.close()
+            raise
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], mmproj: str | os.PathLike[str] | None, options: ModelOptions
+    ) -> Runtime:
+        """From the GGUFs; without `mmproj` the encoder is looked for beside the model."""
+        libraries.load()
+        log.capture(options.verbose)
+        about = model_file.ModelFile.read(path)
+        encoder_path = find(mmproj, about)
+        resolved = resolve_profile(about, options.profile, options.keep, options.pixel_tau)
+        llama_h.llama_backend_init()
+        log.clear()
+        params = llama_h.llama_model_default_params()
+        params.n_gpu_layers = options.n_gpu_layers
+        pointer = llama_h.llama_model_load_from_file(str(about.path).encode(), params)
+        if not pointer:
+            if log.out_of_memory():
+                raise HalfVError(
+                    f"There is not enough memory for {about.path}",
+                    hint="lower {n_gpu_layers}, or use a smaller file",
+                    settings={"n_gpu_layers": None},
+                )
+            raise HalfVError(f"{about.path} cannot be loaded: {log.last_words()}.")
+        try:
+            return cls(about, pointer, options, resolved, encoder_path)
+        except BaseException:
+            llama_h.llama_model_free(pointer)
+            raise
+
+    def close(self) -> None:
+        """Free everything; contexts that others hold must be closed before."""
+        if self._spare:
+            self._spare.close()
+            self._spare = None
+        self.encoder.close()
+        if self.pointer:
+            llama_h.llama_model_free(self.pointer)
+            self.pointer = None
+
+    def check_open(self) -> None:
+        if not self.pointer:
+            raise HalfVError(f"The model {self.path.name} is closed: load it again.")
+
+    #
+    # contexts and encoders
+    #
+
+    def context(
+        self,
+        profile: Profile | Literal["own"] | None = "own",
+        n_ctx: int | None = None,
+        *,
+        topup_bytes: int | None = None,
+        encoder: Encoder | None = None,
+    ) -> Context:
+        """An empty context. One that is like the model's own may be one that was taken back.
+
+        Args:
+            profile: In place of the model's; None prunes nothing.
+            n_ctx: Tokens, in place of the model's.
+            topup_bytes: Memory for pruned tokens, in place of the model's.
+            encoder: Whose pictures it will hold, in place of the model's.
+        """
+        is_own = profile == "own" and n_ctx in (None, self.n_ctx) and topup_bytes is None and encoder is None
+        if self._spare:
+            spare, self._spare = self._spare, None
+            if is_own:
+                return spare
+            spare.close()  # who measures needs the memory
+        encoder = encoder or self.encoder
+        n_ctx = n_ctx or self.n_ctx
+        params = llama_h.llama_context_default_params()
+        params.n_ctx = n_ctx
+        params.n_batch = self.options.n_batch
+        params.n_ubatch = self.options.n_batch if encoder.non_causal else self.options.n_ubatch
+        params.n_seq_max = 1
+        params.n_threads = params.n_threads_batch = self.n_threads
+        params.flash_attn_type = FLASH[self.options.flash_attn]
+        params.type_k = params.type_v = TENSOR_TYPES[self.options.kv_type].ggml_type
+        log.clear()
+        with self._in_force(self.profile if profile == "own" else profile):
+            pointer = llama_h.llama_init_from_model(self.pointer, params)
+        if not pointer:
+            if log.out_of_memory():
+                raise HalfVError(
+                    f"There is not enough memory for a context of {n_ctx} tokens",
+                    hint="lower {n_ctx}, use {kv_type}, or close other chats",
+                    settings={"n_ctx": None, "kv_type": "q8_0"},
+                )
+            raise HalfVError(f"No context can be made for {self.path.name}: {log.last_words()}.")
+        if topup_bytes is None:
+            topup_bytes = self.options.topup_mb << 20
+        halfv_cpp.halfv_set_topup_bytes(pointer, topup_bytes)
+        context = Context(pointer, encoder)
+        context.is_own = is_own
+        return context
+
+    def take_back(self, context: Context) -> None:
+        """A context that is not needed any more; one is kept for the next."""
+        if self._spare or not context.is_own or not self.pointer:
+            context.close()
+        else:
+            context.clear()
+            self._spare = context
+
+    def load_encoder(
+        self, path: Path | None = None, *, image_max_tokens: int | None, pixel_tau: float | None, weights: str
+    ) -> Encoder:
+        """The model's encoder again, with other settings; whoever asked for it closes it."""
+        with self._in_force(dataclasses.replace(self.profile or Profile.default(self.n_layer), pixel_tau=pixel_tau)):
+            return Encoder.load(
+                path or self.encoder.path,
+                self.pointer,
+                self.path,
+                use_gpu=self.options.n_gpu_layers != 0,
+                n_threads=self.n_threads,
+                flash_attn=FLASH[self.options.flash_attn],
+                image_max_tokens=image_max_tokens,
+                pixel_tau=pixel_tau,
+                cache_bytes=self.options.image_cache_mb << 20,
+                weights=weights,
+            )
+
+    @contextlib.contextmanager
+    def _in_force(self, profile: Profile | None) -> Iterator[None]:
+        """Of contexts and encoders made in here: they keep it."""
+        self._set_profile(profile)
+        try:
+            yield
+        finally:
+            self._set_profile(self.profile)
+
+    def _set_profile(self, profile: Profile | None) -> None:
+        if halfv_cpp.halfv_model_supported(self.pointer):
+            halfv_cpp.set_model_profile(self.pointer, profile.to_c() if profile else None)
+
+    #
+    # text
+    #
+
+    def _template(self, architecture: str) -> Template:
+        source = llama_h.llama_model_chat_template(self.pointer, None)
+        bos, eos = llama_h.llama_vocab_bos(self.vocab), llama_h.llama_vocab_eos(self.vocab)
+        template = Template(
+            source.decode() if source else None,
+            architecture,
+            llama_h.llama_vocab_get_add_bos(self.vocab),
+            self.piece(bos, special=True).decode("utf-8", "replace") if bos >= 0 else "",
+            self.piece(eos, special=True).decode("utf-8", "replace") if eos >= 0 else "",
+        )
+        if template.fallback:
+            self.notes.append(f"The model has no chat template: {template.fallback} is used.")
+        return template
+
+    @property
+    def bos(self) -> list[int]:
+        """What every prompt begins with."""
+        return [llama_h.llama_vocab_bos(self.vocab)] if llama_h.llama_vocab_get_add_bos(self.vocab) else []
+
+    def is_end(self, token: int) -> bool:
+        """Whether the token ends an answer."""
+        return bool(llama_h.llama_vocab_is_eog(self.vocab, token))
+
+    def tokenize(self, text: str) -> list[int]:
+        """As llama.cpp does it in a prompt: special tokens by their text, none added."""
+        raw = text.encode("utf-8", "surrogatepass")
+        room = len(raw) + 8
+        while True:
+            tokens = (ctypes.c_int32 * room)()
+            count = llama_h.llama_tokenize(self.vocab, raw, len(raw), tokens, room, False, True)
+            if count >= 0:
+                return tokens[:count]
+            room = -count
+
+    def piece(self, token: int, special: bool = False) -> bytes:
+        buffer = ctypes.create_string_buffer(MAX_PIECE_BYTES)
+        length = llama_h.llama_token_to_piece(self.vocab, token, buffer, MAX_PIECE_BYTES, 0, special)
+        return buffer.raw[: max(length, 0)]
+
+    def prompt(self, picture: Picture, question: str, encoder: Encoder | None = None) -> Prompt:
+        """One question about one picture, encoded, as the model's chat template has it."""
+        encoder = encoder or self.encoder
+        before, mark, after = self.template.render([{"role": "user", "content": MARK + question}]).partition(MARK)
+        if not mark:
+            raise HalfVError("The model's chat template drops the picture, so nothing can be asked about it.")
+        encoded = encoder.tokens(picture)
+        seconds = encoder.encode(encoded)
+        head = [*self.bos, *(self.tokenize(before) if before else []), *encoded.items]
+        tail: list[Item] = list(self.tokenize(after))
+        if not tail:
+            raise HalfVError("The chat template ends with the picture, so there is nothing to answer to.")
+        return Prompt(head, tail, encoded, seconds)
+
+    #
+    # numbers
+    #
+
+    def flops(self, profile: Profile | None, n_before: int, n_visual: int, n_after: int) -> tuple[float, float]:
+        """Of the language model, from the picture on: unpruned, and with this profile."""
+        dense, spent = ctypes.c_double(), ctypes.c_double()
+        struct = (profile or Profile.default(self.n_layer)).to_c()
+        halfv_cpp.check(
+            halfv_h.halfv_flops(
+                self.pointer,
+                ctypes.byref(struct),
+                n_before,
+                n_visual,
+                n_after,
+                ctypes.byref(dense),
+                ctypes.byref(spent),
+            )
+        )
+        return dense.value, spent.value
+
+    def logits(self, context: Context, row: int = -1) -> np.ndarray:
+        """A copy of those at an output of the last batch."""
+        pointer = llama_h.llama_get_logits_ith(context.pointer, row)
+        return np.ctypeslib.as_array(pointer, (self.n_vocab,)).copy()
+
+
+def resolve_profile(
+    about: model_file.ModelFile,
+    given: Profile | Mapping[str, Any] | str | os.PathLike[str] | None,
+    keep: float | None,
+    pixel_tau: float | Literal["off"] | None = None,
+    visual_share: float | None = None,
+) -> Resolved:
+    """What these come to for this model, after the sidecar, the file and the presets."""
+    if keep is not None and not 0 < keep <= 1:
+        raise HalfVError(parameter="keep", value=keep, rule="above 0 and at most 1")
+    if keep is not None and given == "off":
+        raise HalfVError(
+            "needs a profile, and {profile} says none",
+            parameter="keep",
+            value=keep,
+            hint="leave one of them out",
+            settings={"profile": "off"},
+        )
+    if pixel_tau not in (None, "off") and not 0 <= pixel_tau <= 255:
+        raise HalfVError(parameter="pixel_tau", value=pixel_tau, rule="between 0 and 255")
+    if visual_share is not None and not 0 <= visual_share <= 1:
+        raise HalfVError(parameter="visual_share", value=visual_share, rule="between 0 and 1")
+    resolved = resolve.resolve(about, _override(given, about))
+    if pixel_tau is not None and resolved.source != "environment":
+        base = resolved.profile or Profile.default(about.n_layer)
+        tau = None if pixel_tau == "off" else pixel_tau
+        if tau != base.pixel_tau:
+            resolved = dataclasses.replace(resolved, profile=_changed(base, about, pixel_tau=tau))
+    if visual_share is not None and resolved.profile is not None:
+        changed = dataclasses.replace(resolved.profile, visual_share=visual_share).validate(about.n_layer)
+        resolved = dataclasses.replace(resolved, profile=changed)
+    if keep is None:
+        return resolved
+    if resolved.profile is None:
+        if resolved.source != "environment":
+            raise HalfVError(
+                "needs a profile",
+                parameter="keep",
+                value=keep,
+                hint=f"{about.path.name} has none, so give {{profile}} as well",
+                settings={"profile": None},
+            )
+        return resolved
+    return dataclasses.replace(resolved, profile=_changed(resolved.profile, about, ivr_keep=keep))
+
+
+def _changed(base: Profile, about: model_file.ModelFile, **fields: float | None) -> Profile:
+    """Without the evidence, which was for another profile."""
+    return dataclasses.replace(base, **fields, calibration=None).validate(about.n_layer)
+
+
+def if_supported(resolved: Resolved, model: int, path: Path) -> Resolved:
+    """An architecture without hooks runs whole; to ask for more is a mistake."""
+    if resolved.profile is None or halfv_cpp.halfv_model_supported(model):
+        return resolved
+    if resolved.source == "flag":
+        raise HalfVError(
+            f"{path.name} cannot be pruned: its architecture has no hooks",
+            hint="give {profile}",
+            settings={"profile": "off"},
+        )
+    return Resolved(None, "off")
+
+
+def _override(
+    given: Profile | Mapping[str, Any] | str | os.PathLike[str] | None, about: model_file.ModelFile
+) -> Profile | Literal["off"] | None:
+    """What profile=... means."""
+    if given is None or given == "off" or isinstance(given, Profile):
+        return given
+    if isinstance(given, Mapping):
+        return Profile.from_json({"version": profiles.VERSION, **given})
+    if not isinstance(given, str) or given.endswith(".json") or os.sep in given:
+        return stored.read_json(Path(given))
+    preset = presets.get(given)
+    if preset.architecture != about.architecture:
+        raise HalfVError(
+            f"The preset {preset.name} is for models of the architecture {preset.architecture}, and {about.path.name} "
+            f"is {about.architecture}."
+        )
+    return preset.scaled(about.n_layer).profile

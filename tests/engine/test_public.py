@@ -1,0 +1,71 @@
+"""The names that people import, and the settings behind keyword arguments."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_type_hints
+
+import pytest
+
+import halfv_edge
+from halfv_edge.engine import options
+from halfv_edge.engine.model import Model
+from halfv_edge.errors import HalfVError
+from halfv_edge.hub import demo, find
+from tests.support.vlm import Vlms
+
+
+def test_every_public_name_is_there() -> None:
+    for name in halfv_edge._HOME:
+        assert getattr(halfv_edge, name).__name__ == name
+    assert set(halfv_edge._HOME) <= set(dir(halfv_edge))
+    with pytest.raises(AttributeError, match="no attribute 'Modle'"):
+        halfv_edge.Modle  # noqa: B018
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    check = "import sys, halfv_edge; print([m for m in ('numpy', 'PIL', 'halfv_cpp', 'llama_cpp') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", check], capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_the_package_has_types() -> None:
+    assert Path(halfv_edge.__path__[0], "py.typed").is_file()
+
+
+def test_options_and_their_names_for_type_checkers_are_the_same() -> None:
+    fields = [field.name for field in dataclasses.fields(options.ModelOptions)]
+    assert fields == list(options.ModelFields.__annotations__)
+    given = get_type_hints(options.ModelOptions)
+    assert given == get_type_hints(options.ModelFields)
+
+
+def test_options_are_checked_as_they_are_made() -> None:
+    for field, value in (("n_batch", 0), ("keep", 1.5), ("pixel_tau", -1), ("kv_type", "q9"), ("topup_mb", -1)):
+        with pytest.raises(HalfVError, match=f"^{field} = ") as caught:
+            options.ModelOptions(**{field: value})
+        assert (caught.value.parameter, caught.value.value) == (field, value)
+
+
+def test_names_go_before_options(vlms: Vlms) -> None:
+    wanted = options.ModelOptions(n_ctx=512, n_threads=1, profile="off")
+    with Model.load(vlms.path("llava"), options=wanted, n_ctx=256) as model, model.chat() as chat:
+        assert chat.n_ctx == 256 and model.profile is None
+
+
+def test_what_a_model_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, Path | None]] = []
+    monkeypatch.setattr(find, "_from_hub", lambda hub, mmproj: asked.append((hub, mmproj)))
+    monkeypatch.chdir(tmp_path)
+    find.locate("owner/repo", None)
+    find.locate("owner/repo:Q8_0", None)
+    find.locate("qwen3-vl-2b", None)
+    assert asked == [("owner/repo", None), ("owner/repo:Q8_0", None), (find.KNOWN["qwen3-vl-2b"], None)]
+    (tmp_path / "models").mkdir()
+    for path in ("models/mistyped", "owner/repo.gguf", Path("owner/repo")):
+        with pytest.raises(HalfVError, match="does not exist"):
+            find.locate(path, None)
+    assert find.locate(None, None).model.parent == demo.FOLDER
+    assert len(asked) == 3
