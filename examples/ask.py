@@ -5,8 +5,7 @@ python examples/ask.py MODEL.gguf PICTURE "What is this?"
 
 import sys
 
-from halfv_edge.engine.model import Model
-from halfv_edge.errors import HalfVError
+from halfv_edge import HalfVError, Model
 
 
 def main(model_path: str, picture: str, question: str) -> None:

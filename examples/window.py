@@ -19,11 +19,9 @@ from typing import Any
 
 from PIL import Image, ImageGrab, ImageOps, ImageTk
 
-from halfv_edge.draw.token_map import draw_token_map
+from halfv_edge import HalfVError, Model, draw_token_map
 from halfv_edge.engine import images
 from halfv_edge.engine.chat import Chat
-from halfv_edge.engine.model import Model
-from halfv_edge.errors import HalfVError
 
 POLL_MS = 20
 PAPER, INK, QUIET, ALERT = "#ffffff", "#1c1c1e", "#6b6b70", "#b00020"

@@ -109,6 +109,7 @@ class Chat:
     def __init__(self, runtime: Runtime, context: Context, system: str | None, mode: str):
         self.runtime = runtime
         self.encoder = context.encoder
+        runtime.chats.add(self)
         self.mode = mode
         self.system = system
         self.stats = Stats()

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import dataclasses
 import os
-import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -21,15 +18,6 @@ from halfv_edge.profile.profile import Profile
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-_open: weakref.WeakSet[Model] = weakref.WeakSet()
-
-
-@atexit.register
-def _close_all() -> None:
-    """Before llama.cpp's own static objects go, and before its log has nowhere to go."""
-    for model in list(_open):
-        model.close()
-
 
 class Model:
     """A language model with its vision encoder. Make one with `Model.load`, close it or use it in a `with`.
@@ -40,8 +28,6 @@ class Model:
 
     def __init__(self, runtime: Runtime):
         self.runtime = runtime
-        self._chats: weakref.WeakSet[Chat] = weakref.WeakSet()
-        _open.add(self)
 
     @classmethod
     def load(
@@ -124,23 +110,14 @@ class Model:
             raise HalfVError(parameter="mode", value=mode, rule="'prepare' or 'exact'")
         with self.runtime.lock:
             self.runtime.check_open()
-            chat = Chat(self.runtime, self.runtime.context(), system, mode)
-            self._chats.add(chat)
-            return chat
+            return Chat(self.runtime, self.runtime.context(), system, mode)
 
     def close(self) -> None:
         """Close the chats and free everything."""
-        for chat in list(self._chats):
-            chat.close()
-        with self.runtime.lock:
-            self.runtime.close()
+        self.runtime.close()
 
     def __enter__(self) -> Model:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def __del__(self) -> None:
-        with contextlib.suppress(AttributeError):  # one whose making failed
-            self.close()

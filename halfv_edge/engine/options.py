@@ -43,6 +43,9 @@ class ModelOptions:
     pixel_tau: float | Literal["off"] | None = None
     """In place of the profile's, for Qwen-VL: patches within so many of 255 levels of what their neighbours predict
     stay out of the encoder; 0 are equal ones, "off" is none."""
+    visual_share: float | None = None
+    """Of n_ctx, set aside for visual tokens, in place of the profile's: with 0.75 text has a quarter of it, and the KV
+    cache of deeper layers is as much smaller as tokens are pruned. 0: text may fill all of it."""
     n_ctx: int | None = None
     """Tokens of a conversation, pictures included; None is 8192, or what the model was trained for if that is less."""
     n_gpu_layers: int = -1
@@ -83,6 +86,8 @@ class ModelOptions:
             raise HalfVError(parameter="keep", value=self.keep, rule="above 0 and at most 1")
         if self.pixel_tau is not None and self.pixel_tau != "off" and not 0 <= self.pixel_tau <= 255:
             raise HalfVError(parameter="pixel_tau", value=self.pixel_tau, rule="between 0 and 255")
+        if self.visual_share is not None and not 0 <= self.visual_share <= 1:
+            raise HalfVError(parameter="visual_share", value=self.visual_share, rule="between 0 and 1")
 
 
 class ModelFields(TypedDict, total=False):
@@ -91,6 +96,7 @@ class ModelFields(TypedDict, total=False):
     profile: ProfileSource
     keep: float | None
     pixel_tau: float | Literal["off"] | None
+    visual_share: float | None
     n_ctx: int | None
     n_gpu_layers: int
     n_threads: int | None

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import dataclasses
 import os
 import secrets
+import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import halfv_cpp
 import numpy as np
@@ -32,6 +34,21 @@ from halfv_edge.profile.resolve import Resolved
 DEFAULT_N_CTX = 8192
 MAX_PIECE_BYTES = 4096
 MARK = f"<|picture-{secrets.token_hex(6)}|>"  # stands for the picture while a template is rendered
+
+_open: weakref.WeakSet[Runtime] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Before llama.cpp's own static objects go, and before its log has nowhere to go."""
+    for runtime in list(_open):
+        runtime.close()
+
+
+class Closable(Protocol):
+    """What holds a context of a model."""
+
+    def close(self) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -76,6 +93,7 @@ class Runtime:
         self.n_ctx: int = options.n_ctx or min(DEFAULT_N_CTX, n_trained)
         self.n_threads: int = options.n_threads or machine.n_cores()
         self._spare: Context | None = None  # of a chat that was closed
+        self.chats: weakref.WeakSet[Closable] = weakref.WeakSet()  # closed before the model is freed
 
         wanted, resolved = resolved, if_supported(resolved, pointer, self.path)
         if resolved != wanted:
@@ -95,6 +113,7 @@ class Runtime:
         except BaseException:
             self.encoder.close()
             raise
+        _open.add(self)
 
     @classmethod
     def load(
@@ -105,7 +124,7 @@ class Runtime:
         log.capture(options.verbose)
         about = model_file.ModelFile.read(path)
         encoder_path = find(mmproj, about)
-        resolved = resolve_profile(about, options.profile, options.keep, options.pixel_tau)
+        resolved = resolve_profile(about, options.profile, options.keep, options.pixel_tau, options.visual_share)
         llama_h.llama_backend_init()
         log.clear()
         params = llama_h.llama_model_default_params()
@@ -126,14 +145,21 @@ class Runtime:
             raise
 
     def close(self) -> None:
-        """Free everything; contexts that others hold must be closed before."""
-        if self._spare:
-            self._spare.close()
-            self._spare = None
-        self.encoder.close()
-        if self.pointer:
-            llama_h.llama_model_free(self.pointer)
-            self.pointer = None
+        """Close the chats and free everything; contexts that others hold must be closed before."""
+        with self.lock:
+            for chat in list(self.chats):
+                chat.close()
+            if self._spare:
+                self._spare.close()
+                self._spare = None
+            self.encoder.close()
+            if self.pointer:
+                llama_h.llama_model_free(self.pointer)
+                self.pointer = None
+
+    def __del__(self) -> None:
+        if hasattr(self, "encoder") and self in _open:  # else its making failed, and its maker cleans up
+            self.close()
 
     def check_open(self) -> None:
         if not self.pointer:

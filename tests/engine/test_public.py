@@ -32,7 +32,7 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 
 
 def test_the_package_has_types() -> None:
-    assert Path(halfv_edge.__path__[0], "py.typed").is_file()
+    assert any(Path(folder, "py.typed").is_file() for folder in halfv_edge.__path__)
 
 
 def test_options_and_their_names_for_type_checkers_are_the_same() -> None:
@@ -53,6 +53,12 @@ def test_names_go_before_options(vlms: Vlms) -> None:
     wanted = options.ModelOptions(n_ctx=512, n_threads=1, profile="off")
     with Model.load(vlms.path("llava"), options=wanted, n_ctx=256) as model, model.chat() as chat:
         assert chat.n_ctx == 256 and model.profile is None
+
+
+def test_a_chat_outlives_the_name_of_its_model(vlms: Vlms) -> None:
+    chat = Model.load(vlms.path("llava"), n_ctx=256, n_threads=1).chat()
+    assert isinstance(chat.answer("why", max_tokens=2), str)
+    chat.close()
 
 
 def test_what_a_model_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

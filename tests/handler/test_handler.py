@@ -195,7 +195,7 @@ def test_one_output_for_a_prompt(place: Place, monkeypatch: pytest.MonkeyPatch) 
     assert [len(tokens) for tokens in evaluated] == [0, *[1] * (len(evaluated) - 1)]
 
 
-@pytest.mark.parametrize("options", [{"profile": "off"}, {"exact": True}], ids=["off", "exact"])
+@pytest.mark.parametrize("options", [{"profile": "off"}, {"reselect": True}], ids=["off", "reselect"])
 def test_cached_is_fresh(options: dict[str, Any], place: Place) -> None:
     """Whatever came before, a conversation gets the answer that it gets alone; no picture is encoded again."""
     chat = place.ours(**options)
@@ -210,7 +210,7 @@ def test_cached_is_fresh(options: dict[str, Any], place: Place) -> None:
 
 
 def test_edited_question(place: Place) -> None:
-    """Without `exact` the picture stays in the KV cache, and tokens for the new question join."""
+    """Without `reselect` the picture stays in the KV cache, and tokens for the new question join."""
     chat = place.ours()
     chat(FIRST)
     n_kept = chat.stats.n_kept
@@ -238,7 +238,7 @@ def test_same_picture_twice_in_a_request(place: Place) -> None:
 
 def test_context_overflow(place: Place) -> None:
     chat = place.ours(n_ctx=N_VISUAL[place.kind] + 156)
-    said = f"needs a context of [0-9]+ tokens, {12 * N_VISUAL[place.kind]} of them for pictures, but n_ctx is "
+    said = "needs a context of [0-9]+ tokens, and this one has "
     with pytest.raises(ValueError, match=said):
         chat([user("and", *map(data_uri, range(12)))])
     assert chat.text(FIRST) == place.ours().text(FIRST)

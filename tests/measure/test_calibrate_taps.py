@@ -218,10 +218,10 @@ def test_divergence(probe: Probe) -> None:
     profile = Profile(2, 0.3, 0.1, 4, 0.0, FROZEN, min_visual_tokens=1)
     context = probe.context(profile)
     context.evaluate(answer.items, output=True)
-    rows = [probe._logits(context)]
+    rows = [probe.runtime.logits(context)]
     for token in answer.tokens[:-1]:
         context.evaluate([token], output=True)
-        rows.append(probe._logits(context))
+        rows.append(probe.runtime.logits(context))
     divergence, agreement = probe.divergence(answer, profile)
     assert divergence == pytest.approx(entropy.kl(answer.logits, np.stack(rows)), rel=1e-3)
     assert divergence > 1e-3

@@ -90,7 +90,7 @@ def retell_unpruned(asker: Asker, items: list) -> str:
     tokens = []
     context.evaluate(items, output=True)
     for _ in range(TOKENS):
-        tokens.append(int(asker._logits(context).argmax()))
+        tokens.append(int(asker.runtime.logits(context).argmax()))
         context.evaluate(tokens[-1:], output=True)
     return asker._text(tokens)
 
@@ -111,10 +111,10 @@ def test_kl_is_that_of_the_teachers_tokens(asker: Asker, given: Given) -> None:
     head, tail, _ = asker.items(profile, shown, QUESTION)
     context = asker.context(profile, 400)
     context.evaluate([*head, *tail], output=True)
-    rows = [asker._logits(context)]
+    rows = [asker.runtime.logits(context)]
     for token in teacher.tokens[:3]:
         context.evaluate([token], output=True)
-        rows.append(asker._logits(context))
+        rows.append(asker.runtime.logits(context))
     expected = entropy.kl(teacher.logits, np.stack(rows))
     assert expected > 0
     assert asker.ask(profile, shown, QUESTION, teacher).kl == pytest.approx(expected, rel=1e-4)
