@@ -176,7 +176,7 @@ def test_what_cannot_be_loaded(tmp_path: Path, vlms: Vlms) -> None:
     mine = model.with_name("mmproj-model.gguf")
     cases: list[tuple[tuple, dict, str]] = [
         ((tmp_path / "no.gguf",), {}, r"no\.gguf does not exist"),
-        ((mine,), {}, "is a vision projector"),
+        ((mine,), {}, "is a vision encoder: give it with mmproj"),
         ((model, tmp_path / "no.gguf"), {}, r"no\.gguf does not exist"),
         ((model, model), {}, "is not a vision encoder: give the mmproj GGUF that belongs to model.gguf"),
         ((model, other), {}, "belongs to another model: it gives 128 numbers per token, model.gguf takes 64"),
