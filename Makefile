@@ -13,7 +13,7 @@ BUILD := build/py
 PIN   := $(shell sed -n 's/^llama-cpp-python = .*"\(llama-cpp-python==[^"]*\)".*/\1/p' pyproject.toml)
 INSTALL := CMAKE_ARGS="$(CMAKE_FLAGS)" $(PY) -m pip install -q --no-build-isolation -Ccmake.define.HALFV_BUILD_TESTS=ON
 
-.PHONY: build check test test-vulkan lint demo check-pin clean
+.PHONY: build check test fuzz test-vulkan lint demo check-pin clean
 
 build: $(VENV)/ready
 	@[ -d $(BUILD) ] || echo "Fetching and compiling llama.cpp: a few minutes, this first time" >&2
@@ -35,6 +35,13 @@ test-vulkan: build $(VENV)/ready-tests
 	$(VENV)/bin/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV))/bin/ninja -C $$sdk/sdk.cmake -S . -B build/vulkan -DGGML_VULKAN=ON; \
 	$(VENV)/bin/cmake --build build/vulkan --target halfv; \
 	HALFV_LIB_DIR=build/vulkan/bin HALFV_BUILD_DIR=build/vulkan $(PY) -m pytest tests/vulkan
+
+# Each fuzz target for SECONDS, from the committed corpus; with clang and its libFuzzer (docs/testing.md).
+SECONDS ?= 60
+fuzz: build
+	$(VENV)/bin/cmake -C cmake/sanitize.cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV))/bin/ninja -S . -B build/fuzz
+	$(VENV)/bin/cmake --build build/fuzz --target halfv-fuzz
+	for name in $$(ls native/fuzz/corpus); do bash scripts/fuzz.sh build/fuzz $$name $(SECONDS) || exit 1; done
 
 lint: $(VENV)/bin/ruff
 	$(VENV)/bin/ruff check .

@@ -19,7 +19,7 @@ static constexpr int STOPPED = 3; // beside the codes of llama_decode
 void prefill::hold(bool on) {
     held.reset();
     if (on) {
-        held.emplace();
+        held = held_prompt{};
         held->states.width = ctx.model.hparams.n_embd_inp();
     }
 }

@@ -1,0 +1,36 @@
+# For `cmake -C`: a build with AddressSanitizer and UndefinedBehaviorSanitizer, for the tests and for `make fuzz`.
+# Where clang and its libFuzzer are installed it is clang's, with the fuzz targets.
+
+# Light optimisation compiles fast and keeps stacks readable; OpenMP's pool would be reported as a leak.
+foreach(option HALFV_BUILD_TESTS LLAMA_SANITIZE_ADDRESS LLAMA_SANITIZE_UNDEFINED GGML_SANITIZE_ADDRESS GGML_SANITIZE_UNDEFINED)
+    set(${option} ON CACHE BOOL "")
+endforeach()
+foreach(option GGML_OPENMP GGML_LLAMAFILE)
+    set(${option} OFF CACHE BOOL "")
+endforeach()
+set(CMAKE_C_FLAGS_RELEASE   "-O1" CACHE STRING "")
+set(CMAKE_CXX_FLAGS_RELEASE "-O1" CACHE STRING "")
+
+cmake_host_system_information(RESULT system QUERY OS_NAME)
+cmake_host_system_information(RESULT arch QUERY OS_PLATFORM)
+foreach(version -14 -15 -16 -17 -18 -19 -20 "")
+    find_program(clang${version} clang${version})
+    if (NOT system STREQUAL "Linux" OR NOT clang${version})
+        continue()
+    endif()
+    set(clang "${clang${version}}")
+    get_filename_component(folder "${clang}" DIRECTORY)
+    execute_process(COMMAND "${clang}" -print-runtime-dir OUTPUT_VARIABLE runtime OUTPUT_STRIP_TRAILING_WHITESPACE)
+    if (EXISTS "${runtime}/libclang_rt.fuzzer-${arch}.a" AND EXISTS "${runtime}/libclang_rt.asan-${arch}.so" AND EXISTS "${folder}/clang++${version}")
+        set(CMAKE_C_COMPILER   "${clang}"                       CACHE FILEPATH "")
+        set(CMAKE_CXX_COMPILER "${folder}/clang++${version}"    CACHE FILEPATH "")
+        # one runtime for all libraries, also for those that Python loads
+        set(CMAKE_C_FLAGS      "-shared-libsan"                 CACHE STRING "")
+        set(CMAKE_CXX_FLAGS    "-shared-libsan"                 CACHE STRING "")
+        set(CMAKE_EXE_LINKER_FLAGS    "-Wl,-rpath,${runtime}"   CACHE STRING "")
+        set(CMAKE_SHARED_LINKER_FLAGS "-Wl,-rpath,${runtime}"   CACHE STRING "")
+        set(HALFV_RUNTIME      "${runtime}/libclang_rt.asan-${arch}.so" CACHE FILEPATH "What a program that is not sanitized preloads")
+        set(HALFV_FUZZ ON CACHE BOOL "")
+        break()
+    endif()
+endforeach()
