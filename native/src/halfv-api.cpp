@@ -1,17 +1,13 @@
-#include "halfv.h"
+#include "halfv-api.h"
 
 #include "halfv-encoder-settings.h"
-#include "halfv-prefill.h"
 #include "halfv-profile.h"
 #include "halfv-sized.h"
 #include "halfv-switch.h"
 
-#include "llama-context.h"
 #include "llama-model.h"
 
 #include <algorithm>
-#include <exception>
-#include <new>
 #include <string>
 
 #ifndef HALFV_VERSION
@@ -24,37 +20,14 @@ static thread_local std::string last_error;
 static thread_local std::string     encoder_weights   = "auto";
 static thread_local halfv_attention encoder_attention = HALFV_ATTENTION_FAST;
 
-static int32_t fail(int32_t code, std::string text) {
+int32_t halfv::fail(int32_t code, std::string text) {
     last_error = std::move(text);
     return code;
 }
 
-// runs f so that nothing crosses the C boundary
-template <typename F>
-static int32_t guarded(F && f) {
-    try {
-        last_error.clear();
-        return f();
-    } catch (const std::bad_alloc &) {
-        return fail(HALFV_ERR_MEMORY, "halfv: out of host memory");
-    } catch (const std::exception & err) {
-        return fail(HALFV_ERR_ARGUMENT, err.what());
-    }
-}
-
-// the same, with the context's prefill
-template <typename F>
-static int32_t with_prefill(const llama_context * ctx, F && f) {
-    return guarded([&]() -> int32_t {
-        if (!ctx) {
-            return fail(HALFV_ERR_ARGUMENT, "halfv: the context is null");
-        }
-        if (!ctx->halfv_prefill) {
-            return fail(HALFV_ERR_UNSUPPORTED, "halfv: this context runs unpruned: its model has no profile, or HALFV=off is set, or its architecture is not supported");
-        }
-        return f(*ctx->halfv_prefill);
-    });
-}
+using halfv::fail;
+using halfv::guarded;
+using halfv::with_prefill;
 
 static int32_t check_seq(const llama_context * ctx, llama_seq_id seq) {
     const int64_t n = ctx->get_cparams().kv_unified ? LLAMA_MAX_SEQ : ctx->n_seq_max();
@@ -169,20 +142,6 @@ int32_t halfv_set_keep(llama_context * ctx, float keep) {
             return fail(HALFV_ERR_ARGUMENT, "halfv: " + wrong);
         }
         prefill.memory.profile = wanted;
-        return HALFV_OK;
-    });
-}
-
-int32_t halfv_set_choice(llama_context * ctx, int32_t choice, uint32_t seed) {
-    return with_prefill(ctx, [&](halfv::prefill & prefill) -> int32_t {
-        if (choice < HALFV_CHOICE_HALFV || choice > HALFV_CHOICE_DART) {
-            return fail(HALFV_ERR_ARGUMENT, "halfv: choice " + std::to_string(choice) + " does not exist: it must be 0 to 4");
-        }
-        if (prefill.memory.any_lazy()) {
-            return fail(HALFV_ERR_ARGUMENT, "halfv: a picture waits for its question: change the choice before it or after");
-        }
-        prefill.choice = choice;
-        prefill.choice_seed = seed;
         return HALFV_OK;
     });
 }
@@ -310,25 +269,6 @@ int32_t halfv_flops(const llama_model * model, const halfv_profile * profile, ui
         }
         halfv::cost_model(*model).prompt(valid, n_before, n_visual, n_after, *dense, *spent);
         return HALFV_OK;
-    });
-}
-
-int32_t halfv_hold(llama_context * ctx, bool hold) {
-    return with_prefill(ctx, [&](halfv::prefill & prefill) -> int32_t {
-        prefill.hold(hold);
-        return HALFV_OK;
-    });
-}
-
-int32_t halfv_observe(llama_context * ctx, const uint8_t * freeze, halfv_observer observer, void * user) {
-    return with_prefill(ctx, [&](halfv::prefill & prefill) -> int32_t {
-        if (!observer) {
-            return fail(HALFV_ERR_ARGUMENT, "halfv: the observer is null");
-        }
-        const int32_t rc = prefill.observe(freeze, observer, user);
-        return rc == HALFV_ERR_ARGUMENT ? fail(rc, "halfv: a prompt to observe must end with text, and memory must be empty") :
-               rc == HALFV_ERR_MEMORY   ? fail(rc, "halfv: no room in the KV cache or in memory for the prompt") :
-               rc == HALFV_ERR_COMPUTE  ? fail(rc, "halfv: observing failed, was aborted or was stopped by the observer") : rc;
     });
 }
 

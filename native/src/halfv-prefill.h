@@ -41,7 +41,7 @@ public:
     void settle_waiting();
     void before_control_vector(const float * data, size_t len, int32_t n_embd, int32_t il_start, int32_t il_end);
 
-    // layer by layer through a prompt that was held back, in halfv-observe.cpp
+    // layer by layer through a prompt that was held back, in compare/
     void    hold(bool on);
     int32_t observe(const uint8_t * freeze, halfv_observer observer, void * user); // HALFV_*
 
@@ -52,9 +52,13 @@ public:
     bool     enabled     = true;
     uint64_t topup_bytes = 0;
 
-    // how tokens are chosen; other ways than our own are in halfv-policy.cpp
+    // how tokens are chosen; other ways than our own are in compare/, and not in a build without it
+#ifdef HALFV_NO_COMPARE
+    static constexpr int32_t choice = HALFV_CHOICE_HALFV;
+#else
     int32_t  choice      = HALFV_CHOICE_HALFV;
     uint32_t choice_seed = 0;
+#endif
 
 private:
     enum class when { question, before_question };
@@ -125,7 +129,11 @@ private:
     struct { std::vector<float> data; int32_t il_start = -1, il_end = -1; } control_vector; // the one in use
     int32_t n_groups = 0;
     uint32_t warned = 0; // bit per halfv_reason that the log has heard of
+#ifdef HALFV_NO_COMPARE
+    static constexpr bool held = false;
+#else
     std::optional<held_prompt> held;
+#endif
 };
 
 } // namespace halfv

@@ -33,3 +33,25 @@ def test_every_declared_function_is_exported(root: Path) -> None:
 
 def test_installed_header_is_ours(root: Path) -> None:
     assert (library.include_dir() / "halfv.h").read_text() == (root / "native" / "include" / "halfv.h").read_text()
+
+
+def test_without_comparing(tmp_path: Path, root: Path, llama_tree: Path, cmake_cache: dict[str, str]) -> None:
+    """A build with HALFV_COMPARE=OFF needs nothing of native/src/compare."""
+    folders = ("src", "include", "ggml/include", "vendor")
+    include = [f"-I{llama_tree / name}" for name in folders] + [
+        f"-I{root / 'native' / name}" for name in ("src", "include")
+    ]
+    defined = set()
+    for source in (root / "native/src/compare").glob("*.cpp"):
+        defined |= set(re.findall(r"^\w.* (?:prefill::)?(\w+)\(.*\{$", source.read_text(), re.MULTILINE))
+    assert {"hold_batch", "choose_uniform", "halfv_hold"} <= defined
+    for name in ("prefill", "settle", "choose", "api"):
+        out = tmp_path / f"{name}.o"
+        flags = ["-std=c++17", "-O1", "-DHALFV_NO_COMPARE", *include]
+        source = root / "native" / "src" / f"halfv-{name}.cpp"
+        command = [cmake_cache["CMAKE_CXX_COMPILER"], *flags, "-c", source, "-o", out]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        symbols = subprocess.run(["nm", "-C", out], capture_output=True, text=True, check=True).stdout
+        needed = set(re.findall(r" U (?:halfv::)(?:prefill::)?(\w+)", symbols))
+        assert not needed & defined, name
