@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from halfv_edge.cli import flags
 from halfv_edge.cli.console import Console
+from halfv_edge.cli.errors import FLAGS
 from halfv_edge.errors import HalfVError
 from halfv_edge.gguf import write as gguf_write
 from halfv_edge.profile import model_file, profile, resolve, stored
@@ -147,7 +148,7 @@ def _run(args: argparse.Namespace, console: Console, model: Model, gathered: lis
     try:
         calibrator = Calibrator(
             probe, gathered, source, work, any_size=model.encoder.is_mrope, progress=bar.update,
-            say=lambda text: console.say(f"halfv: {text}"),
+            say=lambda text: console.say(f"halfv: {text}"), words=lambda error: error.sentence(FLAGS),
         )  # fmt: skip
         console.say(f"halfv: {_cost(calibrator.estimate())}")
         bar.total = calibrator.n_units()

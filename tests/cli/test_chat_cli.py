@@ -425,7 +425,7 @@ def test_a_picture_that_does_not_fit(place: Path) -> None:
         terminal.expect("cat.png, 420 x 300", "\n> ")
         terminal.type("where is")
         terminal.expect(
-            "halfv: cat.png has 100 visual tokens and needs a context of", "but --ctx is 256", "\n> where is"
+            "halfv: cat.png has 100 visual tokens and needs a context of", "load with --ctx 2048", "\n> where is"
         )
         terminal.type(" the cat\r")
         terminal.expect("200 -> 100 -> 20 visual tokens", "\n> ")

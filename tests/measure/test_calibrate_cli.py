@@ -244,7 +244,7 @@ def test_prompts_too_long_for_the_context(place: Path, capsys: pytest.CaptureFix
     run("-o", "p.json", "--ctx", "256", "--samples", "4", code=2, images=None)
     err = capsys.readouterr().err
     assert err.count("tokens, too many for a context of 256") == 4 + 1
-    assert "give more --ctx" in err.splitlines()[-1]
+    assert "give a larger --ctx" in err.splitlines()[-1]
 
 
 def test_an_architecture_without_hooks(

@@ -62,7 +62,7 @@ def test_a_jsonl_file(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('{"image": "0.png"}\n{"image": 3}', 'line 2 is {"image": 3}: it must be like'),
+        ('{"image": "0.png"}\n{"image": 3}', 'line 2 is {"image":3}: it must be like'),
         ('{"image": "0.png", "question": 7}', "line 1 is"),
         ('["0.png"]', 'line 1 is ["0.png"]'),
         ("0.png, what is it", "line 1 is not JSON"),

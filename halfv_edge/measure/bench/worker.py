@@ -291,7 +291,7 @@ class Bench:
         if self.halfv:
             try:
                 return self.halfv.stats(client.ctx)
-            except self.halfv.HalfVError as error:
+            except self.halfv.CallError as error:
                 if error.code != self.halfv.HALFV_ERR_UNSUPPORTED:
                     raise
         return None

@@ -84,6 +84,7 @@ class Calibrator:
         any_size: bool,
         progress: Callable[[float], None] = lambda _: None,
         say: Callable[[str], None] = lambda _: None,
+        words: Callable[[HalfVError], str] = str,
     ):
         self.probe = probe
         self.samples = list(samples)
@@ -92,6 +93,7 @@ class Calibrator:
         self.any_size = any_size
         self.progress = progress
         self.say = say
+        self.words = words  # of a sample's error, in the names of whoever reads it
         self.skipped: list[str] = []
         self._answers: dict[int, Answer] = {}
         self._frozen = set(spread(FROZEN_SAMPLES, len(self.samples)))
@@ -186,7 +188,7 @@ class Calibrator:
                 try:
                     observation = self._observe(at)
                 except HalfVError as error:
-                    self._skip(f"sample {at + 1} ({sample.name}): {str(error).rstrip('.')}")
+                    self._skip(f"sample {at + 1} ({sample.name}): {self.words(error).rstrip('.')}")
                 else:
                     self.work.add(key, dataclasses.asdict(observation))
             if key in self.work.results:
