@@ -92,7 +92,6 @@ static int load(struct app * app, const char * model_path, const char * mmproj_p
     if (!app->ctx) {
         return say(FAILED, "there is no memory for a context of %d tokens.", N_CTX);
     }
-    halfv_set_topup_bytes(app->ctx, 256u << 20); // what is pruned now may matter to a later question
 
     app->sampler = llama_sampler_chain_init(llama_sampler_chain_default_params());
     llama_sampler_chain_add(app->sampler, llama_sampler_init_greedy());

@@ -46,6 +46,7 @@ Int32s = Annotated["To[ctypes.c_int32]", POINTER(ctypes.c_int32)]
 UInt8s = Annotated["To[ctypes.c_uint8]", POINTER(ctypes.c_uint8)]
 Sizes = Annotated["To[ctypes.c_size_t]", POINTER(ctypes.c_size_t)]
 Floats = Annotated["To[ctypes.c_float]", POINTER(ctypes.c_float)]
+UInt64s = Annotated["To[ctypes.c_uint64]", POINTER(ctypes.c_uint64)]
 Doubles = Annotated["To[ctypes.c_double]", POINTER(ctypes.c_double)]
 
 # fields

@@ -20,6 +20,7 @@ from halfv_cpp.c_types import (
     Text,
     UInt32,
     UInt64,
+    UInt64s,
     functions_of,
     structure,
 )
@@ -186,10 +187,22 @@ def halfv_prepare(ctx: MaybeHandle, seq: Int32, /) -> Int32:
     """Run what needs no question now; HALFV_NOTHING: no picture is waiting."""
 
 
-# LLAMA_API int32_t halfv_set_topup_bytes(struct llama_context * ctx, uint64_t bytes);
+# LLAMA_API int32_t halfv_set_undo_bytes(struct llama_context * ctx, uint64_t bytes);
 @function
-def halfv_set_topup_bytes(ctx: MaybeHandle, bytes: UInt64, /) -> Int32:
-    """Keep up to this many bytes (f16, host memory, per sequence) of pruned tokens for halfv_topup."""
+def halfv_set_undo_bytes(ctx: MaybeHandle, bytes: UInt64, /) -> Int32:
+    """Up to this many bytes of host memory for what undoing removed questions takes; a picture beyond it is whole."""
+
+
+# LLAMA_API int32_t halfv_get_undo_bytes(const struct llama_context * ctx, uint64_t * bytes, uint64_t * used);
+@function
+def halfv_get_undo_bytes(ctx: MaybeHandle, bytes: UInt64s, used: UInt64s, /) -> Int32:
+    """The budget, and what is taken of it now."""
+
+
+# LLAMA_API int32_t halfv_set_undo(struct llama_context * ctx, bool undo);
+@function
+def halfv_set_undo(ctx: MaybeHandle, undo: Bool, /) -> Int32:
+    """False: pictures stay as the last question left them, also when it is removed."""
 
 
 # LLAMA_API int32_t halfv_topup(struct llama_context * ctx, llama_seq_id seq);
@@ -245,12 +258,16 @@ HALFV_OUTCOME_UNPRUNED = 3
 #     HALFV_REASON_DISABLED   = 2, // switched off, or a profile that prunes nothing
 #     HALFV_REASON_OUTPUTS    = 3, // the client asked for outputs on visual rows, or for embeddings of every row
 #     HALFV_REASON_SHARED     = 4, // tokens that belong to several sequences at once
+#     HALFV_REASON_BUDGET     = 5, // no room for what it takes to undo the question: halfv_set_undo_bytes
+#     HALFV_REASON_UNASKED    = 6, // it had to go on before a token that could be its question
 # };
 HALFV_REASON_NONE = 0
 HALFV_REASON_SMALL = 1
 HALFV_REASON_DISABLED = 2
 HALFV_REASON_OUTPUTS = 3
 HALFV_REASON_SHARED = 4
+HALFV_REASON_BUDGET = 5
+HALFV_REASON_UNASKED = 6
 
 
 # struct halfv_stats {
@@ -262,7 +279,7 @@ HALFV_REASON_SHARED = 4
 #     uint32_t n_kept;         // of them in stage II
 #     uint32_t n_deep;         // of them updated in stage III
 #     uint32_t n_pending;      // tokens that wait for a question
-#     uint32_t n_stored;       // pruned tokens kept for top-up
+#     uint32_t n_stored;       // pruned tokens whose states are kept
 #     double   flops_dense;    // from the first picture on: what the whole model would have cost, and what was spent
 #     double   flops_spent;
 #     int64_t  us_stage1;

@@ -21,7 +21,7 @@ LEAST = {
     "n_ubatch": 1,
     "image_max_tokens": 1,
     "image_cache_mb": 0,
-    "topup_mb": 0,
+    "undo_mb": 0,
 }
 
 ProfileSource = Profile | Mapping[str, Any] | str | os.PathLike[str] | None
@@ -69,8 +69,8 @@ class ModelOptions:
     """Visual tokens per picture, for encoders that take any size."""
     image_cache_mb: int = 512
     """Memory for encoded pictures that no chat uses."""
-    topup_mb: int = 256
-    """Memory for pruned tokens that a later question can bring back."""
+    undo_mb: int = 256
+    """For choosing again when a question is removed; a picture without room there is not pruned."""
     verbose: bool = False
     """llama.cpp's log on stderr."""
 
@@ -108,7 +108,7 @@ class ModelFields(TypedDict, total=False):
     mmproj_type: str
     image_max_tokens: int | None
     image_cache_mb: int
-    topup_mb: int
+    undo_mb: int
     verbose: bool
 
 

@@ -174,7 +174,7 @@ class Runtime:
         profile: Profile | Literal["own"] | None = "own",
         n_ctx: int | None = None,
         *,
-        topup_bytes: int | None = None,
+        undo_bytes: int | None = None,
         encoder: Encoder | None = None,
     ) -> Context:
         """An empty context. One that is like the model's own may be one that was taken back.
@@ -182,10 +182,10 @@ class Runtime:
         Args:
             profile: In place of the model's; None prunes nothing.
             n_ctx: Tokens, in place of the model's.
-            topup_bytes: Memory for pruned tokens, in place of the model's.
+            undo_bytes: For undoing removed questions, in place of the model's; 0: they are not undone.
             encoder: Whose pictures it will hold, in place of the model's.
         """
-        is_own = profile == "own" and n_ctx in (None, self.n_ctx) and topup_bytes is None and encoder is None
+        is_own = profile == "own" and n_ctx in (None, self.n_ctx) and undo_bytes is None and encoder is None
         if self._spare:
             spare, self._spare = self._spare, None
             if is_own:
@@ -212,9 +212,10 @@ class Runtime:
                     settings={"n_ctx": None, "kv_type": "q8_0"},
                 )
             raise HalfVError(f"No context can be made for {self.path.name}: {log.last_words()}.")
-        if topup_bytes is None:
-            topup_bytes = self.options.topup_mb << 20
-        halfv_cpp.halfv_set_topup_bytes(pointer, topup_bytes)
+        if undo_bytes is None:
+            undo_bytes = self.options.undo_mb << 20
+        halfv_cpp.halfv_set_undo_bytes(pointer, undo_bytes)
+        halfv_cpp.halfv_set_undo(pointer, undo_bytes > 0)  # with none, nothing limits what is pruned
         context = Context(pointer, encoder)
         context.is_own = is_own
         return context

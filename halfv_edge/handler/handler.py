@@ -67,12 +67,12 @@ class HalfVChatHandler:
         mmproj_type: str = "auto",
         image_max_tokens: int | None = None,
         image_cache_mb: int = 512,
-        topup_mb: int = 256,
+        undo_mb: int = 256,
     ):
         """Take the place of a handler of llama_cpp.
 
         like: the handler whose prompt format is used; by default that is the chat template in the GGUF.
-        profile, keep, pixel_tau, mmproj_type, image_max_tokens, image_cache_mb, topup_mb: as in
+        profile, keep, pixel_tau, mmproj_type, image_max_tokens, image_cache_mb, undo_mb: as in
         halfv_edge.engine.model.Model.load.
         reselect: an edited question chooses its visual tokens anew, as if the conversation came for the first time.
         Without it those of the former question stay and the ones that matter to the new one join them: that is faster.
@@ -91,7 +91,7 @@ class HalfVChatHandler:
         self._mmproj_type = mmproj_type
         self._image_max_tokens = image_max_tokens
         self._cache_bytes = image_cache_mb << 20
-        self._topup_bytes = topup_mb << 20
+        self._undo_bytes = undo_mb << 20
         self._session: _Session | None = None
         self._lock = threading.RLock()
         self._number = 0  # of the last request
@@ -177,7 +177,8 @@ class HalfVChatHandler:
         )
         self.profile = resolved.profile
         self.profile_source = f"preset {resolved.preset}" if resolved.preset else resolved.source
-        halfv_cpp.halfv_set_topup_bytes(llama.ctx, self._topup_bytes)
+        halfv_cpp.halfv_set_undo_bytes(llama.ctx, self._undo_bytes)
+        halfv_cpp.halfv_set_undo(llama.ctx, self._reselect)
         self._session = _Session(llama, vision)
         return self._session
 

@@ -49,7 +49,7 @@ void make_states(size_t w) {
     const auto say = [&](int n, bool picture, bool asks, llama_seq_id seq = 0) {
         require(feed(ctx, seq, n, picture, asks) == 0, "cannot decode");
     };
-    halfv_set_topup_bytes(ctx, 1 << 20);
+    halfv_set_undo_bytes(ctx, 1 << 20);
     say(3, false, false);
     say(8, true, false);
     keep();

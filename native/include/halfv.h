@@ -115,9 +115,21 @@ LLAMA_API void halfv_begin_media(struct llama_context * ctx, enum halfv_media me
 // HALFV_OK; HALFV_NOTHING: no picture is waiting, or all that waits is prepared; HALFV_ERR_UNSUPPORTED, _MEMORY, _COMPUTE
 LLAMA_API int32_t halfv_prepare(struct llama_context * ctx, llama_seq_id seq);
 
-// Keep up to this many bytes (f16, host memory, per sequence) of pruned tokens for halfv_topup; 0, the default: none.
+// A question that is removed (llama_memory_seq_rm and its like) leaves no trace: the pictures that it pruned, and the text
+// between them and it, wait again, and the next question settles them as it would have in a fresh context. That takes
+// their states of stage I, in host memory: n_embd and n_embd_k_gqa floats a token, up to this many bytes for all
+// sequences of a context; the default is 256 MiB. A picture whose states do not fit is not pruned (HALFV_REASON_BUDGET).
 // HALFV_OK, HALFV_ERR_UNSUPPORTED
-LLAMA_API int32_t halfv_set_topup_bytes(struct llama_context * ctx, uint64_t bytes);
+LLAMA_API int32_t halfv_set_undo_bytes(struct llama_context * ctx, uint64_t bytes);
+
+// The budget, and what is taken of it now; either may be null. HALFV_OK, HALFV_ERR_UNSUPPORTED
+LLAMA_API int32_t halfv_get_undo_bytes(const struct llama_context * ctx, uint64_t * bytes, uint64_t * used);
+
+// false: pictures stay as the last question left them, also when it is removed, so that the next one has only its own
+// text to compute and answers depend on what was asked before. Pictures are then pruned whatever the budget is, and states
+// are kept for halfv_topup as far as they fit. The default is true.
+// HALFV_OK, HALFV_ERR_UNSUPPORTED
+LLAMA_API int32_t halfv_set_undo(struct llama_context * ctx, bool undo);
 
 // The next text of this sequence is a new question: when it asks for output, the pruned tokens that matter most to it
 // (as many as anchors of a prepared picture) join the deeper stages at their own positions.
@@ -160,6 +172,8 @@ enum halfv_reason {
     HALFV_REASON_DISABLED   = 2, // switched off, or a profile that prunes nothing
     HALFV_REASON_OUTPUTS    = 3, // the client asked for outputs on visual rows, or for embeddings of every row
     HALFV_REASON_SHARED     = 4, // tokens that belong to several sequences at once
+    HALFV_REASON_BUDGET     = 5, // no room for what it takes to undo the question: halfv_set_undo_bytes
+    HALFV_REASON_UNASKED    = 6, // it had to go on before a token that could be its question
 };
 
 struct halfv_stats {
@@ -171,7 +185,7 @@ struct halfv_stats {
     uint32_t n_kept;         // of them in stage II
     uint32_t n_deep;         // of them updated in stage III
     uint32_t n_pending;      // tokens that wait for a question
-    uint32_t n_stored;       // pruned tokens kept for top-up
+    uint32_t n_stored;       // pruned tokens whose states are kept
     double   flops_dense;    // from the first picture on: what the whole model would have cost, and what was spent
     double   flops_spent;
     int64_t  us_stage1;

@@ -163,9 +163,24 @@ int32_t halfv_prepare(llama_context * ctx, llama_seq_id seq) {
     });
 }
 
-int32_t halfv_set_topup_bytes(llama_context * ctx, uint64_t bytes) {
+int32_t halfv_set_undo_bytes(llama_context * ctx, uint64_t bytes) {
     return with_prefill(ctx, [&](halfv::prefill & prefill) -> int32_t {
-        prefill.topup_bytes = bytes;
+        prefill.undo_bytes = bytes;
+        return HALFV_OK;
+    });
+}
+
+int32_t halfv_get_undo_bytes(const llama_context * ctx, uint64_t * bytes, uint64_t * used) {
+    return with_prefill(ctx, [&](const halfv::prefill & prefill) -> int32_t {
+        if (bytes) { *bytes = prefill.undo_bytes; }
+        if (used)  { *used  = prefill.memory.undo_bytes(); }
+        return HALFV_OK;
+    });
+}
+
+int32_t halfv_set_undo(llama_context * ctx, bool undo) {
+    return with_prefill(ctx, [&](halfv::prefill & prefill) -> int32_t {
+        prefill.memory.undoes = undo;
         return HALFV_OK;
     });
 }
@@ -176,7 +191,7 @@ int32_t halfv_topup(llama_context * ctx, llama_seq_id seq) {
             return rc;
         }
         const auto * s = prefill.memory.find(seq);
-        if (!s || s->stored.empty()) {
+        if (!s || s->n_stored() == 0) {
             return HALFV_NOTHING;
         }
         prefill.memory.at(seq).new_question = true;
@@ -197,13 +212,13 @@ int32_t halfv_get_stats(const llama_context * ctx, llama_seq_id seq, halfv_stats
         if (const auto * s = memory.find(seq)) {
             stats = s->stats;
             for (const auto & im : s->images) {
-                stats.n_visual += im.n;
+                stats.n_visual += im.n();
                 stats.n_kept   += im.kept.size();
                 stats.n_deep   += memory.has_stage(2) ? im.deep.size() : im.kept.size();
             }
             stats.n_images  = s->images.size();
-            stats.n_pending = s->rows.size();
-            stats.n_stored  = s->stored.size();
+            stats.n_pending = std::count_if(s->rows.begin(), s->rows.end(), [](const halfv::row & r) { return r.stage < 3; });
+            stats.n_stored  = s->n_stored();
             if (!s->images.empty()) {
                 const auto & im = s->images.back();
                 stats.reason  = im.reason;
@@ -236,7 +251,7 @@ static const halfv::image * find_image(const llama_context * ctx, const halfv::p
 int32_t halfv_image_size(const llama_context * ctx, llama_seq_id seq, uint32_t image) {
     return with_prefill(ctx, [&](const halfv::prefill & prefill) -> int32_t {
         const auto * im = find_image(ctx, prefill, seq, image);
-        return im ? im->n : HALFV_ERR_ARGUMENT;
+        return im ? im->n() : HALFV_ERR_ARGUMENT;
     });
 }
 

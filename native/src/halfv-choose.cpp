@@ -80,15 +80,16 @@ static int late_anchors(int n, int n_anchors) {
     return std::min(n_anchors, std::max(least, quota(n, share)));
 }
 
-void prefill::choose_stage2(sequence & s, when moment, std::vector<row> & go, std::vector<row> & wait, std::vector<row> & pruned) {
+void prefill::choose_stage2(sequence & s, when moment, std::vector<row> & go, std::vector<row> & wait, std::vector<row> & recalled) {
     const auto & p = memory.profile;
+    const size_t fits = first_that_fits(s);
 
     // 1: goes on; 2: stays pending; 3: pruned
     std::vector<uint8_t> fate(s.rows.size(), 1);
 
     std::vector<std::vector<size_t>> members(s.images.size());
     for (size_t i = 0; i < s.rows.size(); ++i) {
-        if (s.rows[i].image >= 0 && !s.rows[i].deep) { members[s.rows[i].image].push_back(i); }
+        if (s.rows[i].image >= 0 && s.rows[i].stage == 1) { members[s.rows[i].image].push_back(i); }
     }
     for (size_t i = 0; i < s.images.size(); ++i) {
         auto & im = s.images[i];
@@ -97,13 +98,17 @@ void prefill::choose_stage2(sequence & s, when moment, std::vector<row> & go, st
         }
         if (!applies(im)) {
             report(im, prunes_now() ? HALFV_REASON_SMALL : HALFV_REASON_DISABLED);
+        } else if (!im.covered && members[i][0] < fits) {
+            report(im, HALFV_REASON_BUDGET);
+        } else if (moment == when::question && s.query.empty()) {
+            report(im, HALFV_REASON_UNASKED);
         } else if (p.ivr_keep < 1.0f) {
             std::vector<row> rows;
             for (const size_t m : members[i]) { rows.push_back(s.rows[m]); }
-            const int n_kept    = std::max(1, quota(im.n, p.ivr_keep));
+            const int n_kept    = std::max(1, quota(im.n(), p.ivr_keep));
             int n_anchors = quota(n_kept, p.ivr_anchors);
             if (moment == when::before_question || im.covered) {
-                n_anchors = late_anchors(im.n, n_anchors);
+                n_anchors = late_anchors(im.n(), n_anchors);
             }
 
             std::vector<int32_t> chosen;
@@ -132,12 +137,12 @@ void prefill::choose_stage2(sequence & s, when moment, std::vector<row> & go, st
         }
     }
 
-    if (moment == when::question && s.new_question) {
-        go = recall(s);
+    if (moment == when::question && s.new_question && !s.query.empty()) {
+        go = recalled = recall(s);
     }
     for (size_t i = 0; i < s.rows.size(); ++i) {
-        if (!s.rows[i].deep) {
-            (fate[i] == 1 ? go : fate[i] == 2 ? wait : pruned).push_back(s.rows[i]);
+        if (s.rows[i].stage == 1 && fate[i] < 3) {
+            (fate[i] == 1 ? go : wait).push_back(s.rows[i]);
         }
     }
 }
@@ -153,13 +158,13 @@ std::vector<uint8_t> prefill::choose_stage3(sequence & s, const std::vector<floa
     }
     for (size_t i = 0; i < s.images.size(); ++i) {
         auto & im = s.images[i];
-        if (p.ssr_update < 1.0f && applies(im) && !members[i].empty()) {
+        if (p.ssr_update < 1.0f && applies(im) && im.reason == HALFV_REASON_NONE && !members[i].empty()) {
             std::vector<row> rows;
             for (const size_t m : members[i]) {
                 rows.push_back(deep[m]);
                 stays[m] = 0;
             }
-            const int n_deep = quota(im.n, p.ssr_update);
+            const int n_deep = quota(im.n(), p.ssr_update);
             if (n_deep > 0 && choice != HALFV_CHOICE_HALFV) {
                 for (const int32_t c : choose_otherwise(s, deep, members[i], query, n_deep, true)) { stays[members[i][c]] = 1; }
             } else if (n_deep > 0) {
@@ -175,69 +180,65 @@ std::vector<uint8_t> prefill::choose_stage3(sequence & s, const std::vector<floa
 }
 
 //
-// top-up
+// undoing and top-up
 //
 
-// the stored tokens that matter most to a new question, back as pending rows
+uint64_t prefill::bytes_of(const row & r) const {
+    return (memory.n_hidden + (r.first_key >= 0 ? memory.n_key : 0))*sizeof(float);
+}
+
+// From this row on, the states that undoing takes fit. They are needed from the first pruned picture to the end of its
+// question, so pictures before this row go on whole.
+size_t prefill::first_that_fits(const sequence & s) const {
+    if (!memory.undoes) {
+        return 0;
+    }
+    const uint64_t used = memory.undo_bytes();
+    uint64_t room = undo_bytes - std::min(undo_bytes, used);
+    size_t first = s.rows.size();
+    while (first > 0 && bytes_of(s.rows[first - 1]) <= room) { room -= bytes_of(s.rows[--first]); }
+    return first;
+}
+
+// Where nothing is undone, states are only for top-up: the oldest give way.
+void prefill::keep_turn(sequence & s, turn t) {
+    if (!memory.undoes) {
+        uint64_t bytes = 0;
+        for (const auto & r : t.rows) { bytes += bytes_of(r); }
+        while (!s.turns.empty() && memory.undo_bytes() + bytes > undo_bytes) { s.turns.erase(s.turns.begin()); }
+        if (memory.undo_bytes() + bytes > undo_bytes) {
+            return;
+        }
+    }
+    s.turns.push_back(std::move(t));
+}
+
+// the pruned tokens that matter most to a new question, as rows that have been through stage I
 std::vector<row> prefill::recall(sequence & s) {
     std::vector<row> res;
-    std::vector<uint8_t> taken(s.stored.size(), 0);
     for (size_t i = 0; i < s.images.size(); ++i) {
         auto & im = s.images[i];
-        std::vector<size_t> members;
         std::vector<row> rows;
-        for (size_t j = 0; j < s.stored.size(); ++j) {
-            if (s.stored[j].image != (int32_t) i) {
-                continue;
-            }
-            row r = s.stored[j];
-            const uint32_t key = s.keys.grow(1);
-            ggml_fp16_to_fp32_row(s.stored_keys.at(r.key), s.keys.at(key), memory.n_key);
-            r.key = key;
+        std::vector<const states *> from;
+        s.each_stored(i, [&](const row & stored, const states & kept) {
+            row r = stored;
+            r.group = -1; // alone, later: causal
+            r.key   = s.keys.grow(1);
+            std::copy_n(kept.keys.at(stored.first_key), memory.n_key, s.keys.at(r.key));
             rows.push_back(r);
-            members.push_back(j);
-        }
+            from.push_back(&kept);
+        });
         const auto & p = memory.profile;
-        const int n_anchors = late_anchors(im.n, quota(std::max(1, quota(im.n, p.ivr_keep)), p.ivr_anchors));
+        const int n_anchors = late_anchors(im.n(), quota(std::max(1, quota(im.n(), p.ivr_keep)), p.ivr_anchors));
         for (const int32_t c : top_k(score(s, rows, s.query).data(), rows.size(), n_anchors)) {
-            const uint32_t hidden = s.hidden.grow(1);
-            ggml_fp16_to_fp32_row(s.stored_hidden.at(rows[c].hidden), s.hidden.at(hidden), memory.n_hidden);
-            rows[c].hidden = hidden;
+            rows[c].hidden = s.hidden.grow(1);
+            std::copy_n(from[c]->hidden.at(rows[c].first), memory.n_hidden, s.hidden.at(rows[c].hidden));
             im.kept.push_back(rows[c].index);
             res.push_back(rows[c]);
-            taken[members[c]] = 1;
         }
         s.stats.flops_spent += cost.scores(rows.size(), memory.bounds[1] - 1);
     }
-    std::vector<row> left;
-    for (size_t j = 0; j < s.stored.size(); ++j) {
-        if (!taken[j]) { left.push_back(s.stored[j]); }
-    }
-    s.stored = std::move(left);
     return res;
-}
-
-void prefill::store(sequence & s, const std::vector<row> & pruned) {
-    if (choice != HALFV_CHOICE_HALFV) {
-        return; // top-up is not theirs, and their keys are rotated
-    }
-    const size_t bytes = (memory.n_hidden + memory.n_key)*sizeof(ggml_fp16_t);
-    const size_t room  = topup_bytes/bytes;
-    const size_t n_new = std::min(pruned.size(), room);
-    for (size_t i = 0; i < n_new; ++i) {
-        row r = pruned[i*pruned.size()/n_new]; // evenly, so that no part of a picture is lost for good
-        const uint32_t hidden = s.stored_hidden.grow(1), key = s.stored_keys.grow(1);
-        ggml_fp32_to_fp16_row(s.hidden.at(r.hidden), s.stored_hidden.at(hidden), memory.n_hidden);
-        ggml_fp32_to_fp16_row(s.keys.at(r.key),      s.stored_keys.at(key),      memory.n_key);
-        r.hidden = hidden;
-        r.key    = key;
-        r.group  = -1; // alone, later: causal
-        s.stored.push_back(r);
-    }
-    // the oldest pictures give way
-    if (s.stored.size() > room) {
-        s.stored.erase(s.stored.begin(), s.stored.begin() + (s.stored.size() - room));
-    }
 }
 
 } // namespace halfv

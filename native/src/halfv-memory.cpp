@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <set>
 #include <stdexcept>
 
 namespace halfv {
@@ -34,6 +35,7 @@ staged_memory::staged_memory(const llama_model & model, const llama_memory_param
     profile(profile),
     n_hidden(input_width(model.hparams, bounds[1])),
     n_key(model.hparams.n_embd_k_gqa(bounds[1])),
+    n_query(model.hparams.n_head(bounds[1] - 1)*model.hparams.n_embd_head_k(bounds[1] - 1)),
     hparams(model.hparams),
     cparams(cparams) {
     static const char * const tags[n_stages] = { "stage1_", "stage2_", "stage3_" };
@@ -171,53 +173,113 @@ void staged_memory::clear(bool data) {
     alike = true;
 }
 
+// what `f` does to the pending tokens of a sequence, and what follows from it
+template <typename F>
+void staged_memory::change(llama_seq_id seq_id, F && f) {
+    for (auto it = sequences.begin(); it != sequences.end();) {
+        if (seq_id < 0 || it->first == seq_id) {
+            f(it->second);
+            if (it->second.empty()) {
+                it = sequences.erase(it);
+                continue;
+            }
+        }
+        ++it;
+    }
+}
+
+// questions that are gone leave no trace: tokens that they chose leave the deeper stages, and wait again
+void staged_memory::undo(llama_seq_id seq_id, llama_pos last_before) {
+    const auto it = sequences.find(seq_id);
+    if (it == sequences.end() || !undoes) {
+        return;
+    }
+    for (const auto & left : it->second.undo(last_before, seq_pos_max(seq_id))) {
+        alike = false;
+        for (int s = 1; s < n_stages; ++s) {
+            if (!stages[s]) {
+                continue;
+            }
+            stages[s]->seq_rm(seq_id, left.from, -1);
+            for (const auto & r : left.recalled) { stages[s]->seq_rm_at(seq_id, r.pos.data()); }
+        }
+    }
+}
+
 bool staged_memory::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
     if (running) {
         return true; // a batch that failed is about to be undone as a whole
     }
+    std::map<llama_seq_id, llama_pos> last;
+    for (const auto & [id, s] : sequences) { last[id] = seq_pos_max(id); }
+
     bool res = true;
     each_stage([&](llama_kv_cache & kv) { res = kv.seq_rm(seq_id, p0, p1) && res; });
-    alike = alike || equal_cells();
-
-    for (auto it = sequences.begin(); it != sequences.end();) {
-        if (seq_id < 0 || it->first == seq_id) {
-            it->second.remove(p0, p1);
-        }
-        it = it->second.images.empty() && !it->second.lazy() ? sequences.erase(it) : std::next(it);
+    change(seq_id, [&](sequence & s) { s.remove(p0, p1); });
+    for (const auto & [id, pos] : last) {
+        if (seq_id < 0 || id == seq_id) { undo(id, pos); }
     }
+    alike = alike || equal_cells();
     return res;
 }
 
+// A copy takes the place of what the destination held there. In another stream it takes the place of everything.
 void staged_memory::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1) {
-    each_stage([&](llama_kv_cache & kv) { kv.seq_cp(seq_id_src, seq_id_dst, p0, p1); });
     if (seq_id_src == seq_id_dst) {
         return;
     }
+    const llama_pos last = seq_pos_max(seq_id_src);
+    if (n_stream() > 1) {
+        if (p0 > std::max(0, seq_pos_min(seq_id_src)) || (p1 >= 0 && p1 <= last)) {
+            LLAMA_LOG_ERROR("%s: HalfV: positions [%d, %d) of sequence %d cannot be copied: caches that are not unified copy whole sequences\n",
+                    __func__, p0, p1, seq_id_src);
+            return;
+        }
+        p0 = p1 = -1;
+    }
+    seq_rm(seq_id_dst, p0, p1);
+    each_stage([&](llama_kv_cache & kv) { kv.seq_cp(seq_id_src, seq_id_dst, p0, p1); });
     if (const auto * src = find(seq_id_src)) {
-        sequences[seq_id_dst] = src->copy(p0, p1);
+        const sequence copied = src->copy(p0, p1);
+        if (!copied.empty()) {
+            at(seq_id_dst).append(copied);
+            undo(seq_id_dst, last);
+        }
     }
 }
 
 void staged_memory::seq_keep(llama_seq_id seq_id) {
-    each_stage([&](llama_kv_cache & kv) { kv.seq_keep(seq_id); });
-    alike = alike || equal_cells();
-    for (auto it = sequences.begin(); it != sequences.end();) {
-        it = it->first == seq_id ? std::next(it) : sequences.erase(it);
+    // not by llama_kv_cache::seq_keep, which leaves the other streams alone
+    for (llama_seq_id id = 0; id < (llama_seq_id) cparams.n_seq_max; ++id) {
+        if (id != seq_id) { seq_rm(id, -1, -1); }
     }
 }
 
 void staged_memory::seq_add(llama_seq_id seq_id, llama_pos p0, llama_pos p1, llama_pos shift) {
+    const llama_pos last = seq_pos_max(seq_id);
     each_stage([&](llama_kv_cache & kv) { kv.seq_add(seq_id, p0, p1, shift); });
-    if (const auto it = sequences.find(seq_id); it != sequences.end()) {
-        it->second.add(p0, p1, shift);
-    }
+    change(seq_id, [&](sequence & s) { s.add(p0, p1, shift); });
+    undo(seq_id, last);
 }
 
 void staged_memory::seq_div(llama_seq_id seq_id, llama_pos p0, llama_pos p1, int d) {
     each_stage([&](llama_kv_cache & kv) { kv.seq_div(seq_id, p0, p1, d); });
-    if (const auto it = sequences.find(seq_id); it != sequences.end()) {
-        it->second.divide(p0, p1, d);
+    change(seq_id, [&](sequence & s) { s.divide(p0, p1, d); });
+}
+
+uint64_t staged_memory::undo_bytes() const {
+    std::set<const states *> counted;
+    uint64_t res = 0;
+    for (const auto & [id, s] : sequences) {
+        for (const auto & t : s.turns) {
+            if (t.kept && counted.insert(t.kept.get()).second) { res += t.kept->bytes(); }
+        }
     }
+    return res;
+}
+
+void staged_memory::forget_questions() {
+    for (auto & [id, s] : sequences) { s.turns.clear(); }
 }
 
 // every token goes through stage I, so its cache knows all positions
@@ -253,8 +315,8 @@ size_t staged_memory::cell_bytes(int s) const {
 
 sequence staged_memory::empty_sequence() const {
     sequence s;
-    s.hidden.width = s.stored_hidden.width = n_hidden;
-    s.keys  .width = s.stored_keys  .width = n_key;
+    s.hidden.width = n_hidden;
+    s.keys  .width = n_key;
     return s;
 }
 
@@ -304,14 +366,21 @@ void staged_memory::close_images(const llama_batch & batch) {
 }
 
 //
-// state: a tag and the stage bounds, the caches, then what the sequences carry
+// state: a tag, what the states in it are shaped by, the caches, then what the sequences carry
 //
 
-static constexpr uint32_t state_tag = 0x31564c48; // "HLV1"
+static constexpr uint32_t state_tag = 0x32564c48; // "HLV2"
+
+std::vector<uint32_t> staged_memory::state_shape() const {
+    std::vector<uint32_t> res(bounds.begin(), bounds.end());
+    res.insert(res.end(), { n_hidden, n_key, n_query });
+    return res;
+}
 
 void staged_memory::state_write(llama_io_write_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) const {
+    const auto shape = state_shape();
     io.write(&state_tag, sizeof(state_tag));
-    io.write(bounds.data(), sizeof(bounds));
+    io.write(shape.data(), shape.size()*sizeof(uint32_t));
     each_stage([&](const llama_kv_cache & kv) { kv.state_write(io, seq_id, flags); });
 
     uint32_t n = 0;
@@ -326,15 +395,17 @@ void staged_memory::state_write(llama_io_write_i & io, llama_seq_id seq_id, llam
 }
 
 void staged_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) {
-    uint32_t tag;
-    decltype(staged_memory::bounds) saved_bounds = {};
-    io.read(&tag, sizeof(tag));
-    io.read(const_cast<int32_t *>(saved_bounds.data()), sizeof(saved_bounds));
-    if (tag != state_tag || saved_bounds != bounds) {
-        throw std::runtime_error("halfv: the saved state was made without this profile's stages");
-    }
-
     try {
+        uint32_t tag;
+        io.read(&tag, sizeof(tag));
+        if (tag != state_tag) {
+            throw std::runtime_error("halfv: the saved state was made without stages, or by another version");
+        }
+        std::vector<uint32_t> shape(state_shape().size());
+        io.read(shape.data(), shape.size()*sizeof(uint32_t));
+        if (shape != state_shape()) {
+            throw std::runtime_error("halfv: the saved state was made with another model or other stages");
+        }
         each_stage([&](llama_kv_cache & kv) {
             if (seq_id >= 0) { kv.seq_rm(seq_id, -1, -1); } // state_read leaves a sequence alone that was saved empty
             kv.state_read(io, seq_id, flags);
@@ -343,26 +414,26 @@ void staged_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_
         std::map<llama_seq_id, sequence> loaded;
         uint32_t n;
         io.read(&n, sizeof(n));
-        if (n > LLAMA_MAX_SEQ || (seq_id >= 0 && n > 1)) {
+        if (n > (seq_id < 0 ? cparams.n_seq_max : 1)) {
             throw std::runtime_error("halfv: the saved state holds " + std::to_string(n) + " sequences");
         }
         for (uint32_t i = 0; i < n; ++i) {
             llama_seq_id id;
             io.read(&id, sizeof(id));
-            if (id < 0 || id >= LLAMA_MAX_SEQ) {
+            if (seq_id >= 0) {
+                id = seq_id;
+            } else if (id < 0 || id >= (llama_seq_id) cparams.n_seq_max || loaded.count(id)) {
                 throw std::runtime_error("halfv: the saved state names sequence " + std::to_string(id));
             }
-            auto & s = loaded[seq_id < 0 ? id : seq_id];
-            s = empty_sequence();
-            s.read(io, stages[0]->get_size()*n_stream());
+            auto & s = loaded[id] = empty_sequence();
+            s.read(io, { stages[0]->get_size(), n_query, cparams.n_ubatch, seq_pos_max(id) });
         }
         if (seq_id < 0) {
-            sequences = std::move(loaded);
-        } else if (loaded.empty()) {
-            sequences.erase(seq_id);
+            sequences.clear();
         } else {
-            sequences[seq_id] = std::move(loaded[seq_id]);
+            sequences.erase(seq_id);
         }
+        sequences.merge(loaded);
         alike = equal_cells();
     } catch (...) {
         // one cache must not stay restored without the others
@@ -414,6 +485,7 @@ void staged_memory::transaction::commit() {
     open = false;
     for (const auto id : seq_ids) {
         if (const auto it = memory.sequences.find(id); it != memory.sequences.end()) {
+            it->second.close_turns();
             it->second.compact();
         }
     }
@@ -549,4 +621,18 @@ void llama_kv_cache::take_back(const slot_info_vec_t & filled, const std::vector
         }
     }
     v_heads = heads;
+}
+
+// a token by all of its positions, as an M-RoPE picture shares the first
+void llama_kv_cache::seq_rm_at(llama_seq_id seq_id, const llama_pos * pos) {
+    auto & cells = v_cells[seq_to_stream[seq_id]];
+    for (uint32_t i = 0; i < cells.size(); ++i) {
+        if (cells.is_empty(i) || !cells.seq_has(i, seq_id) || cells.pos_get(i) != pos[0]) {
+            continue;
+        }
+        if (has_cell_ext() && (cells.ext_get(i).y != pos[1] || cells.ext_get(i).x != pos[2])) {
+            continue;
+        }
+        cells.seq_rm(i, seq_id);
+    }
 }

@@ -96,9 +96,15 @@ public:
 
     halfv_profile profile;
 
-    // floats per token: the input of stage II (with the rows that deep-stack layers add later), keys at a tapped layer
+    // floats per token: the input of stage II (with the rows that deep-stack layers add later), keys and the query at a tapped layer
     const uint32_t n_hidden;
     const uint32_t n_key;
+    const uint32_t n_query;
+
+    // Whether a question that is removed is undone. If not, pictures stay as it left them.
+    bool undoes = true;
+    uint64_t undo_bytes() const; // that states kept for it take now, those that sequences share counted once
+    void forget_questions();     // nothing is undone from here on
 
     // What a batch puts into cells, and what it does to its sequences, is taken back unless commit() is called.
     // New tokens only ever go to empty cells, so it notes which: it costs what the batch costs, whatever the context holds.
@@ -128,6 +134,9 @@ private:
     friend class staged_context;
 
     sequence empty_sequence() const;
+    std::vector<uint32_t> state_shape() const;
+    void undo(llama_seq_id seq_id, llama_pos last_before);
+    template <typename F> void change(llama_seq_id seq_id, F && f); // of all when negative
 
     bool equal_cells() const;
 

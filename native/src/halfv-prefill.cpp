@@ -20,7 +20,7 @@ void prefill::report(image & im, halfv_reason reason) {
     warned |= 1u << reason;
     switch (reason) {
         case HALFV_REASON_SMALL:
-            LLAMA_LOG_INFO("HalfV: a picture was not pruned: it has %d tokens, fewer than min_visual_tokens = %u\n", im.n, memory.profile.min_visual_tokens);
+            LLAMA_LOG_INFO("HalfV: a picture was not pruned: it has %d tokens, fewer than min_visual_tokens = %u\n", im.n(), memory.profile.min_visual_tokens);
             break;
         case HALFV_REASON_DISABLED:
             LLAMA_LOG_INFO("HalfV: a picture was not pruned: pruning is switched off, or the profile keeps everything\n");
@@ -30,6 +30,13 @@ void prefill::report(image & im, halfv_reason reason) {
             break;
         case HALFV_REASON_SHARED:
             LLAMA_LOG_WARN("HalfV: a picture was not pruned: its tokens belong to several sequences at once\n");
+            break;
+        case HALFV_REASON_BUDGET:
+            LLAMA_LOG_WARN("HalfV: a picture was not pruned: the states that undoing its question takes do not fit into %.0f MiB (halfv_set_undo_bytes)\n",
+                    undo_bytes/1048576.0);
+            break;
+        case HALFV_REASON_UNASKED:
+            LLAMA_LOG_WARN("HalfV: a picture was not pruned: it had to go on before a token that could be its question\n");
             break;
         case HALFV_REASON_NONE:
             break;
@@ -65,7 +72,7 @@ bool prefill::prunes_now() const {
 }
 
 bool prefill::applies(const image & im) const {
-    return prunes_now() && im.n >= (int64_t) memory.profile.min_visual_tokens;
+    return prunes_now() && im.n() >= (int64_t) memory.profile.min_visual_tokens;
 }
 
 //
@@ -237,16 +244,17 @@ std::optional<int> prefill::decode_whole(llama_memory_context_ptr & mctx, const 
 void prefill::note_unpruned(const llama_batch & batch, halfv_reason reason) {
     for (int32_t i = 0; i < batch.n_tokens; ++i) {
         for (int32_t j = 0; j < batch.n_seq_id[i]; ++j) {
+            memory.keep_lists(batch.seq_id[i][j]);
             auto & images = memory.at(batch.seq_id[i][j]).images;
             if (images.empty() || images.back().closed || (i == 0 && new_image)) {
                 images.emplace_back();
-                images.back().pos = batch.pos[i];
             }
             auto & im = images.back();
-            report(im, reason);
-            im.kept.push_back(im.n);
-            im.deep.push_back(im.n++);
+            im.kept.push_back(im.n());
+            im.deep.push_back(im.n());
+            im.positions.push_back(batch.pos[i]);
             im.settled = true;
+            report(im, reason);
         }
     }
 }

@@ -50,7 +50,7 @@ public:
     staged_memory & memory;
 
     bool     enabled     = true;
-    uint64_t topup_bytes = 0;
+    uint64_t undo_bytes  = 256ull << 20;
 
     // how tokens are chosen; other ways than our own are in compare/, and not in a build without it
 #ifdef HALFV_NO_COMPARE
@@ -87,10 +87,13 @@ private:
     int settle(llama_seq_id seq_id, when moment, std::vector<step> * last);
 
     // choosing, in halfv-choose.cpp
-    void choose_stage2(sequence & s, when moment, std::vector<row> & go, std::vector<row> & wait, std::vector<row> & pruned);
+    void choose_stage2(sequence & s, when moment, std::vector<row> & go, std::vector<row> & wait, std::vector<row> & recalled);
     std::vector<uint8_t> choose_stage3(sequence & s, const std::vector<float> & query, const std::vector<row> & deep);
     std::vector<row> recall(sequence & s);
-    void store(sequence & s, const std::vector<row> & pruned);
+    uint64_t bytes_of(const row & r) const;
+    size_t   first_that_fits(const sequence & s) const;
+    size_t   first_open(const std::vector<row> & rows, const std::vector<image> & images) const;
+    void     keep_turn(sequence & s, turn t);
     std::vector<float> score(const sequence & s, const std::vector<row> & rows, const std::vector<float> & query) const;
     std::vector<float> attention(const sequence & s, const std::vector<row> & rows, std::vector<float> query) const;
     std::vector<int32_t> choose_otherwise(sequence & s, const std::vector<row> & rows, const std::vector<size_t> & members,
@@ -127,7 +130,6 @@ private:
     bool reserved  = false;
     bool stopped   = false; // the client's abort callback has said so, in this batch or call
     struct { std::vector<float> data; int32_t il_start = -1, il_end = -1; } control_vector; // the one in use
-    int32_t n_groups = 0;
     uint32_t warned = 0; // bit per halfv_reason that the log has heard of
 #ifdef HALFV_NO_COMPARE
     static constexpr bool held = false;

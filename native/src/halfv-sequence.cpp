@@ -1,11 +1,8 @@
 #include "halfv-sequence.h"
 
-#include "llama-io.h"
-
 #include <algorithm>
 #include <limits>
-#include <stdexcept>
-#include <type_traits>
+#include <tuple>
 
 namespace halfv {
 
@@ -18,82 +15,281 @@ struct range {
 };
 
 template <typename F>
-void each_position(sequence & s, F && f) {
-    for (auto * rows : { &s.rows, &s.stored }) {
-        for (auto & r : *rows) { f(r.pos[0]); }
+void each_rows(sequence & s, F && f) {
+    f(s.rows);
+    for (auto & t : s.turns) {
+        f(t.rows);
+        f(t.recalled);
     }
-    for (auto & im : s.images) { f(im.pos); }
 }
 
-template <typename T>
-void gather(const slab<T> & from, slab<T> & to, uint32_t & slot) {
+template <typename F>
+void each_position(sequence & s, F && f) {
+    each_rows(s, [&](std::vector<row> & rows) {
+        for (auto & r : rows) { f(r.pos[0]); }
+    });
+    for (auto & im : s.images) {
+        for (auto & p : im.positions) { f(p); }
+    }
+    for (auto & t : s.turns) { f(t.end); }
+}
+
+// copies an entry to the end of another slab
+uint32_t gather(const slab<float> & from, uint32_t slot, slab<float> & to) {
     const uint32_t copy = to.grow(1);
     std::copy_n(from.at(slot), from.width, to.at(copy));
-    slot = copy;
+    return copy;
 }
 
-template <typename T>
-void gather_rows(std::vector<row> & rows, slab<T> & hidden, slab<T> & keys) {
-    slab<T> h = { hidden.width, {} }, k = { keys.width, {} };
-    for (auto & r : rows) {
-        gather(hidden, h, r.hidden);
-        if (r.key >= 0) {
-            uint32_t slot = r.key;
-            gather(keys, k, slot);
-            r.key = slot;
-        }
-    }
-    hidden = std::move(h);
-    keys   = std::move(k);
+// a row as it was after stage I, its slots moved to other slabs
+row as_after_stage1(const row & r, const slab<float> & hidden, const slab<float> & keys, states & to) {
+    row res = r;
+    res.first     = res.hidden = gather(hidden, r.first, to.hidden);
+    res.first_key = res.key    = r.first_key < 0 ? -1 : (int32_t) gather(keys, r.first_key, to.keys);
+    res.stage     = 1;
+    res.batch_idx = 0;
+    res.output    = false;
+    return res;
+}
+
+void erase_value(std::vector<int32_t> & values, int32_t value) {
+    values.erase(std::remove(values.begin(), values.end(), value), values.end());
 }
 
 } // namespace
 
-// drops rows and pictures by position; a picture goes when its start does, the others keep their order
-template <typename F>
-static void drop_if(sequence & s, F && gone) {
-    const auto row_gone = [&](const row & r) { return gone(r.pos[0]); };
-    std::vector<int32_t> renumber(s.images.size(), -1);
-    std::vector<image> images;
-    for (size_t i = 0; i < s.images.size(); ++i) {
-        if (!gone(s.images[i].pos)) {
-            renumber[i] = images.size();
-            images.push_back(std::move(s.images[i]));
-        }
-    }
-    s.images = std::move(images);
+bool prompt_order(const row & a, const row & b) {
+    return std::tie(a.pos[0], a.image, a.index) < std::tie(b.pos[0], b.image, b.index);
+}
 
-    for (auto * rows : { &s.rows, &s.stored }) {
-        rows->erase(std::remove_if(rows->begin(), rows->end(), row_gone), rows->end());
-        for (auto & r : *rows) {
-            if (r.image >= 0) { r.image = renumber[r.image]; }
-        }
+int32_t next_group(const std::vector<row> & rows) {
+    int32_t res = 0;
+    for (const auto & r : rows) { res = std::max(res, r.group + 1); }
+    return res;
+}
+
+void image::reset() {
+    covered = settled = false;
+    reason  = HALFV_REASON_NONE;
+    kept.clear();
+    deep.clear();
+}
+
+// Drops tokens by position. A picture is what is left of it, and goes with its last token; the others keep their order.
+template <typename F>
+void sequence::drop_if(F && gone) {
+    const size_t n_rows = rows.size();
+    const bool last_gone = n_rows > 0 && gone(rows.back().pos[0]);
+
+    for (const auto & r : rows) {
+        cut_prepared = cut_prepared || (r.image >= 0 && images[r.image].covered && gone(r.pos[0]));
     }
-    s.compact();
+    for (auto & t : turns) {
+        if (!t.rows.empty() && gone(t.rows.back().pos[0])) { t.asked = false; }
+    }
+
+    std::vector<int32_t> renumber(images.size(), -1);
+    std::vector<std::vector<int32_t>> places(images.size()); // of each token among those that are left
+    std::vector<image> left;
+    for (size_t i = 0; i < images.size(); ++i) {
+        auto & im = images[i];
+        int32_t n = 0;
+        for (const auto p : im.positions) { places[i].push_back(gone(p) ? -1 : n++); }
+        if (n == 0) {
+            continue;
+        }
+        im.positions.erase(std::remove_if(im.positions.begin(), im.positions.end(), gone), im.positions.end());
+        for (auto * chosen : { &im.kept, &im.deep }) {
+            for (auto & index : *chosen) { index = places[i][index]; }
+            erase_value(*chosen, -1);
+        }
+        renumber[i] = left.size();
+        left.push_back(std::move(im));
+    }
+    images = std::move(left);
+
+    each_rows(*this, [&](std::vector<row> & list) {
+        list.erase(std::remove_if(list.begin(), list.end(), [&](const row & r) {
+            return gone(r.pos[0]) || (r.image >= 0 && places[r.image][r.index] < 0);
+        }), list.end());
+        for (auto & r : list) {
+            if (r.image >= 0) {
+                r.index = places[r.image][r.index];
+                r.image = renumber[r.image];
+            }
+        }
+    });
+
+    if (last_gone) {
+        query.clear();
+    }
+    if (rows.size() < n_rows && !rows.empty() && rows.back().image == (int32_t) images.size() - 1 && !images.empty()) {
+        images.back().closed = false; // nothing follows it any more
+    }
+    compact();
 }
 
 void sequence::remove(llama_pos p0, llama_pos p1) {
     const range range(p0, p1);
-    drop_if(*this, [&](llama_pos p) { return range.has(p); });
+    drop_if([&](llama_pos p) { return range.has(p); });
+    for (auto & t : turns) {
+        if (range.has(t.end)) { t.end = range.p0 - 1; }
+    }
 }
 
 void sequence::add(llama_pos p0, llama_pos p1, llama_pos shift) {
     const range range(p0, p1);
     each_position(*this, [&](llama_pos & p) { if (range.has(p)) { p += shift; } });
-    drop_if(*this, [](llama_pos p) { return p < 0; }); // has left the context
+    drop_if([](llama_pos p) { return p < 0; }); // has left the context
 }
 
 void sequence::divide(llama_pos p0, llama_pos p1, int d) {
     const range range(p0, p1);
     if (d > 1) {
         each_position(*this, [&](llama_pos & p) { if (range.has(p)) { p /= d; } });
+        turns.clear();
+        divided = true;
     }
 }
 
 sequence sequence::copy(llama_pos p0, llama_pos p1) const {
     sequence res = *this;
-    if (p0 > 0) { res.remove(0, p0); }
+    if (p0 > 0)  { res.remove(0, p0); }
     if (p1 >= 0) { res.remove(p1, -1); }
+    return res;
+}
+
+// tokens of another sequence join this one, between its own where their positions are
+void sequence::append(const sequence & other) {
+    const int32_t n_images = images.size();
+    const auto moved = [&](row r) {
+        if (r.image >= 0) { r.image += n_images; }
+        return r;
+    };
+    images.insert(images.end(), other.images.begin(), other.images.end());
+    for (auto r : other.rows) {
+        r = moved(r);
+        const bool first_is_current = r.first == r.hidden, key_is_current = r.first_key == r.key;
+        r.hidden = gather(other.hidden, r.hidden, hidden);
+        r.first  = first_is_current ? r.hidden : gather(other.hidden, r.first, hidden);
+        if (r.key >= 0)       { r.key = gather(other.keys, r.key, keys); }
+        if (key_is_current)   { r.first_key = r.key; }
+        else if (r.first_key >= 0) { r.first_key = gather(other.keys, r.first_key, keys); }
+        rows.push_back(r);
+    }
+    for (auto t : other.turns) {
+        for (auto * list : { &t.rows, &t.recalled }) {
+            for (auto & r : *list) { r = moved(r); }
+        }
+        turns.push_back(std::move(t));
+    }
+    const bool last = rows.empty() || other.rows.empty() || &rows.back() == &*std::max_element(rows.begin(), rows.end(), prompt_order);
+    query = last && !other.rows.empty() ? other.query : std::vector<float>();
+    new_question = new_question || other.new_question;
+    divided      = divided || other.divided;
+    std::stable_sort(rows.begin(),  rows.end(),  prompt_order);
+    std::stable_sort(turns.begin(), turns.end(), [](const turn & a, const turn & b) { return a.end < b.end; });
+
+    // pictures in prompt order as well
+    std::vector<int32_t> order(images.size()), renumber(images.size());
+    for (size_t i = 0; i < order.size(); ++i) { order[i] = i; }
+    std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return images[a].positions[0] < images[b].positions[0]; });
+    std::vector<image> sorted;
+    for (size_t i = 0; i < order.size(); ++i) {
+        renumber[order[i]] = i;
+        sorted.push_back(std::move(images[order[i]]));
+    }
+    images = std::move(sorted);
+    each_rows(*this, [&](std::vector<row> & list) {
+        for (auto & r : list) {
+            if (r.image >= 0) { r.image = renumber[r.image]; }
+        }
+    });
+}
+
+//
+// undoing
+//
+
+// what was prepared waits from stage I on
+void sequence::unprepare() {
+    for (auto & r : rows) {
+        r.hidden = r.first;
+        r.key    = r.first_key;
+        r.stage  = 1;
+        if (r.image >= 0) { images[r.image].reset(); }
+    }
+    if (!rows.empty() && rows.back().image >= 0 && rows.back().image == (int32_t) images.size() - 1) {
+        images.back().closed = false;
+    }
+}
+
+std::vector<leftover> sequence::undo(llama_pos last_before, llama_pos last) {
+    std::vector<leftover> res;
+    if (divided) {
+        return res;
+    }
+    if (cut_prepared && !rows.empty()) {
+        res.push_back({ rows.front().pos[0], {} });
+        unprepare();
+    }
+    cut_prepared = false;
+
+    const auto is_gone = [&](const turn & t) { return t.end >= last && (!t.asked || (t.by_next && t.end < last_before)); };
+    while (!turns.empty() && is_gone(turns.back())) {
+        const turn t = std::move(turns.back());
+        turns.pop_back();
+        for (const auto & r : t.recalled) {
+            erase_value(images[r.image].kept, r.index);
+            erase_value(images[r.image].deep, r.index);
+        }
+        res.push_back({ t.rows.empty() ? last + 1 : t.rows.front().pos[0], t.recalled });
+
+        states back = { { hidden.width, {} }, { keys.width, {} } };
+        std::vector<row> waiting;
+        for (const auto & r : t.rows) { waiting.push_back(as_after_stage1(r, t.kept->hidden, t.kept->keys, back)); }
+        for (const auto & r : rows)   { waiting.push_back(as_after_stage1(r, hidden, keys, back)); }
+        rows   = std::move(waiting);
+        hidden = std::move(back.hidden);
+        keys   = std::move(back.keys);
+        unprepare();
+        query.clear();
+    }
+    return res;
+}
+
+void sequence::close_turns() {
+    for (auto & t : turns) {
+        if (t.kept) {
+            continue;
+        }
+        size_t n_keys = 0;
+        for (const auto & r : t.rows) { n_keys += r.first_key >= 0; }
+        auto kept = std::make_shared<states>();
+        kept->hidden.width = hidden.width;
+        kept->keys  .width = keys.width;
+        kept->hidden.data.reserve(t.rows.size()*hidden.width);
+        kept->keys  .data.reserve(n_keys*keys.width);
+        for (auto & r : t.rows) { r = as_after_stage1(r, hidden, keys, *kept); }
+        t.kept = std::move(kept);
+    }
+}
+
+void sequence::each_stored(int32_t image, const std::function<void(const row &, const states &)> & f) const {
+    std::vector<bool> kept(images[image].n());
+    for (const auto i : images[image].kept) { kept[i] = true; }
+    for (const auto & t : turns) {
+        for (const auto & r : t.rows) {
+            if (t.kept && r.image == image && !kept[r.index]) { f(r, *t.kept); }
+        }
+    }
+}
+
+uint32_t sequence::n_stored() const {
+    uint32_t res = 0;
+    for (size_t i = 0; i < images.size(); ++i) {
+        each_stored(i, [&](const row &, const states &) { ++res; });
+    }
     return res;
 }
 
@@ -101,150 +297,54 @@ void sequence::compact() {
     if (rows.empty()) {
         hidden.data = {};
         keys.data   = {};
-    } else if (hidden.size() > 2*rows.size()) {
-        gather_rows(rows, hidden, keys);
+        return;
     }
-    if (stored.empty()) {
-        stored_hidden.data = {};
-        stored_keys.data   = {};
-    } else if (stored_hidden.size() > stored.size()) {
-        gather_rows(stored, stored_hidden, stored_keys);
+    if (hidden.size() <= 3*rows.size()) {
+        return;
     }
-}
-
-//
-// state: the fields in order, every count before its content
-//
-
-namespace {
-
-template <typename T>
-void put(llama_io_write_i & io, const T & value) {
-    static_assert(std::is_trivially_copyable_v<T>);
-    io.write(&value, sizeof(value));
-}
-
-template <typename T>
-void put(llama_io_write_i & io, const std::vector<T> & values) {
-    put(io, (uint64_t) values.size());
-    if (!values.empty()) { io.write(values.data(), values.size()*sizeof(T)); }
-}
-
-template <typename T>
-void take(llama_io_read_i & io, T & value) {
-    io.read(&value, sizeof(value));
-}
-
-template <typename T>
-void take(llama_io_read_i & io, std::vector<T> & values, uint64_t max) {
-    uint64_t n;
-    take(io, n);
-    if (n > max) {
-        throw std::runtime_error("halfv: the saved state lists " + std::to_string(n) + " entries where at most " + std::to_string(max) + " fit");
+    slab<float> h = { hidden.width, {} }, k = { keys.width, {} };
+    for (auto & r : rows) {
+        const bool same = r.first == r.hidden, same_key = r.first_key == r.key;
+        r.first     = gather(hidden, r.first, h);
+        r.hidden    = same ? r.first : gather(hidden, r.hidden, h);
+        r.first_key = r.first_key < 0 ? -1 : (int32_t) gather(keys, r.first_key, k);
+        r.key       = same_key || r.key < 0 ? (r.key < 0 ? -1 : r.first_key) : (int32_t) gather(keys, r.key, k);
     }
-    values.resize(n);
-    if (n > 0) { io.read(values.data(), n*sizeof(T)); }
-}
-
-template <typename T>
-void take_rows(llama_io_read_i & io, std::vector<row> & rows, slab<T> & hidden, slab<T> & keys, uint32_t max_rows, size_t n_images) {
-    // a token holds at most a state and a key per stage it has been through, twice over before compact()
-    const uint64_t max_slots = 4ull*max_rows;
-    take(io, rows, max_rows);
-    take(io, hidden.data, max_slots*hidden.width);
-    take(io, keys.data,   max_slots*keys.width);
-    for (const auto & r : rows) {
-        if (r.hidden >= hidden.size() || r.key >= (int64_t) keys.size() || r.image >= (int64_t) n_images) {
-            throw std::runtime_error("halfv: the saved state refers to a token that it does not hold");
-        }
-    }
-}
-
-} // namespace
-
-void sequence::write(llama_io_write_i & io) const {
-    put(io, (uint64_t) images.size());
-    for (const auto & im : images) {
-        put(io, im.pos);
-        put(io, im.n);
-        put(io, (uint32_t) ((im.closed ? 1 : 0) | (im.covered ? 2 : 0) | (im.settled ? 4 : 0)));
-        put(io, im.reason);
-        put(io, im.kept);
-        put(io, im.deep);
-    }
-    put(io, rows);
-    put(io, hidden.data);
-    put(io, keys.data);
-    put(io, stored);
-    put(io, stored_hidden.data);
-    put(io, stored_keys.data);
-    put(io, query);
-    put(io, (uint32_t) new_question);
-    put(io, stats);
-}
-
-void sequence::read(llama_io_read_i & io, uint32_t max_rows) {
-    uint64_t n_images;
-    take(io, n_images);
-    if (n_images > max_rows) {
-        throw std::runtime_error("halfv: the saved state lists " + std::to_string(n_images) + " pictures");
-    }
-    images.resize(n_images);
-    for (auto & im : images) {
-        uint32_t flags;
-        take(io, im.pos);
-        take(io, im.n);
-        take(io, flags);
-        take(io, im.reason);
-        take(io, im.kept, max_rows);
-        take(io, im.deep, max_rows);
-        im.closed  = flags & 1;
-        im.covered = flags & 2;
-        im.settled = flags & 4;
-    }
-    take_rows(io, rows,   hidden,        keys,        max_rows, images.size());
-    take_rows(io, stored, stored_hidden, stored_keys, max_rows, images.size());
-    take(io, query, 1u << 24);
-    uint32_t asked;
-    take(io, asked);
-    new_question = asked != 0;
-    take(io, stats);
+    hidden = std::move(h);
+    keys   = std::move(k);
 }
 
 sequence_mark::sequence_mark(const sequence & s) :
-    n_rows(s.rows.size()), n_images(s.images.size()),
+    n_rows(s.rows.size()), n_turns(s.turns.size()), n_images(s.images.size()),
     n_hidden(s.hidden.size()), n_keys(s.keys.size()),
-    n_stored_hidden(s.stored_hidden.size()), n_stored_keys(s.stored_keys.size()),
     query(s.query), new_question(s.new_question), stats(s.stats) {
     if (n_images > 0) {
-        n_last      = s.images.back().n;
+        n_last      = s.images.back().positions.size();
         last_closed = s.images.back().closed;
     }
 }
 
 void sequence_mark::keep_lists(const sequence & s) {
-    if (!kept) { kept = { s.rows, s.stored, s.images }; }
+    if (!kept) { kept = { s.rows, s.images }; }
 }
 
 void sequence_mark::restore(sequence & s) {
     if (kept) {
         s.rows   = std::move(kept->rows);
-        s.stored = std::move(kept->stored);
         s.images = std::move(kept->images);
     }
     s.rows  .resize(n_rows);
+    s.turns .resize(n_turns);
     s.images.resize(n_images);
     if (n_images > 0) {
-        s.images.back().n      = n_last;
+        s.images.back().positions.resize(n_last);
         s.images.back().closed = last_closed;
     }
     s.query        = std::move(query);
     s.new_question = new_question;
     s.stats        = stats;
-    s.hidden       .resize(n_hidden);
-    s.keys         .resize(n_keys);
-    s.stored_hidden.resize(n_stored_hidden);
-    s.stored_keys  .resize(n_stored_keys);
+    s.hidden.resize(n_hidden);
+    s.keys  .resize(n_keys);
 }
 
 } // namespace halfv

@@ -5,6 +5,8 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -27,59 +29,113 @@ struct slab {
     const T * at(uint32_t slot) const { return data.data() + slot*width; }
 };
 
-// a token that has been through stage I, or through stage II when `deep`, and waits for what comes after
+// A token that has been through stage I, and whose way through the later stages depends on a question.
 struct row {
     std::array<llama_pos, 4> pos;
     int32_t  image;      // its picture in sequence::images, -1: not visual
     int32_t  index;      // its place in that picture
-    uint32_t hidden;     // slot of its state: the input of the next stage
-    int32_t  key;        // slot of its key at the tapped layer, -1: nobody will ask
+    uint32_t first;      // slot of its state after stage I
+    int32_t  first_key;  // slot of its key at the layer that is asked before stage II, -1: nobody will ask
+    uint32_t hidden;     // slot of its state now: the input of the next stage
+    int32_t  key;        // slot of its key at the layer that is asked next, -1
+    int32_t  stage;      // the last stage it has been through: 1, 2, or 3 when it is done
     int32_t  group;      // tokens of one non-causal batch share a group and travel together; -1: causal
     int32_t  batch_idx;  // place in the batch that is being decoded
     bool     output;     // that batch wants its output
-    bool     deep;
 };
 
+bool prompt_order(const row & a, const row & b);
+
+// for the tokens of a non-causal batch that join these
+int32_t next_group(const std::vector<row> & rows);
+
 struct image {
-    llama_pos pos = 0;        // where it starts
-    int32_t n = 0;            // visual tokens
+    std::vector<llama_pos> positions; // of its visual tokens
     bool closed  = false;     // no more tokens will join
     bool covered = false;     // its coverage was chosen before the question
     bool settled = false;
     int32_t reason = HALFV_REASON_NONE;
     std::vector<int32_t> kept; // reached stage II
     std::vector<int32_t> deep; // reached stage III
+
+    int32_t n() const { return (int32_t) positions.size(); }
+    void reset(); // waits for a question again
+};
+
+struct states {
+    slab<float> hidden, keys;
+    size_t bytes() const { return (hidden.data.size() + keys.data.size())*sizeof(float); }
+};
+
+// What it takes to undo a question: tokens from the first picture that it pruned to its own last one, as they left
+// stage I. When the question is removed they wait again, as if it had never been asked.
+struct turn {
+    std::vector<row> rows;                     // in prompt order; slots are of `kept`
+    std::shared_ptr<const states> kept;        // shared by copies of the sequence; null until the batch is through
+    std::vector<row> recalled;                 // tokens of earlier pictures that it brought into the deeper stages
+    llama_pos end = 0;                         // where its last token is: nothing beyond, nothing has followed
+    bool asked = true;                         // by its last token, which is still there
+    bool by_next = false;                      // what followed could not wait with it: gone with that as well
+};
+
+// what a question that is gone leaves behind in the caches of the deeper stages
+struct leftover {
+    llama_pos from;            // everything from here on
+    std::vector<row> recalled; // and these
+};
+
+// what a saved state may hold; whoever wrote it
+struct state_limits {
+    uint32_t  max_rows;  // cells of stage I
+    uint32_t  n_query;   // floats
+    uint32_t  n_ubatch;  // a non-causal group is one micro-batch
+    llama_pos last;      // position in stage I's cache
 };
 
 // What one sequence carries between batches beside its KV.
 struct sequence {
-    std::vector<row>   rows;   // pending tokens, in prompt order
+    std::vector<row>   rows;   // tokens that wait, and those done whose choice may still be undone, in prompt order
     slab<float>        hidden;
     slab<float>        keys;
-    std::vector<float> query;  // of the last token at the layer before stage II, before RoPE
+    std::vector<float> query;  // of the last token at the layer before stage II, before RoPE; empty: it was removed
 
-    // pruned tokens kept for top-up, as f16
-    std::vector<row>   stored;
-    slab<ggml_fp16_t>  stored_hidden;
-    slab<ggml_fp16_t>  stored_keys;
-
+    std::vector<turn>  turns;  // questions that can be undone, in order
     std::vector<image> images;
     bool new_question = false; // the next text is lazy even without a picture
-    halfv_stats stats = {};    // counters; the rest is filled in when asked for
+    bool divided      = false; // positions were divided, and no longer tell tokens apart: nothing can be undone
+    halfv_stats stats = halfv_stats(); // counters; the rest is filled in when asked for
 
-    bool lazy() const { return !rows.empty() || new_question; }
+    bool lazy()  const { return !rows.empty() || new_question; }
+    bool empty() const { return !lazy() && images.empty() && turns.empty(); }
 
-    // the same operations as llama_memory_i, on what is pending and stored
+    // the same operations as llama_memory_i
     void remove(llama_pos p0, llama_pos p1);
     void add(llama_pos p0, llama_pos p1, llama_pos shift);
     void divide(llama_pos p0, llama_pos p1, int d);
     sequence copy(llama_pos p0, llama_pos p1) const;
+    void append(const sequence & other);
+
+    // Undoes questions that are gone and were followed by nothing that is left. `last` is the last position held, now and
+    // before tokens were removed.
+    std::vector<leftover> undo(llama_pos last_before, llama_pos last);
+
+    // pruned tokens whose states are kept, of one picture; of all
+    void each_stored(int32_t image, const std::function<void(const row &, const states &)> & f) const;
+    uint32_t n_stored() const;
+
+    // a batch is through: what it asked can be undone from now on
+    void close_turns();
 
     // frees what no row refers to any more
     void compact();
 
     void write(llama_io_write_i & io) const;
-    void read(llama_io_read_i & io, uint32_t max_rows); // throws std::runtime_error on what cannot be
+    void read(llama_io_read_i & io, const state_limits & limits); // throws std::runtime_error on what cannot be
+
+private:
+    template <typename F> void drop_if(F && gone);
+    void unprepare();
+    bool cut_prepared = false; // a prepared picture has lost tokens
 };
 
 // What a failed batch has to put back. While a batch only adds tokens, lists and slabs grow at their ends, and their
@@ -90,15 +146,15 @@ struct sequence_mark {
     void restore(sequence & s); // allocates nothing
 
     struct lists {
-        std::vector<row> rows, stored;
+        std::vector<row> rows;
         std::vector<image> images;
     };
     std::optional<lists> kept;
 
-    size_t n_rows, n_images;
-    int32_t n_last = 0; // of the last picture
+    size_t n_rows, n_turns, n_images;
+    size_t n_last = 0; // tokens of the last picture
     bool last_closed = false;
-    uint32_t n_hidden, n_keys, n_stored_hidden, n_stored_keys;
+    uint32_t n_hidden, n_keys;
     std::vector<float> query;
     bool new_question;
     halfv_stats stats;

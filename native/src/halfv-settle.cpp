@@ -9,7 +9,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <tuple>
 
 namespace halfv {
 
@@ -30,14 +29,13 @@ int prefill::stage1(const share & part, bool visual) {
     auto & s = memory.at(part.seq_id);
     const uint64_t before = memory.n_cells(0, part.seq_id);
     const uint64_t n_all  = part.idxs.size();
-    const int32_t  group  = ctx.cparams.causal_attn ? -1 : n_groups++;
+    const int32_t  group  = ctx.cparams.causal_attn ? -1 : next_group(s.rows);
 
     if (visual) {
         const bool follows = !s.images.empty() && !s.images.back().closed && !new_image &&
                              !s.rows.empty() && s.rows.back().image == (int32_t) s.images.size() - 1;
         if (!follows) {
             s.images.emplace_back();
-            s.images.back().pos = batch.pos[part.idxs[0]];
         }
     }
 
@@ -71,10 +69,17 @@ int prefill::stage1(const share & part, bool visual) {
             if (ubatch.token) {
                 r.pos[3] = 0; // as llm_graph_input_pos does for text
             }
-            r.image     = visual ? (int32_t) s.images.size() - 1 : -1;
-            r.index     = visual ? s.images.back().n++ : -1;
-            r.hidden    = hidden + i;
-            r.key       = keeps_keys ? (int32_t) (keys + i) : -1;
+            r.image     = -1;
+            r.index     = -1;
+            if (visual) {
+                auto & im = s.images.back();
+                r.image = s.images.size() - 1;
+                r.index = im.n();
+                im.positions.push_back(r.pos[0]);
+            }
+            r.first     = r.hidden = hidden + i;
+            r.first_key = r.key    = keeps_keys ? (int32_t) (keys + i) : -1;
+            r.stage     = 1;
             r.group     = group;
             r.batch_idx = ubatch.data->batch_idxs[i];
             r.output    = ubatch.output[i];
@@ -107,8 +112,8 @@ int prefill::settle(llama_seq_id seq_id, when moment, std::vector<step> * last) 
     int64_t t_start = ggml_time_us();
     const auto lap = [&](int64_t & total) { const int64_t now = ggml_time_us(); total += now - t_start; t_start = now; };
 
-    std::vector<row> go, wait, pruned;
-    choose_stage2(s, moment, go, wait, pruned);
+    std::vector<row> go, wait, recalled;
+    choose_stage2(s, moment, go, wait, recalled);
     if (stopped) {
         return 2;
     }
@@ -117,7 +122,7 @@ int prefill::settle(llama_seq_id seq_id, when moment, std::vector<step> * last) 
     // rows that went through stage II before the question, then those of now
     std::vector<row> deep;
     for (const auto & r : s.rows) {
-        if (r.deep) { deep.push_back(r); }
+        if (r.stage == 2) { deep.push_back(r); }
     }
 
     s.stats.flops_spent += cost.span(bounds[1], bounds[2], go.size(), memory.n_cells(1, seq_id));
@@ -157,7 +162,7 @@ int prefill::settle(llama_seq_id seq_id, when moment, std::vector<step> * last) 
                     memcpy(dst + n_embd, s.hidden.at(r.hidden) + n_embd, (memory.n_hidden - n_embd)*sizeof(float));
                 }
                 r.hidden = slot + i;
-                r.deep   = true;
+                r.stage  = 2;
                 if (asks_deep && (r.image >= 0 || wants_attention())) {
                     r.key = s.keys.grow(1);
                     std::copy_n(keys.data() + i*memory.n_key, memory.n_key, s.keys.at(r.key));
@@ -171,15 +176,19 @@ int prefill::settle(llama_seq_id seq_id, when moment, std::vector<step> * last) 
     }
 
     deep.insert(deep.end(), go.begin(), go.end());
-    if (moment == when::before_question && asks_deep) {
-        wait.insert(wait.end(), deep.begin(), deep.end());
-        deep.clear();
+    if (moment == when::before_question) {
+        for (auto & r : deep) {
+            wait.push_back(r);
+            if (!asks_deep) { wait.back().stage = 3; }
+        }
+        for (const auto & r : s.rows) {
+            if (r.stage == 3) { wait.push_back(r); }
+        }
+        if (asks_deep) { deep.clear(); }
     }
     if (three && !deep.empty()) {
         // prompt order; tokens of an M-RoPE picture share their first position
-        std::sort(deep.begin(), deep.end(), [](const row & a, const row & b) {
-            return std::tie(a.pos[0], a.image, a.index) < std::tie(b.pos[0], b.image, b.index);
-        });
+        std::sort(deep.begin(), deep.end(), prompt_order);
         const std::vector<uint8_t> active = choose_stage3(s, query, deep);
         lap(s.stats.us_select);
 
@@ -209,18 +218,46 @@ int prefill::settle(llama_seq_id seq_id, when moment, std::vector<step> * last) 
         }
     }
 
+    // what this question, or this preparation, has decided over and may have to be undone; the rest is done for good
+    if (moment == when::question) {
+        const size_t open = first_open(s.rows, s.images);
+        if (open < s.rows.size() || !recalled.empty()) {
+            turn t;
+            t.rows.assign(s.rows.begin() + (recalled.empty() ? open : 0), s.rows.end());
+            t.recalled = std::move(recalled);
+            t.end      = s.rows.back().pos[0];
+            t.by_next  = !last;
+            keep_turn(s, std::move(t));
+        }
+        s.rows.clear();
+        s.query.clear();
+        s.new_question = false;
+    } else {
+        std::sort(wait.begin(), wait.end(), prompt_order);
+        const auto last_done = wait.begin() + first_open(wait, s.images);
+        wait.erase(std::remove_if(wait.begin(), last_done, [](const row & r) { return r.stage == 3; }), last_done);
+        s.rows = std::move(wait);
+    }
     for (auto & im : s.images) {
         im.closed = true;
         if (moment == when::question) { im.settled = true; } else { im.covered = true; }
         std::sort(im.kept.begin(), im.kept.end());
         std::sort(im.deep.begin(), im.deep.end());
     }
-    store(s, pruned);
-    s.rows = std::move(wait);
-    if (moment == when::question) {
-        s.new_question = false;
-    }
     return 0;
+}
+
+// where the first token is of a picture that was, or will be, pruned
+size_t prefill::first_open(const std::vector<row> & rows, const std::vector<image> & images) const {
+    size_t i = 0;
+    while (i < rows.size() && choice == HALFV_CHOICE_HALFV) {
+        const int32_t image = rows[i].image;
+        if (image >= 0 && applies(images[image]) && images[image].reason == HALFV_REASON_NONE) {
+            break;
+        }
+        ++i;
+    }
+    return i;
 }
 
 void prefill::settle_waiting() {
@@ -265,7 +302,7 @@ void prefill::before_control_vector(const float * data, size_t len, int32_t n_em
 
 int32_t prefill::prepare(llama_seq_id seq_id) {
     const auto * s = memory.find(seq_id);
-    const auto is_new = [&](const row & r) { return !r.deep && (r.image < 0 || !s->images[r.image].covered); };
+    const auto is_new = [&](const row & r) { return r.stage == 1 && (r.image < 0 || !s->images[r.image].covered); };
     if (!s || std::none_of(s->rows.begin(), s->rows.end(), is_new) || !prunes_now() || choice != HALFV_CHOICE_HALFV) {
         return HALFV_NOTHING;
     }

@@ -181,7 +181,9 @@ static void test_refusals(struct llama_context * ctx, int32_t code, const char *
     CHECK_ERR(halfv_set_enabled(ctx, false), code, word);
     CHECK_ERR(halfv_set_keep(ctx, 0.5f), code, word);
     CHECK_ERR(halfv_prepare(ctx, 0), code, word);
-    CHECK_ERR(halfv_set_topup_bytes(ctx, 1 << 20), code, word);
+    CHECK_ERR(halfv_set_undo_bytes(ctx, 1 << 20), code, word);
+    CHECK_ERR(halfv_get_undo_bytes(ctx, NULL, NULL), code, word);
+    CHECK_ERR(halfv_set_undo(ctx, false), code, word);
     CHECK_ERR(halfv_topup(ctx, 0), code, word);
     CHECK_ERR(halfv_get_stats(ctx, 0, &stats), code, word);
     CHECK_ERR(halfv_image_size(ctx, 0, 0), code, word);
@@ -298,7 +300,10 @@ static void test_switches(struct llama_context * ctx, float keep) {
 static void test_prepare_and_topup(struct llama_context * ctx) {
     const int32_t n_anchors = N_IMG/2/5;
 
-    CHECK_RC(halfv_set_topup_bytes(ctx, UINT64_MAX), HALFV_OK);
+    uint64_t budget = 0, used = 1;
+    CHECK_RC(halfv_get_undo_bytes(ctx, &budget, &used), HALFV_OK);
+    CHECK(budget == 256u << 20);
+    CHECK_RC(halfv_set_undo_bytes(ctx, UINT64_MAX), HALFV_OK);
     llama_pos pos = prompt_without_question(ctx, N_IMG);
     CHECK_RC(halfv_prepare(ctx, 0), HALFV_OK);
     struct halfv_stats stats = stats_of(ctx);
@@ -320,10 +325,23 @@ static void test_prepare_and_topup(struct llama_context * ctx) {
     CHECK(halfv_image_tokens(ctx, 0, 0, 2, kept, N_IMG) == (int32_t) stats.n_kept);
     CHECK(ascending_within(kept, (int32_t) stats.n_kept, N_IMG));
 
-    CHECK_RC(halfv_set_topup_bytes(ctx, 0), HALFV_OK);
+    CHECK_RC(halfv_get_undo_bytes(ctx, &budget, &used), HALFV_OK);
+    CHECK(budget == UINT64_MAX && used > 0);
+
+    // without room for what undoing takes a picture stays whole; where nothing is undone, there is only nothing to bring back
+    CHECK_RC(halfv_set_undo_bytes(ctx, 0), HALFV_OK);
     pos = prompt_without_question(ctx, N_IMG);
     CHECK(feed(ctx, false, 5, true, &pos) == 0);
+    stats = stats_of(ctx);
+    CHECK(stats.outcome == HALFV_OUTCOME_UNPRUNED && stats.reason == HALFV_REASON_BUDGET && stats.n_kept == N_IMG);
     CHECK_RC(halfv_topup(ctx, 0), HALFV_NOTHING);
+    CHECK_RC(halfv_set_undo(ctx, false), HALFV_OK);
+    pos = prompt_without_question(ctx, N_IMG);
+    CHECK(feed(ctx, false, 5, true, &pos) == 0);
+    CHECK(stats_of(ctx).n_kept == N_IMG/2);
+    CHECK_RC(halfv_topup(ctx, 0), HALFV_NOTHING);
+    CHECK_RC(halfv_set_undo(ctx, true), HALFV_OK);
+    CHECK_RC(halfv_set_undo_bytes(ctx, budget), HALFV_OK);
 }
 
 static void test_flops(struct llama_context * ctx, const struct halfv_profile * profile) {

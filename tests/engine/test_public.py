@@ -43,7 +43,7 @@ def test_options_and_their_names_for_type_checkers_are_the_same() -> None:
 
 
 def test_options_are_checked_as_they_are_made() -> None:
-    for field, value in (("n_batch", 0), ("keep", 1.5), ("pixel_tau", -1), ("kv_type", "q9"), ("topup_mb", -1)):
+    for field, value in (("n_batch", 0), ("keep", 1.5), ("pixel_tau", -1), ("kv_type", "q9"), ("undo_mb", -1)):
         with pytest.raises(HalfVError, match=f"^{field} = ") as caught:
             options.ModelOptions(**{field: value})
         assert (caught.value.parameter, caught.value.value) == (field, value)

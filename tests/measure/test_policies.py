@@ -174,7 +174,6 @@ def test_not_while_a_picture_waits(model: Callable) -> None:
 def test_neither_prepared_nor_topped_up(model: Callable) -> None:
     path, reference = model("llama")
     with connect(path, TOP, "uniform") as client:
-        pruned.set_topup_bytes(client, 1 << 30)
         text, image, question = make_prompt(reference, GRID, seed=9)
         client.text(text.ids, logits_last=False)
         client.image(image.embd)

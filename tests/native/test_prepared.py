@@ -38,8 +38,6 @@ GRID, GRIDS = [(9, 12)], [(9, 12), (7, 13)]
 N_VISUAL = 108
 PLENTY = 1 << 30
 LATE = 8  # tokens that a question adds to a picture that is in already; its anchors would be 9 or 10
-# stored states are rounded to f16, where f32 and f64 can fall to different sides
-TOPUP_TOLERANCE = 5e-4
 SECOND, THIRD = [43, 44, 45, 46, 48], [53, 54]
 
 
@@ -165,7 +163,7 @@ def test_second_question(model: Callable[..., Model], mode: str, arch: str) -> N
     path, reference = model(arch, seed=7)
     segments = [*asked(make_prompt(reference, GRID, seed=7)), Text(SECOND, topup=True)]
     with connect(path, MODES[mode], PLENTY) as client:
-        expected = assert_agree(client, reference, segments, MODES[mode], TOPUP_TOLERANCE)
+        expected = assert_agree(client, reference, segments, MODES[mode])
     n_first = N_VISUAL // 2
     assert len(expected.kept[0]) == (N_VISUAL if mode.startswith("ssr-only") else n_first + LATE)
 
@@ -186,14 +184,14 @@ def test_later_questions(model: Callable[..., Model], layout: str, arch: str, pr
         "prepared new picture": [*turn, Text([50, 51]), new, Prepare(), Text(SECOND, topup=True)],
     }[layout]
     with connect(path, profile, PLENTY, n_batch=64, n_ubatch=64) as client:
-        assert_agree(client, reference, placed(segments), profile, TOPUP_TOLERANCE)
+        assert_agree(client, reference, placed(segments), profile)
 
 
 def test_second_question_about_a_picture_that_is_not_causal(model: Callable[..., Model]) -> None:
     path, reference = model("llama", seed=10)
     segments = [*asked(make_prompt(reference, GRID, seed=10, causal=False)), Text(SECOND, topup=True)]
     with connect(path, TOP, PLENTY) as client:
-        assert_agree(client, reference, segments, TOP, TOPUP_TOLERANCE)
+        assert_agree(client, reference, segments, TOP)
 
 
 @pytest.mark.parametrize("arch", ["llama", "qwen2vl"])
@@ -202,17 +200,18 @@ def test_storing_changes_nothing(model: Callable[..., Model], arch: str, profile
     path, reference = model(arch, seed=11)
     segments = [*asked(make_prompt(reference, GRIDS, seed=11)), Text(SECOND)]
     seen = []
-    for topup_bytes in (0, PLENTY):
-        with connect(path, profile, topup_bytes) as client:
+    for undo_bytes in (0, PLENTY):
+        with connect(path, profile, undo_bytes) as client:
+            pruned.set_undo(client, undo_bytes > 0)
             seen.append(np.array([feed(client, segments), *(client.decode(token) for token in NEXT_TOKENS)]))
-            assert (pruned.stats(client).n_stored > 0) == (topup_bytes > 0)
+            assert (pruned.stats(client).n_stored > 0) == (undo_bytes > 0)
     assert seen[0].tobytes() == seen[1].tobytes()
 
 
 def test_nothing_to_top_up(model: Callable[..., Model]) -> None:
     path, reference = model("llama", seed=12)
     segments = make_prompt(reference, GRID, seed=12)
-    with connect(path, FREEZE) as client:
+    with connect(path, FREEZE, 0) as client:
         feed(client, segments)
         assert pruned.topup(client) == NOTHING
     with connect(path, FREEZE | {"ivr.anchors": 1.0}, PLENTY) as client:
@@ -225,26 +224,6 @@ def test_nothing_to_top_up(model: Callable[..., Model]) -> None:
         assert pruned.kept(client) == list(range(N_VISUAL))
         assert pruned.stats(client).n_stored == 0
         assert pruned.topup(client) == NOTHING
-
-
-@pytest.mark.parametrize("n_tokens", [0, 1, 10, 53, 54, 55, 90])
-def test_bytes_of_stored_tokens(model: Callable[..., Model], n_tokens: int) -> None:
-    path, reference = model("llama", seed=13)
-    segments = make_prompt(reference, GRIDS, seed=13)
-    token_bytes = 2 * (reference.n_embd + reference.n_head_kv * reference.head_dim)
-    with connect(path, FREEZE, n_tokens * token_bytes + token_bytes - 1) as client:
-        feed(client, segments[:3])
-        kept = pruned.kept(client)
-        assert pruned.stats(client).n_stored == min(n_tokens, 54)
-
-        # the second picture prunes 46 more; what was stored first gives way
-        feed(client, segments[3:])
-        assert pruned.stats(client).n_stored == min(n_tokens, 54 + 46)
-        assert pruned.kept(client) == kept
-        assert pruned.topup(client) == (OK if n_tokens else NOTHING)
-        feed(client, [Text(SECOND)])
-        first, second = len(pruned.kept(client)) - 54, len(pruned.kept(client, 1)) - 45
-        assert (first, second) == (min(LATE, max(0, n_tokens - 46)), min(LATE, n_tokens))
 
 
 def test_loading_a_waiting_picture_over_an_answered_one(model: Callable[..., Model]) -> None:
@@ -328,4 +307,4 @@ def test_conversation(
         "min_visual_tokens": 8,
     }
     with connect(path, profile, PLENTY, n_ubatch=n_ubatch) as client:
-        assert_agree(client, reference, conversation(reference, turns), profile, TOPUP_TOLERANCE)
+        assert_agree(client, reference, conversation(reference, turns), profile)

@@ -57,10 +57,10 @@ def model_maker(folder: Path) -> Callable[..., Model]:
     return make
 
 
-def connect(path: Path, profile: Mapping[str, Any] | None, topup_bytes: int = 0, **options: Any) -> Client:
+def connect(path: Path, profile: Mapping[str, Any] | None, undo_bytes: int | None = None, **options: Any) -> Client:
     client = Client(path, on_model=lambda model: pruned.set_profile(model, profile), **options)
-    if topup_bytes:
-        pruned.set_topup_bytes(client, topup_bytes)
+    if undo_bytes is not None:
+        pruned.set_undo_bytes(client, undo_bytes)
     return client
 
 

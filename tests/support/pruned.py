@@ -53,8 +53,19 @@ def prepare(client: Client, seq: int = 0) -> int:
     return check(halfv_cpp.halfv_prepare(client.ctx, seq))
 
 
-def set_topup_bytes(client: Client, n_bytes: int) -> None:
-    check(halfv_cpp.halfv_set_topup_bytes(client.ctx, n_bytes))
+def set_undo_bytes(client: Client, n_bytes: int) -> None:
+    check(halfv_cpp.halfv_set_undo_bytes(client.ctx, n_bytes))
+
+
+def undo_bytes(client: Client) -> tuple[int, int]:
+    """The budget, and what is taken of it."""
+    values = ctypes.c_uint64(), ctypes.c_uint64()
+    check(halfv_cpp.halfv_get_undo_bytes(client.ctx, *map(ctypes.byref, values)))
+    return values[0].value, values[1].value
+
+
+def set_undo(client: Client, undo: bool) -> None:
+    check(halfv_cpp.halfv_set_undo(client.ctx, undo))
 
 
 def topup(client: Client, seq: int = 0) -> int:

@@ -25,7 +25,7 @@ from halfv_edge.testing.client import Client, collect_log, log_text
 DEVICE = re.compile(r"using device (\w+ \([^)]*\))")
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_PEAK = "5"
-ALL = 2**40  # bytes: every pruned token can come back
+ALL = 2**40  # bytes: no picture is too large to be pruned
 
 # what an encoder is told: tokens at most, tau of patches left out, type of its weights
 Eyes = tuple[int | None, float | None, str | None]
@@ -157,7 +157,7 @@ class Bench:
         """A picture, then a question when it is in, an answer, and a second question."""
         client = self._cleared(name)
         if self.halfv and self._stats(client):
-            self.halfv.check(self.halfv.halfv_set_topup_bytes(client.ctx, ALL if topup else 0))
+            self.halfv.check(self.halfv.halfv_set_undo_bytes(client.ctx, ALL))
         started = time.perf_counter()
         self._picture(name)
         if prepare:

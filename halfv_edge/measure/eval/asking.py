@@ -102,7 +102,7 @@ class Asker:
         if context:
             del self._contexts[policy]
             context.close()
-        context = self._contexts[policy] = self._new_context(policy, room, topup_bytes=0)
+        context = self._contexts[policy] = self._new_context(policy, room, undo_bytes=0)
         if policy.choice != CHOICES[0]:
             from halfv_cpp import halfv_compare_h
 
@@ -111,13 +111,13 @@ class Asker:
             )
         return context
 
-    def _new_context(self, policy: Policy, room: int, topup_bytes: int) -> Context:
+    def _new_context(self, policy: Policy, room: int, undo_bytes: int) -> Context:
         n_ctx = max(self.n_ctx or 0, -(-room // CTX_STEP) * CTX_STEP)
-        return self.runtime.context(policy.profile, n_ctx, topup_bytes=topup_bytes, encoder=self.encoder(policy))
+        return self.runtime.context(policy.profile, n_ctx, undo_bytes=undo_bytes, encoder=self.encoder(policy))
 
-    def chat(self, policy: Policy, room: int, topup_bytes: int) -> Chat:
+    def chat(self, policy: Policy, room: int, undo_bytes: int) -> Chat:
         """A conversation under this policy, in a context of its own."""
-        context = self._new_context(policy, room, topup_bytes)
+        context = self._new_context(policy, room, undo_bytes)
         return Chat(self.runtime, context, None, "prepare" if policy.prepared else "exact")
 
     def items(self, policy: Policy, picture: Picture, question: str) -> tuple[list[Item], list[Item], float]:

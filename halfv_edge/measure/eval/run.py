@@ -20,7 +20,7 @@ from halfv_edge.measure.eval.questions import Question
 from halfv_edge.measure.policies import Policy
 from halfv_edge.measure.work_file import WorkFile
 
-TOPUP_BYTES = 256 << 20  # as in a conversation
+UNDO_BYTES = 256 << 20  # as in a conversation
 MEASURED = (
     "text",
     "kl",
@@ -160,7 +160,7 @@ class Conversations:
         words = sum(len(question.question) for question in dialogue)  # bytes are never fewer than tokens
         room = n_cells(encoded.chunks) + words + len(dialogue) * (self.asker.max_tokens + 64)
         results = []
-        with self.asker.chat(way.policy, room, TOPUP_BYTES if way.top_up else 0) as chat:
+        with self.asker.chat(way.policy, room, UNDO_BYTES if way.top_up else 0) as chat:
             for number, question in enumerate(dialogue):
                 if number == 0:
                     chat.add_image(picture)  # before Enter, whatever can be done by then

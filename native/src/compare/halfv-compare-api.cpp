@@ -13,6 +13,9 @@ int32_t halfv_set_choice(llama_context * ctx, int32_t choice, uint32_t seed) {
         if (prefill.memory.any_lazy()) {
             return fail(HALFV_ERR_ARGUMENT, "halfv: a picture waits for its question: change the choice before it or after");
         }
+        if (choice != prefill.choice) {
+            prefill.memory.forget_questions(); // the keys kept for them may be rotated, or not
+        }
         prefill.choice = choice;
         prefill.choice_seed = seed;
         return HALFV_OK;

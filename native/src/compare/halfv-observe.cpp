@@ -46,7 +46,7 @@ int prefill::hold_batch(const llama_batch & batch, bool visual) {
         }
     }
     const uint32_t n_pos = ctx.model.hparams.n_pos_per_embd();
-    const int32_t  group = ctx.cparams.causal_attn ? -1 : n_groups++;
+    const int32_t  group = ctx.cparams.causal_attn ? -1 : next_group(held->rows);
     const size_t   width = held->states.width;
     const uint32_t first = held->states.grow(batch.n_tokens);
     for (int32_t i = 0; i < batch.n_tokens; ++i) {

@@ -260,10 +260,7 @@ class Reference(Transformer):
         q: torch.Tensor,
         k: torch.Tensor,
     ) -> torch.Tensor:
-        """The step in which each token reaches stage II. `q` and `k` are those of the layer before, without RoPE.
-
-        Tokens that a later question brings back were stored as f16: their rows in `hidden` and in the table change.
-        """
+        """The step in which each token reaches stage II. `q` and `k` are those of the layer before, without RoPE."""
         since = table.due.clone()
         if profile.ivr_keep == 1:
             return since
@@ -288,12 +285,9 @@ class Reference(Transformer):
                     chosen = rest[top(visual_scores(q[:, step.last], keys[:, rest]), count)]
                     if asked:
                         table.mutual[rows[chosen]] = -1
-                        hidden[rows[chosen]] = hidden[rows[chosen]].half().to(self.dtype)
-                        table.deepstack[:, rows[chosen]] = table.deepstack[:, rows[chosen]].half().to(self.dtype)
                     elif not covered:
                         chosen = cover(features, chosen, n_kept)
                     covered = asked = True
-                    keys = keys.half().to(self.dtype)
                 since[rows[chosen]] = number
         return since
 

@@ -1,0 +1,267 @@
+// What sequences carry, in a saved state: field by field, every count before its content. Whoever wrote a state, reading
+// it takes no more memory than it has bytes, and gives a sequence that the rest of the code can have made, or throws.
+
+#include "halfv-sequence.h"
+
+#include "llama-io.h"
+
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+
+namespace halfv {
+
+namespace {
+
+template <typename T>
+void put(llama_io_write_i & io, T value) {
+    static_assert(std::is_arithmetic_v<T>);
+    io.write(&value, sizeof(value));
+}
+
+template <typename T>
+void put(llama_io_write_i & io, const std::vector<T> & values) {
+    put(io, (uint32_t) values.size());
+    if (!values.empty()) { io.write(values.data(), values.size()*sizeof(T)); }
+}
+
+template <typename T>
+T take(llama_io_read_i & io) {
+    static_assert(std::is_arithmetic_v<T>);
+    T value;
+    io.read(&value, sizeof(value));
+    return value;
+}
+
+void require(bool holds, const char * what) {
+    if (!holds) {
+        throw std::runtime_error(std::string("halfv: the saved state is broken: ") + what);
+    }
+}
+
+uint32_t take_count(llama_io_read_i & io, uint32_t max, const char * what) {
+    const auto n = take<uint32_t>(io);
+    if (n > max) {
+        throw std::runtime_error("halfv: the saved state lists " + std::to_string(n) + " " + what + " where at most " + std::to_string(max) + " fit");
+    }
+    return n;
+}
+
+// in pieces, so that a count without content takes no memory
+template <typename T>
+std::vector<T> take_values(llama_io_read_i & io, uint32_t max, const char * what) {
+    constexpr uint32_t piece = 4096;
+    const uint32_t n = take_count(io, max, what);
+    std::vector<T> res;
+    while (res.size() < n) {
+        const size_t first = res.size(), count = std::min<size_t>(piece, n - first);
+        res.resize(first + count);
+        io.read(res.data() + first, count*sizeof(T));
+    }
+    return res;
+}
+
+//
+// pictures
+//
+
+void write_image(llama_io_write_i & io, const image & im) {
+    put(io, (uint32_t) ((im.closed ? 1 : 0) | (im.covered ? 2 : 0) | (im.settled ? 4 : 0)));
+    put(io, im.reason);
+    put(io, im.positions);
+    put(io, im.kept);
+    put(io, im.deep);
+}
+
+void check_chosen(const std::vector<int32_t> & chosen, int32_t n) {
+    for (size_t i = 0; i < chosen.size(); ++i) {
+        require(chosen[i] < n && (i == 0 ? chosen[i] >= 0 : chosen[i] > chosen[i - 1]), "the tokens kept of a picture are not in order");
+    }
+}
+
+image read_image(llama_io_read_i & io, const state_limits & limits) {
+    image im;
+    const auto flags = take<uint32_t>(io);
+    require(flags < 8, "unknown flags of a picture");
+    im.closed    = flags & 1;
+    im.covered   = flags & 2;
+    im.settled   = flags & 4;
+    im.reason    = take<int32_t>(io);
+    im.positions = take_values<llama_pos>(io, limits.max_rows, "tokens of a picture");
+    im.kept      = take_values<int32_t>(io, im.n(), "tokens kept");
+    im.deep      = take_values<int32_t>(io, im.n(), "tokens kept");
+    require(im.n() > 0, "a picture without tokens");
+    require(im.reason >= HALFV_REASON_NONE && im.reason <= HALFV_REASON_UNASKED, "unknown reason");
+    require(im.covered || im.settled || (im.kept.empty() && im.deep.empty()), "tokens kept of a picture that waits");
+    for (const auto p : im.positions) { require(p >= 0 && p <= limits.last, "a picture's token has a position that is not held"); }
+    check_chosen(im.kept, im.n());
+    check_chosen(im.deep, im.n());
+    return im;
+}
+
+//
+// rows
+//
+
+void write_token(llama_io_write_i & io, const row & r) {
+    for (const auto p : r.pos) { put(io, p); }
+    put(io, r.image);
+    put(io, r.index);
+}
+
+row read_token(llama_io_read_i & io, const std::vector<image> & images, const state_limits & limits) {
+    row r = {};
+    for (auto & p : r.pos) { p = take<llama_pos>(io); }
+    r.image = take<int32_t>(io);
+    r.index = take<int32_t>(io);
+    require(r.pos[0] >= 0 && r.pos[0] <= limits.last, "a token has a position that is not held");
+    require(r.image >= -1 && r.image < (int32_t) images.size(), "a token of no picture");
+    if (r.image >= 0) {
+        const auto & positions = images[r.image].positions;
+        require(r.index >= 0 && r.index < (int32_t) positions.size() && positions[r.index] == r.pos[0], "a token is not where its picture has it");
+    } else {
+        require(r.index == -1, "text with a place in a picture");
+    }
+    return r;
+}
+
+enum : uint32_t { HAS_FIRST_KEY = 1, HAS_KEY = 2 };
+
+// keys and states that only a row between stages II and III needs follow those of stage I
+void write_rows(llama_io_write_i & io, const std::vector<row> & rows, const slab<float> & hidden, const slab<float> & keys) {
+    const auto put_entry = [&](const slab<float> & slab, uint32_t slot) { io.write(slab.at(slot), slab.width*sizeof(float)); };
+    put(io, (uint32_t) rows.size());
+    for (const auto & r : rows) {
+        write_token(io, r);
+        put(io, r.stage);
+        put(io, r.group);
+        put(io, (uint32_t) ((r.first_key >= 0 ? HAS_FIRST_KEY : 0) | (r.key >= 0 ? HAS_KEY : 0)));
+        put_entry(hidden, r.first);
+        if (r.first_key >= 0) { put_entry(keys, r.first_key); }
+        if (r.stage == 2) {
+            put_entry(hidden, r.hidden);
+            if (r.key >= 0) { put_entry(keys, r.key); }
+        }
+    }
+}
+
+std::vector<row> read_rows(llama_io_read_i & io, const std::vector<image> & images, bool settled, slab<float> & hidden, slab<float> & keys,
+                           const state_limits & limits) {
+    const auto take_entry = [&](slab<float> & slab) {
+        const uint32_t slot = slab.grow(1);
+        io.read(slab.at(slot), slab.width*sizeof(float));
+        return slot;
+    };
+    std::vector<row> rows;
+    uint32_t n_group = 0;
+    for (uint32_t n = take_count(io, limits.max_rows, "tokens"); rows.size() < n;) {
+        row r = read_token(io, images, limits);
+        r.stage = take<int32_t>(io);
+        r.group = take<int32_t>(io);
+        const auto has = take<uint32_t>(io);
+        const bool visual = r.image >= 0;
+        require(r.stage >= 1 && r.stage <= 3 && (r.stage == 1 || !settled), "unknown stage");
+        require(!visual || images[r.image].settled == settled, "a token waits although its picture does not");
+        require(!visual || r.stage == 1 || images[r.image].covered, "a token has gone on although its picture waits");
+        require((has & HAS_FIRST_KEY) || !visual, "a visual token without a key");
+        require((has & HAS_KEY) || !visual,       "a visual token without a key");
+        require(r.group >= -1 && r.group < 1 << 30, "unknown group");
+        if (!rows.empty()) {
+            require(prompt_order(rows.back(), r), "tokens are not in order");
+        }
+        n_group = r.group >= 0 && !rows.empty() && rows.back().group == r.group ? n_group + 1 : 1;
+        require(r.group < 0 || n_group <= limits.n_ubatch, "a group of tokens is longer than a micro-batch");
+
+        r.first     = r.hidden = take_entry(hidden);
+        r.first_key = has & HAS_FIRST_KEY ? (int32_t) take_entry(keys) : -1;
+        r.key       = r.first_key;
+        if (r.stage == 2) {
+            r.hidden = take_entry(hidden);
+            r.key    = has & HAS_KEY ? (int32_t) take_entry(keys) : -1;
+        }
+        rows.push_back(r);
+    }
+    return rows;
+}
+
+} // namespace
+
+void sequence::write(llama_io_write_i & io) const {
+    put(io, (uint32_t) images.size());
+    for (const auto & im : images) { write_image(io, im); }
+
+    write_rows(io, rows, hidden, keys);
+    put(io, rows.empty() ? std::vector<float>() : query);
+
+    put(io, (uint32_t) turns.size());
+    for (const auto & t : turns) {
+        write_rows(io, t.rows, t.kept->hidden, t.kept->keys);
+        put(io, (uint32_t) t.recalled.size());
+        for (const auto & r : t.recalled) { write_token(io, r); }
+        put(io, t.end);
+        put(io, (uint32_t) ((t.asked ? 1 : 0) | (t.by_next ? 2 : 0)));
+    }
+    put(io, (uint32_t) ((new_question ? 1 : 0) | (divided ? 2 : 0)));
+
+    put(io, stats.flops_dense);
+    put(io, stats.flops_spent);
+    for (const auto us : { stats.us_stage1, stats.us_select, stats.us_stage2, stats.us_frozen, stats.us_stage3 }) { put(io, us); }
+}
+
+void sequence::read(llama_io_read_i & io, const state_limits & limits) {
+    for (uint32_t n = take_count(io, limits.max_rows, "pictures"); images.size() < n;) {
+        images.push_back(read_image(io, limits));
+    }
+    rows  = read_rows(io, images, false, hidden, keys, limits);
+    query = take_values<float>(io, limits.n_query, "values of a query");
+    require(query.empty() || (query.size() == limits.n_query && !rows.empty()), "a query of another model");
+
+    for (uint32_t n = take_count(io, limits.max_rows, "questions"); turns.size() < n;) {
+        turn t;
+        auto kept = std::make_shared<states>();
+        kept->hidden.width = hidden.width;
+        kept->keys  .width = keys.width;
+        t.rows = read_rows(io, images, true, kept->hidden, kept->keys, limits);
+        t.kept = std::move(kept);
+        for (uint32_t n_recalled = take_count(io, limits.max_rows, "tokens"); t.recalled.size() < n_recalled;) {
+            t.recalled.push_back(read_token(io, images, limits));
+            require(t.recalled.back().image >= 0 && images[t.recalled.back().image].settled, "text that was brought back");
+        }
+        t.end = take<llama_pos>(io);
+        const auto flags = take<uint32_t>(io);
+        require(t.end >= -1 && t.end <= limits.last && flags < 4, "unknown flags of a question");
+        t.asked   = flags & 1;
+        t.by_next = flags & 2;
+        turns.push_back(std::move(t));
+    }
+    const auto flags = take<uint32_t>(io);
+    require(flags < 4, "unknown flags of a sequence");
+    new_question = flags & 1;
+    divided      = flags & 2;
+
+    // a token waits, or one question decided over it
+    std::vector<std::vector<bool>> seen;
+    for (const auto & im : images) { seen.emplace_back(im.n()); }
+    const auto see = [&](const std::vector<row> & list) {
+        for (const auto & r : list) {
+            if (r.image >= 0) {
+                require(!seen[r.image][r.index], "a token twice");
+                seen[r.image][r.index] = true;
+            }
+        }
+    };
+    see(rows);
+    for (const auto & t : turns) { see(t.rows); }
+
+    stats.flops_dense = take<double>(io);
+    stats.flops_spent = take<double>(io);
+    require(stats.flops_dense >= 0 && stats.flops_spent >= 0 && std::isfinite(stats.flops_dense) && std::isfinite(stats.flops_spent), "FLOPs that cannot be");
+    for (auto * us : { &stats.us_stage1, &stats.us_select, &stats.us_stage2, &stats.us_frozen, &stats.us_stage3 }) {
+        *us = take<int64_t>(io);
+        require(*us >= 0 && *us < int64_t(1) << 60, "times that cannot be");
+    }
+}
+
+} // namespace halfv

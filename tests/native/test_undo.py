@@ -1,0 +1,138 @@
+"""A question that is removed leaves no trace: the same tokens give the same logits, whatever was asked before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from halfv_cpp import llama_h
+
+from halfv_edge.testing.client import Client
+from tests.native.test_edge_cases import load, save
+from tests.support import pruned
+from tests.support.dialogue import FREEZE, TOP, Model, connect, make_prompt, model_maker, tell
+from tests.support.pruned import OUTCOME, REASON
+from tests.support.reference.halfv_torch import Segment
+
+A, B = [21, 22, 23, 24, 25], [43, 44, 45]
+N_VISUAL = 108
+TOLERANCE = 1e-4  # a picture that stays settled for a question that is gone shows at 1e-1 and more
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Model]:
+    return model_maker(tmp_path_factory.mktemp("models"))
+
+
+def begin(client: Client, segments: list[Segment]) -> int:
+    """Text and a picture, waiting; where it ends."""
+    for segment in segments[:2]:
+        tell(client, segment)
+    return client.next_pos[0]
+
+
+def remove(client: Client, start: int, end: int = -1, seq: int = 0) -> None:
+    assert llama_h.llama_memory_seq_rm(client.memory, seq, start, end)
+
+
+def ask(client: Client, start: int, question: list[int], seq: int = 0) -> np.ndarray:
+    client.text(question, pos=start, seq=seq)
+    return client.logits()
+
+
+def fresh(path: object, segments: list[Segment], profile: dict, question: list[int]) -> tuple[np.ndarray, list[int]]:
+    with connect(path, profile) as client:
+        return ask(client, begin(client, segments), question), pruned.kept(client)
+
+
+@pytest.mark.parametrize("profile", [FREEZE, TOP], ids=["freeze", "top"])
+@pytest.mark.parametrize("arch", ["llama", "qwen2vl", "qwen3vl"])
+@pytest.mark.parametrize("way", ["removed", "last token", "prepared", "topped up", "saved", "copied"])
+def test_removed_question(model: Callable[..., Model], way: str, arch: str, profile: dict) -> None:
+    path, reference = model(arch, seed=1)
+    segments = make_prompt(reference, [(9, 12)], seed=1)
+    wanted, kept = fresh(path, segments, profile, B)
+    with connect(path, profile, n_seq_max=2) as client:
+        start, seq = begin(client, segments), 0
+        if way == "prepared":
+            pruned.prepare(client)
+        ask(client, start, B[:-1] + A if way == "last token" else A)
+        client.decode(300)
+        if way == "topped up":
+            pruned.topup(client)
+            client.text(B)
+        if way == "saved":
+            state = save(client, 0)
+            remove(client, -1)
+            assert load(client, state, 0) == len(state)
+        if way == "copied":
+            seq = 1
+            llama_h.llama_memory_seq_cp(client.memory, 0, 1, -1, -1)
+        remove(client, start + len(B) - 1 if way == "last token" else start, seq=seq)
+        stats = pruned.stats(client, seq)
+        assert (stats.outcome, stats.n_kept, stats.n_visual) == (OUTCOME["pending"], 0, N_VISUAL)
+        again = ask(client, start + len(B) - 1, B[-1:], seq) if way == "last token" else ask(client, start, B, seq)
+        assert pruned.kept(client, seq=seq) == kept
+        np.testing.assert_allclose(again, wanted, rtol=0, atol=TOLERANCE)
+
+
+def test_not_undone_where_that_is_not_wanted(model: Callable[..., Model]) -> None:
+    path, reference = model("llama", seed=1)
+    segments = make_prompt(reference, [(9, 12)], seed=1)
+    wanted, _ = fresh(path, segments, TOP, B)
+    with connect(path, TOP) as client:
+        pruned.set_undo(client, False)
+        start = begin(client, segments)
+        ask(client, start, A)
+        remove(client, start)
+        assert pruned.stats(client).outcome == OUTCOME["pruned"]
+        assert np.abs(ask(client, start, B) - wanted).max() > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize("cut", ["front", "back"])
+def test_cut_picture_is_what_is_left_of_it(model: Callable[..., Model], cut: str) -> None:
+    path, reference = model("llama", seed=2)
+    segments = make_prompt(reference, [(9, 12)], seed=2)
+    with connect(path, FREEZE) as client:
+        end = begin(client, segments)
+        first = end - N_VISUAL
+        if cut == "front":
+            remove(client, first, first + 8)
+            llama_h.llama_memory_seq_add(client.memory, 0, first + 8, -1, -8)
+        else:
+            remove(client, end - 8)
+        ask(client, end - 8, A)
+        stats = pruned.stats(client)
+        assert (stats.outcome, stats.n_visual, stats.n_kept) == (OUTCOME["pruned"], N_VISUAL - 8, (N_VISUAL - 8) // 2)
+
+
+def test_budget(model: Callable[..., Model]) -> None:
+    path, reference = model("llama", seed=3)
+    segments = make_prompt(reference, [(9, 12)], seed=3)
+    token_bytes = 4 * (reference.n_embd + reference.n_head_kv * reference.head_dim)
+    with connect(path, FREEZE, N_VISUAL * token_bytes) as client:
+        ask(client, begin(client, segments), A)  # the question has no room any more
+        stats = pruned.stats(client)
+        assert (stats.outcome, stats.reason, stats.n_kept) == (OUTCOME["unpruned"], REASON["budget"], N_VISUAL)
+        assert pruned.undo_bytes(client) == (N_VISUAL * token_bytes, 0)
+        llama_h.llama_memory_clear(client.memory, True)
+        client.next_pos[0] = 0
+        pruned.set_undo_bytes(client, (N_VISUAL + len(A)) * token_bytes)
+        ask(client, begin(client, segments), A)
+        assert pruned.stats(client).outcome == OUTCOME["pruned"]
+        assert 0 < pruned.undo_bytes(client)[1] <= pruned.undo_bytes(client)[0]
+
+
+@pytest.mark.parametrize("kv_unified", [True, False], ids=["unified", "streams"])
+def test_copy_takes_the_place_of_what_was_there(model: Callable[..., Model], kv_unified: bool) -> None:
+    path, reference = model("llama", seed=4)
+    segments = make_prompt(reference, [(9, 12)], seed=4)
+    with connect(path, FREEZE, n_seq_max=2, kv_unified=kv_unified) as client:
+        client.text(B, logits_last=False, seq=1)
+        client.image(segments[1].embd, seq=1)  # waits in the destination
+        client.text(B, logits_last=False)
+        llama_h.llama_memory_seq_cp(client.memory, 0, 1, -1, -1)
+        assert pruned.stats(client, 1).outcome == OUTCOME["none"]
+        client.text(A, seq=1, pos=len(B))
+        assert list(pruned.stats(client, 1).kv_cells) == [len(A) + len(B)] * 3
