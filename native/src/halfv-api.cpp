@@ -191,7 +191,7 @@ int32_t halfv_topup(llama_context * ctx, llama_seq_id seq) {
             return rc;
         }
         const auto * s = prefill.memory.find(seq);
-        if (!s || s->n_stored() == 0) {
+        if (!s || prefill.choice != HALFV_CHOICE_HALFV || s->n_stored() == 0) {
             return HALFV_NOTHING;
         }
         prefill.memory.at(seq).new_question = true;
@@ -218,7 +218,7 @@ int32_t halfv_get_stats(const llama_context * ctx, llama_seq_id seq, halfv_stats
             }
             stats.n_images  = s->images.size();
             stats.n_pending = std::count_if(s->rows.begin(), s->rows.end(), [](const halfv::row & r) { return r.stage < 3; });
-            stats.n_stored  = s->n_stored();
+            stats.n_stored  = prefill.choice == HALFV_CHOICE_HALFV ? s->n_stored() : 0; // top-up is not for the others
             if (!s->images.empty()) {
                 const auto & im = s->images.back();
                 stats.reason  = im.reason;
