@@ -42,6 +42,7 @@ class Writer:
         self.keep_all = keep_all
         self.n_seq = self.rng.choice((1, 2, 3))
         self.quick = self.rng.random() < 0.15  # with halfv_prepare and halfv_topup, which promise less
+        self.unified = True
         self.steps: list[Step] = []
 
     def seq(self) -> int:
@@ -58,6 +59,7 @@ class Writer:
             "n_batch": rng.choice((24, 64, 128)),
             "n_ubatch": rng.choice((5, 16, 32, 128)),
         }
+        self.unified = setting["unified"]
         self.open()
         makers = [self.talk, self.feed, self.ask, self.change_memory, self.change_context, self.change_setting]
         for _ in range(rng.randint(4, 16)):
@@ -112,7 +114,12 @@ class Writer:
             self.steps.append(("clear",))
 
     def change_context(self) -> None:
+        """llama.cpp copies between streams at its next decode; states before that have other cells."""
         rng = self.rng
+        since = next((step[0] for step in reversed(self.steps) if step[0] in ("copy", "say_all")), "")
+        if since == "copy" and not self.unified:
+            seq = self.seq()
+            self.steps += [("text", seq, 1, True), ("say_all", seq)]
         what = rng.choices(("save", "load", "move"), (3, 3, 1))[0]
         if what == "save":
             self.steps.append(("save", self.seq()))
