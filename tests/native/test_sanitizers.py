@@ -50,6 +50,7 @@ def test_native_programs(sanitized: Path, root: Path) -> None:
         root,
         "tests/native/test_native.py",
         "tests/native/test_capi.py",
+        *("-k", "not batch_costs"),  # which counts what is allocated, and sanitizers allocate too
         HALFV_BUILD_DIR=str(sanitized),
         ASAN_OPTIONS="detect_leaks=1",
     )
@@ -64,7 +65,8 @@ def test_edge_cases(sanitized: Path, root: Path) -> None:
     run_pytest(
         root,
         *("tests/native/test_edge_cases.py", "tests/native/test_prepared.py"),
-        *("-k", "not conversation and not every_node"),
+        # broken states: asserts of llama.cpp that a release build leaves out stop at positions below -1
+        *("-k", "not conversation and not every_node and not broken_states"),
         LD_PRELOAD=":".join(runtimes),
         ASAN_OPTIONS="detect_leaks=0",
         HALFV_LIB_DIR=str(sanitized / "bin"),
