@@ -84,6 +84,8 @@ END
     has_new_headers "$work/newer/usr/include" ||
         unavailable "libvulkan-dev of Debian $NEWER_RELEASE has no LayerSettingEXT, which ggml needs."
     mv "$work/newer/usr/include" "$work/include"
+    # ggml-vulkan finds SPIR-V's headers beside Vulkan's or nowhere
+    [[ ! -d $work/root/usr/include/spirv ]] || ln -s ../root/usr/include/spirv "$work/include/spirv"
 fi
 
 # What is written from here on names the final folder.
