@@ -1,0 +1,217 @@
+// One batch in steps: which cells it takes, and how what it changed is taken back.
+
+#include "halfv-memory.h"
+
+#include "llama-impl.h"
+
+#include <algorithm>
+
+namespace halfv {
+
+//
+// steps of a batch
+//
+
+llama_memory_context_ptr staged_memory::init_batch(llama_batch_allocr & balloc, uint32_t n_ubatch, bool embd_all) {
+    GGML_UNUSED(embd_all);
+    return init_batch(balloc, n_ubatch);
+}
+
+std::unique_ptr<staged_context> staged_memory::init_batch(llama_batch_allocr & balloc, uint32_t n_ubatch) {
+    balloc.split_reset();
+    n_ubatch = std::min(n_ubatch, n_ubatch_whole(balloc.get_n_tokens()));
+
+    std::vector<step> steps;
+    while (true) {
+        auto ubatch = n_stream() == 1 ? balloc.split_simple(n_ubatch) : balloc.split_equal(n_ubatch, true, 0);
+        if (ubatch.n_tokens == 0) {
+            break;
+        }
+        steps.push_back({ std::move(ubatch) });
+    }
+    if (balloc.get_n_used() < balloc.get_n_tokens()) {
+        return std::make_unique<staged_context>(LLAMA_MEMORY_STATUS_FAILED_PREPARE);
+    }
+    return init_steps(std::move(steps));
+}
+
+std::unique_ptr<staged_context> staged_memory::init_steps(std::vector<step> steps) {
+    return std::make_unique<staged_context>(*this, std::move(steps));
+}
+
+llama_memory_context_ptr staged_memory::init_full() {
+    return init_full(graph_pass{});
+}
+
+std::unique_ptr<staged_context> staged_memory::init_full(const graph_pass & pass) {
+    auto res = std::make_unique<staged_context>(*this, std::vector<step>{});
+    res->full = pass;
+    for (int s = 0; s < n_stages; ++s) {
+        if (stages[s]) { res->stages[s] = stages[s]->init_full(); }
+    }
+    return res;
+}
+
+llama_memory_context_ptr staged_memory::init_update(llama_context * lctx, bool optimize) {
+    auto res = std::make_unique<staged_context>(*this, std::vector<step>{});
+    res->status = LLAMA_MEMORY_STATUS_NO_UPDATE;
+    for (int s = 0; s < n_stages; ++s) {
+        if (!stages[s]) {
+            continue;
+        }
+        auto update = stages[s]->init_update(lctx, optimize);
+        if (update->get_status() != LLAMA_MEMORY_STATUS_NO_UPDATE) {
+            res->status = llama_memory_status_combine(res->status, update->get_status());
+            res->stages[s] = std::move(update);
+        }
+    }
+    return res;
+}
+
+//
+// staged_memory::transaction
+//
+
+staged_memory::transaction::transaction(staged_memory & memory, const std::vector<llama_seq_id> & seq_ids) :
+    memory(memory), seq_ids(seq_ids), alike(memory.alike) {
+    for (int s = 0; s < n_stages; ++s) {
+        if (memory.stages[s]) { heads[s] = memory.stages[s]->get_heads(); }
+    }
+    for (const auto id : seq_ids) {
+        if (const auto * s = memory.find(id)) {
+            marks.emplace(id, *s);
+        }
+    }
+    memory.running = this;
+}
+
+staged_memory::transaction::~transaction() {
+    if (!open) {
+        return;
+    }
+    memory.running = nullptr;
+    memory.alike   = alike;
+    for (int s = 0; s < n_stages; ++s) {
+        if (memory.stages[s]) { memory.stages[s]->take_back(filled[s], heads[s]); }
+    }
+    for (const auto id : seq_ids) {
+        if (const auto mark = marks.find(id); mark != marks.end()) {
+            mark->second.restore(memory.sequences[id]);
+        } else {
+            memory.sequences.erase(id);
+        }
+    }
+}
+
+void staged_memory::transaction::commit() {
+    memory.running = nullptr;
+    memory.alike   = memory.alike || memory.equal_cells(); // a picture that was kept whole, for one
+    open = false;
+    for (const auto id : seq_ids) {
+        if (const auto it = memory.sequences.find(id); it != memory.sequences.end()) {
+            it->second.close_turns();
+            it->second.compact();
+        }
+    }
+}
+
+void staged_memory::keep_lists(llama_seq_id seq_id) {
+    if (!running) {
+        return;
+    }
+    const auto mark = running->marks.find(seq_id);
+    const auto s    = sequences.find(seq_id);
+    if (mark != running->marks.end() && s != sequences.end()) {
+        mark->second.keep_lists(s->second);
+    }
+}
+
+//
+// staged_context
+//
+
+staged_context::staged_context(staged_memory & memory, std::vector<step> steps_in) :
+    memory(&memory), steps(std::move(steps_in)), status(LLAMA_MEMORY_STATUS_SUCCESS) {
+    std::array<llama_kv_cache::slot_info_vec_t, n_stages> slots;
+    for (int s = 0; s < n_stages && !steps.empty(); ++s) {
+        std::vector<llama_ubatch> ubatches;
+        for (const auto & step : steps) {
+            if (memory.touches(step.pass, s)) { ubatches.push_back(step.ubatch); }
+        }
+        if (ubatches.empty()) {
+            continue;
+        }
+        slots[s] = memory.stages[s]->prepare(ubatches);
+        if (slots[s].empty()) {
+            const uint32_t size = memory.stages[s]->get_size();
+            if (size < memory.stages[0]->get_size()) {
+                LLAMA_LOG_WARN("HalfV: stage %d is full: it has cells for %u tokens, text and kept visual ones, with halfv.visual_share = %.3g\n",
+                        s + 1, size, memory.profile.visual_share);
+            }
+            status = LLAMA_MEMORY_STATUS_FAILED_PREPARE;
+            return;
+        }
+        if (memory.running) {
+            auto & filled = memory.running->filled[s];
+            filled.insert(filled.end(), slots[s].begin(), slots[s].end());
+        }
+        stages[s] = std::make_unique<llama_kv_cache_context>(memory.stages[s].get(), slots[s], std::move(ubatches));
+    }
+
+    // a step that gives every stage the same tokens in the same cells leaves stages alike that were so before
+    std::array<size_t, n_stages> next = {};
+    for (const auto & step : steps) {
+        for (int s = 0; s < n_stages; ++s) {
+            if (memory.has_stage(s)) {
+                memory.alike = memory.alike && memory.touches(step.pass, s) && slots[s][next[s]].idxs == slots[0][next[0]].idxs;
+            }
+        }
+        for (int s = 0; s < n_stages; ++s) { next[s] += memory.touches(step.pass, s); }
+        alike.push_back(memory.alike);
+    }
+}
+
+staged_context::~staged_context() {
+    if (transaction && i_cur >= steps.size()) {
+        transaction->commit();
+        if (on_done) { on_done(); }
+    }
+}
+
+bool staged_context::next() {
+    for (int s = 0; s < n_stages; ++s) {
+        if (touches(s)) { stages[s]->next(); }
+    }
+    return ++i_cur < steps.size();
+}
+
+bool staged_context::apply() {
+    bool res = true;
+    for (int s = 0; s < n_stages; ++s) {
+        if (touches(s)) { res = stages[s]->apply() && res; }
+    }
+    return res;
+}
+
+const llama_ubatch & staged_context::get_ubatch() const {
+    return steps[i_cur].ubatch;
+}
+
+const llama_kv_cache_context * staged_context::stage(int s) const {
+    return touches(s) ? static_cast<const llama_kv_cache_context *>(stages[s].get()) : nullptr;
+}
+
+} // namespace halfv
+
+// also restores where the search for empty cells starts, so that a batch that is tried again gets the same ones
+void llama_kv_cache::take_back(const slot_info_vec_t & filled, const std::vector<uint32_t> & heads) {
+    for (const auto & slot : filled) {
+        for (size_t s = 0; s < slot.n_stream(); ++s) {
+            auto & cells = v_cells[slot.strm[s]];
+            for (const uint32_t i : slot.idxs[s]) {
+                if (!cells.is_empty(i)) { cells.rm(i); }
+            }
+        }
+    }
+    v_heads = heads;
+}
