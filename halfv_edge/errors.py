@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 _NOT_GIVEN: Final = object()
 
@@ -94,3 +95,9 @@ def _setting(name: str, value: object, flags: Mapping[str, str]) -> str:
 def _typed(value: object) -> str:
     """As a person types it."""
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def quote(value: Any) -> str:
+    """A value from a file as it may stand in a message: one line, printable, not long."""
+    text = json.dumps(value, default=str, separators=(",", ":"))
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -23,7 +23,7 @@ import halfv_edge
 from halfv_convert import checkpoint
 from halfv_convert.checkpoint import Checkpoint
 from halfv_edge.errors import HalfVError
-from halfv_edge.gguf.write import FULL_DISK
+from halfv_edge.files import FULL_DISK
 from halfv_edge.profile.profile import Profile
 
 # bits per weight, of which only the disk space needed is reckoned

@@ -22,7 +22,7 @@ from halfv_cpp import llama_h, machine
 
 from halfv_convert import llama_log
 from halfv_edge.errors import HalfVError
-from halfv_edge.gguf.write import FULL_DISK
+from halfv_edge.files import FULL_DISK
 
 Report = Callable[..., None]
 

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from halfv_edge import files
 from halfv_edge.cli import flags
 from halfv_edge.cli.console import Console
 from halfv_edge.cli.errors import FLAGS
 from halfv_edge.errors import HalfVError
-from halfv_edge.gguf import write as gguf_write
+from halfv_edge.gguf.write import replace_keys
 from halfv_edge.profile import model_file, profile, resolve, stored
 
 if TYPE_CHECKING:
@@ -194,10 +195,11 @@ def _settings(args: argparse.Namespace, model: Model) -> dict[str, Any]:
 def _fingerprint(path: Path) -> list[Any]:
     import hashlib
 
-    from halfv_edge.gguf import read as gguf_read
+    from halfv_edge import files
+    from halfv_edge.gguf.read import read_metadata
 
-    metadata = gguf_read.read(path)
-    with gguf_read.reading(path) as file:
+    metadata = read_metadata(path)
+    with files.reading(path) as file:
         file.seek(metadata.data)
         head = file.read(1 << 20)
     return [metadata.text("general.name"), metadata.size - metadata.data, hashlib.blake2b(head).hexdigest()[:32]]
@@ -228,13 +230,12 @@ def _duration(seconds: float) -> str:
 def _write(args: argparse.Namespace, console: Console, path: Path, result: Result) -> None:
     if args.output:
         text = json.dumps(result.profile.to_json(), indent=2) + "\n"
-        with gguf_write.writing(args.output, len(text)) as out:
-            out.write(text.encode())
+        files.write(args.output, text.encode())
         console.say(f"halfv: wrote {args.output}.")
         return
     about = model_file.ModelFile.read(path)
-    before = resolve.find(about).profile
-    gguf_write.replace_keys(about.metadata, profile.PREFIX, result.profile.to_gguf(), path)
+    before = resolve.find_profile(about).profile
+    replace_keys(about.metadata, profile.PREFIX, result.profile.to_gguf(), path)
     console.say(f"halfv: wrote the profile into {path}.")
     if before and before.pixel_tau is not None and result.profile.pixel_tau is None:
         console.say(f"halfv: its halfv.pixel.tau = {before.pixel_tau:g} is gone; --pixel-tau calibrates with one.")

@@ -13,7 +13,7 @@ from halfv_edge.cli import flags, report
 from halfv_edge.cli.console import Console
 from halfv_edge.cli.errors import CODES, INTERRUPTED
 from halfv_edge.errors import HalfVError
-from halfv_edge.hub import find as hub_find
+from halfv_edge.hub.find import known_models
 
 if TYPE_CHECKING:
     from halfv_edge.cli.session import Session
@@ -52,7 +52,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 
 def _chat(args: argparse.Namespace) -> int:
     if args.list_models:
-        print(hub_find.listing())
+        print(known_models())
         print("Nobody has tried these files with this version: they are named by their publishers.", file=sys.stderr)
         return 0
     console = Console(False if args.no_color else None)

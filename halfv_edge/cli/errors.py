@@ -12,6 +12,8 @@ CODES = "Exit codes: 0 fine, 1 a failure while running, 2 a mistake in what was 
 
 # parameters of the Python API, as they are typed
 FLAGS = {
+    "arch": "--arch",
+    "draw": "--draw",
     "hub": "--hf",
     "image_max_tokens": "--image-max-tokens",
     "grammar": "--grammar",
@@ -24,17 +26,26 @@ FLAGS = {
     "mmproj": "--mmproj",
     "mmproj_type": "--mmproj-type",
     "model": "-m",
+    "n_batch": "--batch",
     "n_ctx": "--ctx",
+    "n_decode": "--decode",
     "n_gpu_layers": "--gpu-layers",
     "n_threads": "--threads",
+    "n_ubatch": "--ubatch",
+    "no_encoder": "--no-encoder",
     "pixel_tau": "--pixel-tau",
     "profile": "--profile",
+    "repeats": "--repeats",
     "seed": "--seed",
+    "shape": "--shape",
+    "stock_lib": "--stock-lib",
     "target_speedup": "--target-speedup",
     "temperature": "--temp",
+    "tokens": "--tokens",
     "top_k": "--top-k",
     "top_p": "--top-p",
     "visual_share": "--visual-share",
+    "warm_up": "--warm-up",
 }
 
 

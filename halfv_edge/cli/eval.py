@@ -8,10 +8,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from halfv_edge import files
 from halfv_edge.cli import flags
 from halfv_edge.cli.console import Console
 from halfv_edge.errors import HalfVError
-from halfv_edge.gguf import write as gguf_write
 from halfv_edge.measure import policies
 from halfv_edge.measure.eval.metrics import METRICS
 
@@ -71,8 +71,7 @@ def _eval(args: argparse.Namespace) -> int:
         from halfv_edge.measure.eval import plot
 
         image = plot.as_png(report)
-        with gguf_write.writing(args.plot, len(image)) as out:
-            out.write(image)
+        files.write(args.plot, image)
         console.say(f"halfv: wrote {args.plot}.")
     from halfv_edge.measure.eval.report import as_table
 
@@ -142,33 +141,33 @@ def _run(args: argparse.Namespace, console: Console, model: Model, asked: list[Q
     }
 
 
-def _given(model: Model, asker: Asker, first: Question) -> policies.Given:
+def _given(model: Model, asker: Asker, first: Question) -> policies.PolicyModel:
     """FLOPs are matched for the first question."""
     from halfv_edge.engine import images
     from halfv_edge.engine.context import n_cells
 
-    unpruned = policies.one(policies.UNPRUNED, policies.Given(model.n_layer, model.profile))
+    unpruned = policies.parse_one(policies.UNPRUNED, policies.PolicyModel(model.n_layer, model.profile))
     head, tail, _ = asker.items(unpruned, images.load(first.image), first.question)
     n_before = next(at for at, item in enumerate(head) if not isinstance(item, int))
     n_visual = n_cells([item for item in head if not isinstance(item, int)])
-    return policies.Given(
+    return policies.PolicyModel(
         model.n_layer, model.profile, lambda own, n: asker.picture_flops(own, n, len(tail), n_before), n_visual
     )
 
 
-def _policies(text: str, given: policies.Given) -> list[policies.Policy]:
+def _policies(text: str, given: policies.PolicyModel) -> list[policies.Policy]:
     """The unpruned model first."""
     listed = policies.parse(text, given)
-    return [policies.one(policies.UNPRUNED, given), *(p for p in listed if p.name != policies.UNPRUNED)]
+    return [policies.parse_one(policies.UNPRUNED, given), *(p for p in listed if p.name != policies.UNPRUNED)]
 
 
-def _ways(given: policies.Given) -> list[Turns]:
+def _ways(given: policies.PolicyModel) -> list[Turns]:
     from halfv_edge.measure.eval.run import Turns
 
-    own = policies.one("profile", given)
+    own = policies.parse_one("profile", given)
     early = dataclasses.replace(own, prepared=True)
     return [
-        Turns("unpruned", policies.one(policies.UNPRUNED, given), False),
+        Turns("unpruned", policies.parse_one(policies.UNPRUNED, given), False),
         Turns("exact", own, False),
         Turns("exact, topped up", own, True),
         Turns("prepared", early, False),

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from halfv_edge import files
 from halfv_edge.cli.console import Console
 from halfv_edge.errors import HalfVError
-from halfv_edge.gguf import read as gguf_read
-from halfv_edge.hub import demo as hub_demo
-from halfv_edge.hub import find as hub_find
+from halfv_edge.hub.demo import DEMO_FOLDER, DEMO_NOTE
+from halfv_edge.hub.find import find_files
 from halfv_edge.profile import presets, resolve
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def integer(text: str) -> int:
 
 def load(args: argparse.Namespace, console: Console) -> Model:
     """The model of the flags; what a person should know of it is said on stderr."""
-    files = hub_find.find(args.model, args.hf, args.mmproj)
+    files = find_files(args.model, args.hf, args.mmproj)
     from halfv_edge.engine.model import Model  # here, as it loads the libraries
 
     console.status(f"loading {files.model.name} ...")
@@ -131,7 +131,7 @@ def load(args: argparse.Namespace, console: Console) -> Model:
         model = Model.load(
             files.model,
             files.mmproj,
-            profile=_profile(args.profile),
+            profile=profile(args.profile),
             keep=args.keep,
             pixel_tau=args.pixel_tau,
             visual_share=args.visual_share,
@@ -145,13 +145,13 @@ def load(args: argparse.Namespace, console: Console) -> Model:
         )
     finally:
         console.clear_status()
-    built_in = [hub_demo.NOTE] if files.model.parent == hub_demo.FOLDER else []
+    built_in = [DEMO_NOTE] if files.model.parent == DEMO_FOLDER else []
     for note in [*built_in, *model.notes, *_without_effect(args, model)]:
         console.say(note)
     return model
 
 
-def _profile(given: str | None) -> str | Path | None:
+def profile(given: str | None) -> str | Path | None:
     """A preset's name, off, or a file."""
     if given is None or given == "off" or given.lower() in presets.PRESETS:
         return given
@@ -187,10 +187,7 @@ def check_there(path: str) -> None:
 def read_text(path: str, flag: str) -> str:
     """A small text file that a flag names."""
     check_there(path)
-    with gguf_read.reading(Path(path)) as file:
-        raw = file.read(MAX_TEXT_BYTES + 1)
-    if len(raw) > MAX_TEXT_BYTES:
-        raise HalfVError(f"{path} is too long for {flag}: it must be at most {MAX_TEXT_BYTES >> 20} MB.")
+    raw = files.read_small(Path(path), MAX_TEXT_BYTES, f"is too long for {flag}")
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -12,7 +12,7 @@ from typing import Any
 
 from halfv_edge.cli.flags import levels
 from halfv_edge.errors import HalfVError
-from halfv_edge.gguf import write as gguf_write
+from halfv_edge.gguf.write import replace_keys
 from halfv_edge.profile import presets, profile, resolve, stored
 from halfv_edge.profile.model_file import ModelFile
 from halfv_edge.profile.profile import Calibration, Profile
@@ -83,7 +83,7 @@ def _add_targets(parser: argparse.ArgumentParser, sidecar: str) -> None:
 
 def _show(args: argparse.Namespace) -> None:
     model = ModelFile.read(args.file)
-    found = resolve.find(model)
+    found = resolve.find_profile(model)
     if args.json:
         print(json.dumps(_as_json(model, found), indent=2))
     else:
@@ -105,7 +105,7 @@ def _add(args: argparse.Namespace) -> None:
         target = stored.write_sidecar(wanted, model.path)
     else:
         target = _target(args, model)
-        gguf_write.replace_keys(model.metadata, profile.PREFIX, wanted.to_gguf(), target)
+        replace_keys(model.metadata, profile.PREFIX, wanted.to_gguf(), target)
         _warn_of_sidecar(target)
     if args.json:
         print(json.dumps({"file": str(target), "profile": wanted.to_json()}, indent=2))
@@ -125,7 +125,7 @@ def _strip(args: argparse.Namespace) -> None:
         target = _target(args, model)
         carries = any(key.startswith(profile.PREFIX) for key in model.metadata.entries)
         if carries or not args.in_place:
-            gguf_write.replace_keys(model.metadata, profile.PREFIX, {}, target)
+            replace_keys(model.metadata, profile.PREFIX, {}, target)
             _say(f"wrote {target}.")
         else:
             _say(f"{target} carries no profile: nothing to do.")

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from halfv_edge.errors import HalfVError
-from halfv_edge.gguf import read as gguf_read
+from halfv_edge.gguf.read import read_metadata
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
@@ -32,7 +32,7 @@ def _quantize(args: argparse.Namespace) -> None:
 
     if args.output.exists() and not args.force:
         raise HalfVError(f"{args.output} is there already: give another name, or --force to replace it.")
-    source = gguf_read.read(args.file)
+    source = read_metadata(args.file)
     changed = mmproj_file.retype(source, args.output, args.type.lower())
     sizes = args.file.stat().st_size, args.output.stat().st_size
     if args.json:

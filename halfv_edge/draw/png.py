@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from halfv_edge import files
 from halfv_edge.errors import HalfVError
-from halfv_edge.gguf import write as gguf_write
 
 if TYPE_CHECKING:
     from halfv_edge.engine.images import Picture
@@ -44,6 +44,5 @@ def write(maps: Sequence[TokenMap], pictures: Sequence[Picture], out: Path) -> l
     for token_map, path in zip(maps, paths, strict=True):
         drawn = io.BytesIO()
         draw_token_map(token_map).save(drawn, "PNG")
-        with gguf_write.writing(path, drawn.tell()) as file:
-            file.write(drawn.getvalue())
+        files.write(path, drawn.getvalue())
     return paths

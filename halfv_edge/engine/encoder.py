@@ -20,7 +20,7 @@ from halfv_edge.engine.images import Picture
 from halfv_edge.engine.tokens import Layout, Tile, TokenMap
 from halfv_edge.errors import HalfVError, RunError
 from halfv_edge.gguf import encoder_keys
-from halfv_edge.gguf import read as gguf_read
+from halfv_edge.gguf.read import Metadata, read_metadata
 from halfv_edge.profile import model_file
 
 # of the weights: the fastest here that keeps the embeddings, as stored, as llama.cpp loads them, or one type
@@ -136,7 +136,7 @@ class Encoder:
         if not mtmd_h.mtmd_support_vision(pointer):
             mtmd_h.mtmd_free(pointer)
             raise HalfVError(f"{path} hears but does not see: give an mmproj with a vision encoder.")
-        metadata = metadata or gguf_read.read(path)
+        metadata = metadata or read_metadata(path)
         tau = pixel_tau if encoder_keys.projector(metadata) in encoder_keys.PATCHWISE else None
         n_embd = llama_h.llama_model_n_embd_inp(model)
         # a tile fills a CPU, and one call cannot be interrupted
@@ -270,14 +270,14 @@ class Encoder:
                 yield Chunk(copy(chunk))
 
 
-def _metadata(path: Path) -> gguf_read.Metadata | None:
+def _metadata(path: Path) -> Metadata | None:
     try:
-        return gguf_read.read(path)
+        return read_metadata(path)
     except HalfVError:
         return None  # libmtmd's refusal says more
 
 
-def _layout(metadata: gguf_read.Metadata) -> Layout:
+def _layout(metadata: Metadata) -> Layout:
     """How llama.cpp will tile for this encoder."""
     side = metadata.value("clip.vision.image_size") or 1
     pinpoints = metadata.value("clip.vision.image_grid_pinpoints") or []
@@ -309,11 +309,11 @@ def _why_not(path: Path, model_path: Path, limit: int | None) -> HalfVError:
     return HalfVError(f"{path} cannot be loaded as a vision encoder: {log.last_words()}.")
 
 
-def find(given: str | os.PathLike[str] | None, model: model_file.ModelFile) -> Path:
+def find_mmproj(given: str | os.PathLike[str] | None, model: model_file.ModelFile) -> Path:
     """The encoder's file: as given, else the one in the model's folder that is most likely its own."""
     if given is not None:
         path = Path(given)
-        if gguf_read.read(path).text("general.architecture") != "clip":
+        if read_metadata(path).text("general.architecture") != "clip":
             raise HalfVError(f"{path} is not a vision encoder: give the mmproj GGUF that belongs to {model.path.name}.")
         return path
     found = [path for path in sorted(model.path.parent.glob("*.gguf")) if "mmproj" in path.name.lower()]
@@ -329,10 +329,10 @@ def find(given: str | os.PathLike[str] | None, model: model_file.ModelFile) -> P
 
     def likeness(path: Path) -> tuple[bool, int, bool]:
         # an old llava's projection_dim says something else, so it is no reason to refuse
-        fits = gguf_read.read(path).value("clip.vision.projection_dim") == width
+        fits = read_metadata(path).value("clip.vision.projection_dim") == width
         return fits, len(words & _words(path)), "f16" in path.name.lower()
 
-    return find(max(found, key=likeness), model)
+    return find_mmproj(max(found, key=likeness), model)
 
 
 def _words(path: Path) -> set[str]:

@@ -12,7 +12,7 @@ from halfv_edge.engine.encoder import Encoder
 from halfv_edge.engine.options import ModelFields, ModelOptions
 from halfv_edge.engine.runtime import Runtime
 from halfv_edge.errors import HalfVError
-from halfv_edge.hub import find as hub_find
+from halfv_edge.hub.find import locate_files
 from halfv_edge.profile.profile import Profile
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Model:
                 print(model.chat().answer("What is this?", ["cat.jpg"]))
         """
         wanted = dataclasses.replace(options or ModelOptions(), **fields)
-        files = hub_find.locate(model, mmproj)
+        files = locate_files(model, mmproj)
         return cls(Runtime.load(files.model, files.mmproj, wanted))
 
     @property

@@ -20,7 +20,7 @@ from halfv_cpp.tensor_types import TENSOR_TYPES
 
 from halfv_edge.engine import libraries
 from halfv_edge.engine.context import Context, Item
-from halfv_edge.engine.encoder import Encoded, Encoder, find
+from halfv_edge.engine.encoder import Encoded, Encoder, find_mmproj
 from halfv_edge.engine.images import Picture
 from halfv_edge.engine.options import FLASH, ModelOptions
 from halfv_edge.engine.template import Template
@@ -123,7 +123,7 @@ class Runtime:
         libraries.load()
         log.capture(options.verbose)
         about = model_file.ModelFile.read(path)
-        encoder_path = find(mmproj, about)
+        encoder_path = find_mmproj(mmproj, about)
         resolved = resolve_profile(about, options.profile, options.keep, options.pixel_tau, options.visual_share)
         llama_h.llama_backend_init()
         log.clear()

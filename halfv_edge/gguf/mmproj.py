@@ -13,10 +13,10 @@ import numpy as np
 from halfv_cpp import ggml_h
 from halfv_cpp.tensor_types import BY_NUMBER, TENSOR_TYPES
 
+from halfv_edge import files
 from halfv_edge.errors import HalfVError
-from halfv_edge.gguf import read as gguf_read
-from halfv_edge.gguf import write as gguf_write
-from halfv_edge.gguf.read import Metadata
+from halfv_edge.gguf.read import UINT32, Metadata
+from halfv_edge.gguf.write import rewriting
 
 TYPES = ("f32", "f16", "bf16", "q8_0", "q6_k", "q5_1", "q5_0", "q4_1", "q4_0")  # that an encoder may be made of
 READABLE = {TENSOR_TYPES[name].ggml_type: name for name in ("f32", "f16", "bf16")}
@@ -58,8 +58,8 @@ def retype(source: Metadata, target: Path, type_name: str, *, progress: bool = T
                 f"{source.path} has {tensor.name} in a type that loses: give it in {', '.join(READABLE.values())}."
             )
     infos, total = _infos(tensors, types, source.alignment)
-    file_type = {"general.file_type": (gguf_read.UINT32, TENSOR_TYPES[type_name].ftype)}
-    with gguf_write.rewriting(source, target, "general.file_type", file_type, infos, total, progress=progress) as (
+    file_type = {"general.file_type": (UINT32, TENSOR_TYPES[type_name].ftype)}
+    with rewriting(source, target, "general.file_type", file_type, infos, total, progress=progress) as (
         old,
         out,
         bar,
@@ -81,7 +81,7 @@ def _is_matrix(tensor: Tensor, wanted: int) -> bool:
 
 
 def _tensors(source: Metadata) -> Iterator[Tensor]:
-    with gguf_read.reading(source.path) as file:
+    with files.reading(source.path) as file:
         file.seek(source.infos)
         raw = file.read(source.infos_end - source.infos)
     at = 0

@@ -6,17 +6,14 @@ refused with one sentence, in bounded memory and time, and a rewrite needs to kn
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import stat
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-from halfv_edge.errors import HalfVError
+from halfv_edge import files
+from halfv_edge.errors import HalfVError, quote
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)  # the same bytes; 1 had 32-bit lengths
@@ -74,7 +71,7 @@ class Metadata:
             return None
         if entry.end - entry.value > MAX_VALUE_BYTES or (entry.type == ARRAY and entry.item_type == STRING):
             raise HalfVError(f"{self.path}: {key} is a {TYPE_NAMES[entry.item_type]} value that is too long to read.")
-        with reading(self.path) as file:
+        with files.reading(self.path) as file:
             file.seek(entry.value)
             raw = file.read(entry.end - entry.value)
         if len(raw) != entry.end - entry.value:
@@ -91,31 +88,10 @@ class Metadata:
         return self.value(key) if usable else ""
 
 
-def quote(value: Any) -> str:
-    """A value from a file as it may stand in a message: one line, printable, not long."""
-    text = json.dumps(value, default=str, separators=(",", ":"))
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-@contextlib.contextmanager
-def reading(path: Path) -> Iterator[BinaryIO]:
-    """A regular file, opened; what goes wrong until the block ends is one sentence."""
-    try:
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            raise HalfVError(f"{path} is a folder: name the file in it.")
-        if not stat.S_ISREG(mode):  # opening a pipe would wait for ever
-            raise HalfVError(f"{path} is not a regular file.")
-        with path.open("rb") as file:
-            yield file
-    except OSError as error:
-        raise HalfVError(f"{path} cannot be read: {error.strerror or error}.") from error
-
-
-def read(path: str | os.PathLike[str]) -> Metadata:
+def read_metadata(path: str | os.PathLike[str]) -> Metadata:
     """Find every key of a GGUF; no tensor is read."""
     path = Path(path)
-    with reading(path) as file:
+    with files.reading(path) as file:
         return _Scanner(path, file).scan()
 
 
@@ -272,7 +248,7 @@ class _Scanner:
         raise HalfVError(f"{self.path} is damaged: {why}; get it again.")
 
 
-def encode(key: str, type_: int, value: Any) -> bytes:
+def encode_entry(key: str, type_: int, value: Any) -> bytes:
     """The bytes of one pair; `value` is a number, a str, or a list of f32."""
     head = _string(key) + struct.pack("<I", type_)
     if type_ == STRING:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-import shutil
 import stat
 import struct
 from collections.abc import Iterator, Mapping
@@ -14,13 +12,12 @@ from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
-from halfv_edge.errors import HalfVError, RunError
-from halfv_edge.gguf import read as gguf_read
-from halfv_edge.gguf.read import Metadata
+from halfv_edge import files
+from halfv_edge.errors import HalfVError
+from halfv_edge.gguf.read import MAGIC, Entry, Metadata, encode_entry
 
 CHUNK = 256 << 10  # as fast as cp; with chunks of 1 MiB and more ext4 took five times as long
 BAR_DELAY_SEC = 1  # no bar for what is done sooner
-FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def replace_keys(
@@ -50,8 +47,8 @@ def rewriting(
     infos: those of the new tensors, as many as before, with n_data bytes of data; else the old ones.
     """
     kept = [entry for key, entry in source.entries.items() if not key.startswith(prefix)]
-    encoded = b"".join(gguf_read.encode(key, type_, value) for key, (type_, value) in new.items())
-    header = struct.pack("<4sIQQ", gguf_read.MAGIC, source.version, source.n_tensors, len(kept) + len(new))
+    encoded = b"".join(encode_entry(key, type_, value) for key, (type_, value) in new.items())
+    header = struct.pack("<4sIQQ", MAGIC, source.version, source.n_tensors, len(kept) + len(new))
     n_infos = source.infos_end - source.infos if infos is None else len(infos)
     n_data = source.size - source.data if n_data is None else n_data
     infos_end = len(header) + sum(entry.end - entry.start for entry in kept) + len(encoded) + n_infos
@@ -60,7 +57,7 @@ def rewriting(
     total = infos_end + len(padding) + n_data
 
     copied = total - len(header) - len(encoded) - len(padding)
-    with gguf_read.reading(source.path) as old, writing(target, total) as out, _bar(copied, target, progress) as bar:
+    with files.reading(source.path) as old, files.writing(target, total) as out, _bar(copied, target, progress) as bar:
         info = os.fstat(old.fileno())
         if info.st_size != source.size:
             raise HalfVError(f"{source.path} changed while it was read: try again.")
@@ -79,31 +76,7 @@ def rewriting(
         bar.set_description("flushing to the disk")
 
 
-@contextlib.contextmanager
-def writing(target: Path, size: int = 0) -> Iterator[BinaryIO]:
-    """A file that becomes `target` when the block ends well, and leaves nothing when it does not."""
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        if shutil.disk_usage(target.parent).free < size:
-            raise OSError(errno.ENOSPC, "")
-        with partial.open("wb") as out:
-            yield out
-            out.flush()
-            os.fsync(out.fileno())
-        partial.replace(target)
-        _sync_folder(target.parent)
-    except OSError as error:
-        if error.errno in FULL_DISK:
-            needs = f"it needs {size / 1e9:.2f} GB" if size >= 1e7 else f"it needs {size} bytes"
-            raise RunError(f"{target} cannot be written: {needs}, and there is not that much room.") from error
-        kind = RunError if error.errno == errno.EIO else HalfVError
-        raise kind(f"{target} cannot be written: {error.strerror or error}.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-
-
-def _joined(entries: list[gguf_read.Entry]) -> Iterator[tuple[int, int]]:
+def _joined(entries: list[Entry]) -> Iterator[tuple[int, int]]:
     """The byte ranges of neighbouring entries as one."""
     start = end = None
     for entry in entries:
@@ -132,13 +105,3 @@ def _bar(total: int, target: Path, wanted: bool) -> tqdm:
     disable = None if wanted else True  # None: on a terminal only
     bar = {"total": total, "desc": target.name, "unit": "B", "unit_scale": True, "leave": False}
     return tqdm(**bar, delay=BAR_DELAY_SEC, disable=disable)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Bring the rename to the disk too, where the system has a way to."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -163,7 +163,7 @@ class HalfVChatHandler:
         _set_profile(llama, resolved.profile)  # before the encoder, which takes pixel_tau from the model
         flash_attn = llama.context_params.flash_attn_type == llama_h.LLAMA_FLASH_ATTN_TYPE_ENABLED
         vision = Encoder.load(
-            encoder.find(self.clip_model_path, about),
+            encoder.find_mmproj(self.clip_model_path, about),
             llama.model,
             about.path,
             use_gpu=self._use_gpu,

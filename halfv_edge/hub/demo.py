@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-FOLDER = Path(__file__).with_name("demo_model")
+DEMO_FOLDER = Path(__file__).with_name("demo_model")
 MODEL, MMPROJ = "model.gguf", "mmproj.gguf"
-NOTE = (
+DEMO_NOTE = (
     "This is the built-in demo model: it knows drawings, text, charts, documents and interfaces, not the world. "
     "Name another with -m or --hf."
 )
 
 
-def paths() -> tuple[Path, Path] | None:
+def demo_model() -> tuple[Path, Path] | None:
     """Language model and encoder; None where they were left out."""
-    model, mmproj = FOLDER / MODEL, FOLDER / MMPROJ
+    model, mmproj = DEMO_FOLDER / MODEL, DEMO_FOLDER / MMPROJ
     return (model, mmproj) if model.is_file() and mmproj.is_file() else None

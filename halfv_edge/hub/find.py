@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from halfv_edge.errors import HalfVError
-from halfv_edge.gguf import read as gguf_read
-from halfv_edge.hub import demo as hub_demo
+from halfv_edge.gguf.read import read_metadata
+from halfv_edge.hub.demo import demo_model
 
 # Vision-language GGUFs that their publishers or llama.cpp's own documentation and tests name, by the name of their
 # preset. Nobody has run them here.
@@ -44,7 +44,7 @@ class Files:
     mmproj: Path | None
 
 
-def find(model: str | None, hub: str | None, mmproj: str | None) -> Files:
+def find_files(model: str | None, hub: str | None, mmproj: str | None) -> Files:
     """The files that -m, --hf and --mmproj mean, downloaded if need be; the built-in model's when none is given."""
     if model is not None and not os.path.lexists(model) and model.lower() in KNOWN:
         hub = KNOWN[model.lower()]
@@ -53,7 +53,7 @@ def find(model: str | None, hub: str | None, mmproj: str | None) -> Files:
         raise HalfVError(f"{given} does not exist: check the name and the folder, or get the mmproj of this model.")
     if hub is not None:
         return _from_hub(hub, given)
-    if model is None and given is None and (default := hub_demo.paths()):
+    if model is None and given is None and (default := demo_model()):
         return Files(*default)
     if model is None:
         raise HalfVError(
@@ -63,7 +63,7 @@ def find(model: str | None, hub: str | None, mmproj: str | None) -> Files:
     path = Path(model)
     if not os.path.lexists(path):
         _refuse(model)
-    if gguf_read.read(path).text("general.architecture") == "clip":
+    if read_metadata(path).text("general.architecture") == "clip":
         raise HalfVError(
             f"{path} is a vision encoder",
             hint="give it with {mmproj}, and its language model with {model}",
@@ -72,14 +72,14 @@ def find(model: str | None, hub: str | None, mmproj: str | None) -> Files:
     return Files(path, given)
 
 
-def locate(model: str | os.PathLike[str] | None, mmproj: str | os.PathLike[str] | None) -> Files:
+def locate_files(model: str | os.PathLike[str] | None, mmproj: str | os.PathLike[str] | None) -> Files:
     """The files of a path, a repository "owner/repo[:QUANT]" or a name; of nothing, the model that comes along."""
     name = None if model is None else os.fspath(model)
     hub = None
     is_like_one = isinstance(model, str) and HUB.fullmatch(model) and not model.lower().endswith(".gguf")
     if is_like_one and not os.path.exists(Path(model).parent):  # else it is a mistyped file of that folder
         name, hub = None, name
-    return find(name, hub, None if mmproj is None else os.fspath(mmproj))
+    return find_files(name, hub, None if mmproj is None else os.fspath(mmproj))
 
 
 def _refuse(model: str) -> NoReturn:
@@ -205,7 +205,7 @@ def _hub():
     return huggingface_hub
 
 
-def listing() -> str:
+def known_models() -> str:
     """KNOWN for people."""
     width = max(map(len, KNOWN))
     return "\n".join(f"{name:<{width}}  {source}" for name, source in KNOWN.items())

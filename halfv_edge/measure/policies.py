@@ -42,8 +42,8 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
-    """What a policy may refer to."""
+class PolicyModel:
+    """The model that a policy is for, as far as policies refer to it."""
 
     n_layer: int
     profile: Profile | None  # the model's own
@@ -60,135 +60,135 @@ class Given:
         return self.profile
 
 
-Maker = Callable[[Given, str, str], Policy]  # from what is given, the policy's text, and what follows its colon
+Maker = Callable[[PolicyModel, str, str], Policy]  # from the model, the policy's text, and what follows its colon
 
 
-def _stock(_given: Given, name: str, _value: str) -> Policy:
+def _stock(_model: PolicyModel, name: str, _value: str) -> Policy:
     return Policy(name, weights="off")
 
 
-def _unpruned(_given: Given, name: str, _value: str) -> Policy:
+def _unpruned(_model: PolicyModel, name: str, _value: str) -> Policy:
     return Policy(name)
 
 
-def _profile(given: Given, name: str, _value: str) -> Policy:
-    return Policy(name, given.own(name))
+def _profile(model: PolicyModel, name: str, _value: str) -> Policy:
+    return Policy(name, model.own(name))
 
 
-def _prepared(given: Given, name: str, _value: str) -> Policy:
-    return Policy(name, given.own(name), prepared=True)
+def _prepared(model: PolicyModel, name: str, _value: str) -> Policy:
+    return Policy(name, model.own(name), prepared=True)
 
 
-def _keep(given: Given, name: str, value: str) -> Policy:
-    return Policy(name, dataclasses.replace(given.own(name), ivr_keep=share(name, value)))
+def _keep(model: PolicyModel, name: str, value: str) -> Policy:
+    return Policy(name, dataclasses.replace(model.own(name), ivr_keep=share(name, value)))
 
 
-def _downscale(given: Given, name: str, value: str) -> Policy:
+def _downscale(model: PolicyModel, name: str, value: str) -> Policy:
     if value == FLOPS:
-        limit = _limit(given, name)
-        return Policy(name, max_tokens=max(n for n in range(1, given.n_visual + 1) if given.flops(None, n) <= limit))
+        limit = _limit(model, name)
+        return Policy(name, max_tokens=max(n for n in range(1, model.n_visual + 1) if model.flops(None, n) <= limit))
     return Policy(name, max_tokens=whole(name, value))
 
 
-def _ivr(given: Given, name: str, _value: str) -> Policy:
+def _ivr(model: PolicyModel, name: str, _value: str) -> Policy:
     """Only what the start of stage II prunes."""
-    return Policy(name, dataclasses.replace(given.own(name), ssr_layer=given.n_layer, ssr_update=1.0))
+    return Policy(name, dataclasses.replace(model.own(name), ssr_layer=model.n_layer, ssr_update=1.0))
 
 
-def _ssr(given: Given, name: str, _value: str) -> Policy:
+def _ssr(model: PolicyModel, name: str, _value: str) -> Policy:
     """Only what stage III saves."""
-    return Policy(name, dataclasses.replace(given.own(name), ivr_keep=1.0))
+    return Policy(name, dataclasses.replace(model.own(name), ivr_keep=1.0))
 
 
-def _wrong_mode(given: Given, name: str, _value: str) -> Policy:
+def _wrong_mode(model: PolicyModel, name: str, _value: str) -> Policy:
     """Stage III as it is for the other kind of backbone: all frozen, or 5% updated and the rest dropped."""
-    own = given.own(name)
+    own = model.own(name)
     update, rest = (0.05, DROPPED) if own.ssr_rest == FROZEN else (0.0, FROZEN)
     return Policy(name, dataclasses.replace(own, ssr_update=update, ssr_rest=rest))
 
 
-def _pixel(given: Given, name: str, value: str) -> Policy:
+def _pixel(model: PolicyModel, name: str, value: str) -> Policy:
     if not re.fullmatch(r"\d{1,3}(\.\d+)?", value) or float(value) > 255:
         raise HalfVError(f"The policy {name!r} is not valid: {value} must be a number from 0 to 255.")
-    return Policy(name, dataclasses.replace(Profile.default(given.n_layer), pixel_tau=float(value)))
+    return Policy(name, dataclasses.replace(Profile.default(model.n_layer), pixel_tau=float(value)))
 
 
-def _otherwise(given: Given, name: str, value: str) -> Policy:
+def _otherwise(model: PolicyModel, name: str, value: str) -> Policy:
     """The profile's layers, tokens chosen without looking."""
-    own = given.own(name)
+    own = model.own(name)
 
     def make(keep: float) -> Profile:
         return dataclasses.replace(own, ivr_keep=keep)
 
     kind = name.partition(":")[0]
-    return Policy(name, _of_share(given, name, value, own.ivr_keep, make), choice=kind)
+    return Policy(name, _of_share(model, name, value, own.ivr_keep, make), choice=kind)
 
 
-def _once(given: Given, name: str, value: str) -> Policy:
+def _once(model: PolicyModel, name: str, value: str) -> Policy:
     """FastV and DART: one cut after two layers; half of the tokens, as FastV has it, if nothing else is said."""
 
     def make(keep: float) -> Profile:
-        return Profile(FASTV_LAYER, keep, 0.0, given.n_layer, 1.0, DROPPED, 1)
+        return Profile(FASTV_LAYER, keep, 0.0, model.n_layer, 1.0, DROPPED, 1)
 
     if not name.startswith("dart"):
-        return Policy(name, _of_share(given, name, value, 0.5, make), choice="attention")
+        return Policy(name, _of_share(model, name, value, 0.5, make), choice="attention")
 
     def cost(profile: Profile) -> float:
         """DART keeps eight pivots' equal parts and four pivots."""
-        kept = DART_PIVOTS + 2 * DART_PIVOTS * (int(profile.ivr_keep * given.n_visual) // (2 * DART_PIVOTS))
-        return given.flops(make(min(1.0, kept / given.n_visual)), given.n_visual)
+        kept = DART_PIVOTS + 2 * DART_PIVOTS * (int(profile.ivr_keep * model.n_visual) // (2 * DART_PIVOTS))
+        return model.flops(make(min(1.0, kept / model.n_visual)), model.n_visual)
 
-    own = _matched(given, name, make, cost) if value == FLOPS else _of_share(given, name, value, 0.5, make)
+    own = _matched(model, name, make, cost) if value == FLOPS else _of_share(model, name, value, 0.5, make)
     return Policy(name, own, choice="dart")
 
 
-def _pyramid(given: Given, name: str, value: str) -> Policy:
+def _pyramid(model: PolicyModel, name: str, value: str) -> Policy:
     """PyramidDrop cuts to a half, a quarter, an eighth at 1/4, 1/2, 3/4 of the depth. The two later cuts are one here,
     at half of the depth, with their mean share."""
 
     def make(keep: float) -> Profile:
-        first, second = max(1, given.n_layer // 4), max(2, given.n_layer // 2)
+        first, second = max(1, model.n_layer // 4), max(2, model.n_layer // 2)
         return Profile(first, keep, 0.0, second, keep * (keep + keep * keep) / 2, DROPPED, 1)
 
-    return Policy(name, _of_share(given, name, value, 0.5, make), choice="attention")
+    return Policy(name, _of_share(model, name, value, 0.5, make), choice="attention")
 
 
-def _vtw(given: Given, name: str, value: str) -> Policy:
+def _vtw(model: PolicyModel, name: str, value: str) -> Policy:
     """Visual tokens leave after a layer; half of the depth, as published for LLaVA-1.5."""
     if value == FLOPS:
-        return Policy(name, _matched(given, name, lambda kept: _from(given, round(kept * given.n_layer), 0.0, DROPPED)))
-    return Policy(name, _from(given, whole(name, value) if value else given.n_layer // 2, 0.0, DROPPED))
+        return Policy(name, _matched(model, name, lambda kept: _from(model, round(kept * model.n_layer), 0.0, DROPPED)))
+    return Policy(name, _from(model, whole(name, value) if value else model.n_layer // 2, 0.0, DROPPED))
 
 
-def _shortv(given: Given, name: str, value: str) -> Policy:
+def _shortv(model: PolicyModel, name: str, value: str) -> Policy:
     """Visual tokens frozen in a share of the layers, the last ones; 19 of 32, as published for LLaVA-1.5-7B."""
 
     def make(updated: float) -> Profile:
-        return _from(given, round(updated * given.n_layer), 0.0, FROZEN)
+        return _from(model, round(updated * model.n_layer), 0.0, FROZEN)
 
     if value == FLOPS:
-        return Policy(name, _matched(given, name, make))
+        return Policy(name, _matched(model, name, make))
     return Policy(name, make(1 - (share(name, value) if value else 19 / 32)))
 
 
-def _of_share(given: Given, name: str, value: str, usual: float, make: Callable[[float], Profile]) -> Profile:
+def _of_share(model: PolicyModel, name: str, value: str, usual: float, make: Callable[[float], Profile]) -> Profile:
     if value == FLOPS:
-        return _matched(given, name, make)
+        return _matched(model, name, make)
     return make(share(name, value) if value else usual)
 
 
-def _limit(given: Given, name: str) -> float:
-    if given.flops is None:
+def _limit(model: PolicyModel, name: str) -> float:
+    if model.flops is None:
         raise HalfVError(f"The policy {name!r} is not valid: eval alone can match it to the profile; give a number.")
-    return given.flops(given.own(name), given.n_visual)
+    return model.flops(model.own(name), model.n_visual)
 
 
 def _matched(
-    given: Given, name: str, make: Callable[[float], Profile], cost: Callable[[Profile], float] | None = None
+    model: PolicyModel, name: str, make: Callable[[float], Profile], cost: Callable[[Profile], float] | None = None
 ) -> Profile:
     """The largest share that costs no more than the model's profile."""
-    limit = _limit(given, name)
-    cost = cost or (lambda profile: given.flops(profile, given.n_visual))
+    limit = _limit(model, name)
+    cost = cost or (lambda profile: model.flops(profile, model.n_visual))
     made = (make(step / STEPS) for step in range(STEPS, 0, -1))
     fitting = next((profile for profile in made if cost(profile) <= limit), None)
     if fitting is None:
@@ -196,11 +196,11 @@ def _matched(
     return fitting
 
 
-def _from(given: Given, layer: int, update: float, rest: str) -> Profile:
+def _from(model: PolicyModel, layer: int, update: float, rest: str) -> Profile:
     """Everything up to a layer, and from there stage III."""
-    layer = min(max(layer, 2), given.n_layer)
+    layer = min(max(layer, 2), model.n_layer)
     return dataclasses.replace(
-        Profile.default(given.n_layer), ssr_layer=layer, ssr_update=update, ssr_rest=rest, min_visual_tokens=1
+        Profile.default(model.n_layer), ssr_layer=layer, ssr_update=update, ssr_rest=rest, min_visual_tokens=1
     )
 
 
@@ -227,26 +227,26 @@ POLICIES: dict[str, tuple[Maker, str, str]] = {
 MATCHED = "flops in place of a number, as in fastv:flops, matches the FLOPs of the profile (eval only)"
 
 
-def parse(text: str, given: Given) -> list[Policy]:
+def parse(text: str, model: PolicyModel) -> list[Policy]:
     """Policies between commas, each once."""
     found: dict[str, Policy] = {}
     for name in filter(None, (part.strip() for part in text.split(","))):
-        found[name] = one(name, given)
+        found[name] = parse_one(name, model)
     if not found:
         raise HalfVError(f"{text!r} names no policy: give some of {', '.join(POLICIES)}.")
     return list(found.values())
 
 
-def one(name: str, given: Given) -> Policy:
+def parse_one(name: str, model: PolicyModel) -> Policy:
     kind, colon, value = name.partition(":")
     if kind not in POLICIES:
         raise HalfVError(f"There is no policy {kind!r}: it must be one of {', '.join(POLICIES)}.")
     maker, takes, what = POLICIES[kind]
     if bool(value) != bool(colon) or (value and not takes) or (takes == "!" and not value):
         raise HalfVError(f"The policy {name!r} is not valid: {kind} is {what}.")
-    policy = maker(given, name, value)
+    policy = maker(model, name, value)
     if policy.profile:
-        policy.profile.validate(given.n_layer)
+        policy.profile.validate(model.n_layer)
     return policy
 
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from halfv_edge.errors import HalfVError
-from halfv_edge.gguf import read as gguf_read
-from halfv_edge.gguf.read import Metadata, quote
+from halfv_edge.gguf.read import Metadata, quote, read_metadata
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +22,7 @@ class ModelFile:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> ModelFile:
-        metadata = gguf_read.read(path)
+        metadata = read_metadata(path)
         path = metadata.path
         architecture = metadata.text("general.architecture")
         if not architecture:

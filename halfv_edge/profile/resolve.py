@@ -36,7 +36,7 @@ def resolve(model: ModelFile | str | os.PathLike[str], override: Profile | Liter
     model = model if isinstance(model, ModelFile) else ModelFile.read(model)
     if override is not None:
         return Resolved(override.validate(model.n_layer), "flag")
-    return find(model)
+    return find_profile(model)
 
 
 def switched_off() -> bool:
@@ -44,7 +44,7 @@ def switched_off() -> bool:
     return os.environ.get("HALFV") in ("off", "0")
 
 
-def find(model: ModelFile) -> Resolved:
+def find_profile(model: ModelFile) -> Resolved:
     """The profile of a model when no flag says otherwise: HALFV_PROFILE, sidecar, GGUF, preset, off."""
     if profile := read_environment(model):
         return Resolved(profile, "HALFV_PROFILE")

@@ -7,9 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from halfv_edge import files
 from halfv_edge.errors import HalfVError
-from halfv_edge.gguf import read as gguf_read
-from halfv_edge.gguf import write as gguf_write
 from halfv_edge.gguf.read import ARRAY, FLOAT32, STRING, TYPE_NAMES, UINT32, Metadata, quote
 from halfv_edge.profile.model_file import ModelFile
 from halfv_edge.profile.profile import (
@@ -84,8 +83,7 @@ def _validated(profile: Profile, model: ModelFile, where: str) -> Profile:
 def write_sidecar(profile: Profile, model: str | os.PathLike[str]) -> Path:
     path = sidecar_path(model)
     text = json.dumps(profile.to_json(), indent=2) + "\n"
-    with gguf_write.writing(path, len(text)) as out:
-        out.write(text.encode())
+    files.write(path, text.encode())
     return path
 
 
@@ -95,11 +93,7 @@ def read_json(path: Path) -> Profile:
 
 
 def _read_bytes(path: Path) -> bytes:
-    with gguf_read.reading(path) as file:
-        raw = file.read(MAX_SIDECAR_BYTES + 1)
-    if len(raw) > MAX_SIDECAR_BYTES:
-        raise HalfVError(f"{path} is too long for a profile.")
-    return raw
+    return files.read_small(path, MAX_SIDECAR_BYTES, "is too long for a profile")
 
 
 def parse_json(raw: bytes, where: str) -> Profile:

@@ -24,8 +24,7 @@ from halfv_edge.cli.session import TWICE_SEC
 from halfv_edge.engine.context import Context
 from halfv_edge.engine.model import Model
 from halfv_edge.errors import RunError
-from halfv_edge.hub import demo as hub_demo
-from halfv_edge.hub import find as hub_find
+from halfv_edge.hub.find import KNOWN
 from halfv_edge.profile import model_file, presets, stored
 from tests.files.test_images import bomb
 from tests.support import limited
@@ -298,13 +297,13 @@ def test_mistakes(
 
 def test_no_model(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
-    monkeypatch.setattr(hub_demo, "FOLDER", place)
+    monkeypatch.setattr("halfv_edge.hub.demo.DEMO_FOLDER", place)
     assert main(["chat", "cat.jpg"]) == 2
     assert capsys.readouterr().err.startswith("halfv: No model was given: name a GGUF with its mmproj")
     assert main(["chat", "--list-models"]) == 0
     listed = capsys.readouterr().out.splitlines()
-    assert [line.split() for line in listed] == [list(pair) for pair in hub_find.KNOWN.items()]
-    assert set(hub_find.KNOWN) <= set(presets.PRESETS)
+    assert [line.split() for line in listed] == [list(pair) for pair in KNOWN.items()]
+    assert set(KNOWN) <= set(presets.PRESETS)
 
 
 def test_memory(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

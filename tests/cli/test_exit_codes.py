@@ -97,12 +97,11 @@ def test_kinds_decide(
 
     from halfv_edge.cli import info
     from halfv_edge.engine import images
-    from halfv_edge.gguf import read as gguf_read
     from halfv_edge.profile import model_file
 
     monkeypatch.setattr(info, "collect", fail)
     monkeypatch.setattr(model_file.ModelFile, "read", fail)
-    monkeypatch.setattr(gguf_read, "read", fail)
+    monkeypatch.setattr("halfv_edge.gguf.read._Scanner.scan", fail)
     monkeypatch.setattr(images, "load", fail)
     assert run(WITH_MODEL.get(command, command), "bad.gguf", capsys) == code
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import io
 import json
+import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -20,8 +22,8 @@ from hypothesis import strategies as st
 
 from halfv_edge.cli.main import main
 from halfv_edge.errors import HalfVError
-from halfv_edge.gguf import read as gguf_read
-from halfv_edge.gguf import write as gguf_write
+from halfv_edge.gguf.read import read_metadata
+from halfv_edge.gguf.write import replace_keys
 from halfv_edge.profile import presets, stored
 from halfv_edge.profile.model_file import ModelFile
 from halfv_edge.profile.profile import Calibration, Profile
@@ -280,9 +282,9 @@ def test_only_the_profile_changes(tmp_path_factory: pytest.TempPathFactory, draw
     others = [raw for raw in found if b"halfv." not in raw]
     new = [pair(key, NAMES[type_], value) for key, (type_, value) in GOOD.to_gguf().items()]
 
-    gguf_write.replace_keys(gguf_read.read(source), "halfv.", GOOD.to_gguf(), target, progress=False)
+    replace_keys(read_metadata(source), "halfv.", GOOD.to_gguf(), target, progress=False)
     assert target.read_bytes() == gguf([*others, *new], tensors, alignment=alignment, version=version)
-    gguf_write.replace_keys(gguf_read.read(target), "halfv.", {}, target, progress=False)
+    replace_keys(read_metadata(target), "halfv.", {}, target, progress=False)
     assert target.read_bytes() == gguf(others, tensors, alignment=alignment, version=version)
 
 
@@ -297,7 +299,7 @@ def test_bytes_after_the_tensors_stay(tmp_path: Path, run: Run) -> None:
 
 def _pairs_of(path: Path) -> list[bytes]:
     raw = path.read_bytes()
-    return [raw[e.start : e.end] for key, e in gguf_read.read(path).entries.items() if key.startswith("halfv.")]
+    return [raw[e.start : e.end] for key, e in read_metadata(path).entries.items() if key.startswith("halfv.")]
 
 
 def test_a_real_model(tmp_path: Path, run: Run) -> None:
@@ -467,7 +469,7 @@ def large(path: Path, size: int) -> Path:
 
 def test_disk_full_before_it_begins(model: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     before = model.read_bytes()
-    monkeypatch.setattr(gguf_write.shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=100))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=100))
     assert run.fails("strip", model, "--in-place", code=1) == (
         f"{model} cannot be written: it needs {len(gguf(MODEL, TENSORS))} bytes, and there is not that much room."
     )
@@ -502,7 +504,7 @@ def test_interrupted(what: BaseException, code: int, model: Path, run: Run, monk
     def fails(*_: object) -> None:
         raise what
 
-    monkeypatch.setattr(gguf_write.os, "fsync", fails)
+    monkeypatch.setattr(os, "fsync", fails)
     assert run("strip", model, "--in-place", code=code) == ""
     assert run.err.count("\n") == 1
     assert model.read_bytes() == before
@@ -517,7 +519,7 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
     path = large(tmp_path / "model.gguf", 320 << 20)
     done = limited.halfv("profile", "add", path, "--preset", "llava-1.5-7b", "--in-place", memory_mib=128)
     assert (done.returncode, done.stderr) == (0, f"halfv: wrote {path}.\n")
-    metadata = gguf_read.read(path)
+    metadata = read_metadata(path)
     assert metadata.size - metadata.data == 320 << 20
     assert kept(path) == presets.get("llava-1.5-7b").scaled(6).profile
 
@@ -529,9 +531,9 @@ class Terminal(io.StringIO):
 
 def test_progress_bar(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a terminal, when it takes long; here everything does. Never in a log."""
-    monkeypatch.setattr(gguf_write, "BAR_DELAY_SEC", 0)
+    monkeypatch.setattr("halfv_edge.gguf.write.BAR_DELAY_SEC", 0)
     for screen, expected in ((Terminal(), True), (io.StringIO(), False)):
         monkeypatch.setattr(sys, "stderr", screen)
-        gguf_write.replace_keys(gguf_read.read(model), "halfv.", {}, model.with_name("out.gguf"))
+        replace_keys(read_metadata(model), "halfv.", {}, model.with_name("out.gguf"))
         assert ("out.gguf: " in screen.getvalue()) is expected
         assert ("flushing to the disk: 100%" in screen.getvalue()) is expected

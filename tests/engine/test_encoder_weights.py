@@ -19,7 +19,7 @@ from halfv_edge.engine.encoder import MMPROJ_TYPES
 from halfv_edge.engine.model import Model
 from halfv_edge.errors import HalfVError
 from halfv_edge.gguf import mmproj as mmproj_file
-from halfv_edge.gguf import read as gguf_read
+from halfv_edge.gguf.read import read_metadata
 from halfv_edge.testing.random_mmproj import write_mmproj
 from tests.support import ROOT
 from tests.support.encoders import FAST, N_EMBD, STOCK, Eyes, least_cosine, nmse, noise
@@ -52,7 +52,7 @@ def mmproj(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def in_f16(path: Path) -> Path:
     target = path.with_name("f16-" + path.name)
-    mmproj_file.retype(gguf_read.read(path), target, "f16", progress=False)
+    mmproj_file.retype(read_metadata(path), target, "f16", progress=False)
     return target
 
 
@@ -167,7 +167,7 @@ def test_file_in_bf16_is_the_same_as_conversion_at_load(eyes: Eyes, tmp_path: Pa
 @pytest.mark.parametrize("type_name", ["f16", "bf16", "q8_0", "q4_0"])
 def test_only_matrices_change(type_name: str, mmproj: Path, tmp_path: Path) -> None:
     target = tmp_path / "out.gguf"
-    mmproj_file.retype(gguf_read.read(mmproj), target, type_name, progress=False)
+    mmproj_file.retype(read_metadata(mmproj), target, type_name, progress=False)
     before, after = gguf.GGUFReader(mmproj), gguf.GGUFReader(target)
     keys = set(before.fields) | {"general.file_type"}
     assert set(after.fields) == keys

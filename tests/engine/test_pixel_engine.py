@@ -21,8 +21,8 @@ from halfv_edge.engine.images import load as load_image
 from halfv_edge.engine.model import Model
 from halfv_edge.engine.runtime import resolve_profile
 from halfv_edge.errors import HalfVError
-from halfv_edge.gguf import read as gguf_read
-from halfv_edge.gguf import write as gguf_write
+from halfv_edge.gguf.read import read_metadata
+from halfv_edge.gguf.write import replace_keys
 from halfv_edge.profile.model_file import ModelFile as ProfileModel
 from halfv_edge.profile.profile import Profile
 from halfv_edge.testing.client import Client
@@ -218,7 +218,7 @@ def test_handler(tmp_path: Path) -> None:
     for _ in llama_chat.closing(place):
         carries = tmp_path / "tau.gguf"
         keys = dataclasses.replace(WHOLE, pixel_tau=0).to_gguf()
-        gguf_write.replace_keys(gguf_read.read(place.whole), "halfv.", keys, carries, progress=False)
+        replace_keys(read_metadata(place.whole), "halfv.", keys, carries, progress=False)
         ours, upstream = place.ours(path=place.whole, profile=WHOLE, pixel_tau=0), place.upstream(path=carries)
         answers = [(chat.text(talk[:1]), chat.text(talk)) for chat in (ours, upstream, place.ours(path=carries))]
         assert answers[0] == answers[1] == answers[2]

@@ -14,7 +14,8 @@ import halfv_edge
 from halfv_edge.engine import options
 from halfv_edge.engine.model import Model
 from halfv_edge.errors import HalfVError
-from halfv_edge.hub import demo, find
+from halfv_edge.hub.demo import DEMO_FOLDER
+from halfv_edge.hub.find import KNOWN, locate_files
 from tests.support.vlm import Vlms
 
 
@@ -63,15 +64,15 @@ def test_a_chat_outlives_the_name_of_its_model(vlms: Vlms) -> None:
 
 def test_what_a_model_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, Path | None]] = []
-    monkeypatch.setattr(find, "_from_hub", lambda hub, mmproj: asked.append((hub, mmproj)))
+    monkeypatch.setattr("halfv_edge.hub.find._from_hub", lambda hub, mmproj: asked.append((hub, mmproj)))
     monkeypatch.chdir(tmp_path)
-    find.locate("owner/repo", None)
-    find.locate("owner/repo:Q8_0", None)
-    find.locate("qwen3-vl-2b", None)
-    assert asked == [("owner/repo", None), ("owner/repo:Q8_0", None), (find.KNOWN["qwen3-vl-2b"], None)]
+    locate_files("owner/repo", None)
+    locate_files("owner/repo:Q8_0", None)
+    locate_files("qwen3-vl-2b", None)
+    assert asked == [("owner/repo", None), ("owner/repo:Q8_0", None), (KNOWN["qwen3-vl-2b"], None)]
     (tmp_path / "models").mkdir()
     for path in ("models/mistyped", "owner/repo.gguf", Path("owner/repo")):
         with pytest.raises(HalfVError, match="does not exist"):
-            find.locate(path, None)
-    assert find.locate(None, None).model.parent == demo.FOLDER
+            locate_files(path, None)
+    assert locate_files(None, None).model.parent == DEMO_FOLDER
     assert len(asked) == 3

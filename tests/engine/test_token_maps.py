@@ -13,7 +13,7 @@ from halfv_edge.draw.token_map import draw_token_map
 from halfv_edge.engine import encoder
 from halfv_edge.engine.images import load as load_image
 from halfv_edge.engine.model import Model
-from halfv_edge.gguf import read as gguf_read
+from halfv_edge.gguf.read import read_metadata
 from tests.support.vlm import KINDS, QUESTION, Vlms, picture
 
 
@@ -71,7 +71,7 @@ def test_where_the_overview_comes(projector: str, first: bool, tmp_path: Path) -
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
-    layout = encoder._layout(gguf_read.read(tmp_path / "mmproj.gguf"))
+    layout = encoder._layout(read_metadata(tmp_path / "mmproj.gguf"))
     overviews = [is_overview for _, is_overview in layout.boxes(5, (400, 400), 8, 8)]
     assert overviews == ([True] + [False] * 4 if first else [False] * 4 + [True])
 

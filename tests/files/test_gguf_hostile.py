@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from halfv_edge.cli import profile as cli_profile
 from halfv_edge.cli.main import main
 from halfv_edge.errors import HalfVError
-from halfv_edge.gguf import read as gguf_read
-from halfv_edge.gguf import write as gguf_write
+from halfv_edge.gguf.read import STRING, read_metadata
+from halfv_edge.gguf.write import replace_keys
 from halfv_edge.profile import resolve, stored
 from halfv_edge.profile.model_file import ModelFile
 from halfv_edge.profile.profile import Profile
@@ -246,7 +246,7 @@ def test_a_file_that_shrinks(tmp_path: Path) -> None:
     model = ModelFile.read(path)
     path.write_bytes(WHOLE[:-1])
     with pytest.raises(HalfVError, match="changed while it was read"):
-        gguf_write.replace_keys(model.metadata, "halfv.", {}, tmp_path / "out.gguf")
+        replace_keys(model.metadata, "halfv.", {}, tmp_path / "out.gguf")
     path.write_bytes(WHOLE[:60])
     with pytest.raises(HalfVError, match="changed while it was read"):
         stored.read_gguf(model)
@@ -260,7 +260,7 @@ def test_a_file_that_grows(tmp_path: Path) -> None:
     model = ModelFile.read(path)
     path.write_bytes(WHOLE + b"more")
     with pytest.raises(HalfVError, match="changed while it was read"):
-        gguf_write.replace_keys(model.metadata, "halfv.", {}, tmp_path / "out.gguf")
+        replace_keys(model.metadata, "halfv.", {}, tmp_path / "out.gguf")
     assert [file.name for file in tmp_path.iterdir()] == ["model.gguf"]
 
 
@@ -282,7 +282,7 @@ def in_peace(path: Path) -> None:
     """Everything that reads a model's file either works or says one sentence."""
     try:
         model = ModelFile.read(path)
-        cli_profile.as_text(model, resolve.find(model))
+        cli_profile.as_text(model, resolve.find_profile(model))
         stored.notes(model)
     except HalfVError as error:
         assert "\n" not in str(error)
@@ -319,8 +319,8 @@ def test_rewriting_what_can_be_read(tmp_path_factory: pytest.TempPathFactory, fl
     except HalfVError:
         return
     wanted = Profile.default(max(model.n_layer, 2))
-    gguf_write.replace_keys(model.metadata, "halfv.", wanted.to_gguf(), target, progress=False)
-    again = gguf_read.read(target)
+    replace_keys(model.metadata, "halfv.", wanted.to_gguf(), target, progress=False)
+    again = read_metadata(target)
     assert [key for key in again.entries if not key.startswith("halfv.")] == [
         key for key in model.metadata.entries if not key.startswith("halfv.")
     ]
@@ -359,7 +359,7 @@ def test_any_json(value: object, on_top: bool) -> None:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
     path = make_tiny(tmp_path_factory.mktemp("hostile") / "model.gguf", "llama", n_layer=6)
-    gguf_write.replace_keys(gguf_read.read(path), "halfv.", Profile(2, 0.5, 0.2, 4, 0.1, "dropped").to_gguf(), path)
+    replace_keys(read_metadata(path), "halfv.", Profile(2, 0.5, 0.2, 4, 0.1, "dropped").to_gguf(), path)
     return path, path.read_bytes()
 
 
@@ -369,11 +369,11 @@ def test_both_readers_say_the_same_of_damaged_values(model: tuple[Path, bytes], 
     """Bytes of the values of halfv.* change; the rest of the file is upstream's to read."""
     path, raw = model
     path.write_bytes(raw)
-    values = [entry for key, entry in gguf_read.read(path).entries.items() if key.startswith("halfv.")]
+    values = [entry for key, entry in read_metadata(path).entries.items() if key.startswith("halfv.")]
     entry = data.draw(st.sampled_from(values))
     size = entry.end - entry.value
     printable = st.text(st.characters(min_codepoint=35, max_codepoint=91), min_size=size, max_size=size).map(str.encode)
-    new = data.draw(printable if entry.type == gguf_read.STRING else st.binary(min_size=size, max_size=size))
+    new = data.draw(printable if entry.type == STRING else st.binary(min_size=size, max_size=size))
     path.write_bytes(raw[: entry.value] + new + raw[entry.end :])
 
     try:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from halfv_edge.cli.main import main
-from halfv_edge.hub import find as hub_find
+from halfv_edge.hub.find import choose, parts
 from tests.support.tiny_mmproj import make_tiny_mmproj
 from tests.support.tiny_models import make_tiny
 from tests.support.vlm import PROFILE
@@ -149,7 +149,7 @@ def test_without_the_package(capsys: pytest.CaptureFixture[str], monkeypatch: py
     ],
 )
 def test_choice(names: list[str], wanted: str | None, chosen: str) -> None:
-    assert hub_find.choose("a/b", names, wanted) == chosen
+    assert choose("a/b", names, wanted) == chosen
 
 
 def test_all_parts() -> None:
@@ -159,5 +159,5 @@ def test_all_parts() -> None:
         "m-Q8_0-00003-of-00003.gguf",
         "n-00002-of-00003.gguf",
     ]
-    assert list(hub_find.parts(names[0], names)) == names[:3]
-    assert list(hub_find.parts("m.gguf", [*names, "m.gguf"])) == ["m.gguf"]
+    assert list(parts(names[0], names)) == names[:3]
+    assert list(parts("m.gguf", [*names, "m.gguf"])) == ["m.gguf"]

@@ -19,8 +19,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from halfv_edge.errors import HalfVError
-from halfv_edge.gguf import read as gguf_read
-from halfv_edge.gguf import write as gguf_write
+from halfv_edge.gguf.read import (
+    FLOAT32,
+    MAX_ALIGNMENT,
+    MAX_KEY_BYTES,
+    MAX_KEYS,
+    MAX_STRINGS,
+    MAX_TENSORS,
+    MAX_VALUE_BYTES,
+    STRING,
+    TYPE_NAMES,
+    UINT32,
+    encode_entry,
+    read_metadata,
+)
+from halfv_edge.gguf.write import replace_keys
 from halfv_edge.profile import presets, profile, resolve, stored
 from halfv_edge.profile.model_file import ModelFile
 from halfv_edge.profile.profile import KEYS, Calibration, Profile
@@ -30,7 +43,7 @@ from tests.support.tiny_models import make_tiny
 
 TABLE = json.loads((Path(__file__).parent / "profile_cases.json").read_text())
 N_LAYER, BASE, CASES = TABLE["n_layer"], TABLE["base"], TABLE["cases"]
-TYPES = {"version": "u32"} | {key: gguf_read.TYPE_NAMES[type_] for key, type_ in KEYS.values()}
+TYPES = {"version": "u32"} | {key: TYPE_NAMES[type_] for key, type_ in KEYS.values()}
 GOOD = Profile(2, 0.5, 0.2, 4, 0.1, "dropped")
 
 
@@ -65,7 +78,7 @@ def by_hand(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def put(keys: dict[str, tuple[int, Any]], source: Path, target: Path) -> Path:
-    gguf_write.replace_keys(gguf_read.read(source), "halfv.", keys, target, progress=False)
+    replace_keys(read_metadata(source), "halfv.", keys, target, progress=False)
     return target
 
 
@@ -281,7 +294,7 @@ def test_files_of_the_variable(plain: Path, tmp_path: Path, monkeypatch: pytest.
 def test_a_hostile_string_in_a_gguf(plain: Path, tmp_path: Path) -> None:
     """It reaches the log and the terminal in one line of printable ASCII, and not long."""
     path = put(dict(GOOD.to_gguf()), plain, tmp_path / "model.gguf")
-    keys = GOOD.to_gguf() | {"halfv.ssr.rest": (gguf_read.STRING, "\x1b]0;owned\x07\n\u202e" + "x" * 100_000)}
+    keys = GOOD.to_gguf() | {"halfv.ssr.rest": (STRING, "\x1b]0;owned\x07\n\u202e" + "x" * 100_000)}
     told = natively(put(keys, path, tmp_path / "bad.gguf"))
     assert told == in_python(tmp_path / "bad.gguf").removeprefix(f"{tmp_path / 'bad.gguf'}: ")
     assert told.startswith(r'halfv.ssr.rest = "\u001b]0;owned\u0007\n\u202exxx')
@@ -459,7 +472,7 @@ def test_evidence_never_stops_a_model(tmp_path: Path) -> None:
 
 
 def test_unknown_keys_are_passed_over(plain: Path, tmp_path: Path) -> None:
-    path = put(GOOD.to_gguf() | {"halfv.colour": (gguf_read.STRING, "red")}, plain, tmp_path / "model.gguf")
+    path = put(GOOD.to_gguf() | {"halfv.colour": (STRING, "red")}, plain, tmp_path / "model.gguf")
     assert stored.read_gguf(ModelFile.read(path)) == GOOD
     with Client(path) as client:
         assert Profile.from_c(halfv_cpp.model_profile(client.model)) == GOOD
@@ -659,7 +672,7 @@ def test_specified_keys(specification: str) -> None:
         *(key for key, _ in KEYS.values()),
         *(f"calibration.{name}" for name in profile.CALIBRATION_KEYS),
     ]
-    types = [gguf_read.UINT32, *(type_ for _, type_ in KEYS.values()), *profile.CALIBRATION_KEYS.values()]
+    types = [UINT32, *(type_ for _, type_ in KEYS.values()), *profile.CALIBRATION_KEYS.values()]
     assert [type_.split(",")[0] for _, type_ in rows] == [stored.TYPE_WORDS[type_] for type_ in types]
 
 
@@ -671,7 +684,7 @@ def test_specified_sidecar(specification: str) -> None:
 
 def test_specified_bytes(specification: str) -> None:
     shown = re.search(r"^((?:[0-9a-f]{2} +){29}[0-9a-f]{2})$", specification, re.MULTILINE)[1]
-    assert bytes.fromhex(shown) == gguf_read.encode("halfv.ivr.keep", gguf_read.FLOAT32, 0.25)
+    assert bytes.fromhex(shown) == encode_entry("halfv.ivr.keep", FLOAT32, 0.25)
 
 
 def test_specified_presets(specification: str) -> None:
@@ -687,7 +700,7 @@ def test_specified_presets(specification: str) -> None:
 
 
 def test_specified_limits(specification: str) -> None:
-    limits = (gguf_read.MAX_KEYS, gguf_read.MAX_TENSORS, gguf_read.MAX_STRINGS)
+    limits = (MAX_KEYS, MAX_TENSORS, MAX_STRINGS)
     assert "refuse more than {} keys, {} tensors, {} strings,".format(*limits) in specification
-    assert (gguf_read.MAX_KEY_BYTES + 1, gguf_read.MAX_ALIGNMENT) == (64 << 10, 1 << 20)
-    assert gguf_read.MAX_VALUE_BYTES == stored.MAX_SIDECAR_BYTES == 1 << 20
+    assert (MAX_KEY_BYTES + 1, MAX_ALIGNMENT) == (64 << 10, 1 << 20)
+    assert MAX_VALUE_BYTES == stored.MAX_SIDECAR_BYTES == 1 << 20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from halfv_cpp import library
 from PIL import Image
 
 from halfv_edge.cli.main import main
+from halfv_edge.errors import HalfVError
+from halfv_edge.measure import BenchOptions, Progress, RandomModel, run_bench
 from halfv_edge.measure.bench.pictures import photo
 from tests.support.holes import entering, page
 from tests.support.vlm import Vlms, picture
@@ -125,8 +128,8 @@ def test_an_encoder_of_one_size(bench) -> None:
     ]
     _, said = bench("--tokens", "200", shape="tiny-llava", code=2)
     assert said == (
-        "halfv: --tokens 200 does not fit: the encoder of tiny-llava always gives 100; use --no-encoder for other "
-        "numbers.\n"
+        "halfv: --tokens 200 does not fit: the encoder of tiny-llava always gives 100: other numbers need "
+        "--no-encoder.\n"
     )
 
 
@@ -196,7 +199,9 @@ def test_a_run_that_prunes_nothing_is_an_error(bench, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--off"], "--off compares with an unpatched llama.cpp: name the folder of its libraries, --stock-lib."),
+        (["--off"], "What being off costs shows beside an unpatched llama.cpp: name the folder of its libraries with "),
+        (["--draw", "cat"], "--draw cat is not valid: it must be one of photo, page."),
+        (["--kv-type", "q9"], "--kv-type q9 is not valid: it must be one of "),
         (["--policy", "fastv:flops"], "The policy 'fastv:flops' is not valid: eval alone can match it to the profile"),
         (["--policy", "fastest"], "There is no policy 'fastest': it must be one of stock, unpruned, profile, "),
         (["--keep", "2"], "The policy 'keep:2' is not valid: 2 must be a share above 0 and at most 1."),
@@ -213,3 +218,29 @@ def test_a_run_that_prunes_nothing_is_an_error(bench, tmp_path: Path) -> None:
 def test_mistakes(bench, flags: list[str], said: str) -> None:
     _, text = bench(*flags, code=2)
     assert text.splitlines()[-1].startswith(f"halfv: {said}")
+
+
+def test_from_python(shapes_dir: Path) -> None:
+    heard: list[Progress] = []
+    model = RandomModel(shape="tiny", no_encoder=True, folder=shapes_dir)
+    options = BenchOptions(keep=(0.5,), repeats=1, warm_up=1, n_decode=1, n_threads=1)
+    report = run_bench(model, options=options, progress=heard.append)
+    assert [row.run for row in report.rows] == ["unpruned", "profile", "keep:0.5"]
+    assert [(told.done, told.total) for told in heard[1:]] == [(done, 6) for done in range(6)]
+    assert json.loads(json.dumps(report.to_json()))["rows"][2]["n_kept"] == N_VISUAL // 2
+
+
+@pytest.mark.parametrize(
+    ("make", "parameter"),
+    [
+        (lambda: BenchOptions(repeats=0), "repeats"),
+        (lambda: BenchOptions(measurement="speed"), "measurement"),
+        (lambda: RandomModel(shape="gpt"), "shape"),
+        (lambda: RandomModel(shape="tiny", arch="clip"), "arch"),
+        (lambda: RandomModel(shape="tiny-llava", tokens=(7,)), "tokens"),
+    ],
+)
+def test_mistakes_from_python(make: Callable[[], object], parameter: str) -> None:
+    with pytest.raises(HalfVError) as caught:
+        make()
+    assert caught.value.parameter == parameter

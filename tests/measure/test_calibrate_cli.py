@@ -16,7 +16,7 @@ from PIL import Image
 from halfv_edge.cli import calibrate as cli_calibrate
 from halfv_edge.cli.main import main
 from halfv_edge.engine.model import Model
-from halfv_edge.gguf import write as gguf_write
+from halfv_edge.gguf.write import replace_keys
 from halfv_edge.measure.calibrate.taps import Probe
 from halfv_edge.profile import model_file, profile, stored
 from tests.measure.test_calibrate_taps import poisoned
@@ -30,7 +30,7 @@ def place(tmp_path: Path, vlms: Vlms, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A model without a profile, its encoder, and a folder of six pictures, all read by relative names."""
     source = vlms.path("qwen2vl")
     metadata = model_file.ModelFile.read(source).metadata
-    gguf_write.replace_keys(metadata, profile.PREFIX, {}, tmp_path / "model.gguf", progress=False)
+    replace_keys(metadata, profile.PREFIX, {}, tmp_path / "model.gguf", progress=False)
     shutil.copy(source.parent / "mmproj-model.gguf", tmp_path)
     (tmp_path / "pictures").mkdir()
     for number in range(6):

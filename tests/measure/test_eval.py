@@ -17,7 +17,7 @@ from halfv_edge.measure.calibrate import entropy
 from halfv_edge.measure.eval import frontier, report, run
 from halfv_edge.measure.eval.asking import Asker
 from halfv_edge.measure.eval.questions import Question
-from halfv_edge.measure.policies import Given, one
+from halfv_edge.measure.policies import PolicyModel, parse_one
 from tests.support.holes import entering, page
 from tests.support.vlm import QUESTION, Vlms, picture, retell
 
@@ -31,8 +31,8 @@ def model(vlms: Vlms) -> Model:
 
 
 @pytest.fixture(scope="module")
-def given(model: Model) -> Given:
-    return Given(model.n_layer, model.profile)
+def given(model: Model) -> PolicyModel:
+    return PolicyModel(model.n_layer, model.profile)
 
 
 @pytest.fixture
@@ -65,17 +65,17 @@ def evaluate(vlms: Vlms, folder: Path, capsys: pytest.CaptureFixture[str]):
     return call
 
 
-def test_an_answer_is_that_of_a_chat(asker: Asker, model: Model, given: Given) -> None:
+def test_an_answer_is_that_of_a_chat(asker: Asker, model: Model, given: PolicyModel) -> None:
     """Unpruned, and with the profile, after a teacher whose tokens were followed first."""
     shown = images.load(picture(0, 336, 280))
-    teacher = asker.ask(one("unpruned", given), shown, QUESTION)
-    head, tail, _ = asker.items(one("unpruned", given), shown, QUESTION)
+    teacher = asker.ask(parse_one("unpruned", given), shown, QUESTION)
+    head, tail, _ = asker.items(parse_one("unpruned", given), shown, QUESTION)
     assert teacher.text == retell_unpruned(asker, head + tail)
     assert teacher.n_deep == teacher.n_visual == 120
     assert teacher.unpruned == "unpruned"
 
-    alone = asker.ask(one("profile", given), shown, QUESTION)
-    taught = asker.ask(one("profile", given), shown, QUESTION, teacher)
+    alone = asker.ask(parse_one("profile", given), shown, QUESTION)
+    taught = asker.ask(parse_one("profile", given), shown, QUESTION, teacher)
     asker.close()
     asker._contexts.clear()
     model_profile(model)
@@ -86,7 +86,7 @@ def test_an_answer_is_that_of_a_chat(asker: Asker, model: Model, given: Given) -
 
 
 def retell_unpruned(asker: Asker, items: list) -> str:
-    context = asker.context(one("unpruned", Given(6, None)), 400)
+    context = asker.context(parse_one("unpruned", PolicyModel(6, None)), 400)
     tokens = []
     context.evaluate(items, output=True)
     for _ in range(TOKENS):
@@ -101,9 +101,9 @@ def model_profile(model: Model) -> None:
     halfv_cpp.set_model_profile(model.runtime.pointer, model.profile.to_c())
 
 
-def test_kl_is_that_of_the_teachers_tokens(asker: Asker, given: Given) -> None:
+def test_kl_is_that_of_the_teachers_tokens(asker: Asker, given: PolicyModel) -> None:
     shown = images.load(picture(0, 336, 280))
-    unpruned, profile = one("unpruned", given), one("profile", given)
+    unpruned, profile = parse_one("unpruned", given), parse_one("profile", given)
     teacher = asker.ask(unpruned, shown, QUESTION)
     assert asker.ask(unpruned, shown, QUESTION, teacher).kl == 0
     assert len(teacher.logits) == 4
@@ -120,22 +120,22 @@ def test_kl_is_that_of_the_teachers_tokens(asker: Asker, given: Given) -> None:
     assert asker.ask(profile, shown, QUESTION, teacher).kl == pytest.approx(expected, rel=1e-4)
 
 
-def test_prepared_and_smaller_pictures(asker: Asker, given: Given) -> None:
+def test_prepared_and_smaller_pictures(asker: Asker, given: PolicyModel) -> None:
     shown = images.load(picture(0, 336, 280))
-    prepared = asker.ask(one("prepared", given), shown, QUESTION)
+    prepared = asker.ask(parse_one("prepared", given), shown, QUESTION)
     assert prepared.n_kept == 60
-    smaller = asker.ask(one("downscale:40", given), shown, QUESTION)
+    smaller = asker.ask(parse_one("downscale:40", given), shown, QUESTION)
     assert smaller.n_visual <= 40
-    assert smaller.flops < asker.ask(one("unpruned", given), shown, QUESTION).flops / 1.5
+    assert smaller.flops < asker.ask(parse_one("unpruned", given), shown, QUESTION).flops / 1.5
 
 
-def test_left_out_of_the_encoder_alone(asker: Asker, given: Given) -> None:
+def test_left_out_of_the_encoder_alone(asker: Asker, given: PolicyModel) -> None:
     """As many FLOPs as a picture of the tokens that entered."""
     shown = images.load(Image.fromarray(page(12 * 28, 10 * 28, 28)))
-    whole, spared = (asker.ask(one(name, given), shown, QUESTION) for name in ("unpruned", "pixel:0"))
+    whole, spared = (asker.ask(parse_one(name, given), shown, QUESTION) for name in ("unpruned", "pixel:0"))
     assert spared.n_patches == whole.n_visual == 120
     assert spared.n_visual == len(entering(np.asarray(shown.image), 28)) < 120
-    head, tail, _ = asker.items(one("unpruned", given), shown, QUESTION)
+    head, tail, _ = asker.items(parse_one("unpruned", given), shown, QUESTION)
     assert spared.flops == asker.flops(n_cells(head) + len(tail) - whole.n_visual + spared.n_visual) < whole.flops
 
 

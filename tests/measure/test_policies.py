@@ -14,7 +14,7 @@ from halfv_cpp import halfv_compare_h
 
 from halfv_edge.errors import HalfVError
 from halfv_edge.measure import policies
-from halfv_edge.measure.policies import Given, Policy
+from halfv_edge.measure.policies import Policy, PolicyModel
 from halfv_edge.profile.profile import Profile
 from halfv_edge.testing.client import Client
 from tests.support import pruned
@@ -223,13 +223,13 @@ def cost(profile: Profile | None, n: int) -> float:
     ],
 )
 def test_names(name: str, expected: Policy) -> None:
-    assert policies.one(name, Given(28, OWN)) == expected
+    assert policies.parse_one(name, PolicyModel(28, OWN)) == expected
 
 
 @pytest.mark.parametrize("name", ["fastv", "dart", "pyramiddrop", "vtw", "shortv", "downscale", "random", "uniform"])
 def test_matched_flops(name: str) -> None:
     """No more than the profile costs, and the next step would be more."""
-    policy = policies.one(f"{name}:flops", Given(28, OWN, cost, 1000))
+    policy = policies.parse_one(f"{name}:flops", PolicyModel(28, OWN, cost, 1000))
     profile = policy.profile
     if name == "dart":
         profile = dataclasses.replace(profile, ivr_keep=(4 + 8 * int(1000 * profile.ivr_keep / 8)) / 1000)
@@ -250,4 +250,4 @@ def test_matched_flops(name: str) -> None:
 )
 def test_mistaken_names(name: str, said: str) -> None:
     with pytest.raises(HalfVError, match=said):
-        policies.parse(name, Given(28, OWN))
+        policies.parse(name, PolicyModel(28, OWN))

@@ -13,8 +13,8 @@ from PIL import Image
 
 from halfv_edge.engine.model import Model
 from halfv_edge.errors import HalfVError
-from halfv_edge.hub import demo as hub_demo
-from halfv_edge.hub import find as hub_find
+from halfv_edge.hub.demo import DEMO_NOTE, demo_model
+from halfv_edge.hub.find import find_files
 from training.examples import EXAMPLES, Example
 from training.pictures import make
 
@@ -23,7 +23,7 @@ MOST_MB = 40
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    with Model.load(*hub_demo.paths(), n_ctx=1024) as loaded:
+    with Model.load(*demo_model(), n_ctx=1024) as loaded:
         yield loaded
 
 
@@ -32,7 +32,7 @@ def test_answers(model: Model, example: Example) -> None:
     """Whole, and with the profile that is inside."""
     assert model.profile is not None
     for options in ({}, {"profile": "off"}):
-        with Model.load(*hub_demo.paths(), n_ctx=1024, **options) as loaded, loaded.chat(mode="exact") as chat:
+        with Model.load(*demo_model(), n_ctx=1024, **options) as loaded, loaded.chat(mode="exact") as chat:
             assert chat.answer(example.question, example.path, temperature=0) == example.answer
 
 
@@ -49,12 +49,12 @@ def test_chat_without_a_model(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "halfv_edge", "chat", str(example.path), "-p", example.question]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout == example.answer + "\n"
-    assert hub_demo.NOTE in done.stderr
+    assert DEMO_NOTE in done.stderr
 
 
 def test_default_files() -> None:
-    found = hub_find.find(None, None, None)
-    assert (found.model, found.mmproj) == hub_demo.paths()
-    assert sum(path.stat().st_size for path in hub_demo.paths()) < MOST_MB << 20
+    found = find_files(None, None, None)
+    assert (found.model, found.mmproj) == demo_model()
+    assert sum(path.stat().st_size for path in demo_model()) < MOST_MB << 20
     with pytest.raises(HalfVError, match="No model was given"):
-        hub_find.find(None, None, str(found.mmproj))
+        find_files(None, None, str(found.mmproj))

@@ -10,6 +10,7 @@ import json
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from halfv_edge import files
 from halfv_edge.engine.encoder import MMPROJ_TYPES, Encoder
 from halfv_edge.engine.images import Picture
 from halfv_edge.measure.bench import machine, pictures, shapes
-from halfv_edge.measure.bench.run import spread
+from halfv_edge.measure.bench.results import spread
 
 
 def main() -> None:
@@ -34,14 +35,15 @@ def main() -> None:
     parser.add_argument("--models", type=Path, default=files.cache_folder() / "shapes", help="folder of the files")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    machine.warn_when_busy()
+    if note := machine.busy():
+        print(f"warning: {note}", file=sys.stderr)
     log.capture()
     shape = shapes.SHAPES[args.shape]
     counts = [int(part) for part in args.tokens.split(",")] if shape.vision.pixels_per_token else [shape.tokens[0]]
     with tempfile.TemporaryDirectory() as folder:
         rows = list(_measure(args, shape, counts, Path(folder)))
     report = {"shape": args.shape, "commit": machine.commit(), "machine": machine.describe(), "threads": args.threads}
-    print(json.dumps(report | {"rows": rows}, indent=2) if args.json else _table(rows))
+    print(json.dumps(report | {"rows": rows}, indent=2, default=asdict) if args.json else _table(rows))
 
 
 def _measure(args: argparse.Namespace, shape: shapes.Shape, counts: list[int], folder: Path) -> Any:
@@ -97,8 +99,8 @@ def _table(rows: list[dict[str, Any]]) -> str:
     lines = ["| tokens | type | load | encode | faster | least cosine |", "|---|---|---|---|---|---|"]
     for row in rows:
         lines.append(
-            f"| {row['tokens']} | {row['type']} | {row['load_s']:.2f} s | {row['encode_s']['median']:.2f} s "
-            f"| {row['faster']['median']:.2f}x | {row['least_cosine']:.6f} |"
+            f"| {row['tokens']} | {row['type']} | {row['load_s']:.2f} s | {row['encode_s'].median:.2f} s "
+            f"| {row['faster'].median:.2f}x | {row['least_cosine']:.6f} |"
         )
     return "\n".join(lines)
 

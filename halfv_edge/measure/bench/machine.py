@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ def commit() -> str:
     return str(library.manifest().get("commit", "unknown"))
 
 
-def warn_when_busy() -> None:
+def busy() -> str:
+    """A warning when other programs are running, else ""."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    if load > 0.5:
-        print(f"warning: other programs are running (load {load:.1f}); times will be too long", file=sys.stderr)
+    return f"other programs are running (load {load:.1f}); times will be too long" if load > 0.5 else ""

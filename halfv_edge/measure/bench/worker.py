@@ -11,7 +11,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from halfv_cpp import library, llama_h, mtmd_h, mtmd_helper_h
 from PIL import Image
 
 from halfv_edge.measure.bench import pictures, shapes
+from halfv_edge.measure.bench.workers import EncoderSettings
 from halfv_edge.testing.client import Client, collect_log, log_text
 
 DEVICE = re.compile(r"using device (\w+ \([^)]*\))")
@@ -27,15 +28,12 @@ STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_PEAK = "5"
 ALL = 2**40  # bytes: no picture is too large to be pruned
 
-# what an encoder is told: tokens at most, tau of patches left out, type of its weights
-Eyes = tuple[int | None, float | None, str | None]
 
-
-class Look:
+class EncodedPicture:
     """A picture as an encoder gave it: tokens, and chunks with their embeddings."""
 
-    def __init__(self, eyes: int):
-        self.eyes = eyes
+    def __init__(self, encoder: int):
+        self.encoder = encoder
         self.chunks = mtmd_h.mtmd_input_chunks_init()
         self.parts: list[list[int] | tuple[int, np.ndarray]] = []
         self.n_patches = 0  # visual tokens of the picture, were it whole
@@ -67,7 +65,9 @@ def _image(file: str | None, drawing: str, size: list[int]) -> Image.Image:
     return Image.open(file).convert("RGB") if file else pictures.DRAWINGS[drawing](*size)
 
 
-class Bench:
+class LibrariesUnderTest:
+    """Answers the requests of workers.Worker, a method each."""
+
     def __init__(self, options: dict[str, Any]):
         self.options = options
         names = ("n_batch", "n_ubatch", "n_threads", "n_gpu_layers")
@@ -78,8 +78,8 @@ class Bench:
         mtmd_helper_h.mtmd_helper_log_set(collect_log, None)
         self.clients: dict[str, Client] = {}
         self.contenders: dict[str, dict[str, Any]] = {}
-        self.eyes: dict[Eyes, int] = {}
-        self.looks: dict[Eyes, Look] = {}
+        self.encoders: dict[EncoderSettings, int] = {}
+        self.encoded: dict[EncoderSettings, EncodedPicture] = {}
         self.embeddings: np.ndarray | None = None  # of a picture without an encoder
         self.halfv = None
         if library.is_patched():
@@ -92,7 +92,7 @@ class Bench:
         system = llama_h.llama_print_system_info().decode()
         return {"library": str(library.library_path("llama")), "system": system, "devices": ", ".join(devices) or "CPU"}
 
-    def flops(self, n_tokens: int) -> float:
+    def flops(self, n_tokens: int) -> dict[str, Any]:
         """What the whole model costs for n_tokens and one output."""
         dense, spent = ctypes.c_double(), ctypes.c_double()
         profile = self.halfv.default_profile(llama_h.llama_model_n_layer(self.first.model))
@@ -101,7 +101,7 @@ class Bench:
                 self.first.model, ctypes.byref(profile), 0, 0, n_tokens, ctypes.byref(dense), ctypes.byref(spent)
             )
         )
-        return dense.value
+        return {"flops": dense.value}
 
     def add(self, name: str, **contender: Any) -> dict[str, Any]:
         """A context to measure. profile: None is unpruned; switched_off: it has one and does not use it."""
@@ -113,15 +113,15 @@ class Bench:
         """The tokens of a whole picture."""
         if not self.options["mmproj"]:
             return {"n_visual": n_visual, "n_text": 0}
-        look = Look(self._encoder((None, None, None)))
-        self._tokenize(look, _image(**picture))
+        encoded = EncodedPicture(self._encoder(EncoderSettings(None, None, None)))
+        self._tokenize(encoded, _image(**picture))
         counts = {"n_visual": 0, "n_text": 0}
-        for chunk, is_text in look.all_chunks():
+        for chunk, is_text in encoded.all_chunks():
             counts["n_text" if is_text else "n_visual"] += mtmd_h.mtmd_input_chunk_get_n_tokens(chunk)
-        look.close()
+        encoded.close()
         return counts
 
-    def look(
+    def encode(
         self, max_tokens: int | None, tau: float | None, weights: str | None, n_visual: int | None, **picture: Any
     ) -> dict[str, Any]:
         """Give a picture to an encoder, or imagine its embeddings where there is none."""
@@ -129,19 +129,19 @@ class Bench:
             self.embeddings = pictures.random_image(n_visual, self.first.n_embd_inp)
             return {"encode_s": 0.0, "n_visual": n_visual, "n_patches": n_visual, "n_text": 0, "n_first": 0}
         image = _image(**picture)
-        key = max_tokens, tau, weights
-        if key in self.looks:
-            self.looks.pop(key).close()
-        eyes = self._encoder(key)
+        settings = EncoderSettings(max_tokens, tau, weights)
+        if settings in self.encoded:
+            self.encoded.pop(settings).close()
+        encoder = self._encoder(settings)
         started = time.perf_counter()
-        look = self.looks[key] = Look(eyes)
-        self._tokenize(look, image)
-        self._encode(look)
+        encoded = self.encoded[settings] = EncodedPicture(encoder)
+        self._tokenize(encoded, image)
+        self._encode(encoded)
         seconds = time.perf_counter() - started
         names = ("n_visual", "n_patches", "n_text", "n_first")
-        return {"encode_s": seconds} | {name: getattr(look, name) for name in names}
+        return {"encode_s": seconds} | {name: getattr(encoded, name) for name in names}
 
-    def request(self, name: str, n_decode: int) -> dict[str, Any]:
+    def prompt(self, name: str, n_decode: int) -> dict[str, Any]:
         """A prompt with the picture, then n_decode tokens."""
         client = self._cleared(name)
         started = time.perf_counter()
@@ -184,7 +184,7 @@ class Bench:
             CLEAR_REFS.write_text(RESET_PEAK)
         except OSError:
             return {"bytes": None}
-        self.request(name, 0)
+        self.prompt(name, 0)
         found = re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text())
         return {"bytes": int(found[1]) << 10 if found else None}
 
@@ -207,9 +207,9 @@ class Bench:
         client.next_pos[0] = 0
         return client
 
-    def _encoder(self, key: Eyes) -> int:
-        if key not in self.eyes:
-            max_tokens, tau, weights = key
+    def _encoder(self, settings: EncoderSettings) -> int:
+        if settings not in self.encoders:
+            max_tokens, tau, weights = settings
             params = mtmd_h.mtmd_context_params_default()
             params.use_gpu = self.settings["n_gpu_layers"] != 0
             params.print_timings = params.warmup = False
@@ -223,36 +223,38 @@ class Bench:
                 is_stock = (weights or self.options["mmproj_type"]) == "off"
                 how = self.halfv.HALFV_ATTENTION_STOCK if is_stock else self.halfv.HALFV_ATTENTION_FAST
                 self.halfv.check(self.halfv.halfv_set_encoder((weights or self.options["mmproj_type"]).encode(), how))
-            self.eyes[key] = mtmd_h.mtmd_init_from_file(self.options["mmproj"].encode(), self.first.model, params)
-            if not self.eyes[key]:
-                raise RuntimeError(f"cannot load the encoder {self.options['mmproj']}")
-        return self.eyes[key]
+            path = self.options["mmproj"]
+            self.encoders[settings] = mtmd_h.mtmd_init_from_file(path.encode(), self.first.model, params)
+            if not self.encoders[settings]:
+                raise RuntimeError(f"cannot load the encoder {path}")
+        return self.encoders[settings]
 
-    def _tokenize(self, look: Look, image: Image.Image) -> None:
+    def _tokenize(self, encoded: EncodedPicture, image: Image.Image) -> None:
         pixels = (ctypes.c_uint8 * (3 * image.width * image.height)).from_buffer_copy(image.tobytes())
         bitmap = mtmd_h.mtmd_bitmap_init(image.width, image.height, pixels)
-        marker = mtmd_h.mtmd_get_marker(look.eyes)
+        marker = mtmd_h.mtmd_get_marker(encoded.encoder)
         text = mtmd_h.mtmd_input_text(marker, len(marker), False, True)
-        rc = mtmd_h.mtmd_tokenize(look.eyes, look.chunks, ctypes.byref(text), (ctypes.c_void_p * 1)(bitmap), 1)
+        rc = mtmd_h.mtmd_tokenize(encoded.encoder, encoded.chunks, ctypes.byref(text), (ctypes.c_void_p * 1)(bitmap), 1)
         mtmd_h.mtmd_bitmap_free(bitmap)
         if rc != 0:
             raise RuntimeError(f"the encoder takes no picture of {image.width} x {image.height}")
 
-    def _encode(self, look: Look) -> None:
-        for chunk, is_text in look.all_chunks():
+    def _encode(self, encoded: EncodedPicture) -> None:
+        for chunk, is_text in encoded.all_chunks():
             if is_text:
                 count = ctypes.c_size_t()
                 tokens = mtmd_h.mtmd_input_chunk_get_tokens_text(chunk, ctypes.byref(count))
-                look.parts.append(tokens[: count.value])
+                encoded.parts.append(tokens[: count.value])
                 continue
-            if mtmd_h.mtmd_encode_chunk(look.eyes, chunk) != 0:
+            if mtmd_h.mtmd_encode_chunk(encoded.encoder, chunk) != 0:
                 raise RuntimeError("the encoder failed")
             shape = (mtmd_h.mtmd_input_chunk_get_n_tokens(chunk), self.first.n_embd_inp)
             tokens = mtmd_h.mtmd_input_chunk_get_tokens_image(chunk)
-            look.n_patches += max(
+            encoded.n_patches += max(
                 shape[0], mtmd_h.mtmd_image_tokens_get_nx(tokens) * mtmd_h.mtmd_image_tokens_get_ny(tokens)
             )
-            look.parts.append((chunk, np.ctypeslib.as_array(mtmd_h.mtmd_get_output_embd(look.eyes), shape).copy()))
+            values = np.ctypeslib.as_array(mtmd_h.mtmd_get_output_embd(encoded.encoder), shape)
+            encoded.parts.append((chunk, values.copy()))
 
     def _picture(self, name: str) -> None:
         client = self.clients[name]
@@ -263,16 +265,16 @@ class Bench:
             client.image(self.embeddings, pos)
             return
         contender = self.contenders[name]
-        look = self.looks[contender["max_tokens"], contender["tau"], contender["weights"]]
-        for part in look.parts:
+        encoded = self.encoded[EncoderSettings(contender["max_tokens"], contender["tau"], contender["weights"])]
+        for part in encoded.parts:
             if isinstance(part, list):
                 client.text(part, logits_last=False)
                 continue
             after = ctypes.c_int32(0)
             values = part[1].ctypes.data_as(ctypes.POINTER(ctypes.c_float))
             rc = mtmd_helper_h.mtmd_helper_decode_image_chunk(
-                look.eyes, client.ctx, part[0], values, client.next_pos[0], 0, client.n_batch, ctypes.byref(after),
-                mtmd_helper_h.mtmd_helper_post_decode_callback(0), None,
+                encoded.encoder, client.ctx, part[0], values, client.next_pos[0], 0, client.n_batch,
+                ctypes.byref(after), mtmd_helper_h.mtmd_helper_post_decode_callback(0), None,
             )  # fmt: skip
             if rc != 0:
                 raise RuntimeError(f"llama_decode of the picture returned {rc}")
@@ -298,11 +300,21 @@ class Bench:
 
 
 def main() -> None:
-    bench = Bench(json.loads(sys.argv[1]))
+    libraries = LibrariesUnderTest(json.loads(sys.argv[1]))
+    calls: dict[str, Callable[..., dict[str, Any]]] = {
+        "about": libraries.about,
+        "add": libraries.add,
+        "conversation": libraries.conversation,
+        "count": libraries.count,
+        "encode": libraries.encode,
+        "flops": libraries.flops,
+        "peak": libraries.peak,
+        "prompt": libraries.prompt,
+    }
     for line in sys.stdin:
         call, arguments = json.loads(line)
         try:
-            answer = getattr(bench, call)(**arguments)
+            answer = calls[call](**arguments)
         except Exception as error:
             answer = {"error": str(error)}
         print(json.dumps(answer), flush=True)

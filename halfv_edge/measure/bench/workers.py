@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from halfv_cpp import library
 
@@ -17,23 +17,37 @@ from halfv_edge.errors import HalfVError, RunError
 Answer = dict[str, Any]
 
 
-class Worker(contextlib.AbstractContextManager):
+class EncoderSettings(NamedTuple):
+    """What an encoder is told, where it differs from the model's own."""
+
+    max_tokens: int | None  # of a picture
+    tau: float | None  # of patches that are left out
+    weights: str | None  # type of its weights
+
+
+class Worker(contextlib.AbstractContextManager["Worker"]):
     """A process that has loaded one set of libraries and a model."""
 
-    def __init__(self, lib_dir: Path, options: dict[str, Any]):
+    def __init__(self, lib_dir: Path, settings: dict[str, Any]):
         if not any(lib_dir.glob("*llama.*")):
-            raise HalfVError(f"{lib_dir} holds no llama library: give the folder of one with --stock-lib.")
+            raise HalfVError(
+                f"{lib_dir} holds no llama library: give the folder of one with {{stock_lib}}.",
+                settings={"stock_lib": None},
+            )
         self.lib_dir = lib_dir
-        command = [sys.executable, "-m", "halfv_edge.measure.bench.worker", json.dumps(options)]
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {library.GIVEN: str(lib_dir)},
-        )
+        command = [sys.executable, "-m", "halfv_edge.measure.bench.worker", json.dumps(settings)]
+        environment = os.environ | {library.GIVEN: str(lib_dir)}
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
 
     def ask(self, call: str, **arguments: Any) -> Answer:
+        answer = self._ask(call, arguments)
+        if "error" in answer:
+            raise RunError(f"The libraries in {self.lib_dir} failed: {answer['error']}.")
+        return answer
+
+    def _ask(self, call: str, arguments: dict[str, Any]) -> Answer:
+        assert self.process.stdin and self.process.stdout
         with contextlib.suppress(BrokenPipeError):  # it has said why on stderr
             self.process.stdin.write(json.dumps([call, arguments]) + "\n")
             self.process.stdin.flush()
@@ -41,12 +55,11 @@ class Worker(contextlib.AbstractContextManager):
         if not line:
             code = self.process.wait()
             raise RunError(f"The worker with the libraries in {self.lib_dir} ended during '{call}' with code {code}.")
-        answer = json.loads(line)
-        if isinstance(answer, dict) and "error" in answer:
-            raise RunError(f"The libraries in {self.lib_dir} failed: {answer['error']}.")
+        answer: Answer = json.loads(line)
         return answer
 
     def __exit__(self, *_: object) -> None:
+        assert self.process.stdin
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
         self.process.wait()

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from halfv_edge import files
 from halfv_edge.draw.canvas import Canvas
 from halfv_edge.draw.token_map import draw_token_map
 from halfv_edge.engine.model import Model
 from halfv_edge.engine.tokens import TokenMap
-from halfv_edge.gguf import write as gguf_write
 from halfv_edge.measure.calibrate.run import Result, spread
 from halfv_edge.measure.calibrate.samples import Sample
 from halfv_edge.measure.calibrate.search import Check
@@ -44,8 +44,7 @@ def write(path: Path, result: Result, model: Model, probe: Probe, samples: Seque
         body = f'<body style="margin:24px;background:{PAPER}">\n{page.svg()}\n</body>'
         head = f'<head><meta charset="utf-8"><title>{title}</title></head>'
         raw = f'<!DOCTYPE html>\n<html lang="en">{head}\n{body}</html>\n'.encode()
-    with gguf_write.writing(path, len(raw)) as out:
-        out.write(raw)
+    files.write(path, raw)
 
 
 def _kept(sample: Sample, profile: Profile, model: Model, probe: Probe) -> TokenMap:

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from halfv_edge import files
 from halfv_edge.engine import images
 from halfv_edge.engine.images import Picture
-from halfv_edge.errors import HalfVError
-from halfv_edge.gguf import read as gguf_read
+from halfv_edge.errors import HalfVError, quote
 from halfv_edge.measure.calibrate import pictures
 
 LEAST = 4  # samples; fewer say nothing
@@ -83,10 +83,7 @@ def _folder(folder: Path) -> list[Sample]:
 def _lines(path: Path) -> Iterator[Sample]:
     if path.suffix.lower() in SUFFIXES:
         raise HalfVError(f"{path} is one picture: give the folder it is in, or a JSONL file of pictures and questions.")
-    with gguf_read.reading(path) as file:
-        raw = file.read(MAX_LIST_BYTES + 1)
-    if len(raw) > MAX_LIST_BYTES:
-        raise HalfVError(f"{path} is longer than {MAX_LIST_BYTES >> 20} MB: give fewer samples.")
+    raw = files.read_small(path, MAX_LIST_BYTES, f"is longer than {MAX_LIST_BYTES >> 20} MB: give fewer samples")
     for number, line in enumerate(raw.splitlines(), 1):
         if not line.strip():
             continue
@@ -102,7 +99,6 @@ def _sample(value: Any, path: Path, number: int) -> Sample:
     image, question = (value.get(key) if isinstance(value, dict) else None for key in ("image", "question"))
     if not isinstance(image, str) or not (question is None or isinstance(question, str)):
         raise HalfVError(
-            f"{path}, line {number} is {gguf_read.quote(value)}: it must be like "
-            '{"image": "a.png", "question": "..."}.'
+            f'{path}, line {number} is {quote(value)}: it must be like {{"image": "a.png", "question": "..."}}.'
         )
     return Sample(str(path.parent / image), question or QUESTIONS[(number - 1) % len(QUESTIONS)])

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from halfv_edge.errors import HalfVError
-from halfv_edge.gguf import read as gguf_read
+from halfv_edge import files
+from halfv_edge.errors import HalfVError, quote
 from halfv_edge.measure.eval.metrics import METRICS
 
 MAX_BYTES = 512 << 20
@@ -58,10 +58,7 @@ def dialogues(questions: Sequence[Question]) -> list[list[Question]]:
 
 
 def _read(path: Path, metric: str | None, suffix: str) -> Iterator[Question]:
-    with gguf_read.reading(path) as file:
-        raw = file.read(MAX_BYTES + 1)
-    if len(raw) > MAX_BYTES:
-        raise HalfVError(f"{path} is longer than {MAX_BYTES >> 20} MB: split it.")
+    raw = files.read_small(path, MAX_BYTES, f"is longer than {MAX_BYTES >> 20} MB: split it")
     for number, line in enumerate(raw.splitlines(), 1):
         if line.strip():
             try:
@@ -76,7 +73,7 @@ def _question(value: Any, path: Path, number: int, metric: str | None, suffix: s
         return HalfVError(f"{path}, line {number} {what}: it must be like {EXAMPLE}.")
 
     if not isinstance(value, dict):
-        raise wrong(f"is {gguf_read.quote(value)}")
+        raise wrong(f"is {quote(value)}")
     for key in ("image", "question"):
         if not isinstance(value.get(key), str):
             raise wrong(f"has no {key}")
@@ -86,10 +83,10 @@ def _question(value: Any, path: Path, number: int, metric: str | None, suffix: s
         raise wrong("has no answers")
     task, named = value.get("task", path.stem), metric or value.get("metric", "exact")
     if not isinstance(task, str):
-        raise wrong(f"has the task {gguf_read.quote(task)}")
+        raise wrong(f"has the task {quote(task)}")
     if named not in METRICS:
         raise HalfVError(
-            f"{path}, line {number} has the metric {gguf_read.quote(named)}: it must be one of {', '.join(METRICS)}."
+            f"{path}, line {number} has the metric {quote(named)}: it must be one of {', '.join(METRICS)}."
         )
     return Question(
         f"{path.name}:{number}", path.parent / value["image"], value["question"] + suffix,
