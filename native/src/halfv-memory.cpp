@@ -36,6 +36,7 @@ staged_memory::staged_memory(const llama_model & model, const llama_memory_param
     n_hidden(input_width(model.hparams, bounds[1])),
     n_key(model.hparams.n_embd_k_gqa(bounds[1])),
     n_query(model.hparams.n_head(bounds[1] - 1)*model.hparams.n_embd_head_k(bounds[1] - 1)),
+    n_vocab(model.vocab.n_tokens()),
     hparams(model.hparams),
     cparams(cparams) {
     static const char * const tags[n_stages] = { "stage1_", "stage2_", "stage3_" };
@@ -145,7 +146,10 @@ void staged_memory::undo(llama_seq_id seq_id, llama_pos last_before) {
                 continue;
             }
             stages[s]->seq_rm(seq_id, left.from, -1);
-            for (const auto & r : left.recalled) { stages[s]->seq_rm_at(seq_id, r.pos.data()); }
+            for (const auto & r : left.recalled) {
+                const int32_t cell = stages[s]->find_cell(seq_id, r.pos.data());
+                if (cell >= 0) { stages[s]->cells_of(seq_id).seq_rm(cell, seq_id); }
+            }
         }
     }
 }
@@ -313,7 +317,7 @@ void staged_memory::close_images(const llama_batch & batch) {
 // state: a tag, what the states in it are shaped by, the caches, then what the sequences carry
 //
 
-static constexpr uint32_t state_tag = 0x32564c48; // "HLV2"
+static constexpr uint32_t state_tag = 0x33564c48; // "HLV3"
 
 std::vector<uint32_t> staged_memory::state_shape() const {
     std::vector<uint32_t> res(bounds.begin(), bounds.end());
@@ -370,7 +374,7 @@ void staged_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_
                 throw std::runtime_error("halfv: the saved state names sequence " + std::to_string(id));
             }
             auto & s = loaded[id] = empty_sequence();
-            s.read(io, { stages[0]->get_size(), n_query, cparams.n_ubatch, seq_pos_max(id) });
+            s.read(io, { stages[0]->get_size(), n_query, cparams.n_ubatch, seq_pos_max(id), n_vocab });
         }
         if (seq_id < 0) {
             sequences.clear();
@@ -421,16 +425,15 @@ llama_memory_i * create_memory(const llama_model & model, const llama_memory_par
 
 } // namespace halfv
 
-// a token by all of its positions, as an M-RoPE picture shares the first
-void llama_kv_cache::seq_rm_at(llama_seq_id seq_id, const llama_pos * pos) {
-    auto & cells = v_cells[seq_to_stream[seq_id]];
-    for (uint32_t i = 0; i < cells.size(); ++i) {
-        if (cells.is_empty(i) || !cells.seq_has(i, seq_id) || cells.pos_get(i) != pos[0]) {
-            continue;
+// of a token by all of its positions, as an M-RoPE picture shares the first; -1: none
+int32_t llama_kv_cache::find_cell(llama_seq_id seq_id, const llama_pos * pos) const {
+    const auto & cells = v_cells[seq_to_stream[seq_id]];
+    const auto & held  = cells.seq_pos_get(seq_id);
+    for (auto it = held.lower_bound({ pos[0], 0 }); it != held.end() && it->first == pos[0]; ++it) {
+        const auto & ext = cells.ext_get(it->second);
+        if (!has_cell_ext() || (ext.y == pos[1] && ext.x == pos[2])) {
+            return it->second;
         }
-        if (has_cell_ext() && (cells.ext_get(i).y != pos[1] || cells.ext_get(i).x != pos[2])) {
-            continue;
-        }
-        cells.seq_rm(i, seq_id);
     }
+    return -1;
 }

@@ -100,6 +100,7 @@ public:
     const uint32_t n_hidden;
     const uint32_t n_key;
     const uint32_t n_query;
+    const int32_t  n_vocab;
 
     // Whether a question that is removed is undone. If not, pictures stay as it left them.
     bool undoes = true;
@@ -119,12 +120,26 @@ public:
         friend class staged_context;
 
         staged_memory & memory;
+        transaction * const outer;
         std::array<llama_kv_cache::slot_info_vec_t, n_stages> filled;
         std::array<std::vector<uint32_t>, n_stages> heads;
         std::map<llama_seq_id, sequence_mark> marks; // of sequences that existed
         std::vector<llama_seq_id> seq_ids;
         bool alike;
         bool open = true;
+    };
+
+    // While it lives a token has no cell in stage I, and what graphs put into cells counts for nothing. Then all is as before.
+    class rehearsal {
+    public:
+        rehearsal(staged_memory & memory, llama_seq_id seq_id, const llama_pos * pos);
+        ~rehearsal();
+
+    private:
+        llama_kv_cells & cells;
+        const int32_t cell; // -1: none
+        llama_kv_cells before; // of this cell
+        std::optional<transaction> inside;
     };
 
     // before a batch changes what a sequence carries in other ways than adding tokens

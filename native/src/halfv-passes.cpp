@@ -155,6 +155,16 @@ llama_ubatch prefill::ubatch_of_rows(llama_seq_id seq_id, const row * rows, uint
     return res;
 }
 
+llama_ubatch prefill::ubatch_of_token(llama_seq_id seq_id, const row & r) const {
+    const uint32_t n_pos = ctx.model.hparams.n_pos_per_embd();
+
+    llama_ubatch res = new_ubatch(1, 1, n_pos, 0, true, memory.n_stream() > 1);
+    res.token[0] = r.token;
+    std::copy_n(r.pos.begin(), n_pos, res.pos);
+    set_sequences(res, { seq_id });
+    return res;
+}
+
 // Sequences that wait for nothing, through all layers. As upstream splits a batch: in its order where sequences share a
 // cache, else equally many tokens of sequences whose streams follow each other.
 std::vector<step> prefill::whole_steps(const llama_batch & batch, std::vector<share> parts) const {

@@ -72,7 +72,11 @@ bool prefill::prunes_now() const {
 }
 
 bool prefill::applies(const image & im) const {
-    return prunes_now() && im.n() >= (int64_t) memory.profile.min_visual_tokens;
+    return prunes_now() && is_large(im);
+}
+
+bool prefill::is_large(const image & im) const {
+    return im.n() >= (int64_t) memory.profile.min_visual_tokens;
 }
 
 //

@@ -72,6 +72,7 @@ private:
 
     bool prunes_now() const;
     bool applies(const image & im) const;
+    bool is_large(const image & im) const;
     bool wants_attention() const { return choice == HALFV_CHOICE_ATTENTION || choice == HALFV_CHOICE_DART; } // rotated, of text too
     bool is_lazy(llama_seq_id seq_id, bool visual) const;
 
@@ -85,6 +86,7 @@ private:
 
     int stage1(const share & part, bool visual);
     int settle(llama_seq_id seq_id, when moment, std::vector<step> * last);
+    int ask_by_last_text(llama_seq_id seq_id, sequence & s);
 
     // choosing, in halfv-choose.cpp
     void choose_stage2(sequence & s, when moment, std::vector<row> & go, std::vector<row> & wait, std::vector<row> & recalled);
@@ -92,7 +94,7 @@ private:
     std::vector<row> recall(sequence & s);
     uint64_t bytes_of(const row & r) const;
     size_t   first_that_fits(const sequence & s) const;
-    size_t   first_open(const std::vector<row> & rows, const std::vector<image> & images) const;
+    size_t   first_open(const std::vector<row> & rows, const std::vector<image> & images, size_t fits) const;
     void     keep_turn(sequence & s, turn t);
     std::vector<float> score(const sequence & s, const std::vector<row> & rows, const std::vector<float> & query) const;
     std::vector<float> attention(const sequence & s, const std::vector<row> & rows, std::vector<float> query) const;
@@ -105,6 +107,7 @@ private:
     int run(std::vector<step> steps, const std::function<void(const llama_ubatch &, const llm_graph_result &)> & collect);
     std::vector<step> steps_of(llama_seq_id seq_id, const std::vector<row> & rows, const slab<float> & hidden, const graph_pass & pass) const;
     llama_ubatch ubatch_of_rows(llama_seq_id seq_id, const row * rows, uint32_t n, size_t width, const slab<float> & hidden) const;
+    llama_ubatch ubatch_of_token(llama_seq_id seq_id, const row & r) const;
     llama_ubatch ubatch_of_batch(const llama_batch & batch, const std::vector<int32_t> & idxs, uint32_t n_seqs) const;
     std::vector<step> whole_steps(const llama_batch & batch, std::vector<share> parts) const;
     void read(ggml_tensor * tensor, float * dst) const;

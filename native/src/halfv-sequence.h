@@ -39,6 +39,7 @@ struct row {
     uint32_t hidden;     // slot of its state now: the input of the next stage
     int32_t  key;        // slot of its key at the layer that is asked next, -1
     int32_t  stage;      // the last stage it has been through: 1, 2, or 3 when it is done
+    llama_token token;   // LLAMA_TOKEN_NULL: not text
     int32_t  group;      // tokens of one non-causal batch share a group and travel together; -1: causal
     int32_t  batch_idx;  // place in the batch that is being decoded
     bool     output;     // that batch wants its output
@@ -90,6 +91,7 @@ struct state_limits {
     uint32_t  n_query;   // floats
     uint32_t  n_ubatch;  // a non-causal group is one micro-batch
     llama_pos last;      // position in stage I's cache
+    int32_t   n_vocab;
 };
 
 // What one sequence carries between batches beside its KV.

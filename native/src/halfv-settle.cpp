@@ -71,6 +71,7 @@ int prefill::stage1(const share & part, bool visual) {
             }
             r.image     = -1;
             r.index     = -1;
+            r.token     = ubatch.token ? ubatch.token[i] : LLAMA_TOKEN_NULL;
             if (visual) {
                 auto & im = s.images.back();
                 r.image = s.images.size() - 1;
@@ -93,6 +94,26 @@ int prefill::stage1(const share & part, bool visual) {
     return rc;
 }
 
+// Where no batch asks, the last token of text that waits stands for the question. The query at hand may be of a token that
+// was removed since; then stage I runs for this one again, and leaves its cell as it is.
+int prefill::ask_by_last_text(llama_seq_id seq_id, sequence & s) {
+    if (s.rows.empty() || s.rows.back().token == LLAMA_TOKEN_NULL) {
+        s.query.clear();
+        return 0;
+    }
+    if (!s.query.empty()) {
+        return 0;
+    }
+    const auto & bounds = memory.bounds;
+    const row & r = s.rows.back();
+    const staged_memory::rehearsal rehearsal(memory, seq_id, r.pos.data());
+    return run({ { ubatch_of_token(seq_id, r), { bounds[0], bounds[1], false, bounds[1] - 1, wants_attention() } } },
+            [&](const llama_ubatch &, const llm_graph_result & res) {
+        s.query.resize(ggml_nelements(res.t_halfv_q));
+        read(res.t_halfv_q, s.query.data());
+    });
+}
+
 // Carries a sequence's pending tokens through the later stages. The last pass goes to `last` when that is given.
 // Before the question only what needs none is done; the rest stays pending.
 int prefill::settle(llama_seq_id seq_id, when moment, std::vector<step> * last) {
@@ -102,6 +123,11 @@ int prefill::settle(llama_seq_id seq_id, when moment, std::vector<step> * last) 
     const bool asks_deep = three && prunes_now() && p.ssr_update > 0.0f && p.ssr_update < 1.0f; // stage III needs the question
     auto & s = memory.at(seq_id);
     memory.keep_lists(seq_id);
+    if (moment == when::question && !last) {
+        if (const int rc = ask_by_last_text(seq_id, s)) {
+            return rc;
+        }
+    }
 
     // what this batch asked for
     uint64_t n_outputs = 0;
@@ -220,7 +246,7 @@ int prefill::settle(llama_seq_id seq_id, when moment, std::vector<step> * last) 
 
     // what this question, or this preparation, has decided over and may have to be undone; the rest is done for good
     if (moment == when::question) {
-        const size_t open = first_open(s.rows, s.images);
+        const size_t open = first_open(s.rows, s.images, first_that_fits(s));
         if (open < s.rows.size() || !recalled.empty()) {
             turn t;
             t.rows.assign(s.rows.begin() + (recalled.empty() ? open : 0), s.rows.end());
@@ -234,7 +260,7 @@ int prefill::settle(llama_seq_id seq_id, when moment, std::vector<step> * last) 
         s.new_question = false;
     } else {
         std::sort(wait.begin(), wait.end(), prompt_order);
-        const auto last_done = wait.begin() + first_open(wait, s.images);
+        const auto last_done = wait.begin() + first_open(wait, s.images, wait.size());
         wait.erase(std::remove_if(wait.begin(), last_done, [](const row & r) { return r.stage == 3; }), last_done);
         s.rows = std::move(wait);
     }
@@ -247,13 +273,16 @@ int prefill::settle(llama_seq_id seq_id, when moment, std::vector<step> * last) 
     return 0;
 }
 
-// where the first token is of a picture that was, or will be, pruned
-size_t prefill::first_open(const std::vector<row> & rows, const std::vector<image> & images) const {
+// Where the first token is of a picture that was, or will be, pruned; or that another question would prune, from `fits` on.
+size_t prefill::first_open(const std::vector<row> & rows, const std::vector<image> & images, size_t fits) const {
     size_t i = 0;
     while (i < rows.size() && choice == HALFV_CHOICE_HALFV) {
-        const int32_t image = rows[i].image;
-        if (image >= 0 && applies(images[image]) && images[image].reason == HALFV_REASON_NONE) {
-            break;
+        if (rows[i].image >= 0) {
+            const auto & im = images[rows[i].image];
+            const bool another = memory.undoes && i >= fits && (im.reason == HALFV_REASON_DISABLED || im.reason == HALFV_REASON_UNASKED);
+            if (is_large(im) && (im.reason == HALFV_REASON_NONE ? prunes_now() : another)) {
+                break;
+            }
         }
         ++i;
     }
@@ -262,27 +291,28 @@ size_t prefill::first_open(const std::vector<row> & rows, const std::vector<imag
 
 void prefill::settle_waiting() {
     const auto seq_ids = memory.waiting();
-    if (seq_ids.empty()) {
-        return;
-    }
+    int rc = 0;
     try {
-        ctx.sched_reserve();
-        ctx.memory_update(false);
-
+        if (!seq_ids.empty()) {
+            ctx.sched_reserve();
+            ctx.memory_update(false);
+        }
         stopped = false;
         staged_memory::transaction transaction(memory, seq_ids);
-        int rc = 0;
         for (size_t i = 0; i < seq_ids.size() && rc == 0; ++i) {
             rc = settle(seq_ids[i], when::question, nullptr);
         }
         if (rc == 0) {
             transaction.commit();
-            return;
         }
     } catch (const std::exception & err) {
         LLAMA_LOG_ERROR("%s: HalfV: %s\n", __func__, err.what());
+        rc = -3;
     }
-    LLAMA_LOG_WARN("%s: HalfV: tokens that wait could not go on before the adapters changed; they will go on with the new ones\n", __func__);
+    if (rc != 0) {
+        LLAMA_LOG_WARN("%s: HalfV: tokens that wait could not go on before the adapters changed; they will go on with the new ones\n", __func__);
+    }
+    memory.forget_questions(); // undone, they would go on with adapters that they were not decoded under
 }
 
 void prefill::before_control_vector(const float * data, size_t len, int32_t n_embd, int32_t il_start, int32_t il_end) {

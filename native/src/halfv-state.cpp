@@ -109,6 +109,7 @@ void write_token(llama_io_write_i & io, const row & r) {
     for (const auto p : r.pos) { put(io, p); }
     put(io, r.image);
     put(io, r.index);
+    put(io, r.token);
 }
 
 row read_token(llama_io_read_i & io, const std::vector<image> & images, const state_limits & limits) {
@@ -116,13 +117,16 @@ row read_token(llama_io_read_i & io, const std::vector<image> & images, const st
     for (auto & p : r.pos) { p = take<llama_pos>(io); }
     r.image = take<int32_t>(io);
     r.index = take<int32_t>(io);
+    r.token = take<llama_token>(io);
     require(r.pos[0] >= 0 && r.pos[0] <= limits.last, "a token has a position that is not held");
     require(r.image >= -1 && r.image < (int32_t) images.size(), "a token of no picture");
     if (r.image >= 0) {
         const auto & positions = images[r.image].positions;
         require(r.index >= 0 && r.index < (int32_t) positions.size() && positions[r.index] == r.pos[0], "a token is not where its picture has it");
+        require(r.token == LLAMA_TOKEN_NULL, "a visual token that is text");
     } else {
         require(r.index == -1, "text with a place in a picture");
+        require(r.token >= LLAMA_TOKEN_NULL && r.token < limits.n_vocab, "a token that is not in the vocabulary");
     }
     return r;
 }

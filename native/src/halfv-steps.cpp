@@ -73,7 +73,7 @@ llama_memory_context_ptr staged_memory::init_update(llama_context * lctx, bool o
 //
 
 staged_memory::transaction::transaction(staged_memory & memory, const std::vector<llama_seq_id> & seq_ids) :
-    memory(memory), seq_ids(seq_ids), alike(memory.alike) {
+    memory(memory), outer(memory.running), seq_ids(seq_ids), alike(memory.alike) {
     for (int s = 0; s < n_stages; ++s) {
         if (memory.stages[s]) { heads[s] = memory.stages[s]->get_heads(); }
     }
@@ -89,7 +89,7 @@ staged_memory::transaction::~transaction() {
     if (!open) {
         return;
     }
-    memory.running = nullptr;
+    memory.running = outer;
     memory.alike   = alike;
     for (int s = 0; s < n_stages; ++s) {
         if (memory.stages[s]) { memory.stages[s]->take_back(filled[s], heads[s]); }
@@ -104,7 +104,7 @@ staged_memory::transaction::~transaction() {
 }
 
 void staged_memory::transaction::commit() {
-    memory.running = nullptr;
+    memory.running = outer;
     memory.alike   = memory.alike || memory.equal_cells(); // a picture that was kept whole, for one
     open = false;
     for (const auto id : seq_ids) {
@@ -113,6 +113,20 @@ void staged_memory::transaction::commit() {
             it->second.compact();
         }
     }
+}
+
+staged_memory::rehearsal::rehearsal(staged_memory & memory, llama_seq_id seq_id, const llama_pos * pos) :
+    cells(memory.stages[0]->cells_of(seq_id)), cell(memory.stages[0]->find_cell(seq_id, pos)) {
+    if (cell >= 0) {
+        before = cells.cp(cell, 1);
+        cells.seq_rm(cell, seq_id);
+    }
+    inside.emplace(memory, std::vector<llama_seq_id>{});
+}
+
+staged_memory::rehearsal::~rehearsal() {
+    inside.reset();
+    if (cell >= 0) { cells.set(cell, before); }
 }
 
 void staged_memory::keep_lists(llama_seq_id seq_id) {

@@ -134,6 +134,21 @@ def test_the_last_token_before_the_change_is_the_question(files, change):
         assert pruned.kept(client) == kept
 
 
+def test_question_from_before_the_change_is_not_undone(files):
+    """Its picture would go on with adapters that it was not decoded under."""
+    with Client(files["pruned"]) as client:
+        adapters = Adapters(client, files["lora"])
+        show(client)
+        start = client.next_pos[0]
+        client.text(AFTER)
+        kept = pruned.kept(client)
+        adapters.set_lora(1.0)
+        assert llama_h.llama_memory_seq_rm(client.memory, 0, start, -1)
+        assert pruned.stats(client).outcome == OUTCOME["pruned"]
+        client.text(AFTER, pos=start)
+        assert pruned.kept(client) == kept
+
+
 @pytest.mark.parametrize("change", SAME)
 def test_a_change_to_the_same_settles_nothing(files, change):
     first, second = SAME[change]

@@ -406,6 +406,21 @@ def test_broken_states_are_refused(model):
         assert close(client.logits(), answer(path, Text(PREFIX), image, Text(QUESTION)))
 
 
+@pytest.mark.parametrize("position", [-1, -5, -(2**31)])
+@pytest.mark.parametrize("seq", [0, None], ids=["sequence", "whole"])
+def test_saved_cells_have_positions(model, position, seq):
+    """llama.cpp itself would take them for empty, or stop at an assertion in a debug build."""
+    with Client(model()) as client:
+        show(client)
+        state = save(client, seq)
+        cells = np.array([2, 1, 0, 3, 1, 0], np.int32).tobytes()  # position, number of sequences, sequence of two
+        assert cells in state
+        LOG.clear()
+        assert load(client, state.replace(cells, np.int32(position).tobytes() + cells[4:]), seq) == 0
+        assert f"position {position}" in log_text()
+        assert list(pruned.stats(client).kv_cells) == [0, 0, 0]
+
+
 # --- pictures that cannot be pruned ---
 
 
@@ -435,15 +450,22 @@ def test_embeddings_of_every_row(model):
         assert pruned.stats(client).reason == REASON["outputs"]
 
 
-def test_embeddings_asked_for_while_waiting(model):
+@pytest.mark.parametrize("text", [[31, 32], []], ids=["text follows", "nothing follows"])
+def test_embeddings_asked_for_while_waiting(model, text):
+    """The last token of text that waits stands for the question; a picture's own is none."""
     path = model()
     with Client(path) as client:
         show(client)
+        if text:
+            client.text(text, logits_last=False)
         start = client.next_pos[0]
         llama_h.llama_set_embeddings(client.ctx, True)
         client.batch(QUESTION, np.arange(start, start + len(QUESTION)), [0] * len(QUESTION), [True] * len(QUESTION))
         stats = pruned.stats(client)
-        assert (stats.outcome, stats.n_kept, stats.n_pending) == (OUTCOME["pruned"], N_VISUAL // 2, 0)
+        if text:
+            assert (stats.outcome, stats.n_kept, stats.n_pending) == (OUTCOME["pruned"], N_VISUAL // 2, 0)
+        else:
+            assert (stats.outcome, stats.reason, stats.n_kept) == (OUTCOME["unpruned"], REASON["unasked"], N_VISUAL)
         assert np.isfinite(client.logits()).all()
 
 

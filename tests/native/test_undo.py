@@ -77,6 +77,48 @@ def test_removed_question(model: Callable[..., Model], way: str, arch: str, prof
         np.testing.assert_allclose(again, wanted, rtol=0, atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("kv_unified", [True, False], ids=["unified", "streams"])
+@pytest.mark.parametrize("arch", ["llama", "qwen2vl"])
+def test_last_token_left_is_the_question_where_the_next_cannot_be(
+    model: Callable[..., Model], arch: str, kv_unified: bool
+) -> None:
+    """Embeddings of every row are asked for, so what waits goes on alone: as where the removed token never was."""
+    path, reference = model(arch, seed=5)
+    segments = make_prompt(reference, [(9, 12)], seed=5)
+    results = []
+    for question in (A, A[:-1]):
+        with connect(path, FREEZE, n_seq_max=2, kv_unified=kv_unified) as client:
+            start = begin(client, segments)
+            if question == A:
+                ask(client, start, A)
+                remove(client, start + len(A) - 1)
+            else:
+                client.text(question, pos=start, logits_last=False)
+            cells = list(pruned.stats(client).kv_cells)
+            llama_h.llama_set_embeddings(client.ctx, True)
+            client.batch(B, np.arange(len(B)) + start + len(A) - 1, [0] * len(B), [True] * len(B))
+            assert pruned.stats(client).kv_cells[0] == cells[0] + len(B)
+            assert pruned.stats(client).outcome == OUTCOME["pruned"]
+            results.append((pruned.kept(client), client.logits()))
+    assert results[0][0] == results[1][0]
+    np.testing.assert_allclose(results[0][1], results[1][1], rtol=0, atol=TOLERANCE)
+
+
+def test_question_asked_with_pruning_off_leaves_no_trace(model: Callable[..., Model]) -> None:
+    path, reference = model("llama", seed=6)
+    segments = make_prompt(reference, [(9, 12)], seed=6)
+    wanted, kept = fresh(path, segments, FREEZE, B)
+    with connect(path, FREEZE) as client:
+        start = begin(client, segments)
+        pruned.set_enabled(client, False)
+        ask(client, start, A)
+        assert (pruned.stats(client).reason, pruned.stats(client).n_kept) == (REASON["disabled"], N_VISUAL)
+        pruned.set_enabled(client, True)
+        remove(client, start)
+        np.testing.assert_allclose(ask(client, start, B), wanted, rtol=0, atol=TOLERANCE)
+        assert pruned.kept(client) == kept
+
+
 def test_not_undone_where_that_is_not_wanted(model: Callable[..., Model]) -> None:
     path, reference = model("llama", seed=1)
     segments = make_prompt(reference, [(9, 12)], seed=1)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 from dataclasses import dataclass
+
+MIN_VISUAL_TOKENS = 12
 
 
 @dataclass(frozen=True)
@@ -51,9 +54,10 @@ class Shifted:
 
 @dataclass(frozen=True)
 class Adapted:
-    """LoRA adapters and control vectors changed to these, by number."""
+    """LoRA adapters and control vectors changed to these, by number. What waited went on under this setting."""
 
     adapters: int
+    pruning: bool
 
 
 @dataclass(frozen=True)
@@ -76,10 +80,11 @@ class History:
         self.mrope = mrope
         self.events: list[Event] = []
         self.living: list[tuple[int, int]] = []  # (index of the event, position now)
+        self.lost_question = False  # one was removed, and none was asked since
 
     def copy(self) -> History:
         twin = History(self.mrope)
-        twin.events, twin.living = list(self.events), list(self.living)
+        twin.events, twin.living, twin.lost_question = list(self.events), list(self.living), self.lost_question
         return twin
 
     def row(self, place: int) -> Row:
@@ -111,6 +116,7 @@ class History:
             self.events.append(row)
         if outputs:
             self.events.append(Asked(len(rows), outputs))
+            self.lost_question = False
 
     def note(self, event: Adapted | Prepared | ToppedUp) -> None:
         self.events.append(event)
@@ -120,17 +126,33 @@ class History:
         kept = [index for index, pos in self.living if pos < start]
         lost = self.events[kept[-1] + 1 :] if kept else []
         first = next((i for i, event in enumerate(lost) if isinstance(event, Row)), len(lost))
-        return not any(isinstance(event, Adapted | Prepared | ToppedUp) for event in lost[first:])
+        if any(isinstance(event, Adapted | Prepared | ToppedUp) for event in lost[first:]):
+            return False
+        asked = next((i for i, event in enumerate(lost) if isinstance(event, Asked)), len(lost))
+        return not (self.has_small_picture and any(isinstance(event, Removed) for event in lost[asked:]))
+
+    def can_remove(self) -> bool:
+        """Whether rows may leave the middle."""
+        return not (self.lost_question and self.has_small_picture)
+
+    @property
+    def has_small_picture(self) -> bool:
+        """One that no question prunes: with its first one it has gone through all layers for good. Told again
+        without that question it would still wait, and not have seen what leaves the middle meanwhile."""
+        tokens = collections.Counter(row.value for row in map(self.row, range(len(self.living))))
+        return any(isinstance(value, Picture) and n < MIN_VISUAL_TOKENS for value, n in tokens.items())
 
     def cut(self, start: int) -> None:
         """All rows from this position on leave, and no trace of them stays."""
         self.living = [(index, pos) for index, pos in self.living if pos < start]
         if not self.living:
             self.events = [event for event in self.events if isinstance(event, Adapted)]
+            self.lost_question = False
             return
         end = self.living[-1][0] + 1
         asked = [event for event in self.events[end : end + 1] if isinstance(event, Asked)]
         moves = [event for event in self.events[end:] if not isinstance(event, Row | Asked)]
+        self.lost_question |= any(isinstance(event, Asked) for event in self.events[end + len(asked) :])
         self.events = self.events[:end] + asked + moves
 
     def remove(self, start: int, stop: int) -> None:

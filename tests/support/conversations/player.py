@@ -305,7 +305,7 @@ class Player:
         if not history.living:
             return
         start, stop = self.place(seq, first), self.place(seq, last)
-        if start == stop or (history.last_pos < stop and not history.can_cut(start)):
+        if start == stop or not (history.can_cut(start) if history.last_pos < stop else history.can_remove()):
             return
         self.to_say[seq] = []
         assert llama_cpp.llama_memory_seq_rm(memory, seq, start, stop)
@@ -400,7 +400,7 @@ class Player:
             return
         self.teller.set_adapters(number)
         for history in self.histories:
-            history.note(Adapted(number))
+            history.note(Adapted(number, self.teller.pruning))
 
     def prepare(self, seq: int) -> None:
         if self.histories[seq].living and not self.moved and pruned.prepare(self.teller.client, seq) == pruned.OK:

@@ -17,11 +17,22 @@ from halfv_edge.testing.client import Client
 from tests.support import pruned
 from tests.support.tiny_models import grid_positions, make_tiny, make_tiny_lora, tiny_image
 
-from .history import Adapted, Asked, Event, History, Picture, Prepared, Removed, Row, Shifted, ToppedUp
+from .history import (
+    MIN_VISUAL_TOKENS,
+    Adapted,
+    Asked,
+    Event,
+    History,
+    Picture,
+    Prepared,
+    Removed,
+    Row,
+    Shifted,
+    ToppedUp,
+)
 
 N_LAYER = 5
 SHAPE = {"n_layer": N_LAYER, "n_embd": 32, "n_head": 4, "n_head_kv": 2, "n_ff": 48}
-MIN_VISUAL_TOKENS = 12
 FREEZE = {
     "ivr.layer": 2,
     "ivr.keep": 0.5,
@@ -186,8 +197,10 @@ class Alone:
             elif isinstance(event, Shifted):
                 llama_cpp.llama_memory_seq_add(memory, 0, event.start, -1, event.by)
             elif isinstance(event, Adapted):
+                self.teller.set_pruning(event.pruning)
                 self.teller.set_adapters(event.adapters)
             elif isinstance(event, Prepared):
+                self.teller.set_pruning(True)
                 pruned.prepare(self.teller.client)
             elif isinstance(event, ToppedUp):
                 pruned.topup(self.teller.client)
