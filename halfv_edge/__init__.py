@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from halfv_edge.engine.chat import Answer as Answer
     from halfv_edge.engine.chat import Chat as Chat
     from halfv_edge.engine.model import Model as Model
+    from halfv_edge.engine.options import AnswerOptions as AnswerOptions
     from halfv_edge.engine.options import ModelOptions as ModelOptions
-    from halfv_edge.engine.sampling import AnswerOptions as AnswerOptions
     from halfv_edge.engine.stats import Stats as Stats
     from halfv_edge.engine.tokens import TokenMap as TokenMap
     from halfv_edge.errors import HalfVError as HalfVError
@@ -27,7 +27,7 @@ __version__ = version("halfv-edge")
 
 _HOME = {
     "Answer": "engine.chat",
-    "AnswerOptions": "engine.sampling",
+    "AnswerOptions": "engine.options",
     "Chat": "engine.chat",
     "HalfVChatHandler": "handler.handler",
     "HalfVError": "errors",

@@ -1,4 +1,7 @@
-"""What llama.cpp says: kept for error texts, and passed to stderr only when asked. There is one log per process."""
+"""What llama.cpp says: kept for error texts, and passed to stderr only when asked.
+
+There is one log per process. What is kept is kept apart for each thread, so that one does not read another's errors.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import atexit
 import collections
 import re
 import sys
+import threading
 
 from halfv_cpp.ggml_h import ggml_log_callback
 from halfv_cpp.llama_h import llama_log_set
@@ -17,13 +21,19 @@ TELLING = re.compile(r"error|fail|unable|cannot|could not|not supported|invalid|
 FULL = re.compile(r"out of memory|failed to allocate|unable to allocate|cannot allocate|bad_alloc", re.IGNORECASE)
 FUNCTION = re.compile(r"^(\w+: )+")  # what llama.cpp begins its lines with
 
-_lines: collections.deque[str] = collections.deque(maxlen=LAST_LINES)
+
+class _Kept(threading.local):
+    def __init__(self) -> None:
+        self.lines: collections.deque[str] = collections.deque(maxlen=LAST_LINES)
+
+
+_kept = _Kept()
 _shown = False
 
 
 def _keep(_level: int, text: bytes, _user: object) -> None:
     line = text.decode("utf-8", "replace")
-    _lines.append(line)
+    _kept.lines.append(line)
     if _shown:
         sys.stderr.write(line)
 
@@ -49,12 +59,13 @@ def _let_go() -> None:
 
 
 def clear() -> None:
-    _lines.clear()
+    """Forget what was said to this thread."""
+    _kept.lines.clear()
 
 
 def text() -> str:
-    """What was said since clear()."""
-    return "".join(_lines)
+    """What was said to this thread since clear()."""
+    return "".join(_kept.lines)
 
 
 def last_words() -> str:

@@ -92,7 +92,8 @@ def _question(prompt: str | None) -> str | None:
 
 def _sampling(args: argparse.Namespace) -> dict[str, Any]:
     """What Chat.ask takes, checked as far as that goes without a model."""
-    from halfv_edge.engine.sampling import AnswerOptions
+    from halfv_edge.engine.options import AnswerOptions
+    from halfv_edge.engine.sampling import grammar_of
 
     settings = {"temperature": args.temp, "top_k": args.top_k, "top_p": args.top_p, "min_p": args.min_p}
     settings |= {"seed": args.seed, "grammar": None, "json_schema": None}
@@ -102,7 +103,7 @@ def _sampling(args: argparse.Namespace) -> dict[str, Any]:
     if args.json_schema:
         settings["json_schema"] = flags.read_text(args.json_schema, "--json-schema")
         try:
-            AnswerOptions(**settings).gbnf()
+            grammar_of(AnswerOptions(**settings))
         except HalfVError as error:
             raise HalfVError(f"{args.json_schema}: {error}") from error
     return settings | {"max_tokens": args.max_tokens}
@@ -110,7 +111,8 @@ def _sampling(args: argparse.Namespace) -> dict[str, Any]:
 
 def _check_grammar(path: str, text: str, vocab: int) -> None:
     """Its parser says what is wrong on stderr, in several lines."""
-    from halfv_edge.engine.sampling import AnswerOptions, Sampler
+    from halfv_edge.engine.options import AnswerOptions
+    from halfv_edge.engine.sampling import Sampler
 
     with tempfile.TemporaryFile() as said:
         sys.stderr.flush()

@@ -13,6 +13,7 @@ from halfv_edge import files
 from halfv_edge.cli.console import Console
 from halfv_edge.errors import HalfVError
 from halfv_edge.hub.demo import DEMO_FOLDER, DEMO_NOTE
+from halfv_edge.hub.fetch import fetch, is_url
 from halfv_edge.hub.find import find_files
 from halfv_edge.profile import presets, resolve
 
@@ -174,9 +175,14 @@ def _without_effect(args: argparse.Namespace, model: Model) -> Iterator[str]:
 
 def read_images(paths: list[str]) -> list[Picture]:
     """Before anything slow, so that a bad one is known at once."""
+    return [read_image(path) for path in paths]
+
+
+def read_image(name: str) -> Picture:
+    """A picture by its path or URL."""
     from halfv_edge.engine import images  # here, so that commands without pictures start fast
 
-    return [images.load(path) for path in paths]
+    return images.load(fetch(name), name) if is_url(name) else images.load(name)
 
 
 def check_there(path: str) -> None:

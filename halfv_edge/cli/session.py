@@ -17,10 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from halfv_edge.cli import console, errors, report
+from halfv_edge.cli import console, errors, flags, report
 from halfv_edge.cli.console import Console
 from halfv_edge.draw import png as token_png
-from halfv_edge.engine import images
 from halfv_edge.engine.chat import Chat
 from halfv_edge.engine.images import Picture
 from halfv_edge.errors import HalfVError
@@ -131,9 +130,10 @@ class Session:
         """Answer on stdout, from the main thread. Ctrl-C stops the answer."""
         reply, pieces, n_failed = Reply(), queue.Queue(), len(self._failed)
         cancelled, begun = threading.Event(), threading.Event()
-        n_messages, start = len(self.chat.messages), time.perf_counter()
+        start = time.perf_counter()
 
         def answer() -> None:
+            made = None
             begun.set()
             reply.dropped = len(self._failed) > n_failed
             try:
@@ -152,6 +152,7 @@ class Session:
             except BaseException as error:
                 reply.error = error
             finally:
+                reply.asked = made is not None and made.stats is not None
                 self._doing = ""
                 pieces.put(None)
 
@@ -175,7 +176,6 @@ class Session:
             signal.signal(signal.SIGINT, before)
             self.out.clear_status()
         reply.interrupted = cancelled.is_set()
-        reply.asked = len(self.chat.messages) > n_messages
         if reply.asked:
             self.pictures += pictures if self.chat.mode == "exact" else ()
             self.n_asked = len(self.pictures)
@@ -305,7 +305,7 @@ class Session:
         if not rest:
             raise HalfVError("/image needs a file: /image cat.jpg.")
         for path in _paths(rest):
-            picture = images.load(os.path.expanduser(path))
+            picture = flags.read_image(os.path.expanduser(path))
             width, height = picture.image.size
             self.give(picture)
             self.out.dim(f"{picture.name}, {width} x {height}, is part of the next question.")

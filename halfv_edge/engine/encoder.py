@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import ctypes
 import hashlib
 import math
 import os
 import re
+import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -85,10 +88,10 @@ class Encoded:
 
 @dataclass(slots=True)
 class Encoder:
-    """mtmd for one language model."""
+    """mtmd for one language model. Its own lock lets one picture at a time in; whoever takes it holds no model's."""
 
     path: Path
-    pointer: int
+    pointer: int | None
     cache_bytes: int
     n_embd: int
     layout: Layout
@@ -96,6 +99,7 @@ class Encoder:
     batches: bool = False  # several tiles of a picture at once, for encoders that can
     n_encoded: int = 0  # pictures that went through the encoder, the remembered ones not counted
     _cache: collections.OrderedDict[str, list[int | Chunk]] = field(default_factory=collections.OrderedDict)
+    _lock: threading.RLock = field(default_factory=threading.RLock)
 
     @classmethod
     def load(
@@ -144,10 +148,19 @@ class Encoder:
         return cls(path, pointer, cache_bytes, n_embd, _layout(metadata), tau, batches)
 
     def close(self) -> None:
-        self._cache.clear()
-        if self.pointer:
-            mtmd_h.mtmd_free(self.pointer)
-            self.pointer = None
+        with self._lock:
+            self._cache.clear()
+            if self.pointer:
+                mtmd_h.mtmd_free(self.pointer)
+                self.pointer = None
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[int]:
+        """Its pointer, for one thread."""
+        with self._lock:
+            if self.pointer is None:
+                raise HalfVError(f"The vision encoder {self.path.name} is closed: load the model again.")
+            yield self.pointer
 
     @property
     def is_mrope(self) -> bool:
@@ -174,26 +187,30 @@ class Encoder:
         digest = picture.digest()
         if self.pixel_tau is not None:
             digest = hashlib.blake2b(f"{digest} {self.pixel_tau}".encode(), digest_size=32).hexdigest()
-        if digest in self._cache:
-            self._cache.move_to_end(digest)
-            return Encoded(self._cache[digest], picture, digest)
-        # which patches there will be is written in the pixels
-        return Encoded(self._tokenize(picture, pixels=self.pixel_tau is not None, keep_pixels=False), picture, digest)
+        with self._held() as pointer:
+            if digest in self._cache:
+                self._cache.move_to_end(digest)
+                return Encoded(self._cache[digest], picture, digest)
+            # which patches there will be is written in the pixels
+            pixels = self.pixel_tau is not None
+            return Encoded(self._tokenize(pointer, picture, pixels, keep_pixels=False), picture, digest)
 
     def encode(self, encoded: Encoded) -> float | None:
         """Make sure of the embeddings; the seconds that it took, None when they were there."""
         if all(chunk.embd is not None for chunk in encoded.chunks):
             return None
-        if encoded.digest in self._cache:  # the same picture twice in one question
-            encoded.items[:] = self._cache[encoded.digest]
-            return None
-        start = time.perf_counter()
-        items = self._tokenize(encoded.picture, pixels=True)
-        light = iter(self._run([item for item in items if isinstance(item, Chunk)], encoded.picture.name))
-        encoded.items[:] = [next(light) if isinstance(item, Chunk) else item for item in items]
-        self.n_encoded += 1
-        self._remember(encoded)
-        return time.perf_counter() - start
+        with self._held() as pointer:
+            if encoded.digest in self._cache:  # twice in one question, or another chat was first
+                encoded.items[:] = self._cache[encoded.digest]
+                return None
+            start = time.perf_counter()
+            items = self._tokenize(pointer, encoded.picture, pixels=True)
+            chunks = [item for item in items if isinstance(item, Chunk)]
+            light = iter(self._run(pointer, chunks, encoded.picture.name))
+            encoded.items[:] = [next(light) if isinstance(item, Chunk) else item for item in items]
+            self.n_encoded += 1
+            self._remember(encoded)
+            return time.perf_counter() - start
 
     def _remember(self, encoded: Encoded) -> None:
         self._cache[encoded.digest] = encoded.items
@@ -204,11 +221,11 @@ class Encoder:
             oldest, _ = self._cache.popitem(last=False)
             del total[oldest]
 
-    def _run(self, chunks: list[Chunk], name: str) -> list[Chunk]:
+    def _run(self, pointer: int, chunks: list[Chunk], name: str) -> list[Chunk]:
         """Their embeddings, without the pixels, which are as large again."""
         light: list[Chunk] = []
         while len(light) < len(chunks):
-            batch = mtmd_h.mtmd_batch_init(self.pointer)
+            batch = mtmd_h.mtmd_batch_init(pointer)
             try:
                 light += self._run_batch(batch, chunks[len(light) :], name)
             finally:
@@ -239,17 +256,17 @@ class Encoder:
         light.embd = np.ctypeslib.as_array(out, shape=(chunk.n_tokens, self.n_embd)).copy()
         return light
 
-    def _tokenize(self, picture: Picture, pixels: bool, keep_pixels: bool = True) -> list[int | Chunk]:
+    def _tokenize(self, pointer: int, picture: Picture, pixels: bool, keep_pixels: bool = True) -> list[int | Chunk]:
         width, height = picture.image.size
         data = picture.image.tobytes() if pixels else None
         buffer = ctypes.cast(data, ctypes.POINTER(ctypes.c_uint8)) if data else None
         bitmap = mtmd_h.mtmd_bitmap_init(width, height, buffer)
         chunks = mtmd_h.mtmd_input_chunks_init()
         try:
-            marker = mtmd_h.mtmd_get_marker(self.pointer)
+            marker = mtmd_h.mtmd_get_marker(pointer)
             text = mtmd_h.mtmd_input_text(marker, len(marker), False, True)
             log.clear()
-            rc = mtmd_h.mtmd_tokenize(self.pointer, chunks, ctypes.byref(text), (ctypes.c_void_p * 1)(bitmap), 1)
+            rc = mtmd_h.mtmd_tokenize(pointer, chunks, ctypes.byref(text), (ctypes.c_void_p * 1)(bitmap), 1)
             if rc != 0:
                 raise HalfVError(f"{picture.name} ({width} x {height}) cannot be used: {log.last_words()}.")
             return list(self._items(chunks, keep_pixels))
@@ -258,7 +275,7 @@ class Encoder:
             mtmd_h.mtmd_bitmap_free(bitmap)
 
     @staticmethod
-    def _items(chunks: int, keep_pixels: bool = True):
+    def _items(chunks: int, keep_pixels: bool = True) -> Iterator[int | Chunk]:
         copy = mtmd_h.mtmd_input_chunk_copy if keep_pixels else mtmd_h.mtmd_input_chunk_get_placeholder
         for index in range(mtmd_h.mtmd_input_chunks_size(chunks)):
             chunk = mtmd_h.mtmd_input_chunks_get(chunks, index)

@@ -8,32 +8,33 @@ import hashlib
 import io
 import os
 import stat
-import urllib.error
 import urllib.parse
 import urllib.request
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from halfv_edge.errors import HalfVError
 
 MAX_FILE_BYTES = 256 << 20
-MAX_URL_BYTES = 64 << 20
-URL_TIMEOUT_SEC = 20
+MAX_PATH = 4096  # characters
+MAX_QUOTED = 200
 MAX_PIXELS = 100_000_000  # 300 MB as RGB; a file that would decode to more is refused by its header
 DRAFT_PIXELS = 40_000_000  # larger JPEGs are decoded at half, quarter or eighth size
 
 # Only what decodes in-process without surprises: Pillow would start Ghostscript for EPS, for example.
 FORMATS = ("PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "ICO", "TGA", "AVIF", "JPEG2000")
+JPEG_START = b"\xff\xd8\xff"
 FORMATS_TEXT = "PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF"
 
-Source = Any  # path, bytes, PIL.Image, numpy array, http(s) or file URL, or data URI
+Source: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | NDArray[Any] | Picture"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class Picture:
 
     name: str
     image: Image.Image  # RGB
+    source: str | bytes | None = None  # its path or data URL, or the file's bytes; None: the pixels are all there is
 
     def digest(self) -> str:
         """The same for the same pixels."""
@@ -49,9 +51,23 @@ class Picture:
         data.update(self.image.tobytes())
         return data.hexdigest()
 
+    def url(self) -> str:
+        """What `load` makes the same picture from: the path that was given, or a data URL."""
+        if isinstance(self.source, str):
+            return self.source
+        raw, kind = self.source, "image/png"
+        if raw is None:
+            file = io.BytesIO()
+            self.image.save(file, "png")
+            raw = file.getvalue()
+        else:
+            with _opened(raw) as image:
+                kind = image.get_format_mimetype() or kind
+        return f"data:{kind};base64,{base64.b64encode(raw).decode()}"
 
-def load(source: Source) -> Picture:
-    """Decode a picture; whatever is wrong with it is one sentence."""
+
+def load(source: Source, name: str = "") -> Picture:
+    """Decode a picture; whatever is wrong with it is one sentence. `name`: what to call bytes there."""
     if isinstance(source, Picture):
         return source
     if isinstance(source, Image.Image):
@@ -60,25 +76,39 @@ def load(source: Source) -> Picture:
         return Picture(f"The array of shape {source.shape}", _from_array(source))
     if isinstance(source, (bytes, bytearray, memoryview)):
         raw = bytes(source)
-        return _decode(raw, f"The image of {len(raw)} bytes")
+        return _decode(raw, name or f"The image of {len(raw)} bytes", raw)
     if isinstance(source, str) and source[:5].lower() == "data:":
-        return _from_data_uri(source)
-    if isinstance(source, str) and source.lower().startswith(("http://", "https://")):
-        return _decode(_download(source), source)
-    if isinstance(source, str) and source.lower().startswith("file:"):
-        return _decode(_read(_local(source)), source)
+        return _from_data_url(source)
+    if isinstance(source, str) and source[:8].lower().startswith(("http://", "https://")):
+        raise HalfVError(f"{_short(source)} is not fetched: download it, and give the file or its bytes.")
+    if isinstance(source, str) and source[:5].lower() == "file:":
+        return _from_file(_local(source), _short(source))
     if isinstance(source, (str, os.PathLike)):
-        return _decode(_read(Path(source)), str(source))
+        return _from_file(Path(source), str(source))
     raise HalfVError(
-        f"A {type(source).__name__} is not an image: give a path, bytes, a PIL image, a numpy array, a URL or a data "
-        "URI."
+        f"A {type(source).__name__} is not an image: give a path, bytes, a PIL image, a numpy array, a file: URL or a "
+        "data: URL."
     )
 
 
 def load_all(sources: Source | Iterable[Source]) -> list[Picture]:
     """Several pictures; a single one may come without a list around it."""
-    alone = isinstance(sources, (str, bytes, bytearray, memoryview, os.PathLike, Image.Image, np.ndarray, Picture))
-    return [load(source) for source in ([sources] if alone else sources)]
+    if isinstance(sources, (str, bytes, bytearray, memoryview, os.PathLike, Image.Image, np.ndarray, Picture)):
+        return [load(sources)]
+    if not isinstance(sources, Iterable):
+        return [load(sources)]  # which says what is wrong
+    return [load(source) for source in sources]
+
+
+def _from_file(path: Path, name: str) -> Picture:
+    if len(name) > MAX_PATH:
+        raise HalfVError(f"{_short(name)} is too long for a path: base64 goes into a data: URL.")
+    return _decode(_read(path), name, os.path.abspath(path))
+
+
+def _short(text: str) -> str:
+    """Enough of a text to know it by."""
+    return text if len(text) <= MAX_QUOTED else f"{text[:MAX_QUOTED]}..."
 
 
 def _read(path: Path) -> bytes:
@@ -110,46 +140,34 @@ def _local(url: str) -> Path:
     return Path(urllib.request.url2pathname(parts.path))
 
 
-def _download(url: str) -> bytes:
-    request = urllib.request.Request(url, headers={"User-Agent": "halfv-edge"})
-    try:
-        with urllib.request.urlopen(request, timeout=URL_TIMEOUT_SEC) as answer:
-            raw = answer.read(MAX_URL_BYTES + 1)
-    except urllib.error.HTTPError as error:
-        raise HalfVError(f"{url} cannot be fetched: the server says {error.code} {error.reason}.") from error
-    except (OSError, ValueError) as error:  # URLError and time-outs are OSErrors
-        reason = getattr(error, "reason", None) or error
-        raise HalfVError(f"{url} cannot be fetched: {reason}; download it and give the file.") from error
-    except Exception as error:  # http.client raises its own kinds for broken answers
-        raise HalfVError(f"{url} cannot be fetched: {error!r}; download it and give the file.") from error
-    if len(raw) > MAX_URL_BYTES:
-        raise HalfVError(f"{url} is larger than {MAX_URL_BYTES >> 20} MB: download it and make it smaller.")
-    return raw
-
-
-def _from_data_uri(uri: str) -> Picture:
-    head, comma, body = uri[5:].partition(",")
+def _from_data_url(url: str) -> Picture:
+    head, comma, body = url[5:].partition(",")
     if not comma:
-        raise HalfVError("The data URI has no comma: it must be data:image/png;base64,... or the like.")
+        raise HalfVError(f"{url[:40]!r} has no comma: a data URL is data:image/png;base64,... or the like.")
     if head.lower().endswith(";base64"):
         try:
             raw = base64.b64decode(urllib.parse.unquote(body), validate=True)
         except (binascii.Error, ValueError) as error:
-            raise HalfVError(f"The data URI is not valid base64: {error}.") from error
+            raise HalfVError(f"{url[:40]!r}... is not valid base64: {error}.") from error
     else:
         raw = urllib.parse.unquote_to_bytes(body)
-    return _decode(raw, f"The data URI of {len(raw)} bytes")
+    return _decode(raw, f"The data URL of {len(raw)} bytes", url)
 
 
-def _decode(raw: bytes, name: str) -> Picture:
+def _opened(raw: bytes) -> Image.Image:
+    """Not decoded yet. Opened directly, as Image.open refuses a JPEG of the size that draft() is about to divide."""
+    if raw[:3] == JPEG_START:
+        return JpegImageFile(io.BytesIO(raw))
+    return Image.open(io.BytesIO(raw), formats=FORMATS)
+
+
+def _decode(raw: bytes, name: str, source: str | bytes) -> Picture:
     if not raw:
         raise HalfVError(f"{name} is empty: it has 0 bytes.")
-    is_jpeg = raw[:3] == b"\xff\xd8\xff"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's own bomb warning; the limit here is lower or deliberate
         try:
-            # opened directly, because Image.open refuses the size that draft() is about to divide
-            image = JpegImageFile(io.BytesIO(raw)) if is_jpeg else Image.open(io.BytesIO(raw), formats=FORMATS)
+            image = _opened(raw)
         except Image.DecompressionBombError as error:
             raise HalfVError(
                 f"{name} is too large to decode safely: scale it down to at most {_LIMIT_TEXT}."
@@ -159,12 +177,12 @@ def _decode(raw: bytes, name: str) -> Picture:
         except Exception as error:  # damaged headers make Pillow's plugins raise almost anything
             raise HalfVError(f"{name} is damaged: {error}; get it again.") from error
         with image:
-            if is_jpeg and image.width * image.height > DRAFT_PIXELS:
+            if raw[:3] == JPEG_START and image.width * image.height > DRAFT_PIXELS:
                 shrink = next(n for n in (2, 4, 8) if n == 8 or image.width * image.height <= DRAFT_PIXELS * n * n)
                 image.draft("RGB" if image.mode != "CMYK" else "CMYK", (image.width // shrink, image.height // shrink))
             if image.width * image.height > MAX_PIXELS:
                 raise HalfVError(f"{name} is {image.width} x {image.height}: scale it down to at most {_LIMIT_TEXT}.")
-            return _from_pil(image, name)
+            return _from_pil(image, name, source)
 
 
 _LIMIT_TEXT = f"{MAX_PIXELS // 1_000_000} million pixels"
@@ -178,12 +196,12 @@ def _unknown(raw: bytes, name: str) -> str:
     return f"{name} is not an image that can be read: give {FORMATS_TEXT}."
 
 
-def _from_pil(image: Image.Image, name: str) -> Picture:
+def _from_pil(image: Image.Image, name: str, source: str | bytes | None = None) -> Picture:
     if image.width * image.height > MAX_PIXELS or min(image.size) < 1:
         raise HalfVError(f"{name} is {image.width} x {image.height}: it must have 1 to {_LIMIT_TEXT}.")
     try:
         image.load()  # the first frame of an animation
-        return Picture(name, _to_rgb(_upright(image)))
+        return Picture(name, _to_rgb(_upright(image)), source)
     except MemoryError as error:
         raise HalfVError(f"{name} does not fit in memory: scale it down.") from error
     except HalfVError:
@@ -211,7 +229,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.copy() if image.mode == "RGB" else image.convert("RGB")
 
 
-def _from_array(array: np.ndarray) -> Image.Image:
+def _from_array(array: NDArray[Any]) -> Image.Image:
     """Height x width, with 1, 3 or 4 channels last or none; integers by their range, floats from 0 to 1."""
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
@@ -222,7 +240,7 @@ def _from_array(array: np.ndarray) -> Image.Image:
     return _to_rgb(Image.fromarray(_to_bytes(array)))
 
 
-def _to_bytes(array: np.ndarray) -> np.ndarray:
+def _to_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
     if array.dtype == np.uint8:
         return np.ascontiguousarray(array)
     if array.dtype == bool:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from halfv_edge.engine.chat import Chat
+from halfv_edge.engine.chat import Chat, Mode
 from halfv_edge.engine.encoder import Encoder
-from halfv_edge.engine.options import ModelFields, ModelOptions
+from halfv_edge.engine.messages import Message, Said, read_messages
+from halfv_edge.engine.options import AnswerFields, AnswerOptions, ModelFields, ModelOptions
 from halfv_edge.engine.runtime import Runtime
 from halfv_edge.errors import HalfVError
 from halfv_edge.hub.find import locate_files
@@ -95,22 +97,78 @@ class Model:
         """The text of a token."""
         return self.runtime.piece(token, special)
 
-    def chat(self, system: str | None = None, *, mode: Literal["prepare", "exact"] = "prepare") -> Chat:
+    def chat(self, system: str | None = None, *, messages: Sequence[Message] = (), mode: Mode = "prepare") -> Chat:
         """Open a conversation.
 
         Args:
             system: The system message.
+            messages: What was said before, in OpenAI's form; the last one is not the user's, who speaks next.
             mode: "prepare" chooses most of a picture's tokens as soon as it is there, so that the answer comes sooner;
                 "exact" waits for the question, as published.
 
         Returns:
             A chat with a KV cache of its own: close those you leave.
+
+        Raises:
+            HalfVError: A message is not valid, or there is no memory for another context.
+
+        Example:
+            chat = model.chat("Answer in one sentence.")
+            print(chat.answer("What is this?", "cat.jpg"))
+            later = model.chat(messages=chat.messages)
         """
+        history = read_messages(messages)
+        if history and history[-1].role == "user":
+            raise HalfVError(
+                f"messages[{len(history) - 1}] is a question that waits for its answer: leave it out, and give its "
+                "content to chat.ask(), or give all messages to model.answer()."
+            )
+        if system is not None and not isinstance(system, str):
+            raise HalfVError(parameter="system", value=system, rule="text")
+        if system:
+            if history and history[0].role == "system":
+                raise HalfVError("Both system and messages[0] are system messages: give one of them.")
+            history.insert(0, Said("system", [system]))
+        return self._open(history, mode)
+
+    def _open(self, history: Sequence[Said], mode: Mode) -> Chat:
         if mode not in ("prepare", "exact"):
             raise HalfVError(parameter="mode", value=mode, rule="'prepare' or 'exact'")
         with self.runtime.lock:
             self.runtime.check_open()
-            return Chat(self.runtime, self.runtime.context(), system, mode)
+            chat = Chat(self.runtime, self.runtime.context(), mode)
+        try:
+            return chat._begin(history)
+        except BaseException:
+            chat.close()
+            raise
+
+    def answer(
+        self, messages: Sequence[Message], *, options: AnswerOptions | None = None, **fields: Unpack[AnswerFields]
+    ) -> str:
+        """Answer the last of these messages, in a conversation that is forgotten afterwards.
+
+        Args:
+            messages: In OpenAI's form; the last one is the user's.
+            options: How to answer; the same settings may be given by name instead, and go before these.
+
+        Returns:
+            The answer's text.
+
+        Raises:
+            HalfVError: A message is not valid, or they do not fit into the context.
+
+        Example:
+            picture = {"type": "image_url", "image_url": {"url": "cat.jpg"}}
+            question = {"type": "text", "text": "What is this?"}
+            print(model.answer([{"role": "user", "content": [picture, question]}]))
+        """
+        said = read_messages(messages)
+        if not said or said[-1].role != "user":
+            raise HalfVError("messages must end with one of the user's: that is the question.")
+        wanted = dataclasses.replace(options or AnswerOptions(), **fields)
+        with self._open(said[:-1], "exact") as chat:
+            return chat._ask(said[-1].parts, wanted).read()
 
     def close(self) -> None:
         """Close the chats and free everything."""

@@ -1,9 +1,11 @@
-"""How a model is loaded: the settings, checked as they are made."""
+"""How a model is loaded and how it answers: the settings, checked as they are made."""
 
 from __future__ import annotations
 
+import math
+import numbers
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
@@ -79,15 +81,8 @@ class ModelOptions:
         check_choice("flash_attn", self.flash_attn, FLASH)
         check_choice("mmproj_type", self.mmproj_type, MMPROJ_TYPES)
         for name, least in LEAST.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise HalfVError(parameter=name, value=value, rule=f"at least {least}")
-        if self.keep is not None and not 0 < self.keep <= 1:
-            raise HalfVError(parameter="keep", value=self.keep, rule="above 0 and at most 1")
-        if self.pixel_tau is not None and self.pixel_tau != "off" and not 0 <= self.pixel_tau <= 255:
-            raise HalfVError(parameter="pixel_tau", value=self.pixel_tau, rule="between 0 and 255")
-        if self.visual_share is not None and not 0 <= self.visual_share <= 1:
-            raise HalfVError(parameter="visual_share", value=self.visual_share, rule="between 0 and 1")
+            check_whole(name, getattr(self, name), least)
+        check_pruning(self.keep, self.pixel_tau, self.visual_share)
 
 
 class ModelFields(TypedDict, total=False):
@@ -112,6 +107,109 @@ class ModelFields(TypedDict, total=False):
     verbose: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerOptions:
+    """How an answer is made; every field may be given by name to whatever answers.
+
+    Example:
+        >>> AnswerOptions(max_tokens=100, stop="\n\n").stop
+        ('\n\n',)
+    """
+
+    max_tokens: int | None = None
+    """The answer ends after so many; None is as many as fit."""
+    stop: str | Sequence[str] = ()
+    """The answer ends before any of these, and no part of them is given."""
+    temperature: float = 0.2  # as llama-mtmd-cli: pictures are described better than at 0.8
+    """0 always takes the likeliest token."""
+    top_k: int = 40
+    """Only so many of the likeliest tokens; 0 is all."""
+    top_p: float = 0.95
+    """Only the likeliest tokens that have this share together; 1 is all."""
+    min_p: float = 0.05
+    """Only tokens with this share of the likeliest one's; 0 is all."""
+    seed: int | None = None
+    """The same seed gives the same answer; None is the model's, or a new one every time."""
+    grammar: str | None = None
+    """GBNF that the answer follows, with a rule named root."""
+    json_schema: Mapping[str, Any] | str | None = None
+    """The answer is JSON of this schema."""
+
+    def __post_init__(self) -> None:
+        check_whole("max_tokens", self.max_tokens, 1)
+        object.__setattr__(self, "stop", _stop_strings(self.stop))
+        check_number("temperature", self.temperature, 0, math.inf)
+        check_whole("top_k", self.top_k, 0, optional=False)
+        check_number("top_p", self.top_p, 0, 1)
+        check_number("min_p", self.min_p, 0, 1)
+        check_whole("seed", self.seed, 0, 0xFFFFFFFE)
+        if self.grammar is not None and not isinstance(self.grammar, str):
+            raise HalfVError(parameter="grammar", value=self.grammar, rule="GBNF as text")
+        if self.grammar is not None and self.json_schema is not None:
+            both = {"grammar": None, "json_schema": None}
+            raise HalfVError(
+                "{grammar} and {json_schema} were both given", hint="an answer follows one of them", settings=both
+            )
+
+
+class AnswerFields(TypedDict, total=False):
+    """The fields of AnswerOptions, for type checkers and editors; a test holds the two together."""
+
+    max_tokens: int | None
+    stop: str | Sequence[str]
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    seed: int | None
+    grammar: str | None
+    json_schema: Mapping[str, Any] | str | None
+
+
+def _stop_strings(given: str | Sequence[str]) -> tuple[str, ...]:
+    rule = "a text, or a list of texts, none of them empty"
+    if isinstance(given, (bytes, Mapping)):
+        raise HalfVError(parameter="stop", value=given, rule=rule)
+    try:
+        texts = (given,) if isinstance(given, str) else tuple(given)
+    except TypeError as error:
+        raise HalfVError(parameter="stop", value=given, rule=rule) from error
+    if not all(isinstance(text, str) and text for text in texts):
+        raise HalfVError(parameter="stop", value=given, rule=rule)
+    return texts
+
+
 def check_choice(name: str, value: object, choices: Collection[Any]) -> None:
-    if value not in choices:
+    """The value is one of these."""
+    if not isinstance(value, (str, bool)) or value not in choices:
         raise HalfVError(parameter=name, value=value, rule=f"one of {', '.join(map(str, choices))}")
+
+
+def check_whole(name: str, value: object, least: int, most: int | None = None, *, optional: bool = True) -> None:
+    """The value is a whole number in this range, or None where that is allowed."""
+    if value is None and optional:
+        return
+    rule = f"at least {least}" if most is None else f"from {least} to {most}"
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        raise HalfVError(parameter=name, value=value, rule=f"a whole number, {rule}")
+    if int(value) < least or (most is not None and int(value) > most):
+        raise HalfVError(parameter=name, value=value, rule=rule)
+
+
+def check_number(name: str, value: object, low: float, high: float, rule: str = "") -> None:
+    """The value is a finite number in this range."""
+    rule = rule or (f"between {low} and {high}" if high < math.inf else f"at least {low}")
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        raise HalfVError(parameter=name, value=value, rule=f"a number, {rule}")
+    if not math.isfinite(value) or not low <= value <= high:
+        raise HalfVError(parameter=name, value=value, rule=rule)
+
+
+def check_pruning(keep: float | None, pixel_tau: float | Literal["off"] | None, visual_share: float | None) -> None:
+    """What replaces numbers of a profile is in their range."""
+    if keep is not None:
+        check_number("keep", keep, math.ulp(0), 1, "above 0 and at most 1")
+    if pixel_tau is not None and pixel_tau != "off":
+        check_number("pixel_tau", pixel_tau, 0, 255)
+    if visual_share is not None:
+        check_number("visual_share", visual_share, 0, 1)

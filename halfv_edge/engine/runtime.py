@@ -22,7 +22,7 @@ from halfv_edge.engine import libraries
 from halfv_edge.engine.context import Context, Item
 from halfv_edge.engine.encoder import Encoded, Encoder, find_mmproj
 from halfv_edge.engine.images import Picture
-from halfv_edge.engine.options import FLASH, ModelOptions
+from halfv_edge.engine.options import FLASH, ModelOptions, check_pruning
 from halfv_edge.engine.template import Template
 from halfv_edge.engine.turn_lock import TurnLock
 from halfv_edge.errors import HalfVError
@@ -68,7 +68,8 @@ class Prompt:
 class Runtime:
     """A language model with its vision encoder, held by Model and its chats, by the calibrator and by the evaluator.
 
-    `lock` guards the native calls of all its contexts: whoever computes holds it.
+    `lock` guards the native calls of all its contexts: whoever computes holds it. The encoder has a lock of its own,
+    which nobody takes while holding this one.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Runtime:
             )
         self.n_ctx: int = options.n_ctx or min(DEFAULT_N_CTX, n_trained)
         self.n_threads: int = options.n_threads or machine.n_cores()
+        self._is_closing = False
         self._spare: Context | None = None  # of a chat that was closed
         self.chats: weakref.WeakSet[Closable] = weakref.WeakSet()  # closed before the model is freed
 
@@ -147,12 +149,15 @@ class Runtime:
     def close(self) -> None:
         """Close the chats and free everything; contexts that others hold must be closed before."""
         with self.lock:
-            for chat in list(self.chats):
-                chat.close()
+            self._is_closing = True  # from here on there are no new chats
+            chats = list(self.chats)
+        for chat in chats:  # without the lock, which they take after their own
+            chat.close()
+        self.encoder.close()
+        with self.lock:
             if self._spare:
                 self._spare.close()
                 self._spare = None
-            self.encoder.close()
             if self.pointer:
                 llama_h.llama_model_free(self.pointer)
                 self.pointer = None
@@ -162,7 +167,7 @@ class Runtime:
             self.close()
 
     def check_open(self) -> None:
-        if not self.pointer:
+        if self._is_closing:
             raise HalfVError(f"The model {self.path.name} is closed: load it again.")
 
     #
@@ -185,6 +190,16 @@ class Runtime:
             undo_bytes: For undoing removed questions, in place of the model's; 0: they are not undone.
             encoder: Whose pictures it will hold, in place of the model's.
         """
+        with self.lock:
+            return self._make_context(profile, n_ctx, undo_bytes, encoder)
+
+    def _make_context(
+        self,
+        profile: Profile | Literal["own"] | None,
+        n_ctx: int | None,
+        undo_bytes: int | None,
+        encoder: Encoder | None,
+    ) -> Context:
         is_own = profile == "own" and n_ctx in (None, self.n_ctx) and undo_bytes is None and encoder is None
         if self._spare:
             spare, self._spare = self._spare, None
@@ -222,11 +237,13 @@ class Runtime:
 
     def take_back(self, context: Context) -> None:
         """A context that is not needed any more; one is kept for the next."""
-        if self._spare or not context.is_own or not self.pointer:
-            context.close()
-        else:
-            context.clear()
-            self._spare = context
+        with self.lock:
+            if self._spare or not context.is_own or not self.pointer:
+                context.close()
+            else:
+                context.clear()
+                context.request_stop(False)
+                self._spare = context
 
     def load_encoder(
         self, path: Path | None = None, *, image_max_tokens: int | None, pixel_tau: float | None, weights: str
@@ -351,8 +368,7 @@ def resolve_profile(
     visual_share: float | None = None,
 ) -> Resolved:
     """What these come to for this model, after the sidecar, the file and the presets."""
-    if keep is not None and not 0 < keep <= 1:
-        raise HalfVError(parameter="keep", value=keep, rule="above 0 and at most 1")
+    check_pruning(keep, pixel_tau, visual_share)
     if keep is not None and given == "off":
         raise HalfVError(
             "needs a profile, and {profile} says none",
@@ -361,10 +377,6 @@ def resolve_profile(
             hint="leave one of them out",
             settings={"profile": "off"},
         )
-    if pixel_tau not in (None, "off") and not 0 <= pixel_tau <= 255:
-        raise HalfVError(parameter="pixel_tau", value=pixel_tau, rule="between 0 and 255")
-    if visual_share is not None and not 0 <= visual_share <= 1:
-        raise HalfVError(parameter="visual_share", value=visual_share, rule="between 0 and 1")
     resolved = resolve.resolve(about, _override(given, about))
     if pixel_tau is not None and resolved.source != "environment":
         base = resolved.profile or Profile.default(about.n_layer)

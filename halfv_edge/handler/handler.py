@@ -31,6 +31,7 @@ from halfv_edge.engine.stats import Stats
 from halfv_edge.errors import HalfVError
 from halfv_edge.handler import upstream
 from halfv_edge.handler.prompt import StandIn, formatter, mark_pictures
+from halfv_edge.hub.fetch import fetch, is_url
 from halfv_edge.profile import model_file
 from halfv_edge.profile.profile import Profile
 
@@ -103,7 +104,9 @@ class HalfVChatHandler:
         scheme = image_url.partition(":")[0].lower()
         if scheme == "file":
             return Path(urllib.request.url2pathname(urllib.parse.urlsplit(image_url).path))
-        if scheme not in ("http", "https", "data"):
+        if is_url(image_url):
+            return images.load(fetch(image_url), image_url)
+        if scheme != "data":
             raise HalfVError(f"image_url = {image_url[:80]!r} is not a URL: give http:, https:, data: or file:.")
         return image_url
 

@@ -87,7 +87,7 @@ def test_exact_mode_is_what_a_plain_client_gets(kind: str, vlms: Vlms) -> None:
                 chat.add_image(picture())
             answer = chat.answer(QUESTION, [] if ahead else [picture()], max_tokens=12, temperature=0)
             kept = chat.token_maps[0].tiles[0].kept
-            (encoded,) = chat._pictures.values()
+            (encoded,) = chat._conversation.pictures.values()
         before, after = ("USER: ", f"{QUESTION}\nASSISTANT:")
         if kind == "qwen2vl":
             before, after = "<|im_start|>user\n", f"{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
@@ -185,10 +185,10 @@ def test_the_second_question_pays_for_itself_alone(model: Model) -> None:
         chat.add_image(picture(5))
         chat.answer(QUESTION, max_tokens=6)
         first, encoded = chat.stats, model.encoder.n_encoded
-        held = len(chat._context.items)
+        held = len(chat._conversation.context.items)
         chat.answer(NEXT, max_tokens=6)
         second = chat.stats
-        delta = [item for item in chat._context.items[held:] if not isinstance(item, int)]
+        delta = [item for item in chat._conversation.context.items[held:] if not isinstance(item, int)]
         chat.answer("and the dog", max_tokens=6)
     assert model.encoder.n_encoded == encoded
     assert second.n_encoded == 0 and second.encode_sec == 0 and delta == []
@@ -236,7 +236,7 @@ def test_whatever_happens_the_books_are_right(template: str, vlms: Vlms) -> None
         with vlms.load(kind, {"tokenizer.chat_template": template}).chat(mode=["prepare", "exact"][seed % 2]) as chat:
             n_pictures = 0
             for turn in range(8):
-                room = chat._context.n_ctx - chat._context.n_cells > 400
+                room = chat._conversation.context.n_ctx - chat._conversation.context.n_cells > 400
                 given = [picture(int(rng.integers(4))) for _ in range(rng.integers(3))] if room else []
                 ahead = bool(rng.integers(2))
                 for image in given if ahead else []:
@@ -247,9 +247,13 @@ def test_whatever_happens_the_books_are_right(template: str, vlms: Vlms) -> None
                 started = bool(list(itertools.islice(answer, int(rng.integers(14)))))
                 answer.close()
                 n_pictures += len(given) if ahead or started else 0
-                native = chat._context.stats()
-                assert chat._context.n_cells == n_cells(chat._context.items) == native["kv_cells"][0]
-                held = [item for item in chat._context.items if isinstance(item, Chunk)]
+                native = chat._conversation.context.stats()
+                assert (
+                    chat._conversation.context.n_cells
+                    == n_cells(chat._conversation.context.items)
+                    == native["kv_cells"][0]
+                )
+                held = [item for item in chat._conversation.context.items if isinstance(item, Chunk)]
                 assert native["n_images"] == len(held) and native["n_visual"] == n_cells(held)
                 assert len(chat.token_maps) == n_pictures
                 if started:
@@ -264,8 +268,8 @@ def test_prompts_are_tokenized_as_mtmd_does(model: Model) -> None:
         prompt = last_prompt(chat)
         text = model.runtime.template.render(
             [
-                chat.messages[0],
-                chat.messages[1] | {"content": chat._marks.sub("<__media__>", chat.messages[1]["content"])},
+                {**message, "content": chat._conversation.marks.sub("<__media__>", message["content"])}
+                for message in chat._conversation.rendered[:2]
             ]
         ).encode()
     chunks = mtmd_h.mtmd_input_chunks_init()
@@ -283,7 +287,7 @@ def test_prompts_are_tokenized_as_mtmd_does(model: Model) -> None:
 def test_text_goes_on_without_a_space(vlms: Vlms) -> None:
     with vlms.load("llava").chat() as chat:
         for text in ("the cat", " the cat", "\nthe", "x", "<|im_end|>the"):
-            tokens = chat._continue(text)
+            tokens = chat._conversation.continued(text)
             assert b"".join(chat.runtime.piece(token, special=True) for token in tokens).decode() in (
                 text,
                 text.replace(">the", "> the"),  # the first word after a special token gets one, as in llama.cpp
@@ -476,19 +480,22 @@ def test_abort_in_the_middle_of_a_graph(vlms: Vlms) -> None:
     model = vlms.load("qwen2vl")
     with model.chat() as chat:
         chat.add_image(picture())
-        items = list(chat._context.items)
-        chat._context.request_stop()
+        items = list(chat._conversation.context.items)
+        chat._conversation.context.request_stop()
         with pytest.raises(StoppedError):
-            chat._context._text(list(range(5, 45)), True)
-        assert chat._context.items == items
+            chat._conversation.context._text(list(range(5, 45)), True)
+        assert chat._conversation.context.items == items
         # not every backend asks; between batches the context does so itself
-        pointer, flag = chat._context.pointer, ctypes.cast(chat._context._stop, ctypes.c_void_p)
+        pointer, flag = (
+            chat._conversation.context.pointer,
+            ctypes.cast(chat._conversation.context._stop, ctypes.c_void_p),
+        )
         llama_h.llama_set_abort_callback(pointer, ggml_h.ggml_abort_callback(0), None)
         with pytest.raises(StoppedError):
-            chat._context.evaluate(list(range(5, 45)), True)
+            chat._conversation.context.evaluate(list(range(5, 45)), True)
         llama_h.llama_set_abort_callback(pointer, ABORT, flag)
-        assert chat._context.items == items
-        chat._context.request_stop(False)
+        assert chat._conversation.context.items == items
+        chat._conversation.context.request_stop(False)
         stopped = chat.answer(QUESTION, max_tokens=8, temperature=0)
     with model.chat() as chat:
         chat.add_image(picture())

@@ -72,6 +72,15 @@ def test_stop_strings_across_tokens(model: Model) -> None:
         ({"top_k": -4}, "top_k = -4 is not valid"),
         ({"seed": -1}, "seed = -1 is not valid"),
         ({"max_tokens": 0}, "max_tokens = 0 is not valid"),
+        ({"max_tokens": "9"}, "max_tokens = '9' is not valid: it must be a whole number, at least 1"),
+        ({"temperature": "hot"}, "temperature = 'hot' is not valid: it must be a number, at least 0"),
+        ({"top_k": None}, "top_k = None is not valid"),
+        ({"seed": 0xFFFFFFFF}, "seed = 4294967295 is not valid: it must be from 0 to 4294967294"),
+        ({"stop": ["a", ""]}, r"stop = \['a', ''\] is not valid: it must be a text, or a list of texts, none of them"),
+        ({"stop": b"a"}, "stop = b'a' is not valid"),
+        ({"stop": 7}, "stop = 7 is not valid"),
+        ({"grammar": 7}, "grammar = 7 is not valid"),
+        ({"grammar": 'root ::= "a\0"'}, "The grammar cannot be parsed"),
     ],
 )
 def test_settings_that_cannot_be(options: dict, expected: str, vlms: Vlms) -> None:
@@ -111,7 +120,7 @@ def test_a_conversation_fills_its_context(vlms: Vlms) -> None:
         assert chat.stats.stopped in ("length", "end")
         while chat.stats.stopped != "length":
             text = chat.answer("and", grammar="root ::= [a-z]{200}")
-        assert n_cells(chat._context.items) <= 256
+        assert n_cells(chat._conversation.context.items) <= 256
         with pytest.raises(
             HalfVError,
             match=r"This question needs a context of \d+ tokens, and this one has 256: load with n_ctx=",
@@ -222,7 +231,7 @@ def test_a_chat_needs_a_known_mode_and_an_open_model(vlms: Vlms) -> None:
     with pytest.raises(HalfVError, match="mode = 'fast' is not valid"):
         model.chat(mode="fast")
     chat = model.chat()
-    with pytest.raises(HalfVError, match="A int is not a question"):
+    with pytest.raises(HalfVError, match="question = 7 is not valid: it must be text, or a list of parts"):
         chat.ask(7)
     model.close()
     with pytest.raises(HalfVError, match=r"The model model\.gguf is closed"):
@@ -262,8 +271,10 @@ def test_templates(template: str, expected: str, vlms: Vlms) -> None:
     with model.chat() as chat:
         chat.add_image(picture())
         assert chat.answer("what", max_tokens=2, grammar=LONG)
-        bos = [item for item in chat._context.items if item == llama_h.llama_vocab_bos(model.runtime.vocab)]
-        prompt = chat._marks.sub(r"<\1>", chat._checkpoints[-1].text)
+        bos = [
+            item for item in chat._conversation.context.items if item == llama_h.llama_vocab_bos(model.runtime.vocab)
+        ]
+        prompt = chat._conversation.marks.sub(r"<\1>", chat._conversation.checkpoints[-1].text)
     assert len(bos) == 1
     assert prompt.startswith(expected)
 
@@ -280,7 +291,7 @@ def test_a_template_that_refuses(vlms: Vlms) -> None:
 def test_text_cannot_pass_for_a_picture(model: Model) -> None:
     with model.chat() as chat:
         chat.answer("<__media__> <|picture-0|> what", [picture()], max_tokens=2)
-        assert sum(isinstance(item, Chunk) for item in chat._context.items) == 1
+        assert sum(isinstance(item, Chunk) for item in chat._conversation.context.items) == 1
 
 
 def test_a_picture_that_must_be_one_batch(vlms: Vlms, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,7 +87,7 @@ def test_nothing_repeats(vlms: Vlms, model: Model) -> None:
     for one in (model, vlms.load("qwen2vl")):
         with one.chat(mode="exact") as chat:
             answer = chat.answer(QUESTION, [Image.fromarray(NOISE)], max_tokens=12, temperature=0)
-            (encoded,) = chat._pictures.values()
+            (encoded,) = chat._conversation.pictures.values()
             found.append((answer, chat.token_maps[0].tiles, chat.stats.n_patches, encoded.chunks[0].embd.tobytes()))
     assert found[0] == found[1]
 
@@ -103,7 +103,7 @@ def test_a_plain_client_gets_the_same(picture: np.ndarray, vlms: Vlms, model: Mo
     with model.chat(mode="exact") as chat:
         answer = chat.answer(QUESTION, [Image.fromarray(picture)], max_tokens=12, temperature=0)
         kept = chat.token_maps[0].tiles[0].kept
-        (encoded,) = chat._pictures.values()
+        (encoded,) = chat._conversation.pictures.values()
     (chunk,) = encoded.chunks
     at = encoded.items.index(chunk)
     entered = np.array(entering(picture, SIDE))

@@ -37,10 +37,9 @@ def test_the_package_has_types() -> None:
 
 
 def test_options_and_their_names_for_type_checkers_are_the_same() -> None:
-    fields = [field.name for field in dataclasses.fields(options.ModelOptions)]
-    assert fields == list(options.ModelFields.__annotations__)
-    given = get_type_hints(options.ModelOptions)
-    assert given == get_type_hints(options.ModelFields)
+    for made, named in ((options.ModelOptions, options.ModelFields), (options.AnswerOptions, options.AnswerFields)):
+        assert [field.name for field in dataclasses.fields(made)] == list(named.__annotations__)
+        assert get_type_hints(made) == get_type_hints(named)
 
 
 def test_options_are_checked_as_they_are_made() -> None:

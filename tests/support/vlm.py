@@ -72,9 +72,9 @@ def picture(seed: int = 0, width: int = 420, height: int = 300) -> Image.Image:
 
 def last_prompt(chat: Chat) -> list:
     """What the context held before the last answer."""
-    prompt = chat.runtime.template.render(chat.messages[:-1])
-    asked = [point for point in chat._checkpoints if point.text == prompt]
-    return chat._context.items[: asked[-1].count]
+    prompt = chat.runtime.template.render(chat._conversation.rendered[:-1])
+    asked = [point for point in chat._conversation.checkpoints if point.text == prompt]
+    return chat._conversation.context.items[: asked[-1].count]
 
 
 def retell(model: Model, items: list, n_tokens: int) -> str:

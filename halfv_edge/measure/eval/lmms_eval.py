@@ -64,7 +64,7 @@ def _options(settings: dict[str, Any]) -> dict[str, Any]:
     options: dict[str, Any] = {
         "max_tokens": settings.get("max_new_tokens") or MAX_NEW_TOKENS,
         "temperature": (settings.get("temperature") or 0.0) if settings.get("do_sample", True) else 0.0,
-        "stop": [until] if isinstance(until, str) else list(until),
+        "stop": [text for text in ([until] if isinstance(until, str) else until) if text],
     }
     if settings.get("top_p"):
         options["top_p"] = settings["top_p"]

@@ -1,0 +1,160 @@
+"""One answer in the making: the question's prompt, then token by token."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Literal
+
+from halfv_edge.engine.answer_text import AnswerText
+from halfv_edge.engine.context import StoppedError
+from halfv_edge.engine.conversation import Conversation
+from halfv_edge.engine.options import AnswerOptions
+from halfv_edge.engine.sampling import Sampler
+from halfv_edge.engine.stats import Stats, pruning_between, visual_counts
+
+FinishReason = Literal["stop", "length", "interrupted"]
+
+
+class Generation:
+    """Steps of an answer. Each one holds the conversation's lock, and the model's while it computes."""
+
+    def __init__(
+        self,
+        conversation: Conversation,
+        content: str,
+        prompt: str,
+        n_waiting: int,
+        options: AnswerOptions,
+        sampler: Sampler,
+        start: float,
+    ):
+        """`n_waiting`: pictures that waited before the question came with more; they stay if it is not asked."""
+        self.conversation = conversation
+        self.text = AnswerText(options.stop)
+        self.finish_reason: FinishReason | None = None  # once it is written down
+        self.stats: Stats | None = None
+        self.is_abandoned = False  # nobody will read on
+        self._is_over = False
+        self._content = content
+        self._prompt = prompt
+        self._n_waiting = n_waiting
+        self._max_tokens = options.max_tokens
+        self._sampler = sampler
+        self._start = start
+        self._tokens: list[int] = []
+        self._first = 0.0  # when the first token was there
+        self._generate_sec = 0.0
+        self._ended: Literal["end", "stop", "length", "interrupted"] = "interrupted"
+        self._counts: dict[str, Any] = {}  # fields of Stats, as of the first token
+
+    def next_piece(self) -> str | None:
+        """Some more text; None when there is no more. (Not a generator, whose end would have to wait for the lock.)"""
+        try:
+            while not self._is_over:
+                self._is_over = not self._step()
+                if piece := self.text.take(final=self._is_over):
+                    return piece
+        except BaseException:
+            self._is_over = True
+            raise
+        finally:
+            if self._is_over:
+                self.end()
+        return None
+
+    def _step(self) -> bool:
+        """One token; False when there are no more."""
+        conversation = self.conversation
+        with conversation.lock:
+            if conversation.answering is not self:  # the chat was closed or reset
+                return False
+            try:
+                if not self._first:
+                    conversation.encode()
+                with conversation.runtime.lock:
+                    token = self._next_token()
+            except StoppedError:
+                return False
+            if token is None:
+                self.text.add(b"", final=True)
+                return False
+            self._tokens.append(token)
+            self.text.add(conversation.runtime.piece(token))
+            if self.text.is_stopped:
+                self._ended = "stop"
+            return not self.text.is_stopped
+
+    def _next_token(self) -> int | None:
+        conversation, start = self.conversation, time.perf_counter()
+        context = conversation.context
+        if not self._first:
+            conversation.prefill(self._prompt)
+        elif len(self._tokens) == self._max_tokens or context.n_cells + 1 > context.n_ctx:
+            self._ended = "length"
+            return None
+        else:
+            context.evaluate(self._tokens[-1:], output=True)
+        token = self._sampler.sample(context.pointer)
+        if not self._first:
+            self._first = time.perf_counter()
+            self._counts = self._count()
+        else:
+            self._generate_sec += time.perf_counter() - start
+        if token is None or conversation.runtime.is_end(token):
+            self._ended = "end"
+            return None
+        return token
+
+    def _count(self) -> dict[str, Any]:
+        context, turn = self.conversation.context, self.conversation.turn
+        return {
+            "ttft_sec": self._first - self._start,
+            "encode_sec": turn.encode_sec,
+            "prefill_sec": context.decode_sec - turn.decode_sec,
+            "ahead_sec": turn.ahead_sec,
+            "n_prompt": context.n_evaluated - turn.n_evaluated,
+            "n_encoded": turn.n_encoded,
+            **visual_counts(context.items),
+            **pruning_between(turn.halfv, context.stats()),
+        }
+
+    def stop(self) -> None:
+        """Soon there are no more pieces; from any thread."""
+        if self.conversation.answering is self:
+            self.conversation.context.request_stop()
+
+    def abandon(self) -> None:
+        """As end(), from a place that must not wait, such as a garbage collection: else the next question does it."""
+        self.is_abandoned = True
+        if self.conversation.lock.acquire(blocking=False):
+            try:
+                self.end()
+            finally:
+                self.conversation.lock.release()
+
+    def end(self) -> None:
+        """Write down what was answered; a question without a single token was not asked."""
+        conversation = self.conversation
+        with conversation.lock:
+            self._sampler.close()
+            if conversation.answering is not self:
+                return
+            conversation.answering = None
+            self.finish_reason = "stop" if self._ended == "end" else self._ended
+            if not self._first:
+                conversation.give_back(self._n_waiting)
+                return
+            self.text.take(final=True)
+            conversation.say(("user", self._content), ("assistant", self.text.whole))
+            conversation.waiting = []
+            if self.text.is_tokenizable:  # all tokens but the last one sampled were evaluated
+                unevaluated = [] if self._ended == "end" else self._tokens[-1:]
+                conversation.answered(self._prompt, self.text.whole, unevaluated)
+            later = len(self._tokens) - 1
+            self.stats = conversation.stats = Stats(
+                **self._counts,
+                n_generated=len(self._tokens),
+                tokens_per_sec=later / self._generate_sec if later > 0 and self._generate_sec else 0.0,
+                stopped=self._ended,
+            )
+            conversation.turn = conversation.new_turn()
