@@ -19,30 +19,30 @@ class Answer:
     """
 
     def __init__(self, generation: Generation, chat: object):
-        self._generation = generation
+        self.generation = generation
         self._chat = chat  # stays open as long as it answers
 
     @property
     def text(self) -> str:
         """All that was given so far."""
-        return self._generation.text.given
+        return self.generation.text.given
 
     @property
     def finish_reason(self) -> FinishReason | None:
         """Why it ended: "stop" (by itself, or before a stop string), "length" (max_tokens, or the context is full) or
         "interrupted". None while it goes on."""
-        return self._generation.finish_reason
+        return self.generation.finish_reason
 
     @property
     def stats(self) -> Stats | None:
         """What it took. None while it goes on, and when it ended before its first token: then it was not asked."""
-        return self._generation.stats
+        return self.generation.stats
 
     def __iter__(self) -> Iterator[str]:
         return self
 
     def __next__(self) -> str:
-        piece = self._generation.next_piece()
+        piece = self.generation.next_piece()
         if piece is None:
             raise StopIteration
         return piece
@@ -55,12 +55,12 @@ class Answer:
 
     def stop(self) -> None:
         """End it soon, from any thread; the one that iterates gets no more."""
-        self._generation.stop()
+        self.generation.stop()
 
     def close(self) -> None:
         """End it here; what was written stays in the conversation, which can go on."""
         self.stop()  # another thread may be in it
-        self._generation.end()
+        self.generation.end()
 
     def __enter__(self) -> Answer:
         return self
@@ -69,4 +69,4 @@ class Answer:
         self.close()
 
     def __del__(self) -> None:
-        self._generation.abandon()
+        self.generation.abandon()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from halfv_edge.engine.answer import Answer
+from halfv_edge.engine.async_answer import AsyncAnswer, in_thread
 from halfv_edge.engine.context import Context, StoppedError, n_cells
 from halfv_edge.engine.conversation import Conversation
 from halfv_edge.engine.encoder import Chunk
@@ -156,6 +158,41 @@ class Chat:
             print(chat.answer("What is this?", "cat.jpg", max_tokens=200))
         """
         return self.ask(question, images, options=options, **fields).read()
+
+    async def aadd_image(self, image: Source) -> None:
+        """As `add_image`, in an event loop; cancelled, the picture is prepared with the question instead."""
+        await in_thread(lambda: self.add_image(image), self.stop)
+
+    async def aask(
+        self,
+        question: Content,
+        images: Source | Iterable[Source] = (),
+        *,
+        options: AnswerOptions | None = None,
+        **fields: Unpack[AnswerFields],
+    ) -> AsyncAnswer:
+        """As `ask`, in an event loop.
+
+        Returns:
+            The answer, for `async for`. Cancelling whoever iterates ends it; the chat can go on.
+
+        Example:
+            async for piece in await chat.aask("What is this?", "cat.jpg"):
+                print(piece, end="", flush=True)
+        """
+        ask = functools.partial(self.ask, question, images, options=options, **fields)
+        return AsyncAnswer(await in_thread(ask, self.stop, Answer.close))
+
+    async def aanswer(
+        self,
+        question: Content,
+        images: Source | Iterable[Source] = (),
+        *,
+        options: AnswerOptions | None = None,
+        **fields: Unpack[AnswerFields],
+    ) -> str:
+        """As `answer`, in an event loop; cancelled, the answer ends, and the chat can go on."""
+        return await (await self.aask(question, images, options=options, **fields)).read()
 
     def stop(self) -> None:
         """End the answer or the preparation that is under way; from any thread, at once."""
