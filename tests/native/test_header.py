@@ -31,6 +31,12 @@ def test_every_declared_function_is_exported(root: Path) -> None:
     assert [name for name in declared if not hasattr(llama, name)] == []
 
 
+def test_only_c_of_the_encoder_is_exported() -> None:
+    names = subprocess.run(["nm", "-DC", "--defined-only", library.library_path("mtmd")], capture_output=True, text=True)
+    assert " T mtmd_encode_chunk" in names.stdout
+    assert re.findall(r" T (halfv::\w+)", names.stdout) == []
+
+
 def test_installed_header_is_ours(root: Path) -> None:
     assert (library.include_dir() / "halfv.h").read_text() == (root / "native" / "include" / "halfv.h").read_text()
 
