@@ -32,9 +32,10 @@ def test_every_declared_function_is_exported(root: Path) -> None:
 
 
 def test_only_c_of_the_encoder_is_exported() -> None:
-    names = subprocess.run(["nm", "-DC", "--defined-only", library.library_path("mtmd")], capture_output=True, text=True)
-    assert " T mtmd_encode_chunk" in names.stdout
-    assert re.findall(r" T (halfv::\w+)", names.stdout) == []
+    command = ["nm", "-DC", "--defined-only", library.library_path("mtmd")]
+    names = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert " T mtmd_encode_chunk" in names
+    assert re.findall(r" T (halfv::\w+)", names) == []
 
 
 def test_installed_header_is_ours(root: Path) -> None:
