@@ -1,4 +1,4 @@
-"""The vision encoder on Vulkan gives what the CPU gives: in windows, of converted weights, of patches left out."""
+"""The vision encoder on a GPU gives what the CPU gives: in windows, of converted weights, of patches left out."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pytest
 from halfv_cpp import log
 from PIL import Image
 
+from tests.support.agreement import MAX_NMSE
 from tests.support.encoders import FAST, N_EMBD, STOCK, WINDOWS, Eyes, least_cosine, nmse, noise
 from tests.support.holes import entering, page
 from tests.support.tiny_encoders import make_windowed
 from tests.support.tiny_mmproj import make_tiny_mmproj
-from tests.vulkan.test_vulkan import MAX_NMSE
 
 SIZE = 420, 300  # with edges to the right and below
 SIDE, COLUMNS, ROWS = 28, 13, 11  # of a visual token; a page of so many
@@ -25,18 +25,17 @@ def eyes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Eyes]:
         yield eyes
 
 
-@pytest.mark.usefixtures("vulkan_lib_dir")
 @pytest.mark.parametrize("flash", [0, 1], ids=["plain", "flash"])
 @pytest.mark.parametrize("kind", ["qwen2.5vl_merger", "muse-glimmer"])
-def test_windows(kind: str, flash: int, eyes: Eyes, tmp_path: Path) -> None:
+def test_windows(kind: str, flash: int, gpu: str, eyes: Eyes, tmp_path: Path) -> None:
     mmproj, picture = make_windowed(tmp_path / "mmproj.gguf", kind, n_embd=N_EMBD), noise(*SIZE)
     expected = eyes.embeddings(mmproj, picture, attention=STOCK)
     actual = eyes.embeddings(mmproj, picture, attention=WINDOWS, flash=flash, use_gpu=True)
-    assert "Vulkan0 compute buffer size" in log.text() and "graph splits = 1," in log.text()
+    assert f"{gpu} compute buffer size" in log.text() and "graph splits = 1," in log.text()
     assert nmse(actual, expected) <= MAX_NMSE
 
 
-@pytest.mark.usefixtures("vulkan_lib_dir")
+@pytest.mark.usefixtures("gpu")
 def test_default_types(eyes: Eyes, tmp_path: Path) -> None:
     mmproj, picture = make_windowed(tmp_path / "mmproj.gguf", "qwen2.5vl_merger", n_embd=N_EMBD), noise(*SIZE)
     expected = eyes.embeddings(mmproj, picture)
@@ -44,10 +43,9 @@ def test_default_types(eyes: Eyes, tmp_path: Path) -> None:
     assert least_cosine(actual, expected) >= 0.9995
 
 
-@pytest.mark.usefixtures("vulkan_lib_dir")
 @pytest.mark.parametrize("flash", [0, 1], ids=["plain", "flash"])
 @pytest.mark.parametrize("kind", ["qwen2vl", "qwen2.5vl"])
-def test_left_out_patches(kind: str, flash: int, tmp_path: Path) -> None:
+def test_left_out_patches(kind: str, flash: int, gpu: str, tmp_path: Path) -> None:
     """Those of a page's margins; what enters keeps its place, in windows too. The language model has to have M-RoPE."""
     mmproj = make_tiny_mmproj(tmp_path / "mmproj.gguf", kind, n_embd=N_EMBD)
     drawn = page(COLUMNS * SIDE, ROWS * SIDE, SIDE)
@@ -56,6 +54,6 @@ def test_left_out_patches(kind: str, flash: int, tmp_path: Path) -> None:
         for attention in (STOCK, WINDOWS):
             how = {"attention": attention, "flash": flash, "use_gpu": True}
             actual = eyes.embeddings(mmproj, Image.fromarray(drawn), tau=0, **how)
-            assert "Vulkan0 compute buffer size" in log.text() and "graph splits = 1," in log.text()
+            assert f"{gpu} compute buffer size" in log.text() and "graph splits = 1," in log.text()
             assert len(actual) == len(entering(drawn, SIDE)) < 0.7 * COLUMNS * ROWS
             assert nmse(actual, expected) <= MAX_NMSE
