@@ -8,8 +8,8 @@ from collections.abc import Callable
 import numpy as np
 
 MAX_NMSE = 1e-4  # upstream's bound for whole models on another device (tests/test-llama-archs.cpp)
-# Tokens whose scores nearly tie change places, and then those that are compared with them: GPUs multiply f32 with 10 bits
-# of mantissa (TF32 in cuBLAS, halves in ggml's Vulkan shaders).
+# Tokens whose scores nearly tie change places, and then those that are compared with them: GPUs multiply f32 with 10
+# bits of mantissa (TF32 in cuBLAS, halves in ggml's Vulkan shaders).
 MOST_KEPT_OTHERWISE = 0.1
 MAX_DIVERGENCE = 0.5  # nats, of two prompts that are the same but for those
 

@@ -189,8 +189,9 @@ class Bench(contextlib.ExitStack):
                 cell = stats["kv_bytes"][0] / stats["kv_cells"][0] / profile.ivr_layer  # stage I holds every token
                 n_prompt = stats["kv_cells"][0] - stats["n_visual"] + row.n_visual
                 kv_bytes = round(cell * n_prompt * self.subject.about.n_layer)
-            peak = contender.worker.ask("peak", name=contender.name)["bytes"]
-            measured.append(dataclasses.replace(row, kv_bytes=kv_bytes, peak_bytes=peak))
+            peak = contender.worker.ask("peak", name=contender.name)
+            memory = {"kv_bytes": kv_bytes, "peak_bytes": peak["bytes"], "device_bytes": peak["device_bytes"]}
+            measured.append(dataclasses.replace(row, **memory))
         return measured
 
     #

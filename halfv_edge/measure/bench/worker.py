@@ -7,6 +7,7 @@ its own, so that both are measured by the same code.
 from __future__ import annotations
 
 import ctypes
+import functools
 import json
 import re
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from halfv_cpp import library, llama_h, mtmd_h, mtmd_helper_h
+from halfv_cpp import ggml_backend_h, library, llama_h, mtmd_h, mtmd_helper_h
 from PIL import Image
 
 from halfv_edge.measure.bench import pictures, shapes
@@ -26,6 +27,7 @@ from halfv_edge.testing.client import Client, collect_log, log_text
 DEVICE = re.compile(r"using device (\w+ \([^)]*\))")
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_PEAK = "5"
+GPUS = (1, 2)  # enum ggml_backend_dev_type: on a card, in the processor
 ALL = 2**40  # bytes: no picture is too large to be pruned
 
 
@@ -61,8 +63,25 @@ class EncodedPicture:
         mtmd_h.mtmd_input_chunks_free(self.chunks)
 
 
+def _free_on_gpus() -> int:
+    """Bytes."""
+    total = 0
+    for index in range(ggml_backend_h.ggml_backend_dev_count()):
+        device = ggml_backend_h.ggml_backend_dev_get(index)
+        if ggml_backend_h.ggml_backend_dev_type(device) in GPUS:
+            free, size = ctypes.c_size_t(), ctypes.c_size_t()
+            ggml_backend_h.ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(size))
+            total += free.value
+    return total
+
+
+@functools.lru_cache(maxsize=1)
+def _drawn(drawing: str, width: int, height: int) -> Image.Image:
+    return pictures.DRAWINGS[drawing](width, height)
+
+
 def _image(file: str | None, drawing: str, size: list[int]) -> Image.Image:
-    return Image.open(file).convert("RGB") if file else pictures.DRAWINGS[drawing](*size)
+    return Image.open(file).convert("RGB") if file else _drawn(drawing, *size)
 
 
 class LibrariesUnderTest:
@@ -176,17 +195,20 @@ class LibrariesUnderTest:
         return times | {"stats": self._stats(client)}
 
     def peak(self, name: str) -> dict[str, Any]:
-        """Peak resident bytes of a request in a context of its own; None where the system does not tell."""
+        """Peak resident bytes of a request in a context of its own, None where the system does not tell; and what
+        such a context takes of GPUs, which keep what they once reserved for it."""
         while self.clients:
             self.clients.popitem()[1].close()
+        free = _free_on_gpus()
         self.clients[name] = self._client(self.contenders[name])
         try:
             CLEAR_REFS.write_text(RESET_PEAK)
+            tells = True
         except OSError:
-            return {"bytes": None}
+            tells = False
         self.prompt(name, 0)
-        found = re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text())
-        return {"bytes": int(found[1]) << 10 if found else None}
+        found = re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text()) if tells else None
+        return {"bytes": int(found[1]) << 10 if found else None, "device_bytes": free - _free_on_gpus()}
 
     def _client(self, contender: dict[str, Any]) -> Client:
         if self.halfv:
