@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -30,6 +31,7 @@ def main() -> int:
     running.add_argument("--build", type=Path, help="of a clone, in place of the archive's libraries")
     running.add_argument("--stock", type=Path, help="likewise")
     running.add_argument("--repeats", type=int, default=3)
+    running.add_argument("--threads", type=int, default=min(8, os.cpu_count() or 1), help="on the CPU (%(default)s)")
     running.add_argument("--ubatch", type=int, default=512)
     running.set_defaults(call=run.run)
     args = parser.parse_args()

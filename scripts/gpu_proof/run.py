@@ -56,7 +56,7 @@ class Proof:
         self.how = {
             "models": str(self.models),
             "n_ubatch": args.ubatch,
-            "n_threads": os.cpu_count() or 1,
+            "n_threads": args.threads,
             "n_gpu_layers": 99 if args.device == "gpu" else 0,
         }
 
