@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from halfv_edge.draw.token_map import draw_token_map as draw_token_map
     from halfv_edge.engine.chat import Answer as Answer
     from halfv_edge.engine.chat import Chat as Chat
+    from halfv_edge.engine.many import Outcome as Outcome
     from halfv_edge.engine.model import Model as Model
     from halfv_edge.engine.options import AnswerOptions as AnswerOptions
     from halfv_edge.engine.options import ModelOptions as ModelOptions
@@ -33,6 +34,7 @@ _HOME = {
     "HalfVError": "errors",
     "Model": "engine.model",
     "ModelOptions": "engine.options",
+    "Outcome": "engine.many",
     "Profile": "profile.profile",
     "RunError": "errors",
     "Stats": "engine.stats",

@@ -120,8 +120,7 @@ class Chat:
 
     def _ask(self, parts: Sequence[str | Picture], options: AnswerOptions, start: float | None = None) -> Answer:
         start = time.perf_counter() if start is None else start
-        if options.seed is None:
-            options = dataclasses.replace(options, seed=self.runtime.options.seed)
+        options = self.runtime.seeded(options)
         with self._idle() as conversation:
             before = len(conversation.waiting)
             try:

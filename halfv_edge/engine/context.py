@@ -1,4 +1,4 @@
-"""One llama_context with one sequence: what is in it, and how to make it something else with the least work."""
+"""A sequence of a llama_context: what is in it, and how to make it something else with the least work."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from halfv_edge.engine.encoder import Chunk, Encoder
 from halfv_edge.errors import HalfVError, RunError
 
 Item = int | Chunk
-SEQ = 0
+SEQ = 0  # the only one of a context with one sequence
 
 # Asked before every node of a graph. A Python function would have to wait for the interpreter each time, on the compute
 # threads; strlen says by itself whether the text that it is given is empty, and its result reads as a bool.
@@ -44,23 +44,36 @@ def common(items: Sequence[Item], others: Sequence[Item]) -> int:
 
 
 class Context:
-    """A llama_context, the items that its sequence holds, and their positions."""
+    """A llama_context, the items that one sequence of it holds, and their positions.
 
-    def __init__(self, pointer: int, encoder: Encoder):
-        self.pointer = pointer
+    Several may share a llama_context, each with a sequence and an equal part of the cells: see `sequences`.
+    """
+
+    def __init__(self, pointer: int, encoder: Encoder, seq: int = SEQ, n_seq: int = 1):
+        self.pointer: int | None = pointer
         self.encoder = encoder
+        self.seq = seq
+        self._n_seq = n_seq
         self.items: list[Item] = []
         self.n_evaluated = 0  # tokens and visual tokens that went through llama_decode
         self.decode_sec = 0.0
         self._starts: list[int] = []  # position of each item
         self._next = 0
-        self.n_ctx = llama_h.llama_n_ctx(pointer)
+        self.n_ctx: int = llama_h.llama_n_ctx(pointer) // n_seq
         self.n_batch = llama_h.llama_n_batch(pointer)
         self.n_ubatch = llama_h.llama_n_ubatch(pointer)
         self.is_own = False  # made as the model's own ones are
         self.n_cells = 0
         self._stop = ctypes.create_string_buffer(2)  # "" or "\1"
         llama_h.llama_set_abort_callback(pointer, ABORT, ctypes.cast(self._stop, ctypes.c_void_p))
+
+    def sequences(self) -> list[Context]:
+        """One for each sequence of this llama_context. This one is the first, and the one to close; all stop as one."""
+        others = [Context(self.pointer, self.encoder, seq, self._n_seq) for seq in range(1, self._n_seq)]
+        for other in others:
+            other._stop = self._stop
+        llama_h.llama_set_abort_callback(self.pointer, ABORT, ctypes.cast(self._stop, ctypes.c_void_p))
+        return [self, *others]
 
     def request_stop(self, wanted: bool = True) -> None:
         """End what is being evaluated soon, with StoppedError; from any thread."""
@@ -80,7 +93,10 @@ class Context:
         return llama_h.llama_get_memory(self.pointer)
 
     def clear(self) -> None:
-        llama_h.llama_memory_clear(self.memory, True)
+        if self._n_seq == 1:
+            llama_h.llama_memory_clear(self.memory, True)
+        else:
+            llama_h.llama_memory_seq_rm(self.memory, self.seq, -1, -1)
         self.items, self._starts, self._next, self.n_cells = [], [], 0, 0
 
     def common(self, items: Sequence[Item]) -> int:
@@ -107,7 +123,7 @@ class Context:
         """Forget all items but the first `count`; a memory that cannot do that forgets everything."""
         if count == len(self.items):
             return
-        if not llama_h.llama_memory_seq_rm(self.memory, SEQ, self._starts[count], -1):
+        if not llama_h.llama_memory_seq_rm(self.memory, self.seq, self._starts[count], -1):
             self.clear()
             return
         self._next = self._starts[count]
@@ -133,28 +149,56 @@ class Context:
             at = end
 
     def _text(self, tokens: Sequence[int], output: bool) -> None:
+        flags = [False] * (len(tokens) - 1) + [output]
+        with self._timed():
+            log.clear()
+            self._check(
+                self._decode(tokens, range(self._next, self._next + len(tokens)), [self.seq] * len(tokens), flags)
+            )
+        self._append(tokens)
+
+    def _decode(
+        self, tokens: Sequence[int], positions: Sequence[int], seqs: Sequence[int], outputs: Sequence[bool]
+    ) -> int:
+        """llama_decode's return code."""
         ids = np.array(tokens, np.int32)
-        positions = np.arange(self._next, self._next + len(ids), dtype=np.int32)
+        places = np.array(positions, np.int32)
         counts = np.ones(len(ids), np.int32)
-        sequence = ctypes.c_int32(SEQ)
-        sequences = (ctypes.POINTER(ctypes.c_int32) * len(ids))(*[ctypes.pointer(sequence)] * len(ids))
-        flags = np.zeros(len(ids), np.int8)
-        flags[-1] = output
+        each = {seq: ctypes.pointer(ctypes.c_int32(seq)) for seq in set(seqs)}
+        flags = np.array(outputs, np.int8)
         batch = llama_h.llama_batch()
         batch.n_tokens = len(ids)
         batch.token = ids.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
-        batch.pos = positions.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
+        batch.pos = places.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
         batch.n_seq_id = counts.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
-        batch.seq_id = sequences
+        batch.seq_id = (ctypes.POINTER(ctypes.c_int32) * len(ids))(*[each[seq] for seq in seqs])
         batch.logits = flags.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
-        with self._timed():
-            log.clear()
-            self._check(llama_h.llama_decode(self.pointer, batch))
-        self._starts += positions.tolist()
+        return int(llama_h.llama_decode(self.pointer, batch))
+
+    def _append(self, tokens: Sequence[int]) -> None:
+        self._starts += range(self._next, self._next + len(tokens))
         self.items += tokens
-        self._next += len(ids)
-        self.n_cells += len(ids)
-        self.n_evaluated += len(ids)
+        self._next += len(tokens)
+        self.n_cells += len(tokens)
+        self.n_evaluated += len(tokens)
+
+    @staticmethod
+    def evaluate_together(contexts: Sequence[Context], tokens: Sequence[int]) -> None:
+        """Append a token to each of these sequences of one llama_context; output n is that of sequence n.
+
+        Stopped or failed: nothing was appended to any of them.
+        """
+        first = contexts[0]
+        if first.stopping:
+            raise StoppedError
+        start = time.perf_counter()
+        log.clear()
+        positions, seqs = [one._next for one in contexts], [one.seq for one in contexts]
+        first._check(first._decode(tokens, positions, seqs, [True] * len(tokens)))
+        seconds = time.perf_counter() - start
+        for context, token in zip(contexts, tokens, strict=True):
+            context.decode_sec += seconds  # each of them waited for it
+            context._append([token])
 
     def _picture(self, chunk: Chunk) -> None:
         assert chunk.embd is not None
@@ -163,11 +207,11 @@ class Context:
         with self._timed():
             log.clear()
             rc = mtmd_helper_h.mtmd_helper_decode_image_chunk(
-                self.encoder.pointer, self.pointer, chunk.pointer, values, self._next, SEQ, self.n_batch,
+                self.encoder.pointer, self.pointer, chunk.pointer, values, self._next, self.seq, self.n_batch,
                 ctypes.byref(after), mtmd_helper_h.mtmd_helper_post_decode_callback(0), None,
             )  # fmt: skip
             if rc != 0:  # of a picture in several batches some may be in
-                llama_h.llama_memory_seq_rm(self.memory, SEQ, self._next, -1)
+                llama_h.llama_memory_seq_rm(self.memory, self.seq, self._next, -1)
             self._check(rc)
         self._starts.append(self._next)
         self.items.append(chunk)
@@ -215,7 +259,7 @@ class Context:
     def prepare(self) -> None:
         """Choose the coverage of the pictures that wait, and carry it through stage II."""
         with self._timed():
-            rc = halfv_h.halfv_prepare(self.pointer, SEQ)
+            rc = halfv_h.halfv_prepare(self.pointer, self.seq)
         if rc == halfv_h.HALFV_ERR_COMPUTE and self.stopping:
             raise StoppedError
         if rc not in (halfv_h.HALFV_OK, halfv_h.HALFV_NOTHING, halfv_h.HALFV_ERR_UNSUPPORTED):
@@ -223,18 +267,18 @@ class Context:
 
     def top_up(self) -> None:
         """What follows is a new question: pruned tokens that matter to it come back."""
-        halfv_h.halfv_topup(self.pointer, SEQ)
+        halfv_h.halfv_topup(self.pointer, self.seq)
 
     def stats(self) -> dict:
         """halfv_stats, {} for a context that does not prune."""
         try:
-            return halfv_cpp.stats(self.pointer, SEQ)
+            return halfv_cpp.stats(self.pointer, self.seq)
         except halfv_cpp.CallError:
             return {}
 
     def image_tokens(self, image: int, stage: int) -> list[int] | None:
         """Tokens of a picture that reached a stage, None for a context that does not prune."""
         try:
-            return halfv_cpp.image_tokens(self.pointer, SEQ, image, stage)
+            return halfv_cpp.image_tokens(self.pointer, self.seq, image, stage)
         except halfv_cpp.CallError:
             return None

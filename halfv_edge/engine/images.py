@@ -34,8 +34,6 @@ FORMATS = ("PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "ICO", "TGA", "AVI
 JPEG_START = b"\xff\xd8\xff"
 FORMATS_TEXT = "PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF"
 
-Source: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | NDArray[Any] | Picture"
-
 
 @dataclass(frozen=True, slots=True)
 class Picture:
@@ -64,6 +62,9 @@ class Picture:
             with _opened(raw) as image:
                 kind = image.get_format_mimetype() or kind
         return f"data:{kind};base64,{base64.b64encode(raw).decode()}"
+
+
+Source: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | NDArray[Any] | Picture
 
 
 def load(source: Source, name: str = "") -> Picture:

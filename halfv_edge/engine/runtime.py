@@ -22,7 +22,7 @@ from halfv_edge.engine import libraries
 from halfv_edge.engine.context import Context, Item
 from halfv_edge.engine.encoder import Encoded, Encoder, find_mmproj
 from halfv_edge.engine.images import Picture
-from halfv_edge.engine.options import FLASH, ModelOptions, check_pruning
+from halfv_edge.engine.options import FLASH, AnswerOptions, ModelOptions, check_pruning
 from halfv_edge.engine.template import Template
 from halfv_edge.engine.turn_lock import TurnLock
 from halfv_edge.errors import HalfVError
@@ -181,6 +181,7 @@ class Runtime:
         *,
         undo_bytes: int | None = None,
         encoder: Encoder | None = None,
+        n_seq: int = 1,
     ) -> Context:
         """An empty context. One that is like the model's own may be one that was taken back.
 
@@ -189,9 +190,10 @@ class Runtime:
             n_ctx: Tokens, in place of the model's.
             undo_bytes: For undoing removed questions, in place of the model's; 0: they are not undone.
             encoder: Whose pictures it will hold, in place of the model's.
+            n_seq: Sequences, each with room for n_ctx tokens.
         """
         with self.lock:
-            return self._make_context(profile, n_ctx, undo_bytes, encoder)
+            return self._make_context(profile, n_ctx, undo_bytes, encoder, n_seq)
 
     def _make_context(
         self,
@@ -199,8 +201,10 @@ class Runtime:
         n_ctx: int | None,
         undo_bytes: int | None,
         encoder: Encoder | None,
+        n_seq: int,
     ) -> Context:
         is_own = profile == "own" and n_ctx in (None, self.n_ctx) and undo_bytes is None and encoder is None
+        is_own = is_own and n_seq == 1
         if self._spare:
             spare, self._spare = self._spare, None
             if is_own:
@@ -209,10 +213,10 @@ class Runtime:
         encoder = encoder or self.encoder
         n_ctx = n_ctx or self.n_ctx
         params = llama_h.llama_context_default_params()
-        params.n_ctx = n_ctx
+        params.n_ctx = n_ctx * n_seq
         params.n_batch = self.options.n_batch
         params.n_ubatch = self.options.n_batch if encoder.non_causal else self.options.n_ubatch
-        params.n_seq_max = 1
+        params.n_seq_max = n_seq
         params.n_threads = params.n_threads_batch = self.n_threads
         params.flash_attn_type = FLASH[self.options.flash_attn]
         params.type_k = params.type_v = TENSOR_TYPES[self.options.kv_type].ggml_type
@@ -222,7 +226,7 @@ class Runtime:
         if not pointer:
             if log.out_of_memory():
                 raise HalfVError(
-                    f"There is not enough memory for a context of {n_ctx} tokens",
+                    f"There is not enough memory for a context of {n_ctx * n_seq} tokens",
                     hint="lower {n_ctx}, use {kv_type}, or close other chats",
                     settings={"n_ctx": None, "kv_type": "q8_0"},
                 )
@@ -231,7 +235,7 @@ class Runtime:
             undo_bytes = self.options.undo_mb << 20
         halfv_cpp.halfv_set_undo_bytes(pointer, undo_bytes)
         halfv_cpp.halfv_set_undo(pointer, undo_bytes > 0)  # with none, nothing limits what is pruned
-        context = Context(pointer, encoder)
+        context = Context(pointer, encoder, n_seq=n_seq)
         context.is_own = is_own
         return context
 
@@ -332,6 +336,10 @@ class Runtime:
         if not tail:
             raise HalfVError("The chat template ends with the picture, so there is nothing to answer to.")
         return Prompt(head, tail, encoded, seconds)
+
+    def seeded(self, options: AnswerOptions) -> AnswerOptions:
+        """With the model's seed when they have none."""
+        return dataclasses.replace(options, seed=self.options.seed) if options.seed is None else options
 
     #
     # numbers
