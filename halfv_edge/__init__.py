@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from halfv_edge.draw.token_map import draw_token_map as draw_token_map
-    from halfv_edge.engine.chat import Answer as Answer
+    from halfv_edge.engine.answer import Answer as Answer
     from halfv_edge.engine.chat import Chat as Chat
     from halfv_edge.engine.many import Outcome as Outcome
     from halfv_edge.engine.model import Model as Model
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __version__ = version("halfv-edge")
 
 _HOME = {
-    "Answer": "engine.chat",
+    "Answer": "engine.answer",
     "AnswerOptions": "engine.options",
     "Chat": "engine.chat",
     "HalfVChatHandler": "handler.handler",

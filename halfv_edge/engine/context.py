@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any, TypeGuard
 
 import halfv_cpp
 import numpy as np
@@ -27,6 +29,10 @@ ABORT = ctypes.cast(
 
 class StoppedError(Exception):
     """Evaluation was stopped on request."""
+
+
+def _is_token(item: Item) -> TypeGuard[int]:
+    return not isinstance(item, Chunk)
 
 
 def n_cells(items: Sequence[Item]) -> int:
@@ -50,7 +56,7 @@ class Context:
     """
 
     def __init__(self, pointer: int, encoder: Encoder, seq: int = SEQ, n_seq: int = 1):
-        self.pointer: int | None = pointer
+        self.pointer = pointer  # 0 when it is closed
         self.encoder = encoder
         self.seq = seq
         self._n_seq = n_seq
@@ -77,7 +83,7 @@ class Context:
 
     def request_stop(self, wanted: bool = True) -> None:
         """End what is being evaluated soon, with StoppedError; from any thread."""
-        self._stop[0] = wanted
+        self._stop[0] = b"\1" if wanted else b"\0"
 
     @property
     def stopping(self) -> bool:
@@ -86,7 +92,7 @@ class Context:
     def close(self) -> None:
         if self.pointer:
             llama_h.llama_free(self.pointer)
-            self.pointer = None
+            self.pointer = 0
 
     @property
     def memory(self) -> int:
@@ -138,15 +144,15 @@ class Context:
         while at < len(items):
             if self.stopping:
                 raise StoppedError
-            if isinstance(items[at], Chunk):
-                self._picture(items[at])
+            item = items[at]
+            if isinstance(item, Chunk):
+                self._picture(item)
                 at += 1
                 continue
-            end = at
-            while end < len(items) and end - at < self.n_batch and not isinstance(items[end], Chunk):
-                end += 1
-            self._text(items[at:end], output and end == len(items))
-            at = end
+            rest = itertools.islice(items, at, at + self.n_batch)
+            tokens: list[int] = list(itertools.takewhile(_is_token, rest))  # type: ignore[arg-type]
+            at += len(tokens)
+            self._text(tokens, output and at == len(items))
 
     def _text(self, tokens: Sequence[int], output: bool) -> None:
         flags = [False] * (len(tokens) - 1) + [output]
@@ -269,7 +275,7 @@ class Context:
         """What follows is a new question: pruned tokens that matter to it come back."""
         halfv_h.halfv_topup(self.pointer, self.seq)
 
-    def stats(self) -> dict:
+    def stats(self) -> dict[str, Any]:
         """halfv_stats, {} for a context that does not prune."""
         try:
             return halfv_cpp.stats(self.pointer, self.seq)

@@ -107,9 +107,7 @@ class Generation:
 
     def sample(self, row: int = -1) -> int | None:
         """The next token from an output of the last batch, None when the answer ends; the model's lock is held."""
-        pointer = self.conversation.context.pointer
-        assert pointer is not None
-        token = self._sampler.sample(pointer, row)
+        token = self._sampler.sample(self.conversation.context.pointer, row)
         if token is None or self.conversation.runtime.is_end(token):
             self._ended = "end"
             return None

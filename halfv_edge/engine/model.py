@@ -91,11 +91,26 @@ class Model:
         return self.runtime.n_layer
 
     def tokenize(self, text: str) -> list[int]:
-        """As llama.cpp does it in a prompt: special tokens by their text, none added."""
+        """Cut text into tokens, as llama.cpp does it in a prompt.
+
+        Args:
+            text: Special tokens are known by their text; none are added.
+
+        Returns:
+            Token numbers.
+        """
         return self.runtime.tokenize(text)
 
     def piece(self, token: int, special: bool = False) -> bytes:
-        """The text of a token."""
+        """The text of a token.
+
+        Args:
+            token: Its number.
+            special: Write special tokens out; else their text is empty.
+
+        Returns:
+            UTF-8, of which a token may be a part of a character.
+        """
         return self.runtime.piece(token, special)
 
     def chat(self, system: str | None = None, *, messages: Sequence[Message] = (), mode: Mode = "prepare") -> Chat:

@@ -201,7 +201,7 @@ def check_number(name: str, value: object, low: float, high: float, rule: str = 
     rule = rule or (f"between {low} and {high}" if high < math.inf else f"at least {low}")
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         raise HalfVError(parameter=name, value=value, rule=f"a number, {rule}")
-    if not math.isfinite(value) or not low <= value <= high:
+    if not math.isfinite(value) or not low <= float(value) <= high:
         raise HalfVError(parameter=name, value=value, rule=rule)
 
 

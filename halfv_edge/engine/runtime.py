@@ -9,9 +9,9 @@ import dataclasses
 import os
 import secrets
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import halfv_cpp
 import numpy as np
@@ -22,12 +22,12 @@ from halfv_edge.engine import libraries
 from halfv_edge.engine.context import Context, Item
 from halfv_edge.engine.encoder import Encoded, Encoder, find_mmproj
 from halfv_edge.engine.images import Picture
-from halfv_edge.engine.options import FLASH, AnswerOptions, ModelOptions, check_pruning
+from halfv_edge.engine.model_profile import if_supported, resolve_profile
+from halfv_edge.engine.options import FLASH, AnswerOptions, ModelOptions
 from halfv_edge.engine.template import Template
 from halfv_edge.engine.turn_lock import TurnLock
 from halfv_edge.errors import HalfVError
-from halfv_edge.profile import model_file, presets, resolve, stored
-from halfv_edge.profile import profile as profiles
+from halfv_edge.profile import model_file
 from halfv_edge.profile.profile import Profile
 from halfv_edge.profile.resolve import Resolved
 
@@ -76,7 +76,7 @@ class Runtime:
         self, about: model_file.ModelFile, pointer: int, options: ModelOptions, resolved: Resolved, mmproj: Path
     ):
         self.path = about.path
-        self.pointer: int | None = pointer
+        self.pointer = pointer  # 0 when it is closed
         self.options = options
         self.lock = TurnLock()
         self.notes: list[str] = []  # what a person should know that is no error
@@ -107,7 +107,7 @@ class Runtime:
         self.encoder = self.load_encoder(
             mmproj,
             image_max_tokens=options.image_max_tokens,
-            pixel_tau=self.profile and self.profile.pixel_tau,
+            pixel_tau=self.profile.pixel_tau if self.profile else None,
             weights=options.mmproj_type,
         )
         try:
@@ -160,7 +160,7 @@ class Runtime:
                 self._spare = None
             if self.pointer:
                 llama_h.llama_model_free(self.pointer)
-                self.pointer = None
+                self.pointer = 0
 
     def __del__(self) -> None:
         if hasattr(self, "encoder") and self in _open:  # else its making failed, and its maker cleans up
@@ -366,81 +366,3 @@ class Runtime:
         """A copy of those at an output of the last batch."""
         pointer = llama_h.llama_get_logits_ith(context.pointer, row)
         return np.ctypeslib.as_array(pointer, (self.n_vocab,)).copy()
-
-
-def resolve_profile(
-    about: model_file.ModelFile,
-    given: Profile | Mapping[str, Any] | str | os.PathLike[str] | None,
-    keep: float | None,
-    pixel_tau: float | Literal["off"] | None = None,
-    visual_share: float | None = None,
-) -> Resolved:
-    """What these come to for this model, after the sidecar, the file and the presets."""
-    check_pruning(keep, pixel_tau, visual_share)
-    if keep is not None and given == "off":
-        raise HalfVError(
-            "needs a profile, and {profile} says none",
-            parameter="keep",
-            value=keep,
-            hint="leave one of them out",
-            settings={"profile": "off"},
-        )
-    resolved = resolve.resolve(about, _override(given, about))
-    if pixel_tau is not None and resolved.source != "environment":
-        base = resolved.profile or Profile.default(about.n_layer)
-        tau = None if pixel_tau == "off" else pixel_tau
-        if tau != base.pixel_tau:
-            resolved = dataclasses.replace(resolved, profile=_changed(base, about, pixel_tau=tau))
-    if visual_share is not None and resolved.profile is not None:
-        changed = dataclasses.replace(resolved.profile, visual_share=visual_share).validate(about.n_layer)
-        resolved = dataclasses.replace(resolved, profile=changed)
-    if keep is None:
-        return resolved
-    if resolved.profile is None:
-        if resolved.source != "environment":
-            raise HalfVError(
-                "needs a profile",
-                parameter="keep",
-                value=keep,
-                hint=f"{about.path.name} has none, so give {{profile}} as well",
-                settings={"profile": None},
-            )
-        return resolved
-    return dataclasses.replace(resolved, profile=_changed(resolved.profile, about, ivr_keep=keep))
-
-
-def _changed(base: Profile, about: model_file.ModelFile, **fields: float | None) -> Profile:
-    """Without the evidence, which was for another profile."""
-    return dataclasses.replace(base, **fields, calibration=None).validate(about.n_layer)
-
-
-def if_supported(resolved: Resolved, model: int, path: Path) -> Resolved:
-    """An architecture without hooks runs whole; to ask for more is a mistake."""
-    if resolved.profile is None or halfv_cpp.halfv_model_supported(model):
-        return resolved
-    if resolved.source == "flag":
-        raise HalfVError(
-            f"{path.name} cannot be pruned: its architecture has no hooks",
-            hint="give {profile}",
-            settings={"profile": "off"},
-        )
-    return Resolved(None, "off")
-
-
-def _override(
-    given: Profile | Mapping[str, Any] | str | os.PathLike[str] | None, about: model_file.ModelFile
-) -> Profile | Literal["off"] | None:
-    """What profile=... means."""
-    if given is None or given == "off" or isinstance(given, Profile):
-        return given
-    if isinstance(given, Mapping):
-        return Profile.from_json({"version": profiles.VERSION, **given})
-    if not isinstance(given, str) or given.endswith(".json") or os.sep in given:
-        return stored.read_json(Path(given))
-    preset = presets.get(given)
-    if preset.architecture != about.architecture:
-        raise HalfVError(
-            f"The preset {preset.name} is for models of the architecture {preset.architecture}, and {about.path.name} "
-            f"is {about.architecture}."
-        )
-    return preset.scaled(about.n_layer).profile

@@ -22,9 +22,8 @@ import halfv_cpp
 import numpy as np
 from halfv_cpp import llama_h, log
 
-from halfv_edge.engine import encoder, images, stats
+from halfv_edge.engine import encoder, images, model_profile, stats
 from halfv_edge.engine import options as engine_options
-from halfv_edge.engine import runtime as engine_runtime
 from halfv_edge.engine.context import SEQ, Context, Item
 from halfv_edge.engine.encoder import Chunk, Encoded, Encoder
 from halfv_edge.engine.stats import Stats
@@ -161,8 +160,8 @@ class HalfVChatHandler:
             return self._session
         log.capture(llama.verbose)
         about = model_file.ModelFile.read(llama.model_path)
-        wanted = engine_runtime.resolve_profile(about, self._wanted, self._keep, self._pixel_tau)
-        resolved = engine_runtime.if_supported(wanted, llama.model, about.path)
+        wanted = model_profile.resolve_profile(about, self._wanted, self._keep, self._pixel_tau)
+        resolved = model_profile.if_supported(wanted, llama.model, about.path)
         _set_profile(llama, resolved.profile)  # before the encoder, which takes pixel_tau from the model
         flash_attn = llama.context_params.flash_attn_type == llama_h.LLAMA_FLASH_ATTN_TYPE_ENABLED
         vision = Encoder.load(
