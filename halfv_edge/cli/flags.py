@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -175,13 +176,22 @@ def _without_effect(args: argparse.Namespace, model: Model) -> Iterator[str]:
 
 def read_images(paths: list[str]) -> list[Picture]:
     """Before anything slow, so that a bad one is known at once."""
+    if paths.count("-") > 1:
+        raise HalfVError("stdin (-) was given twice: it has one picture.")
     return [read_image(path) for path in paths]
 
 
 def read_image(name: str) -> Picture:
-    """A picture by its path or URL."""
+    """A picture by its path or URL; - is stdin."""
     from halfv_edge.engine import images  # here, so that commands without pictures start fast
 
+    if name == "-":
+        if sys.stdin.isatty():
+            raise HalfVError("- reads a picture from stdin, and nothing is piped into it: name a file.")
+        raw = sys.stdin.buffer.read(images.MAX_FILE_BYTES + 1)
+        if len(raw) > images.MAX_FILE_BYTES:
+            raise HalfVError(f"The picture on stdin has more than {images.MAX_FILE_BYTES >> 20} MB: make it smaller.")
+        return images.load(raw, "The picture on stdin")
     return images.load(fetch(name), name) if is_url(name) else images.load(name)
 
 

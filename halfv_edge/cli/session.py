@@ -89,15 +89,24 @@ class Worker:
 class Session:
     """A chat, its pictures, and the thread that they are prepared and answered in."""
 
-    def __init__(self, chat: Chat, out: Console, sampling: dict[str, Any], image_max_tokens: int | None = None):
+    def __init__(
+        self,
+        chat: Chat,
+        out: Console,
+        sampling: dict[str, Any],
+        image_max_tokens: int | None = None,
+        on_asked: Callable[[], None] = lambda: None,
+    ):
+        """`on_asked` is called when the conversation has become longer."""
         self.chat = chat
         self.out = out
         self.sampling = sampling
-        self.pictures: list[Picture] = []  # that the chat has, in its order
-        self.n_asked = 0  # of them in questions that were answered
+        self.pictures = chat.pictures  # that the chat has, in its order
+        self.n_asked = len(self.pictures)  # of them in questions that were answered
         self.wait_sec = 0.0  # of the last answer
         self.worker = Worker()
         self._image_max_tokens = image_max_tokens
+        self._on_asked = on_asked
         self._doing = ""  # what is being waited for
         self._failed: list[HalfVError] = []
 
@@ -180,6 +189,7 @@ class Session:
             self.pictures += pictures if self.chat.mode == "exact" else ()
             self.n_asked = len(self.pictures)
             self.wait_sec = reply.wait_sec
+            self._on_asked()
         return reply
 
     def _next(self, pieces: queue.Queue[str | None], start: float, stopping: bool) -> str | None:

@@ -216,6 +216,11 @@ class Chat:
         return [said.message() for said in self._conversation.messages()]
 
     @property
+    def pictures(self) -> list[Picture]:
+        """All pictures of the conversation, in the order in which they were given: that of `token_maps`."""
+        return [encoded.picture for encoded in self._conversation.pictures.values()]
+
+    @property
     def stats(self) -> Stats:
         """What the last answer took."""
         return self._conversation.stats
