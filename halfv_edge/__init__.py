@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from halfv_edge.draw.token_map import draw_token_map as draw_token_map
     from halfv_edge.engine.answer import Answer as Answer
+    from halfv_edge.engine.async_answer import AsyncAnswer as AsyncAnswer
     from halfv_edge.engine.chat import Chat as Chat
     from halfv_edge.engine.many import Outcome as Outcome
     from halfv_edge.engine.model import Model as Model
@@ -29,6 +30,7 @@ __version__ = version("halfv-edge")
 _HOME = {
     "Answer": "engine.answer",
     "AnswerOptions": "engine.options",
+    "AsyncAnswer": "engine.async_answer",
     "Chat": "engine.chat",
     "HalfVChatHandler": "handler.handler",
     "HalfVError": "errors",

@@ -109,7 +109,7 @@ class ModelFields(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerOptions:
-    """How an answer is made; every field may be given by name to whatever answers.
+    r"""How an answer is made; every field may be given by name to whatever answers.
 
     Example:
         >>> AnswerOptions(max_tokens=100, stop="\n\n").stop

@@ -96,10 +96,30 @@ class HalfVChatHandler:
         self._lock = threading.RLock()
         self._number = 0  # of the last request
 
-    from_pretrained = classmethod(MTMDChatHandler.from_pretrained.__func__)
+    @classmethod
+    def from_pretrained(cls, repo_id: str, filename: str | None, **options: Any) -> HalfVChatHandler:
+        """Take the encoder from a Hugging Face repository, as llama_cpp's own handlers do.
+
+        Args:
+            repo_id: "owner/repo".
+            filename: The mmproj's name there, or a pattern that it alone matches.
+            options: Those of upstream's from_pretrained, and of this class.
+
+        Returns:
+            A handler with the downloaded encoder.
+        """
+        made: HalfVChatHandler = MTMDChatHandler.from_pretrained.__func__(cls, repo_id, filename, **options)
+        return made
 
     def load_image(self, image_url: str) -> images.Source:
-        """What an image_url stands for. Override it to get pictures in your own way, as anything images.load takes."""
+        """What an image_url stands for. Override it to get pictures in your own way.
+
+        Args:
+            image_url: A http:, https:, data: or file: URL.
+
+        Returns:
+            A picture in any form that `Chat.add_image` takes.
+        """
         scheme = image_url.partition(":")[0].lower()
         if scheme == "file":
             return Path(urllib.request.url2pathname(urllib.parse.urlsplit(image_url).path))

@@ -93,7 +93,7 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """As struct halfv_profile."""
+    """Which layers of a model prune how much; the fields are those of struct halfv_profile in halfv.h."""
 
     ivr_layer: int  # first layer of stage II
     ivr_keep: float  # share of the visual tokens that stage II sees
