@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +95,7 @@ def kill(child: subprocess.Popen) -> None:
 
 def cuda_folders() -> list[Path]:
     """Of CUDA's libraries, from pip's packages or the toolkit."""
-    sites = {Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")}
+    sites = dict.fromkeys(Path(folder).resolve() for folder in sys.path if folder)
     roots: Sequence[Path] = [site / "nvidia" for site in sites] + [Path("/usr/local/cuda/lib64")]
     found = (path.parent for root in roots if root.is_dir() for name in CUDA for path in root.rglob(name))
     return list(dict.fromkeys(found))

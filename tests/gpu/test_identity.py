@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from halfv_cpp import library
 
+from halfv_edge.testing.random_mmproj import write_mmproj
+from tests.gpu.test_unpruned import SIZES
 from tests.native.test_identity import PROFILE, decode
 from tests.support import ROOT
-from tests.support.tiny_mmproj import make_tiny_mmproj
 from tests.support.tiny_models import ARCHS, make_tiny
 
 PLAIN, FLASH = (), ("--flash-attn", "--kv-type", "f16")
@@ -23,8 +24,8 @@ PLAIN, FLASH = (), ("--flash-attn", "--kv-type", "f16")
 @pytest.mark.parametrize("arch", ARCHS)
 def test_same_bits_as_stock(arch: str, flags: tuple[str, ...], stock_lib_dir: Path, tmp_path: Path) -> None:
     flags = (*flags, "--gpu-layers", "99")
-    bare = make_tiny(tmp_path / "bare.gguf", arch)
-    profiled = make_tiny(tmp_path / "profiled.gguf", arch, profile=PROFILE)
+    bare = make_tiny(tmp_path / "bare.gguf", arch, **SIZES)
+    profiled = make_tiny(tmp_path / "profiled.gguf", arch, profile=PROFILE, **SIZES)
     which, stock = decode(stock_lib_dir, bare, tmp_path / "stock.npy", *flags)
     assert which == "stock"
     _, again = decode(stock_lib_dir, bare, tmp_path / "again.npy", *flags)
@@ -42,7 +43,7 @@ def test_same_bits_as_stock(arch: str, flags: tuple[str, ...], stock_lib_dir: Pa
 def test_encoder_off_is_stock(kind: str, stock_lib_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HALFV", "off")
     text = make_tiny(tmp_path / "text.gguf", "qwen2vl")
-    mmproj = make_tiny_mmproj(tmp_path / "mmproj.gguf", kind, n_embd=64)
+    mmproj = write_mmproj(tmp_path / "mmproj.gguf", kind, n_embd=64, n_vision=128)
     found = []
     for lib_dir in (stock_lib_dir, library.lib_dir()):
         out = tmp_path / f"{len(found)}.npy"

@@ -14,7 +14,7 @@ from halfv_cpp import llama_h
 
 from halfv_edge.testing.client import Client
 from tests.gpu.test_pruned import BOTH, PROFILES
-from tests.gpu.test_unpruned import OPTIONS
+from tests.gpu.test_unpruned import OPTIONS, SIZES
 from tests.support import pruned
 from tests.support.agreement import Answers, Record, assert_agree
 from tests.support.tiny_models import ARCHS, grid_positions, make_tiny, tiny_image
@@ -133,7 +133,7 @@ def test_same_as_cpu(
     record_property: Record,
     tmp_path: Path,
 ) -> None:
-    model = make_tiny(tmp_path / "model.gguf", arch, seed=1, profile=BOTH | PROFILES[mode])
+    model = make_tiny(tmp_path / "model.gguf", arch, seed=1, profile=BOTH | PROFILES[mode], **SIZES)
     options = OPTIONS[numbers] | {"kv_unified": unified}
     with on_cpu():
         expected = answers(model, tell, **options)

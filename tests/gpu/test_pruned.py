@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from halfv_edge.testing.client import Client
-from tests.gpu.test_unpruned import OPTIONS
+from tests.gpu.test_unpruned import OPTIONS, SIZES
 from tests.support import pruned
 from tests.support.agreement import Answers, Record, assert_agree
 from tests.support.tiny_models import ARCHS, grid_positions, make_tiny, tiny_image
@@ -51,7 +51,7 @@ def test_same_choice_and_answer(
     tmp_path: Path,
 ) -> None:
     seed = 1 if arch == "qwen2vl" else 0  # seed 0 has two tokens too close to call between two devices
-    model = make_tiny(tmp_path / "model.gguf", arch, seed=seed, profile=BOTH | PROFILES[mode])
+    model = make_tiny(tmp_path / "model.gguf", arch, seed=seed, profile=BOTH | PROFILES[mode], **SIZES)
     prepared = n_gpu_layers == 99 and arch == "qwen2vl"
     with on_cpu():
         expected = answer(model, prepared, **OPTIONS[numbers])
