@@ -92,19 +92,22 @@ bool staged_memory::equal_cells() const {
     return true;
 }
 
-uint32_t staged_memory::n_ubatch_whole(uint32_t n_new) const {
+uint32_t staged_memory::ubatch_size(const graph_pass & pass, uint32_t n_new) const {
     if (alike || !cparams.causal_attn) {
         return cparams.n_ubatch;
     }
     uint64_t n_cells = 0;
-    each_stage([&](const llama_kv_cache & kv) {
+    for (int s = 0; s < n_stages; ++s) {
+        if (!touches(pass, s)) {
+            continue;
+        }
         uint32_t used = 0;
         for (uint32_t stream = 0; stream < n_stream(); ++stream) {
-            used = std::max(used, kv.get_cells(stream).used_max_p1());
+            used = std::max(used, stages[s]->get_cells(stream).used_max_p1());
         }
-        n_cells += std::min<uint64_t>(kv.get_size(), GGML_PAD((uint64_t) used + n_new, 256));
-    });
-    const uint64_t n = (uint64_t) cparams.n_ubatch*stages[0]->get_size()/n_cells;
+        n_cells += std::min<uint64_t>(stages[s]->get_size(), GGML_PAD((uint64_t) used + n_new, 256));
+    }
+    const uint64_t n = (uint64_t) cparams.n_ubatch*stages[0]->get_size()/std::max<uint64_t>(n_cells, 1); // none: nothing to run
     return std::clamp<uint64_t>(n, 1, cparams.n_ubatch);
 }
 

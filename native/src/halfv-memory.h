@@ -31,6 +31,7 @@ struct step {
     llama_ubatch ubatch;
     graph_pass   pass = {};
     std::optional<bool> causal = {}; // not given: as the context is set
+    std::vector<uint32_t> cells = {}; // of stage II, where its tokens are already
 };
 
 // Three KV caches behind one memory, split by layer: each holds only the tokens that reached its stage.
@@ -76,9 +77,9 @@ public:
     bool has_stage(int s) const { return bounds[s] < bounds[s + 1]; }
     bool touches(const graph_pass & pass, int s) const;
 
-    // Tokens of a graph over all layers: no more than n_ubatch, and so few that the masks of all stages together take no more
+    // Tokens of one graph: no more than n_ubatch, and so few that the masks of the stages that it reaches together take no more
     // than stage I's when it is full, which is what buffers are reserved for. One mask serves all until tokens are pruned.
-    uint32_t n_ubatch_whole(uint32_t n_new) const;
+    uint32_t ubatch_size(const graph_pass & pass, uint32_t n_new) const;
 
     // forget the cells that hold a sequence in these layers; they are given out again in the same order
     void rewind(llama_seq_id seq_id, const graph_pass & pass);
@@ -141,6 +142,9 @@ public:
         llama_kv_cells before; // of this cell
         std::optional<transaction> inside;
     };
+
+    // where the last n tokens that came into a stage are, in a transaction of one sequence
+    std::vector<uint32_t> last_cells(int s, size_t n) const;
 
     // before a batch changes what a sequence carries in other ways than adding tokens
     void keep_lists(llama_seq_id seq_id);

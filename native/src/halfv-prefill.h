@@ -73,6 +73,9 @@ private:
     bool prunes_now() const;
     bool applies(const image & im) const;
     bool is_large(const image & im) const;
+    bool thins(const image & im) const; // in stage III
+    bool may_split() const;
+    bool splits(const std::vector<image> & images, const std::vector<row> & go) const;
     bool wants_attention() const { return choice == HALFV_CHOICE_ATTENTION || choice == HALFV_CHOICE_DART; } // rotated, of text too
     bool is_lazy(llama_seq_id seq_id, bool visual) const;
 

@@ -43,6 +43,7 @@ struct row {
     int32_t  group;      // tokens of one non-causal batch share a group and travel together; -1: causal
     int32_t  batch_idx;  // place in the batch that is being decoded
     bool     output;     // that batch wants its output
+    int32_t  cell = -1;  // in stage II's cache, while the last layer of that stage still has to see it
 };
 
 bool prompt_order(const row & a, const row & b);

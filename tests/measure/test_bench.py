@@ -66,7 +66,10 @@ def test_prompt(bench) -> None:
     head = 2 * n_embd * n_vocab
     prefix = span(8, N_PREFIX, before=0)
     dense = prefix + span(8, N_VISUAL + N_QUESTION) + head
-    stages = span(2, N_VISUAL + N_QUESTION) + span(4, N_KEPT + N_QUESTION) + span(2, N_DEEP + N_QUESTION)
+    kept, deep = N_KEPT + N_QUESTION, N_DEEP + N_QUESTION
+    stages = span(2, N_VISUAL + N_QUESTION) + span(3, kept) + span(2, deep)
+    # the last layer of stage II: Q, K and V of all in it, the rest for those that stay, which see all the others
+    stages += kept * 2 * n_embd * (q + 2 * kv) + span(1, deep, before=N_PREFIX + N_KEPT - N_DEEP)
     pruner = 2 * N_VISUAL * q + 2 * N_VISUAL * N_KEPT * n_embd + 2 * N_KEPT * q
     assert whole["flops"] == pytest.approx(dense, rel=1e-9)
     assert row["flops"] == pytest.approx(prefix + stages + pruner + head, rel=1e-9)
