@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from halfv_edge.engine.images import Picture
 
 
-def add_command(commands: argparse._SubParsersAction) -> None:
+def add_command(commands: flags.Commands) -> None:
     """Put `chat` among the commands."""
     text = "talk about pictures with a vision-language model"
     command = commands.add_parser("chat", help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=CODES)

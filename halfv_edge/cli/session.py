@@ -137,7 +137,8 @@ class Session:
 
     def ask(self, question: str, pictures: Sequence[Picture] = (), write: bool = True) -> Reply:
         """Answer on stdout, from the main thread. Ctrl-C stops the answer."""
-        reply, pieces, n_failed = Reply(), queue.Queue(), len(self._failed)
+        reply, n_failed = Reply(), len(self._failed)
+        pieces: queue.Queue[str | None] = queue.Queue()
         cancelled, begun = threading.Event(), threading.Event()
         start = time.perf_counter()
 
@@ -148,14 +149,14 @@ class Session:
             try:
                 if cancelled.is_set() or reply.dropped:
                     return
-                with_it = pictures
+                unprepared = pictures
                 if self.chat.mode == "prepare":
                     for picture in pictures:
                         self._add(picture)
-                    with_it = ()
-                self._doing = f"reading {', '.join(p.name for p in with_it) or 'the question'}"
+                    unprepared = ()
+                self._doing = f"reading {', '.join(p.name for p in unprepared) or 'the question'}"
                 reply.wait_sec = time.perf_counter() - start
-                with self.chat.ask(question, with_it, **self.sampling) as made:
+                with self.chat.ask(question, unprepared, **self.sampling) as made:
                     for piece in made if not cancelled.is_set() else ():  # ask() forgets a stop that came before it
                         pieces.put(piece)
             except BaseException as error:

@@ -365,4 +365,5 @@ class Runtime:
     def logits(self, context: Context, row: int = -1) -> np.ndarray:
         """A copy of those at an output of the last batch."""
         pointer = llama_h.llama_get_logits_ith(context.pointer, row)
-        return np.ctypeslib.as_array(pointer, (self.n_vocab,)).copy()
+        values: np.ndarray = np.ctypeslib.as_array(pointer, (self.n_vocab,)).copy()
+        return values

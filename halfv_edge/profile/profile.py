@@ -11,16 +11,18 @@ import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import halfv_cpp
 
-from halfv_edge.errors import HalfVError
-from halfv_edge.gguf.read import ARRAY, FLOAT32, STRING, UINT32, quote
+from halfv_edge.errors import HalfVError, quote
+from halfv_edge.gguf.read import ARRAY, FLOAT32, STRING, UINT32
 
 VERSION = 1
 PREFIX = "halfv."
-FROZEN, DROPPED = "frozen", "dropped"
+FROZEN: Final = "frozen"
+DROPPED: Final = "dropped"
+Rest = Literal["frozen", "dropped"]
 REST = (FROZEN, DROPPED)  # in the order of enum halfv_rest
 
 # field: (key without the prefix, GGUF type), in the order in which they are checked
@@ -252,7 +254,7 @@ def to_f32(value: float) -> float:
         packed = struct.pack("<f", value)
     except OverflowError:
         return math.copysign(math.inf, value)
-    (exact,) = struct.unpack("<f", packed)
+    exact: float = struct.unpack("<f", packed)[0]
     if math.isfinite(exact):
         for digits in range(6, 10):
             short = float(f"{exact:.{digits}g}")

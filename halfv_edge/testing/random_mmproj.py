@@ -142,5 +142,5 @@ def _values(shape: tuple[int, ...], deviation: float | None, key: tuple[int, int
     scale = deviation / (int(np.prod(shape[1:])) if len(shape) > 1 else 1) ** 0.5
     count = int(np.prod(shape))
     if count <= BLOCK:
-        return rng.standard_normal(shape) * scale
+        return np.asarray(rng.standard_normal(shape) * scale)
     return np.resize(rng.standard_normal(BLOCK) * scale, shape)

@@ -223,7 +223,8 @@ def _random_rows(
     n_rows: int, n_cols: int, deviation: float, type_: GGMLQuantizationType, key: tuple[int, ...]
 ) -> np.ndarray:
     rows = np.random.default_rng(key).standard_normal((n_rows, n_cols), dtype=np.float32)
-    return gguf.quants.quantize(rows * np.float32(deviation), type_)
+    quantized: np.ndarray = gguf.quants.quantize(rows * np.float32(deviation), type_)
+    return quantized
 
 
 _random_block = functools.lru_cache(maxsize=16)(_random_rows)

@@ -62,8 +62,12 @@ class Bench(contextlib.ExitStack):
             "n_prefix": N_PREFIX,
             "n_question": N_QUESTION,
         }
-        self.halfv = self.enter_context(Worker(lib_dir, settings))
-        self.stock = self.enter_context(Worker(options.stock_lib, settings)) if options.stock_lib else None
+        try:
+            self.halfv = self.enter_context(Worker(lib_dir, settings))
+            self.stock = self.enter_context(Worker(options.stock_lib, settings)) if options.stock_lib else None
+        except BaseException:
+            self.close()  # the first one must not outlive a second that cannot start
+            raise
         self.contenders: list[Contender] = []
         self.n_visual: list[int] = []
 
@@ -81,7 +85,8 @@ class Bench(contextlib.ExitStack):
         for contender in self.contenders:
             policy = contender.policy
             struct = policy.profile.to_c() if policy.profile else None
-            values = {name: getattr(struct, name) for name, _ in struct._fields_ if name != "size"} if struct else None
+            names = [field[0] for field in struct._fields_ if field[0] != "size"] if struct else []
+            values = {name: getattr(struct, name) for name in names} or None
             contender.worker.ask(
                 "add", name=contender.name, profile=values, switched_off=contender.switched_off,
                 n_ctx=-(-room // 256) * 256, choice=CHOICES.index(policy.choice), seed=policy.seed,
