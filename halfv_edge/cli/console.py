@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import io
 import os
 import re
 import signal
@@ -40,7 +39,7 @@ class Console:
         self._reading: str | None = None  # the prompt, while a line is being typed
         self._readline: ModuleType | None = None
         for stream in (sys.stdin, sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):  # in tests it may be something simpler
+            with contextlib.suppress(AttributeError):  # in tests it may be something simpler
                 stream.reconfigure(errors="replace")
 
     def write(self, text: str) -> None:

@@ -19,7 +19,6 @@ FLAGS = {
     "grammar": "--grammar",
     "json_schema": "--json-schema",
     "keep": "--keep",
-    "kl_tokens": "--kl-tokens",
     "kv_type": "--kv-type",
     "max_divergence": "--max-divergence",
     "max_tokens": "--max-tokens",
@@ -31,7 +30,6 @@ FLAGS = {
     "n_ctx": "--ctx",
     "n_decode": "--decode",
     "n_gpu_layers": "--gpu-layers",
-    "n_samples": "--samples",
     "n_threads": "--threads",
     "n_ubatch": "--ubatch",
     "no_encoder": "--no-encoder",
@@ -48,7 +46,6 @@ FLAGS = {
     "top_p": "--top-p",
     "visual_share": "--visual-share",
     "warm_up": "--warm-up",
-    "work": "--work",
 }
 
 

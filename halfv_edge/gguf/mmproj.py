@@ -8,7 +8,6 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from halfv_cpp import ggml_h
@@ -87,7 +86,7 @@ def _tensors(source: Metadata) -> Iterator[Tensor]:
         raw = file.read(source.infos_end - source.infos)
     at = 0
 
-    def take(form: str) -> tuple[Any, ...]:
+    def take(form: str) -> tuple:
         nonlocal at
         values = struct.unpack_from("<" + form, raw, at)
         at += struct.calcsize("<" + form)

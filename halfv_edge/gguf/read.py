@@ -182,7 +182,7 @@ class _Scanner:
         if entry.type != UINT32:
             self.refuse(f"general.alignment is of type {TYPE_NAMES[entry.type]}, not u32")
         self.file.seek(entry.value)
-        alignment: int = struct.unpack("<I", self.file.read(4))[0]
+        (alignment,) = struct.unpack("<I", self.file.read(4))
         self.file.seek(self.at)
         if not 0 < alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
             self.refuse(f"general.alignment = {alignment} is not a power of two up to {MAX_ALIGNMENT}")
@@ -198,8 +198,7 @@ class _Scanner:
 
     def number(self, letter: str) -> int:
         size = struct.calcsize("<" + letter)
-        value: int = struct.unpack("<" + letter, self.take(size, "its metadata"))[0]
-        return value
+        return struct.unpack("<" + letter, self.take(size, "its metadata"))[0]
 
     def string(self, limit: int, what: str) -> bytes:
         self.claim(1, what)

@@ -16,7 +16,6 @@ from halfv_edge.engine.encoder import Chunk
 from halfv_edge.engine.images import Picture
 from halfv_edge.engine.model import Model
 from halfv_edge.errors import HalfVError, RunError
-from halfv_edge.measure.arrays import Floats
 from halfv_edge.measure.calibrate import entropy
 from halfv_edge.profile.profile import Profile
 
@@ -42,12 +41,12 @@ class Observation:
 
 
 @dataclass(frozen=True, slots=True)
-class GreedyAnswer:
+class Answer:
     """What the unpruned model says to a sample, greedily: its tokens and the logits [n, n_vocab] that chose them."""
 
     items: list[Item]
     tokens: list[int]
-    logits: Floats
+    logits: np.ndarray
 
 
 class Probe:
@@ -108,7 +107,7 @@ class Probe:
             raise RunError(f"it could not be observed: {halfv_h.halfv_last_error().decode()}")
         return watch.observation(freeze)
 
-    def answer(self, items: Sequence[Item], length: int) -> GreedyAnswer:
+    def answer(self, items: Sequence[Item], length: int) -> Answer:
         """Up to `length` tokens, fewer when the model ends its answer."""
         context = self.context()
         context.evaluate(items, output=True)
@@ -118,9 +117,9 @@ class Probe:
             context.evaluate(tokens[-1:], output=True)
             rows.append(self.runtime.logits(context))
             tokens.append(int(rows[-1].argmax()))
-        return GreedyAnswer(list(items), tokens, np.stack(rows))
+        return Answer(list(items), tokens, np.stack(rows))
 
-    def divergence(self, answer: GreedyAnswer, profile: Profile) -> tuple[float, float]:
+    def divergence(self, answer: Answer, profile: Profile) -> tuple[float, float]:
         """KL from the unpruned model over its own answer, and the share of its tokens that are still the likeliest."""
         context = self.context(profile)
         context.evaluate(answer.items, output=True)
@@ -133,7 +132,7 @@ class Probe:
         context = self.context(profile)
         context.evaluate(items, output=True)
         count = sum(isinstance(item, Chunk) for item in items)
-        return [(context.image_tokens(at, 2), context.image_tokens(at, 3)) for at in range(count)]
+        return [tuple(context.image_tokens(at, stage) for stage in (2, 3)) for at in range(count)]
 
     def flops(self, profile: Profile | None, n_before: int, n_visual: int, n_after: int) -> tuple[float, float]:
         """Of the language model, from the picture on: unpruned, and with this profile."""
@@ -152,7 +151,7 @@ class Probe:
         context.clear()
         return self.flops(None, 0, 0, RATE_TOKENS)[0] / best
 
-    def _follow(self, context: Context, tokens: Sequence[int]) -> list[Floats]:
+    def _follow(self, context: Context, tokens: Sequence[int]) -> list[np.ndarray]:
         """The logits at each of these tokens, in one batch. They do not become items of the context."""
         if not tokens:
             return []
@@ -175,13 +174,13 @@ class _Watch:
 
     def __init__(self, n_layer: int):
         self.n_layer = n_layer
-        self.error: BaseException | None = None
+        self.error: HalfVError | None = None
         self.curves: dict[str, list[float]] = {"visual": [], "text": [], "all": [], "attention": []}
-        self.frozen: list[Floats] = []  # log-probabilities, float32
+        self.frozen: list[np.ndarray] = []  # log-probabilities, float32
         self.layer_kl: list[float] = []
         self.counts = (0, 0)
 
-    def __call__(self, pointer: ctypes._Pointer[halfv_compare_h.halfv_boundary], _user: object) -> bool:
+    def __call__(self, pointer: ctypes._Pointer, _user: object) -> bool:
         try:
             self.look(pointer.contents)
         except BaseException as error:  # nothing may cross the C code

@@ -1,1 +1,0 @@
-"""What scripts/gpu-proof does."""
