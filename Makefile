@@ -34,7 +34,7 @@ test-vulkan: build $(VENV)/ready-tests
 	. $$sdk/env && set -e; \
 	$(VENV)/bin/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV))/bin/ninja -C $$sdk/sdk.cmake -S . -B build/vulkan -DGGML_VULKAN=ON; \
 	$(VENV)/bin/cmake --build build/vulkan --target halfv; \
-	HALFV_LIB_DIR=build/vulkan/bin HALFV_BUILD_DIR=build/vulkan $(PY) -m pytest tests/vulkan
+	HALFV_LIB_DIR=build/vulkan/bin HALFV_BUILD_DIR=build/vulkan $(PY) -m pytest tests/gpu
 
 # Each fuzz target for SECONDS, from the committed corpus; with clang and its libFuzzer (docs/testing.md).
 SECONDS ?= 60
@@ -46,7 +46,7 @@ fuzz: build
 lint: $(VENV)/bin/ruff
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy --strict bindings/halfv_cpp
+	$(VENV)/bin/mypy
 
 demo: build
 	$(PY) -m halfv_edge chat examples/receipt.png -p "What is the total?"
@@ -71,5 +71,5 @@ $(VENV)/ready-tests: $(VENV)/ready
 	touch $@
 
 $(VENV)/bin/ruff: $(VENV)/ready
-	$(PY) -m pip install -q "ruff>=0.9" "mypy>=1.13"
+	$(PY) -m pip install -q "ruff>=0.9" "mypy>=1.13" "numpy>=1.24" "pillow>=10.1" "jinja2>=3.1" # mypy follows these
 	touch $@

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from halfv_edge.draw.token_map import draw_token_map as draw_token_map
-    from halfv_edge.engine.chat import Answer as Answer
+    from halfv_edge.engine.answer import Answer as Answer
+    from halfv_edge.engine.async_answer import AsyncAnswer as AsyncAnswer
     from halfv_edge.engine.chat import Chat as Chat
+    from halfv_edge.engine.many import Outcome as Outcome
     from halfv_edge.engine.model import Model as Model
     from halfv_edge.engine.options import AnswerOptions as AnswerOptions
     from halfv_edge.engine.options import ModelOptions as ModelOptions
@@ -26,13 +28,15 @@ if TYPE_CHECKING:
 __version__ = version("halfv-edge")
 
 _HOME = {
-    "Answer": "engine.chat",
+    "Answer": "engine.answer",
     "AnswerOptions": "engine.options",
+    "AsyncAnswer": "engine.async_answer",
     "Chat": "engine.chat",
     "HalfVChatHandler": "handler.handler",
     "HalfVError": "errors",
     "Model": "engine.model",
     "ModelOptions": "engine.options",
+    "Outcome": "engine.many",
     "Profile": "profile.profile",
     "RunError": "errors",
     "Stats": "engine.stats",

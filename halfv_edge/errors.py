@@ -57,6 +57,9 @@ class HalfVError(Exception):
 
         Args:
             flags: What a command line calls the parameters; those it leaves out keep their names in Python.
+
+        Returns:
+            One sentence.
         """
         flags = flags or {}
         words = f"{self._subject(flags)} {self.text or 'is not valid'}" if self.parameter else self.text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from halfv_cpp import library
 
 library.load()
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="halfv-state-")  # not the conversations of whoever runs this
 
 from halfv_edge.engine.model import Model  # noqa: E402
 from tests.support import ROOT  # noqa: E402

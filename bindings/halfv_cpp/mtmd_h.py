@@ -112,7 +112,9 @@ def mtmd_context_params_default() -> mtmd_context_params: ...
 # MTMD_API mtmd_context * mtmd_init_from_file(const char * mmproj_fname, const struct llama_model * text_model,
 #                                             const struct mtmd_context_params ctx_params);
 @function
-def mtmd_init_from_file(mmproj_fname: Text, text_model: Handle, ctx_params: mtmd_context_params, /) -> MaybeHandle: ...
+def mtmd_init_from_file(
+    mmproj_fname: Text, text_model: MaybeHandle, ctx_params: mtmd_context_params, /
+) -> MaybeHandle: ...
 
 
 # MTMD_API void mtmd_free(mtmd_context * ctx);

@@ -16,13 +16,13 @@ def collect(follow: Callable[[str], None] = lambda line: None) -> list[str]:
     """A list that grows by what is logged from now on; it all goes to stderr, and to `follow`, as well."""
     pieces: list[str] = []
 
-    @ggml_h.ggml_log_callback
-    def on_text(_level: int, text: bytes, _user: Any) -> None:
+    def listen(_level: int, text: bytes, _user: Any) -> None:
         piece = text.decode("utf-8", "replace")
         sys.stderr.write(piece)
         pieces.append(piece)
         follow(piece)
 
+    on_text = ggml_h.ggml_log_callback(listen)
     _kept.append(on_text)
     llama_h.llama_log_set(on_text, None)
     mtmd_h.mtmd_log_set(on_text, None)

@@ -26,14 +26,14 @@ def choose(wanted: Mapping[str, Any], config: Mapping[str, Any], architecture: s
     if wanted["profile"] is not None:
         return Chosen(Profile.from_json(wanted["profile"]).validate(n_layer), "as given")
     if wanted["preset"] is not None:
-        preset = presets.get(wanted["preset"]).scaled(n_layer)
+        preset: presets.Preset | None = presets.get(wanted["preset"]).scaled(n_layer)
     else:
         # The name tells only the size: two of Qwen2-VL's have as many layers.
         size = re.search(r"\d+b(?![a-z])", wanted["name"].lower())
         family = family_of(config)
         preset = presets.match(architecture, (f"{family} {size[0] if size else ''}",), n_layer) if family else None
-        if preset is None:
-            return Chosen(None, "none: no preset is known for this model, so it runs unpruned until it gets one")
+    if preset is None:
+        return Chosen(None, "none: no preset is known for this model, so it runs unpruned until it gets one")
     how = "published" if preset.published else "scaled from a published one, not measured"
     return Chosen(preset.profile.validate(n_layer), f"the preset {preset.name} ({how})")
 

@@ -76,10 +76,10 @@ def _decoder(model: torch.nn.Module) -> Any:
 def _hooks(decoder: Any, states: list[torch.Tensor]) -> Iterator[None]:
     """Collects the input of each layer and the output of the last, of the one sequence there is."""
 
-    def before(_layer: Any, args: tuple, kwargs: dict) -> None:
+    def before(_layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         states.append((args[0] if args else kwargs["hidden_states"])[0].double())
 
-    def after(_layer: Any, _args: tuple, out: Any) -> None:
+    def after(_layer: Any, _args: tuple[Any, ...], out: Any) -> None:
         states.append((out[0] if isinstance(out, tuple) else out)[0].double())
 
     with contextlib.ExitStack() as stack:
@@ -93,7 +93,7 @@ def _hooks(decoder: Any, states: list[torch.Tensor]) -> Iterator[None]:
 def _frozen(layer: torch.nn.Module, is_visual: torch.Tensor) -> Iterator[None]:
     """One layer gives visual tokens on as they came."""
 
-    def after(_layer: Any, args: tuple, kwargs: dict, out: Any) -> Any:
+    def after(_layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
         came = args[0] if args else kwargs["hidden_states"]
         new = (out[0] if isinstance(out, tuple) else out).clone()
         new[0, is_visual] = came[0, is_visual]

@@ -174,6 +174,7 @@ def run_worker(
         env=os.environ | CHILD_ENV,
     )
     chosen: dict[str, Any] = {}
+    assert child.stdin and child.stdout
     with child, Bars(progress) as bars:
         try:
             with contextlib.suppress(BrokenPipeError):
@@ -190,17 +191,17 @@ def run_worker(
                 if "profile" in event:
                     chosen = event
                 bars.show(event)
-            code = child.wait()
+            ended = child.wait()
         finally:
             child.kill()  # when we leave early; nothing happens to one that has ended
-    if code:
+    if ended:
         raise HalfVError(
-            f"The conversion of {found.folder} was ended by the system (code {code}): most often memory ran out."
+            f"The conversion of {found.folder} was ended by the system (code {ended}): most often memory ran out."
         )
     return chosen
 
 
-class Bars(contextlib.AbstractContextManager):
+class Bars(contextlib.AbstractContextManager["Bars"]):
     """A progress bar per stage; none in a log."""
 
     def __init__(self, wanted: bool):

@@ -17,6 +17,7 @@ LEAST = -1e6  # below any rank
 
 class LlamaVocabulary(gguf.LlamaHfVocab):
     n_rows = 0  # of the model's embedding
+    vocab_size: int
 
     def __init__(self, base_path: Path):
         super().__init__(base_path)

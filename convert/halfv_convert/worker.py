@@ -67,7 +67,7 @@ def convert(job: dict[str, Any], report: Report) -> None:
 
     from halfv_convert import checks, models, profiles, vocabulary
 
-    sys.modules["tqdm"].tqdm = progress_bar(report)  # what the converter's writer imports when it writes
+    sys.modules["tqdm"].tqdm = progress_bar(report)  # type: ignore[attr-defined]  # what the converter's writer imports when it writes
     if job["tokenizer_pre"]:
         TextModel.get_vocab_base_pre = lambda self, tokenizer: job["tokenizer_pre"]
     folder = Path(job["checkpoint"])

@@ -22,14 +22,14 @@ ABOUT = """Measures time to first token, decoding speed and memory: a model unpr
 policies, in turn in one run. Random weights of a known shape will do, as speed does not depend on them."""
 
 
-def add_command(commands: argparse._SubParsersAction) -> None:
+def add_command(commands: flags.Commands) -> None:
     """Put `bench` among the commands."""
     command = commands.add_parser(
         "bench", help="measure speed and memory, unpruned and pruned, in one run", description=ABOUT,
         epilog=f"Policies: {policies.describe()}.",
     )  # fmt: skip
     command.add_argument("images", metavar="IMAGE", nargs="*", help="pictures to measure with (a generated one)")
-    command.add_argument("--draw", metavar="photo,page", type=_words, default=(), help="in generated pictures (photo)")
+    command.add_argument("--draw", metavar="photo,page", type=flags.words, default=(), help="in generated ones (photo)")
     kind = command.add_mutually_exclusive_group()
     kind.add_argument("--follow-up", dest="measurement", action="store_const", const="follow_up", default="prompt",
                       help="prepared pictures and second questions instead")  # fmt: skip
@@ -57,7 +57,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     pruning = command.add_argument_group("pruning")
     pruning.add_argument("--profile", metavar="FILE|PRESET", help="in place of what comes with the model")
     pruning.add_argument("--keep", metavar="SHARE,SHARE", type=_numbers, default=(), help="the profile so as well")
-    pruning.add_argument("--policy", metavar="NAME,NAME", type=_words, default=(), help="and these, listed below")
+    pruning.add_argument("--policy", metavar="NAME,NAME", type=flags.words, default=(), help="and these, listed below")
 
     running = command.add_argument_group("running")
     running.add_argument("--stock-lib", metavar="DIR", type=Path, help="compare with these unpatched libraries")
@@ -76,16 +76,12 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     command.set_defaults(run=_bench)
 
 
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
 def _whole_numbers(text: str) -> tuple[int, ...]:
-    return tuple(flags.positive(part) for part in _words(text))
+    return tuple(flags.positive(part) for part in flags.words(text))
 
 
 def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(flags.number(part) for part in _words(text))
+    return tuple(flags.number(part) for part in flags.words(text))
 
 
 def _bench(args: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from typing import TYPE_CHECKING, Any
 
-from halfv_edge.cli import flags, report
+from halfv_edge.cli import flags, last_chat, report
 from halfv_edge.cli.console import Console
 from halfv_edge.cli.errors import CODES, INTERRUPTED
 from halfv_edge.errors import HalfVError
@@ -17,16 +17,22 @@ from halfv_edge.hub.find import known_models
 
 if TYPE_CHECKING:
     from halfv_edge.cli.session import Session
+    from halfv_edge.engine.chat import Chat
     from halfv_edge.engine.images import Picture
 
 
-def add_command(commands: argparse._SubParsersAction) -> None:
+def add_command(commands: flags.Commands) -> None:
     """Put `chat` among the commands."""
     text = "talk about pictures with a vision-language model"
     command = commands.add_parser("chat", help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=CODES)
-    command.add_argument("images", metavar="IMAGE", nargs="*", help="pictures that the first question is about")
+    command.add_argument(
+        "images", metavar="IMAGE", nargs="*", help="pictures that the first question is about (-: from stdin)"
+    )
     command.add_argument(
         "-p", "--prompt", metavar="TEXT", help="answer this and exit; the answer alone is on stdout (- reads stdin)"
+    )
+    command.add_argument(
+        "-c", "--continue", dest="go_on", action="store_true", help="go on with the last conversation, and its model"
     )
     command.add_argument(
         "--json", action="store_true", help="with -p: one JSON object with the answer and what it took"
@@ -58,6 +64,9 @@ def _chat(args: argparse.Namespace) -> int:
     console = Console(False if args.no_color else None)
     if args.json and args.prompt is None:
         raise HalfVError("--json needs a question: give it with -p.")
+    if "-" in args.images and args.prompt in (None, "-"):
+        raise HalfVError("A picture from stdin (-) leaves no room for questions there: give one with -p.")
+    said = last_chat.load(args) if args.go_on else []
     question = _question(args.prompt)
     pictures = flags.read_images(args.images)
     sampling = _sampling(args)
@@ -68,8 +77,8 @@ def _chat(args: argparse.Namespace) -> int:
         if args.grammar:
             _check_grammar(args.grammar, sampling["grammar"], model.runtime.vocab)
         exact = args.exact or (question is not None and not args.prepare)
-        chat = model.chat(args.system, mode="exact" if exact else "prepare")
-        session = Session(chat, console, sampling, args.image_max_tokens)
+        chat = model.chat(args.system, messages=said, mode="exact" if exact else "prepare")
+        session = Session(chat, console, sampling, args.image_max_tokens, on_asked=lambda: _save(chat, args, console))
         try:
             if question is not None:
                 return session.leave(_answer_once(session, question, pictures, args.json))
@@ -79,6 +88,14 @@ def _chat(args: argparse.Namespace) -> int:
         except KeyboardInterrupt:  # while a script waited for a picture
             console.say("halfv: interrupted.")
             return session.leave(INTERRUPTED)
+
+
+def _save(chat: Chat, args: argparse.Namespace, console: Console) -> None:
+    """For --continue; an answer is an answer without it too."""
+    try:
+        last_chat.save(chat.messages, args)
+    except (HalfVError, OSError) as error:
+        console.say(f"--continue will not know of this: {error}")
 
 
 def _question(prompt: str | None) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import io
 import os
 import re
 import signal
@@ -39,7 +40,7 @@ class Console:
         self._reading: str | None = None  # the prompt, while a line is being typed
         self._readline: ModuleType | None = None
         for stream in (sys.stdin, sys.stdout, sys.stderr):
-            with contextlib.suppress(AttributeError):  # in tests it may be something simpler
+            if isinstance(stream, io.TextIOWrapper):  # in tests it may be something simpler
                 stream.reconfigure(errors="replace")
 
     def write(self, text: str) -> None:

@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from halfv_edge.cli import flags
 from halfv_edge.profile import presets, stored
 from halfv_edge.profile.profile import Profile
 
 
-def add_command(commands: argparse._SubParsersAction) -> None:
+def add_command(commands: flags.Commands) -> None:
     """Put `convert` among the commands."""
     text = "convert a Hugging Face checkpoint of a vision-language model to GGUF, with a profile"
     command = commands.add_parser("convert", help=text, description=f"{text[0].upper()}{text[1:]}.")

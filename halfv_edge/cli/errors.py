@@ -19,6 +19,7 @@ FLAGS = {
     "grammar": "--grammar",
     "json_schema": "--json-schema",
     "keep": "--keep",
+    "kl_tokens": "--kl-tokens",
     "kv_type": "--kv-type",
     "max_divergence": "--max-divergence",
     "max_tokens": "--max-tokens",
@@ -30,6 +31,7 @@ FLAGS = {
     "n_ctx": "--ctx",
     "n_decode": "--decode",
     "n_gpu_layers": "--gpu-layers",
+    "n_samples": "--samples",
     "n_threads": "--threads",
     "n_ubatch": "--ubatch",
     "no_encoder": "--no-encoder",
@@ -46,6 +48,7 @@ FLAGS = {
     "top_p": "--top-p",
     "visual_share": "--visual-share",
     "warm_up": "--warm-up",
+    "work": "--work",
 }
 
 

@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from halfv_edge import files
-from halfv_edge.cli import flags
+from halfv_edge.cli import flags, progress
 from halfv_edge.cli.console import Console
 from halfv_edge.errors import HalfVError
 from halfv_edge.measure import policies
 from halfv_edge.measure.eval.metrics import METRICS
 
-if TYPE_CHECKING:
-    from halfv_edge.engine.model import Model
-    from halfv_edge.measure.eval.asking import Asker
-    from halfv_edge.measure.eval.questions import Question
-    from halfv_edge.measure.eval.run import Turns
-
 ABOUT = """Asks a model the questions of JSONL files, unpruned and under other policies in turn, and says what is
 retained. A line is {"image": ..., "question": ..., "answers": [...]}, with "task" and "metric" if there are several."""
 
 
-def add_command(commands: argparse._SubParsersAction) -> None:
+def add_command(commands: flags.Commands) -> None:
     """Put `eval` among the commands."""
     command = commands.add_parser(
         "eval", help="measure what pruning costs in quality", description=ABOUT,
@@ -33,7 +25,10 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     )  # fmt: skip
     command.add_argument("questions", metavar="FILE.jsonl", nargs="+", type=Path)
     what = command.add_argument_group("evaluation")
-    what.add_argument("--policy", metavar="NAME,NAME", default="profile", help="beside the unpruned model (profile)")
+    what.add_argument(
+        "--policy", metavar="NAME,NAME", type=flags.words, default=("profile",),
+        help="beside the unpruned model (profile)",
+    )  # fmt: skip
     what.add_argument("--metric", choices=METRICS, help="of all questions, in place of theirs")
     what.add_argument("--suffix", metavar="TEXT", default="", help="put behind every question")
     what.add_argument(
@@ -54,129 +49,41 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     )
     out.add_argument("--json", action="store_true", help="print everything that was found")
     out.add_argument("--plot", metavar="OUT.png", type=Path, help="draw the frontier as well")
-    flags.add_flags(command)
+    flags.add_model(command)
+    pruning = flags.add_pruning(command)
+    flags.add_encoder_pruning(pruning)
+    flags.add_running(command)
     command.set_defaults(run=_eval)
 
 
 def _eval(args: argparse.Namespace) -> int:
+    from halfv_edge import measure  # here, so that other commands start fast
+
     console = Console()
     _check(args)
-    from halfv_edge.measure.eval import questions  # here, so that other commands start fast
-
-    limit = None if args.follow_up else args.limit
-    asked = questions.gather(args.questions, args.metric, args.suffix, limit)
-    with flags.load(args, console) as model:
-        report = _run(args, console, model, asked)
+    read = measure.read_dialogues if args.follow_up else measure.read_questions
+    asked = read(args.questions, metric=args.metric, suffix=args.suffix, limit=args.limit)
+    options = measure.EvalOptions(
+        policies=args.policy, follow_up=args.follow_up, max_tokens=args.max_tokens, kl_tokens=args.kl_tokens
+    )
+    with flags.load(args, console) as model, progress.shown(console, "answer") as show:
+        work = args.work or Path(f"eval-{model.path.stem}{'-follow-up' * args.follow_up}.jsonl")
+        try:
+            report = measure.run_eval(
+                model, asked, options=options, work=work, progress=show, say=lambda text: console.say(f"halfv: {text}")
+            )
+        except KeyboardInterrupt:
+            console.say(f"halfv: what is done is kept in {work}: the same command goes on from there.")
+            raise
     if args.plot:
-        from halfv_edge.measure.eval import plot
-
-        image = plot.as_png(report)
-        files.write(args.plot, image)
+        files.write(args.plot, measure.eval_plot(report))
         console.say(f"halfv: wrote {args.plot}.")
-    from halfv_edge.measure.eval.report import as_table
-
-    print(json.dumps(report, indent=2) if args.json else as_table(report))
+    print(json.dumps(report.to_json(), indent=2) if args.json else measure.eval_table(report))
     return 0
 
 
 def _check(args: argparse.Namespace) -> None:
-    if args.exact or args.prepare:
-        flag, name = ("--prepare", "prepared") if args.prepare else ("--exact", "profile")
-        raise HalfVError(f"{flag} is not a flag of eval: give --policy {name}, or --follow-up for conversations.")
     if args.plot and args.plot.suffix.lower() != ".png":
         raise HalfVError(f"--plot {args.plot} is not valid: its name must end in .png.")
     if args.plot and args.follow_up:
         raise HalfVError(f"--plot {args.plot} draws policies: leave it out with --follow-up.")
-
-
-def _run(args: argparse.Namespace, console: Console, model: Model, asked: list[Question]) -> dict[str, Any]:
-    from halfv_edge.measure.bench import machine
-    from halfv_edge.measure.eval import frontier, questions, report, run
-    from halfv_edge.measure.eval.asking import Asker
-
-    dialogues = questions.some(questions.dialogues(asked), args.limit) if args.follow_up else []
-    if args.follow_up and not dialogues:
-        raise HalfVError(f"{args.questions[0]} has no picture with two questions, as --follow-up needs.")
-    place = args.work or Path(f"eval-{model.path.stem}{'-follow-up' * args.follow_up}.jsonl")
-    asker = Asker(model, args.max_tokens, args.kl_tokens, args.ctx)
-    work = run.open_work(place, asker, args.follow_up)
-    if work.results:
-        console.say(f"halfv: {place} has {len(work.results)} results of an earlier run: going on from there.")
-    try:
-        given = _given(model, asker, asked[0])
-        if args.follow_up:
-            ways = _ways(given)
-            found = _with_bar(len(dialogues) * len(ways), run.Conversations, asker, dialogues, ways, work)
-            rows = report.follow_up(dialogues, found)
-            asked = [question for dialogue in dialogues for question in dialogue]
-        else:
-            listed = _policies(args.policy, given)
-            for policy in listed:
-                asker.encoder(policy)  # one that cannot help is refused before anything slow
-            found = _with_bar(len(asked) * len(listed), run.Evaluation, asker, asked, listed, work)
-            rows = report.summary(asked, found)
-            for row in rows:
-                if row["n_whole"]:
-                    console.say(f"halfv: {row['policy']}: {row['n_whole']} of {len(asked)} pictures were not pruned.")
-    except KeyboardInterrupt:
-        console.say(f"halfv: what is done is kept in {place}: the same command goes on from there.")
-        raise
-    finally:
-        asker.close()
-        work.close()
-    return {
-        "model": model.path.name,
-        "encoder": model.encoder.path.name,
-        "profile": model.profile.to_json() if model.profile else None,
-        "n_questions": len(asked),
-        "n_pictures": len({question.image for question in asked}),
-        "follow_up": args.follow_up,
-        "max_tokens": args.max_tokens,
-        "kl_tokens": args.kl_tokens,
-        "n_threads": model.runtime.n_threads,
-        "commit": machine.commit(),
-        "machine": machine.describe(),
-        "rows": rows,
-        "equal": [] if args.follow_up else frontier.at_the_profiles(rows),
-    }
-
-
-def _given(model: Model, asker: Asker, first: Question) -> policies.PolicyModel:
-    """FLOPs are matched for the first question."""
-    from halfv_edge.engine import images
-    from halfv_edge.engine.context import n_cells
-
-    unpruned = policies.parse_one(policies.UNPRUNED, policies.PolicyModel(model.n_layer, model.profile))
-    head, tail, _ = asker.items(unpruned, images.load(first.image), first.question)
-    n_before = next(at for at, item in enumerate(head) if not isinstance(item, int))
-    n_visual = n_cells([item for item in head if not isinstance(item, int)])
-    return policies.PolicyModel(
-        model.n_layer, model.profile, lambda own, n: asker.picture_flops(own, n, len(tail), n_before), n_visual
-    )
-
-
-def _policies(text: str, given: policies.PolicyModel) -> list[policies.Policy]:
-    """The unpruned model first."""
-    listed = policies.parse(text, given)
-    return [policies.parse_one(policies.UNPRUNED, given), *(p for p in listed if p.name != policies.UNPRUNED)]
-
-
-def _ways(given: policies.PolicyModel) -> list[Turns]:
-    from halfv_edge.measure.eval.run import Turns
-
-    own = policies.parse_one("profile", given)
-    early = dataclasses.replace(own, prepared=True)
-    return [
-        Turns("unpruned", policies.parse_one(policies.UNPRUNED, given), False),
-        Turns("exact", own, False),
-        Turns("exact, topped up", own, True),
-        Turns("prepared", early, False),
-        Turns("prepared, topped up", early, True),
-    ]
-
-
-def _with_bar(count: int, kind: type, asker: Asker, *what: Any) -> Any:
-    from tqdm import tqdm
-
-    with tqdm(total=count, desc="asking", unit=" answers", leave=False, disable=None) as bar:
-        return kind(asker, *what, tick=bar.update).run()

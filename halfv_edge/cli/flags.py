@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from halfv_edge import files
 from halfv_edge.cli.console import Console
@@ -18,14 +19,40 @@ from halfv_edge.hub.find import find_files
 from halfv_edge.profile import presets, resolve
 
 if TYPE_CHECKING:
+    from halfv_edge.cli.errors import Parser
     from halfv_edge.engine.images import Picture
     from halfv_edge.engine.model import Model
+    from halfv_edge.engine.options import ModelOptions
 
 MAX_TEXT_BYTES = 1 << 20
 
 
+Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
+
+
+class Loader(Protocol):
+    """As Model.load."""
+
+    def __call__(self, model: Path, mmproj: Path | None, *, options: ModelOptions) -> Model: ...
+
+
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Which model, how it is pruned, how it runs."""
+    add_model(parser)
+    pruning = add_pruning(parser)
+    add_encoder_pruning(pruning)
+    mode = pruning.add_mutually_exclusive_group()
+    mode.add_argument(
+        "--exact", action="store_true", help="choose tokens when the question is there, as published (default with -p)"
+    )
+    mode.add_argument(
+        "--prepare", action="store_true", help="choose most of them before, which is faster (default in a conversation)"
+    )
+    add_running(parser)
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Which model."""
     model = parser.add_argument_group("model")
     which = model.add_mutually_exclusive_group()
     which.add_argument(
@@ -39,31 +66,35 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     model.add_argument("--mmproj", metavar="FILE", help="the vision encoder; else looked for beside the model")
 
+
+def add_pruning(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """By which profile."""
     pruning = parser.add_argument_group("pruning")
     pruning.add_argument(
         "--profile", metavar="FILE|PRESET|off", help="in place of what comes with the model; off runs it whole"
     )
     pruning.add_argument("--keep", metavar="SHARE", type=number, help="of the visual tokens in stage II, up to 1")
-    pruning.add_argument(
+    return pruning
+
+
+def add_encoder_pruning(group: argparse._ArgumentGroup) -> None:
+    """What the encoder leaves out, and what room pictures have."""
+    group.add_argument(
         "--pixel-tau",
         metavar="LEVELS|off",
         type=levels,
         help="spare Qwen-VL's encoder patches within so many of 255 levels of what their neighbours predict (0: equal)",
     )
-    pruning.add_argument(
+    group.add_argument(
         "--visual-share",
         metavar="SHARE",
         type=number,
         help="of the context, set aside for pictures: less KV memory, less room for text (0: room for text everywhere)",
     )
-    mode = pruning.add_mutually_exclusive_group()
-    mode.add_argument(
-        "--exact", action="store_true", help="choose tokens when the question is there, as published (default with -p)"
-    )
-    mode.add_argument(
-        "--prepare", action="store_true", help="choose most of them before, which is faster (default in a conversation)"
-    )
 
+
+def add_running(parser: argparse.ArgumentParser) -> None:
+    """How it runs."""
     running = parser.add_argument_group("running")
     running.add_argument(
         "--ctx",
@@ -122,28 +153,37 @@ def integer(text: str) -> int:
     return int(text)
 
 
-def load(args: argparse.Namespace, console: Console) -> Model:
+def words(text: str) -> tuple[str, ...]:
+    """Between commas."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def model_options(args: argparse.Namespace) -> ModelOptions:
+    from halfv_edge.engine.options import ModelOptions  # here, so that commands without a model start fast
+
+    return ModelOptions(
+        profile=profile(args.profile),
+        keep=args.keep,
+        pixel_tau=args.pixel_tau,
+        visual_share=args.visual_share,
+        n_ctx=args.ctx,
+        n_gpu_layers=-1 if args.gpu_layers is None else args.gpu_layers,
+        n_threads=args.threads,
+        kv_type=args.kv_type,
+        mmproj_type=args.mmproj_type.lower(),
+        image_max_tokens=args.image_max_tokens,
+        verbose=args.verbose,
+    )
+
+
+def load(args: argparse.Namespace, console: Console, loader: Loader | None = None) -> Model:
     """The model of the flags; what a person should know of it is said on stderr."""
     files = find_files(args.model, args.hf, args.mmproj)
     from halfv_edge.engine.model import Model  # here, as it loads the libraries
 
     console.status(f"loading {files.model.name} ...")
     try:
-        model = Model.load(
-            files.model,
-            files.mmproj,
-            profile=profile(args.profile),
-            keep=args.keep,
-            pixel_tau=args.pixel_tau,
-            visual_share=args.visual_share,
-            n_ctx=args.ctx,
-            n_gpu_layers=-1 if args.gpu_layers is None else args.gpu_layers,
-            n_threads=args.threads,
-            kv_type=args.kv_type,
-            mmproj_type=args.mmproj_type.lower(),
-            image_max_tokens=args.image_max_tokens,
-            verbose=args.verbose,
-        )
+        model = (loader or Model.load)(files.model, files.mmproj, options=model_options(args))
     finally:
         console.clear_status()
     built_in = [DEMO_NOTE] if files.model.parent == DEMO_FOLDER else []
@@ -175,13 +215,22 @@ def _without_effect(args: argparse.Namespace, model: Model) -> Iterator[str]:
 
 def read_images(paths: list[str]) -> list[Picture]:
     """Before anything slow, so that a bad one is known at once."""
+    if paths.count("-") > 1:
+        raise HalfVError("stdin (-) was given twice: it has one picture.")
     return [read_image(path) for path in paths]
 
 
 def read_image(name: str) -> Picture:
-    """A picture by its path or URL."""
+    """A picture by its path or URL; - is stdin."""
     from halfv_edge.engine import images  # here, so that commands without pictures start fast
 
+    if name == "-":
+        if sys.stdin.isatty():
+            raise HalfVError("- reads a picture from stdin, and nothing is piped into it: name a file.")
+        raw = sys.stdin.buffer.read(images.MAX_FILE_BYTES + 1)
+        if len(raw) > images.MAX_FILE_BYTES:
+            raise HalfVError(f"The picture on stdin has more than {images.MAX_FILE_BYTES >> 20} MB: make it smaller.")
+        return images.load(raw, "The picture on stdin")
     return images.load(fetch(name), name) if is_url(name) else images.load(name)
 
 

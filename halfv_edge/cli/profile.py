@@ -7,11 +7,12 @@ import dataclasses
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from halfv_edge.cli.flags import levels
-from halfv_edge.errors import HalfVError
+from halfv_edge.cli import flags
+from halfv_edge.errors import HalfVError, quote
 from halfv_edge.gguf.write import replace_keys
 from halfv_edge.profile import presets, profile, resolve, stored
 from halfv_edge.profile.model_file import ModelFile
@@ -24,7 +25,7 @@ SOURCES = {
     "gguf": "in the file",
     "off": "none: the model runs unpruned",
 }
-FIELDS = {
+FIELDS: dict[str, tuple[Callable[[str], Any], str, str]] = {
     "ivr_layer": (int, "N", "first layer of stage II"),
     "ivr_keep": (float, "SHARE", "share of the visual tokens kept from stage II, above 0 and at most 1"),
     "ivr_anchors": (float, "SHARE", "share of the kept that attention chooses, 0 to 1"),
@@ -33,7 +34,7 @@ FIELDS = {
     "ssr_rest": (str, "frozen|dropped", "what happens to the others in stage III"),
     "min_visual_tokens": (int, "N", "leave pictures of fewer tokens whole"),
     "pixel_tau": (
-        levels,
+        flags.levels,
         "LEVELS|off",
         "spare the encoder patches within so many of 255 levels of what their neighbours predict; 0: equal ones",
     ),
@@ -41,7 +42,7 @@ FIELDS = {
 }
 
 
-def add_command(commands: argparse._SubParsersAction) -> None:
+def add_command(commands: flags.Commands) -> None:
     """Put `profile` among the commands."""
     command = commands.add_parser("profile", help="show, add or strip the profile of a GGUF")
     actions = command.add_subparsers(metavar="ACTION", required=True)
@@ -64,7 +65,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     _add_targets(strip, "delete the sidecar instead, FILE.halfv.json")
 
 
-def _action(actions: argparse._SubParsersAction, name: str, text: str, run: Any) -> argparse.ArgumentParser:
+def _action(actions: flags.Commands, name: str, text: str, run: Any) -> argparse.ArgumentParser:
     parser = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
     parser.add_argument("file", metavar="FILE.gguf", type=Path)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -136,35 +137,35 @@ def _strip(args: argparse.Namespace) -> None:
 
 def _wanted(args: argparse.Namespace, model: ModelFile) -> Profile:
     """The base, with the flags over it."""
-    flags = {name: getattr(args, name) for name in FIELDS if getattr(args, name) is not None}
-    if flags.get("pixel_tau") == "off":
-        flags["pixel_tau"] = None
+    changes = {name: getattr(args, name) for name in FIELDS if getattr(args, name) is not None}
+    if changes.get("pixel_tau") == "off":
+        changes["pixel_tau"] = None
     if args.preset:
         preset = presets.get(args.preset)
         if preset.architecture != model.architecture:
             _say(
                 f"the preset {preset.name} is for models of the architecture {preset.architecture}, and this one is "
-                f"{profile.quote(model.architecture)}: the wrong stage III costs most of the quality, so measure it."
+                f"{quote(model.architecture)}: the wrong stage III costs most of the quality, so measure it."
             )
         base = preset.scaled(model.n_layer).profile
     elif args.from_file:
         base = _from_file(args.from_file)
     else:
-        base = stored.read_gguf(model) or _preset_of(model, bool(flags))
-    changed = dataclasses.replace(base, **flags)
+        base = stored.read_gguf(model) or _preset_of(model, bool(changes))
+    changed = dataclasses.replace(base, **changes)
     if changed != base:  # the evidence was for another profile
         changed = dataclasses.replace(changed, calibration=None)
     return changed.validate(model.n_layer)
 
 
-def _preset_of(model: ModelFile, has_flags: bool) -> Profile:
+def _preset_of(model: ModelFile, has_changes: bool) -> Profile:
     preset = presets.match(model.architecture, model.names, model.n_layer)
     if preset:
         return preset.profile
-    if has_flags:
+    if has_changes:
         return Profile.default(model.n_layer)
     raise HalfVError(
-        f"{model.path}: no preset is known for {profile.quote(model.names[0] if model.names else model.architecture)}: "
+        f"{model.path}: no preset is known for {quote(model.names[0] if model.names else model.architecture)}: "
         f"give --preset ({', '.join(presets.PRESETS)}), --from or the fields."
     )
 
@@ -183,13 +184,14 @@ def _target(args: argparse.Namespace, model: ModelFile) -> Path:
         if model.path.is_symlink():
             raise HalfVError(f"{model.path} is a link: name the file {model.path.resolve()}, or give -o OUT.gguf.")
         return model.path
-    if os.path.isdir(args.output):  # which a name too long does not stop, unlike Path's
-        raise HalfVError(f"{args.output} is a folder: name the file in it.")
-    if os.path.lexists(args.output):
-        is_source = os.path.realpath(args.output) == os.path.realpath(model.path)
+    output: Path = args.output
+    if os.path.isdir(output):  # which a name too long does not stop, unlike Path's
+        raise HalfVError(f"{output} is a folder: name the file in it.")
+    if os.path.lexists(output):
+        is_source = os.path.realpath(output) == os.path.realpath(model.path)
         hint = "give --in-place" if is_source else "delete it, or choose another name"
-        raise HalfVError(f"{args.output} exists already: {hint}.")
-    return args.output
+        raise HalfVError(f"{output} exists already: {hint}.")
+    return output
 
 
 def _warn_of_sidecar(target: Path) -> None:
@@ -217,8 +219,8 @@ def _as_json(model: ModelFile, found: Resolved) -> dict[str, Any]:
 def as_text(model: ModelFile, found: Resolved) -> str:
     """The profile in force, for people."""
     # ASCII, because a name from a file can hold anything
-    name = profile.quote(model.names[0]) if model.names else "no name"
-    lines = [f"model      {name}, {profile.quote(model.architecture)[1:-1]}, {model.n_layer} layers"]
+    name = quote(model.names[0]) if model.names else "no name"
+    lines = [f"model      {name}, {quote(model.architecture)[1:-1]}, {model.n_layer} layers"]
     return "\n".join(lines + [f"{label:<11}{text}" for label, text in _rows(model, found)])
 
 
@@ -260,7 +262,7 @@ def _evidence(calibration: Calibration) -> str:
     if calibration.samples is not None:
         parts.append(f"{calibration.samples} samples")
     if calibration.source is not None:
-        parts.append(f"from {profile.quote(calibration.source)}")
+        parts.append(f"from {quote(calibration.source)}")
     if calibration.divergence is not None:
         parts.append(f"divergence {calibration.divergence:.3g}")
     curves = [name for name in ("visual_entropy", "text_entropy", "layer_kl") if getattr(calibration, name) is not None]

@@ -7,11 +7,12 @@ import json
 import sys
 from pathlib import Path
 
+from halfv_edge.cli import flags
 from halfv_edge.errors import HalfVError
 from halfv_edge.gguf.read import read_metadata
 
 
-def add_command(commands: argparse._SubParsersAction) -> None:
+def add_command(commands: flags.Commands) -> None:
     """Put `quantize-mmproj` among the commands."""
     text = "write a vision encoder (mmproj) in another type"
     command = commands.add_parser("quantize-mmproj", help=text, description=f"{text[0].upper()}{text[1:]}.")

@@ -11,7 +11,7 @@ from halfv_edge.profile import resolve
 if TYPE_CHECKING:
     from halfv_edge.engine.chat import Chat
     from halfv_edge.engine.images import Picture
-    from halfv_edge.engine.model import Model
+    from halfv_edge.engine.runtime import Runtime
     from halfv_edge.engine.stats import Stats
     from halfv_edge.engine.tokens import TokenMap
 
@@ -30,7 +30,9 @@ def one_line(stats: Stats, wait_sec: float, why_whole: str) -> str:
     return " | ".join(parts)
 
 
-def in_full(stats: Stats, wait_sec: float, pictures: Sequence[Picture], maps: Sequence[TokenMap], model: Model) -> str:
+def in_full(
+    stats: Stats, wait_sec: float, pictures: Sequence[Picture], maps: Sequence[TokenMap], runtime: Runtime
+) -> str:
     """For /stats."""
     rows = [("first token", f"{_seconds(stats.ttft_sec + wait_sec)} after the question")]
     rows.append(("of it", _spent(stats, wait_sec)))
@@ -42,7 +44,7 @@ def in_full(stats: Stats, wait_sec: float, pictures: Sequence[Picture], maps: Se
     if stats.flops_spent:
         ratio = stats.flops_dense / stats.flops_spent
         rows.append(("unpruned", f"prefill ~{_seconds(stats.dense_prefill_sec)}, {ratio:.2f}x the FLOPs"))
-    rows.append(("profile", _profile(model)))
+    rows.append(("profile", _profile(runtime)))
     return "\n".join(f"{label:<12} {text}" for label, text in rows)
 
 
@@ -60,13 +62,13 @@ def as_json(answer: str, stats: Stats, pictures: Sequence[Picture], chat: Chat, 
 
 
 def model_json(chat: Chat) -> dict[str, Any]:
-    model = chat.runtime
+    runtime = chat.runtime
     return {
-        "path": str(model.path),
-        "mmproj": str(model.encoder.path),
+        "path": str(runtime.path),
+        "mmproj": str(runtime.encoder.path),
         "mode": chat.mode,
-        "profile": model.profile and model.profile.to_json(),
-        "profile_source": model.profile_source,
+        "profile": runtime.profile and runtime.profile.to_json(),
+        "profile_source": runtime.profile_source,
     }
 
 
@@ -76,28 +78,28 @@ def picture_json(picture: Picture, token_map: TokenMap) -> dict[str, Any]:
     return {"name": picture.name, "width": width, "height": height} | counts
 
 
-def why_whole(model: Model, maps: Sequence[TokenMap]) -> str:
+def why_whole(runtime: Runtime, maps: Sequence[TokenMap]) -> str:
     """Why nothing was pruned, "" when something was."""
     if not maps or any(token_map.n_deep < token_map.n_visual for token_map in maps):
         return ""
-    if model.profile is None:
+    if runtime.profile is None:
         if resolve.switched_off():
             return "HALFV=off is set in the environment"
-        if model.profile_source == "flag":
+        if runtime.profile_source == "flag":
             return "--profile off"
-        return _no_profile(model)
-    if not model.profile.prunes(model.n_layer):
+        return _no_profile(runtime)
+    if not runtime.profile.prunes(runtime.n_layer):
         return "the profile keeps everything"
-    least = model.profile.min_visual_tokens
+    least = runtime.profile.min_visual_tokens
     if all(token_map.n_visual < least for token_map in maps):
         return f"the profile leaves pictures of fewer than {least} tokens whole"
-    return f"{100 * model.profile.ivr_keep:g}% of so few tokens is all of them"
+    return f"{100 * runtime.profile.ivr_keep:g}% of so few tokens is all of them"
 
 
-def _no_profile(model: Model) -> str:
+def _no_profile(runtime: Runtime) -> str:
     import halfv_cpp
 
-    if not halfv_cpp.halfv_model_supported(model.runtime.pointer):
+    if not halfv_cpp.halfv_model_supported(runtime.pointer):
         return "this architecture cannot be"
     return "no profile is known for this model, --profile names one"
 
@@ -138,10 +140,12 @@ def _seconds(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.1f} s"
 
 
-def _profile(model: Model) -> str:
-    p = model.profile
+def _profile(runtime: Runtime) -> str:
+    p = runtime.profile
     if p is None:
         return "none"
-    deep = "" if p.ssr_layer == model.n_layer else f", {100 * p.ssr_update:g}% updated from {p.ssr_layer}"
-    encoder = "" if model.encoder.pixel_tau is None else f", pixel tau {model.encoder.pixel_tau:g}"
-    return f"{model.profile_source}: keeps {100 * p.ivr_keep:g}% from layer {p.ivr_layer}{deep} ({p.ssr_rest}){encoder}"
+    deep = "" if p.ssr_layer == runtime.n_layer else f", {100 * p.ssr_update:g}% updated from {p.ssr_layer}"
+    encoder = "" if runtime.encoder.pixel_tau is None else f", pixel tau {runtime.encoder.pixel_tau:g}"
+    return (
+        f"{runtime.profile_source}: keeps {100 * p.ivr_keep:g}% from layer {p.ivr_layer}{deep} ({p.ssr_rest}){encoder}"
+    )

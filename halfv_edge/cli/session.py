@@ -89,15 +89,24 @@ class Worker:
 class Session:
     """A chat, its pictures, and the thread that they are prepared and answered in."""
 
-    def __init__(self, chat: Chat, out: Console, sampling: dict[str, Any], image_max_tokens: int | None = None):
+    def __init__(
+        self,
+        chat: Chat,
+        out: Console,
+        sampling: dict[str, Any],
+        image_max_tokens: int | None = None,
+        on_asked: Callable[[], None] = lambda: None,
+    ):
+        """`on_asked` is called when the conversation has become longer."""
         self.chat = chat
         self.out = out
         self.sampling = sampling
-        self.pictures: list[Picture] = []  # that the chat has, in its order
-        self.n_asked = 0  # of them in questions that were answered
+        self.pictures = chat.pictures  # that the chat has, in its order
+        self.n_asked = len(self.pictures)  # of them in questions that were answered
         self.wait_sec = 0.0  # of the last answer
         self.worker = Worker()
         self._image_max_tokens = image_max_tokens
+        self._on_asked = on_asked
         self._doing = ""  # what is being waited for
         self._failed: list[HalfVError] = []
 
@@ -128,7 +137,8 @@ class Session:
 
     def ask(self, question: str, pictures: Sequence[Picture] = (), write: bool = True) -> Reply:
         """Answer on stdout, from the main thread. Ctrl-C stops the answer."""
-        reply, pieces, n_failed = Reply(), queue.Queue(), len(self._failed)
+        reply, n_failed = Reply(), len(self._failed)
+        pieces: queue.Queue[str | None] = queue.Queue()
         cancelled, begun = threading.Event(), threading.Event()
         start = time.perf_counter()
 
@@ -139,14 +149,14 @@ class Session:
             try:
                 if cancelled.is_set() or reply.dropped:
                     return
-                with_it = pictures
+                unprepared = pictures
                 if self.chat.mode == "prepare":
                     for picture in pictures:
                         self._add(picture)
-                    with_it = ()
-                self._doing = f"reading {', '.join(p.name for p in with_it) or 'the question'}"
+                    unprepared = ()
+                self._doing = f"reading {', '.join(p.name for p in unprepared) or 'the question'}"
                 reply.wait_sec = time.perf_counter() - start
-                with self.chat.ask(question, with_it, **self.sampling) as made:
+                with self.chat.ask(question, unprepared, **self.sampling) as made:
                     for piece in made if not cancelled.is_set() else ():  # ask() forgets a stop that came before it
                         pieces.put(piece)
             except BaseException as error:
@@ -180,6 +190,7 @@ class Session:
             self.pictures += pictures if self.chat.mode == "exact" else ()
             self.n_asked = len(self.pictures)
             self.wait_sec = reply.wait_sec
+            self._on_asked()
         return reply
 
     def _next(self, pieces: queue.Queue[str | None], start: float, stopping: bool) -> str | None:

@@ -12,7 +12,7 @@ from halfv_edge.cli.errors import CODES
 from halfv_edge.draw import png as token_png
 
 
-def add_command(commands: argparse._SubParsersAction) -> None:
+def add_command(commands: flags.Commands) -> None:
     """Put `tokens` among the commands."""
     text = "draw which visual tokens of pictures a question keeps"
     command = commands.add_parser("tokens", help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=CODES)
@@ -45,7 +45,7 @@ def _tokens(args: argparse.Namespace) -> int:
         paths = token_png.write(maps, pictures, args.output)
         for path, token_map in zip(paths, maps, strict=True):
             console.say(f"halfv: wrote {path}: {report.funnel(token_map)}.")
-        if why := report.why_whole(model, maps):
+        if why := report.why_whole(model.runtime, maps):
             console.say(f"halfv: nothing was pruned: {why}.")
         if args.json:
             drawn = [

@@ -6,6 +6,7 @@ import base64
 import html
 import io
 from collections.abc import Sequence
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -21,7 +22,7 @@ class Canvas:
         self.width = width
         self.height = height
         self.paper = paper
-        self.shapes: list[tuple] = []
+        self.shapes: list[tuple[Any, ...]] = []
 
     def rect(self, x: float, y: float, width: float, height: float, fill: str, outline: str | None = None) -> None:
         self.shapes.append(("rect", x, y, width, height, fill, outline))

@@ -16,10 +16,20 @@ GAP = 16
 
 
 def draw_token_map(token_map: TokenMap, legend: bool = True) -> Image.Image:
-    """The picture with kept tokens bright, dropped ones dimmed, and those that stage III updates outlined. Patches that
-    stayed out of the encoder are blue.
+    """Draw a picture with its kept tokens bright, dropped ones dimmed, and those that stage III updates outlined.
 
-    A tiled picture is drawn twice: its tiles put together, and beside them the overview.
+    Patches that stayed out of the encoder are blue. A tiled picture is drawn twice: its tiles put together, and beside
+    them the overview.
+
+    Args:
+        token_map: One of `chat.token_maps`.
+        legend: Numbers below the picture.
+
+    Returns:
+        The drawing, to be saved or shown.
+
+    Example:
+        draw_token_map(asked.token_maps[0]).save("map.png")
     """
     drawn = [tile for tile in token_map.tiles if tile.columns]
     # where all that is kept is deep too, outlines would say nothing

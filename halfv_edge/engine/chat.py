@@ -120,8 +120,7 @@ class Chat:
 
     def _ask(self, parts: Sequence[str | Picture], options: AnswerOptions, start: float | None = None) -> Answer:
         start = time.perf_counter() if start is None else start
-        if options.seed is None:
-            options = dataclasses.replace(options, seed=self.runtime.options.seed)
+        options = self.runtime.seeded(options)
         with self._idle() as conversation:
             before = len(conversation.waiting)
             try:
@@ -215,6 +214,11 @@ class Chat:
         A picture that was given by its path comes back as that path, any other as a data: URL.
         """
         return [said.message() for said in self._conversation.messages()]
+
+    @property
+    def pictures(self) -> list[Picture]:
+        """All pictures of the conversation, in the order in which they were given: that of `token_maps`."""
+        return [encoded.picture for encoded in self._conversation.pictures.values()]
 
     @property
     def stats(self) -> Stats:

@@ -38,7 +38,7 @@ class Chunk:
         self.pointer = pointer  # owned
         self.n_tokens = mtmd_h.mtmd_input_chunk_get_n_tokens(pointer)
         self.n_pos = mtmd_h.mtmd_input_chunk_get_n_pos(pointer)
-        image = mtmd_h.mtmd_input_chunk_get_tokens_image(pointer)
+        image = mtmd_h.mtmd_input_chunk_get_tokens_image(pointer) or 0
         self._size = mtmd_h.mtmd_image_tokens_get_nx(image), mtmd_h.mtmd_image_tokens_get_ny(image)
         self.n_patches = max(math.prod(self._size), self.n_tokens)  # visual tokens of the picture, were it whole
         self.embd: np.ndarray | None = None
@@ -55,14 +55,14 @@ class Chunk:
             return list(range(self.n_tokens))
         found = (mtmd_h.mtmd_decoder_pos * self.n_tokens)()
         mtmd_helper_h.mtmd_helper_image_get_decoder_pos(
-            mtmd_h.mtmd_input_chunk_get_tokens_image(self.pointer), 0, found
+            mtmd_h.mtmd_input_chunk_get_tokens_image(self.pointer) or 0, 0, found
         )
         return [place.y * self._size[0] + place.x for place in found]
 
     def __del__(self) -> None:
         if self.pointer:
             mtmd_h.mtmd_input_chunk_free(self.pointer)
-            self.pointer = None
+            self.pointer = 0
 
 
 @dataclass(slots=True)
@@ -83,7 +83,7 @@ class Encoded:
 
     @property
     def n_bytes(self) -> int:
-        return sum(chunk.embd.nbytes for chunk in self.chunks if chunk.embd is not None)
+        return _n_bytes(self.items)
 
 
 @dataclass(slots=True)
@@ -91,7 +91,7 @@ class Encoder:
     """mtmd for one language model. Its own lock lets one picture at a time in; whoever takes it holds no model's."""
 
     path: Path
-    pointer: int | None
+    pointer: int
     cache_bytes: int
     n_embd: int
     layout: Layout
@@ -152,13 +152,13 @@ class Encoder:
             self._cache.clear()
             if self.pointer:
                 mtmd_h.mtmd_free(self.pointer)
-                self.pointer = None
+                self.pointer = 0
 
     @contextlib.contextmanager
     def _held(self) -> Iterator[int]:
         """Its pointer, for one thread."""
         with self._lock:
-            if self.pointer is None:
+            if not self.pointer:
                 raise HalfVError(f"The vision encoder {self.path.name} is closed: load the model again.")
             yield self.pointer
 
@@ -214,9 +214,7 @@ class Encoder:
 
     def _remember(self, encoded: Encoded) -> None:
         self._cache[encoded.digest] = encoded.items
-        total = {
-            digest: sum(i.embd.nbytes for i in items if isinstance(i, Chunk)) for digest, items in self._cache.items()
-        }
+        total = {digest: _n_bytes(items) for digest, items in self._cache.items()}
         while sum(total.values()) > self.cache_bytes:
             oldest, _ = self._cache.popitem(last=False)
             del total[oldest]
@@ -258,8 +256,8 @@ class Encoder:
 
     def _tokenize(self, pointer: int, picture: Picture, pixels: bool, keep_pixels: bool = True) -> list[int | Chunk]:
         width, height = picture.image.size
-        data = picture.image.tobytes() if pixels else None
-        buffer = ctypes.cast(data, ctypes.POINTER(ctypes.c_uint8)) if data else None
+        data = ctypes.c_char_p(picture.image.tobytes() if pixels else None)
+        buffer = ctypes.cast(data, ctypes.POINTER(ctypes.c_uint8))
         bitmap = mtmd_h.mtmd_bitmap_init(width, height, buffer)
         chunks = mtmd_h.mtmd_input_chunks_init()
         try:
@@ -285,6 +283,10 @@ class Encoder:
                 yield from tokens[: count.value]
             else:
                 yield Chunk(copy(chunk))
+
+
+def _n_bytes(items: list[int | Chunk]) -> int:
+    return sum(item.embd.nbytes for item in items if isinstance(item, Chunk) and item.embd is not None)
 
 
 def _metadata(path: Path) -> Metadata | None:

@@ -70,40 +70,63 @@ class Generation:
                 return False
             try:
                 if not self._first:
-                    conversation.encode()
+                    return self.begin()
+                if self.is_full():
+                    return self.write(None)
+                start = time.perf_counter()
                 with conversation.runtime.lock:
-                    token = self._next_token()
+                    conversation.context.evaluate([self.last_token], output=True)
+                    token = self.sample()
+                self.count_time(time.perf_counter() - start)
+                return self.write(token)
             except StoppedError:
                 return False
-            if token is None:
-                self.text.add(b"", final=True)
-                return False
-            self._tokens.append(token)
-            self.text.add(conversation.runtime.piece(token))
-            if self.text.is_stopped:
-                self._ended = "stop"
-            return not self.text.is_stopped
 
-    def _next_token(self) -> int | None:
-        conversation, start = self.conversation, time.perf_counter()
-        context = conversation.context
-        if not self._first:
+    def begin(self) -> bool:
+        """The first token, as of `write`; the conversation's lock is held, the model's is not."""
+        conversation = self.conversation
+        conversation.encode()
+        with conversation.runtime.lock:
             conversation.prefill(self._prompt)
-        elif len(self._tokens) == self._max_tokens or context.n_left < 1:
+            token = self.sample()
+        self._first = time.perf_counter()
+        self._counts = self._count()
+        return self.write(token)
+
+    @property
+    def last_token(self) -> int:
+        """It was sampled, and is not evaluated yet."""
+        return self._tokens[-1]
+
+    def is_full(self) -> bool:
+        """Whether no other token may come."""
+        context = self.conversation.context
+        if len(self._tokens) == self._max_tokens or context.n_cells + 1 > context.n_ctx:
             self._ended = "length"
-            return None
-        else:
-            context.evaluate(self._tokens[-1:], output=True)
-        token = self._sampler.sample(context.pointer)
-        if not self._first:
-            self._first = time.perf_counter()
-            self._counts = self._count()
-        else:
-            self._generate_sec += time.perf_counter() - start
-        if token is None or conversation.runtime.is_end(token):
+        return self._ended == "length"
+
+    def sample(self, row: int = -1) -> int | None:
+        """The next token from an output of the last batch, None when the answer ends; the model's lock is held."""
+        token = self._sampler.sample(self.conversation.context.pointer, row)
+        if token is None or self.conversation.runtime.is_end(token):
             self._ended = "end"
             return None
         return token
+
+    def count_time(self, seconds: float) -> None:
+        """What a token after the first one took."""
+        self._generate_sec += seconds
+
+    def write(self, token: int | None) -> bool:
+        """Take a token down; False when it was the last, or there was none."""
+        if token is None:
+            self.text.add(b"", final=True)
+            return False
+        self._tokens.append(token)
+        self.text.add(self.conversation.runtime.piece(token))
+        if self.text.is_stopped:
+            self._ended = "stop"
+        return not self.text.is_stopped
 
     def _count(self) -> dict[str, Any]:
         context, turn = self.conversation.context, self.conversation.turn

@@ -34,8 +34,6 @@ FORMATS = ("PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "ICO", "TGA", "AVI
 JPEG_START = b"\xff\xd8\xff"
 FORMATS_TEXT = "PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF"
 
-Source: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | NDArray[Any] | Picture"
-
 
 @dataclass(frozen=True, slots=True)
 class Picture:
@@ -62,8 +60,11 @@ class Picture:
             raw = file.getvalue()
         else:
             with _opened(raw) as image:
-                kind = image.get_format_mimetype() or kind
+                kind = Image.MIME.get(image.format or "", kind)
         return f"data:{kind};base64,{base64.b64encode(raw).decode()}"
+
+
+Source: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | NDArray[Any] | Picture
 
 
 def load(source: Source, name: str = "") -> Picture:
@@ -246,13 +247,13 @@ def _to_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
     if array.dtype == bool:
         return array.astype(np.uint8) * 255
     if array.dtype.kind == "u" and array.dtype.itemsize == 2:  # of either byte order
-        return (array >> 8).astype(np.uint8)
+        return np.asarray(array >> 8, np.uint8)
     if array.dtype.kind in "iu":  # 16 bits in a wider type, as Pillow has them, or eight
         top = int(array.max())
         wide = np.clip(array, 0, 65535)
-        return (wide >> 8 if top > 255 else wide).astype(np.uint8)
+        return np.asarray(wide >> 8 if top > 255 else wide, np.uint8)
     if array.dtype.kind == "f":
         values = np.nan_to_num(array.astype(np.float32), nan=0.0, posinf=1.0, neginf=0.0)
-        top = float(values.max())
-        return np.clip(values * (255.0 if top <= 1.0 else 1.0), 0, 255).round().astype(np.uint8)
+        scale = 255.0 if float(values.max()) <= 1.0 else 1.0
+        return np.asarray(np.clip(values * scale, 0, 255).round(), np.uint8)
     raise HalfVError(f"An array of {array.dtype} is not an image: use uint8, or floats from 0 to 1 or to 255.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, TypedDict, cast
+from typing import Any, Literal, TypeAlias, TypedDict
 
 from halfv_edge.engine import images
 from halfv_edge.engine.images import Picture, Source
@@ -138,7 +138,7 @@ def _part(part: str | Picture) -> Part:
 def _quoted(value: object) -> str:
     """Enough of a value to know it by, on one line."""
     try:
-        return cast(str, _short.repr(value)).replace("\n", " ")
+        return _short.repr(value).replace("\n", " ")
     except Exception:  # a repr is anybody's code
         return f"a {type(value).__name__}"
 

@@ -15,7 +15,6 @@ from halfv_edge.engine.encoder import MMPROJ_TYPES
 from halfv_edge.errors import HalfVError
 from halfv_edge.profile.profile import Profile
 
-FIRST_VISUAL_SHARE = 0.75  # of a context that may grow
 FLASH = {"auto": -1, False: 0, True: 1}
 LEAST = {
     "n_ctx": 1,
@@ -47,9 +46,8 @@ class ModelOptions:
     """In place of the profile's, for Qwen-VL: patches within so many of 255 levels of what their neighbours predict
     stay out of the encoder; 0 are equal ones, "off" is none."""
     visual_share: float | None = None
-    """Of n_ctx, set aside for visual tokens: with 0.75 text has a quarter of it, and the KV cache of deeper layers is
-    as much smaller as tokens are pruned. 0: text may fill all of it from the start. None: the profile's; where that
-    names none, a chat begins with 0.75 and moves to 0 when its text needs that, so that nothing is refused."""
+    """Of n_ctx, set aside for visual tokens, in place of the profile's: with 0.75 text has a quarter of it, and the KV
+    cache of deeper layers is as much smaller as tokens are pruned. 0: text may fill all of it."""
     n_ctx: int | None = None
     """Tokens of a conversation, pictures included; None is 8192, or what the model was trained for if that is less."""
     n_gpu_layers: int = -1
@@ -74,8 +72,7 @@ class ModelOptions:
     image_cache_mb: int = 512
     """Memory for encoded pictures that no chat uses."""
     undo_mb: int = 256
-    """For choosing again when a question is removed; a picture without room there is not pruned. 0: nothing is chosen
-    again, and no room is needed: pictures keep the tokens of the question that they were first asked."""
+    """For choosing again when a question is removed; a picture without room there is not pruned."""
     verbose: bool = False
     """llama.cpp's log on stderr."""
 
@@ -112,7 +109,7 @@ class ModelFields(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerOptions:
-    """How an answer is made; every field may be given by name to whatever answers.
+    r"""How an answer is made; every field may be given by name to whatever answers.
 
     Example:
         >>> AnswerOptions(max_tokens=100, stop="\n\n").stop
@@ -204,7 +201,7 @@ def check_number(name: str, value: object, low: float, high: float, rule: str = 
     rule = rule or (f"between {low} and {high}" if high < math.inf else f"at least {low}")
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         raise HalfVError(parameter=name, value=value, rule=f"a number, {rule}")
-    if not math.isfinite(value) or not low <= value <= high:
+    if not math.isfinite(value) or not low <= float(value) <= high:
         raise HalfVError(parameter=name, value=value, rule=rule)
 
 

@@ -9,9 +9,9 @@ import dataclasses
 import os
 import secrets
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import halfv_cpp
 import numpy as np
@@ -22,12 +22,12 @@ from halfv_edge.engine import libraries
 from halfv_edge.engine.context import Context, Item
 from halfv_edge.engine.encoder import Encoded, Encoder, find_mmproj
 from halfv_edge.engine.images import Picture
-from halfv_edge.engine.options import FIRST_VISUAL_SHARE, FLASH, ModelOptions, check_pruning
+from halfv_edge.engine.model_profile import if_supported, resolve_profile
+from halfv_edge.engine.options import FLASH, AnswerOptions, ModelOptions
 from halfv_edge.engine.template import Template
 from halfv_edge.engine.turn_lock import TurnLock
 from halfv_edge.errors import HalfVError
-from halfv_edge.profile import model_file, presets, resolve, stored
-from halfv_edge.profile import profile as profiles
+from halfv_edge.profile import model_file
 from halfv_edge.profile.profile import Profile
 from halfv_edge.profile.resolve import Resolved
 
@@ -76,7 +76,7 @@ class Runtime:
         self, about: model_file.ModelFile, pointer: int, options: ModelOptions, resolved: Resolved, mmproj: Path
     ):
         self.path = about.path
-        self.pointer: int | None = pointer
+        self.pointer = pointer  # 0 when it is closed
         self.options = options
         self.lock = TurnLock()
         self.notes: list[str] = []  # what a person should know that is no error
@@ -107,7 +107,7 @@ class Runtime:
         self.encoder = self.load_encoder(
             mmproj,
             image_max_tokens=options.image_max_tokens,
-            pixel_tau=self.profile and self.profile.pixel_tau,
+            pixel_tau=self.profile.pixel_tau if self.profile else None,
             weights=options.mmproj_type,
         )
         try:
@@ -160,7 +160,7 @@ class Runtime:
                 self._spare = None
             if self.pointer:
                 llama_h.llama_model_free(self.pointer)
-                self.pointer = None
+                self.pointer = 0
 
     def __del__(self) -> None:
         if hasattr(self, "encoder") and self in _open:  # else its making failed, and its maker cleans up
@@ -181,6 +181,7 @@ class Runtime:
         *,
         undo_bytes: int | None = None,
         encoder: Encoder | None = None,
+        n_seq: int = 1,
     ) -> Context:
         """An empty context. One that is like the model's own may be one that was taken back.
 
@@ -189,9 +190,10 @@ class Runtime:
             n_ctx: Tokens, in place of the model's.
             undo_bytes: For undoing removed questions, in place of the model's; 0: they are not undone.
             encoder: Whose pictures it will hold, in place of the model's.
+            n_seq: Sequences, each with room for n_ctx tokens.
         """
         with self.lock:
-            return self._make_context(profile, n_ctx, undo_bytes, encoder)
+            return self._make_context(profile, n_ctx, undo_bytes, encoder, n_seq)
 
     def _make_context(
         self,
@@ -199,8 +201,10 @@ class Runtime:
         n_ctx: int | None,
         undo_bytes: int | None,
         encoder: Encoder | None,
+        n_seq: int,
     ) -> Context:
         is_own = profile == "own" and n_ctx in (None, self.n_ctx) and undo_bytes is None and encoder is None
+        is_own = is_own and n_seq == 1
         if self._spare:
             spare, self._spare = self._spare, None
             if is_own:
@@ -208,43 +212,32 @@ class Runtime:
             spare.close()  # who measures needs the memory
         encoder = encoder or self.encoder
         n_ctx = n_ctx or self.n_ctx
-        wanted = self.profile if profile == "own" else profile
-        undo_bytes = self.options.undo_mb << 20 if undo_bytes is None else undo_bytes
-
-        def make(profile: Profile | None) -> int:
-            pointer = self._make_pointer(profile, n_ctx, encoder)
-            set_undo(pointer, undo_bytes)
-            return pointer
-
-        if profile == "own" and wanted and wanted.visual_share == 0 and self.options.visual_share is None:
-            small = dataclasses.replace(wanted, visual_share=FIRST_VISUAL_SHARE)
-            context = Context(make(small), encoder, roomier=lambda: make(wanted))
-        else:
-            context = Context(make(wanted), encoder)
-        context.is_own = is_own
-        return context
-
-    def _make_pointer(self, profile: Profile | None, n_ctx: int, encoder: Encoder) -> int:
         params = llama_h.llama_context_default_params()
-        params.n_ctx = n_ctx
+        params.n_ctx = n_ctx * n_seq
         params.n_batch = self.options.n_batch
         params.n_ubatch = self.options.n_batch if encoder.non_causal else self.options.n_ubatch
-        params.n_seq_max = 1
+        params.n_seq_max = n_seq
         params.n_threads = params.n_threads_batch = self.n_threads
         params.flash_attn_type = FLASH[self.options.flash_attn]
         params.type_k = params.type_v = TENSOR_TYPES[self.options.kv_type].ggml_type
         log.clear()
-        with self._in_force(profile):
+        with self._in_force(self.profile if profile == "own" else profile):
             pointer = llama_h.llama_init_from_model(self.pointer, params)
         if not pointer:
             if log.out_of_memory():
                 raise HalfVError(
-                    f"There is not enough memory for a context of {n_ctx} tokens",
+                    f"There is not enough memory for a context of {n_ctx * n_seq} tokens",
                     hint="lower {n_ctx}, use {kv_type}, or close other chats",
                     settings={"n_ctx": None, "kv_type": "q8_0"},
                 )
             raise HalfVError(f"No context can be made for {self.path.name}: {log.last_words()}.")
-        return pointer
+        if undo_bytes is None:
+            undo_bytes = self.options.undo_mb << 20
+        halfv_cpp.halfv_set_undo_bytes(pointer, undo_bytes)
+        halfv_cpp.halfv_set_undo(pointer, undo_bytes > 0)  # with none, nothing limits what is pruned
+        context = Context(pointer, encoder, n_seq=n_seq)
+        context.is_own = is_own
+        return context
 
     def take_back(self, context: Context) -> None:
         """A context that is not needed any more; one is kept for the next."""
@@ -344,6 +337,10 @@ class Runtime:
             raise HalfVError("The chat template ends with the picture, so there is nothing to answer to.")
         return Prompt(head, tail, encoded, seconds)
 
+    def seeded(self, options: AnswerOptions) -> AnswerOptions:
+        """With the model's seed when they have none."""
+        return dataclasses.replace(options, seed=self.options.seed) if options.seed is None else options
+
     #
     # numbers
     #
@@ -368,88 +365,5 @@ class Runtime:
     def logits(self, context: Context, row: int = -1) -> np.ndarray:
         """A copy of those at an output of the last batch."""
         pointer = llama_h.llama_get_logits_ith(context.pointer, row)
-        return np.ctypeslib.as_array(pointer, (self.n_vocab,)).copy()
-
-
-def set_undo(context: int, undo_bytes: int) -> None:
-    """What a llama_context may take to undo removed questions; with 0 they stay, and nothing limits pruning."""
-    halfv_cpp.halfv_set_undo_bytes(context, undo_bytes)
-    halfv_cpp.halfv_set_undo(context, undo_bytes > 0)
-
-
-def resolve_profile(
-    about: model_file.ModelFile,
-    given: Profile | Mapping[str, Any] | str | os.PathLike[str] | None,
-    keep: float | None,
-    pixel_tau: float | Literal["off"] | None = None,
-    visual_share: float | None = None,
-) -> Resolved:
-    """What these come to for this model, after the sidecar, the file and the presets."""
-    check_pruning(keep, pixel_tau, visual_share)
-    if keep is not None and given == "off":
-        raise HalfVError(
-            "needs a profile, and {profile} says none",
-            parameter="keep",
-            value=keep,
-            hint="leave one of them out",
-            settings={"profile": "off"},
-        )
-    resolved = resolve.resolve(about, _override(given, about))
-    if pixel_tau is not None and resolved.source != "environment":
-        base = resolved.profile or Profile.default(about.n_layer)
-        tau = None if pixel_tau == "off" else pixel_tau
-        if tau != base.pixel_tau:
-            resolved = dataclasses.replace(resolved, profile=_changed(base, about, pixel_tau=tau))
-    if visual_share is not None and resolved.profile is not None:
-        changed = dataclasses.replace(resolved.profile, visual_share=visual_share).validate(about.n_layer)
-        resolved = dataclasses.replace(resolved, profile=changed)
-    if keep is None:
-        return resolved
-    if resolved.profile is None:
-        if resolved.source != "environment":
-            raise HalfVError(
-                "needs a profile",
-                parameter="keep",
-                value=keep,
-                hint=f"{about.path.name} has none, so give {{profile}} as well",
-                settings={"profile": None},
-            )
-        return resolved
-    return dataclasses.replace(resolved, profile=_changed(resolved.profile, about, ivr_keep=keep))
-
-
-def _changed(base: Profile, about: model_file.ModelFile, **fields: float | None) -> Profile:
-    """Without the evidence, which was for another profile."""
-    return dataclasses.replace(base, **fields, calibration=None).validate(about.n_layer)
-
-
-def if_supported(resolved: Resolved, model: int, path: Path) -> Resolved:
-    """An architecture without hooks runs whole; to ask for more is a mistake."""
-    if resolved.profile is None or halfv_cpp.halfv_model_supported(model):
-        return resolved
-    if resolved.source == "flag":
-        raise HalfVError(
-            f"{path.name} cannot be pruned: its architecture has no hooks",
-            hint="give {profile}",
-            settings={"profile": "off"},
-        )
-    return Resolved(None, "off")
-
-
-def _override(
-    given: Profile | Mapping[str, Any] | str | os.PathLike[str] | None, about: model_file.ModelFile
-) -> Profile | Literal["off"] | None:
-    """What profile=... means."""
-    if given is None or given == "off" or isinstance(given, Profile):
-        return given
-    if isinstance(given, Mapping):
-        return Profile.from_json({"version": profiles.VERSION, **given})
-    if not isinstance(given, str) or given.endswith(".json") or os.sep in given:
-        return stored.read_json(Path(given))
-    preset = presets.get(given)
-    if preset.architecture != about.architecture:
-        raise HalfVError(
-            f"The preset {preset.name} is for models of the architecture {preset.architecture}, and {about.path.name} "
-            f"is {about.architecture}."
-        )
-    return preset.scaled(about.n_layer).profile
+        values: np.ndarray = np.ctypeslib.as_array(pointer, (self.n_vocab,)).copy()
+        return values

@@ -30,11 +30,11 @@ class Sampler:
 
     def __init__(self, options: AnswerOptions, vocab: int):
         self._n_vocab = llama_h.llama_vocab_n_tokens(vocab)
-        self._grammar = None
+        self._grammar = 0
         text = grammar_of(options)
         if text is not None:
             raw = text.encode("utf-8", "replace")  # half a surrogate pair is in no vocabulary
-            self._grammar = None if b"\0" in raw else llama_h.llama_sampler_init_grammar(vocab, raw, b"root")
+            self._grammar = (b"\0" not in raw and llama_h.llama_sampler_init_grammar(vocab, raw, b"root")) or 0
             if not self._grammar:
                 if options.json_schema is not None:
                     raise HalfVError(
@@ -48,7 +48,7 @@ class Sampler:
     def sample(self, ctx: int, row: int = -1) -> int | None:
         """The next token after an output of the last batch, None when the grammar leaves none."""
         token: int = llama_h.llama_sampler_sample(self._chain, ctx, row)
-        if self._grammar is None:
+        if not self._grammar:
             return token
         if not math.isfinite(self._allowed(np.array([token]), np.zeros(1))["logit"][0]):
             pointer = llama_h.llama_get_logits_ith(ctx, row)
@@ -75,7 +75,7 @@ class Sampler:
         for part in (self._chain, self._grammar):
             if part:
                 llama_h.llama_sampler_free(part)
-        self._chain = self._grammar = None
+        self._chain = self._grammar = 0
 
 
 def _parts(options: AnswerOptions) -> Iterator[int]:

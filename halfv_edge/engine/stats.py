@@ -12,25 +12,42 @@ from halfv_edge.engine.encoder import Chunk
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """What the last answer took. Times are seconds of wall clock."""
+    """What an answer took. Times are seconds of wall clock."""
 
-    ttft_sec: float = 0.0  # from ask() to the first token
-    encode_sec: float = 0.0  # vision encoder, for the pictures that are new in this turn
-    prefill_sec: float = 0.0  # language model up to the first token: ahead of the question too, and selection
-    select_sec: float = 0.0  # of it the choice of tokens
-    ahead_sec: float = 0.0  # of encoder and prefill what ran before ask(), while the person typed
-    n_patches: int = 0  # visual tokens that the conversation's pictures could be,
-    n_visual: int = 0  # those that they are: without the patches that stayed out of the encoder,
-    n_kept: int = 0  # of them in stage II,
-    n_deep: int = 0  # and updated in stage III
-    n_prompt: int = 0  # tokens evaluated before the first token of the answer
-    n_encoded: int = 0  # pictures that went through the encoder
+    ttft_sec: float = 0.0
+    """From `ask()` to the first token."""
+    encode_sec: float = 0.0
+    """In the vision encoder, for the pictures that are new in this turn."""
+    prefill_sec: float = 0.0
+    """In the language model up to the first token: ahead of the question too, and selection."""
+    select_sec: float = 0.0
+    """Of `prefill_sec`: the choice of tokens."""
+    ahead_sec: float = 0.0
+    """Of encoder and prefill: what ran before `ask()`, while the person typed."""
+    n_patches: int = 0
+    """Visual tokens that the conversation's pictures could be."""
+    n_visual: int = 0
+    """Visual tokens that they are: without the patches that stayed out of the encoder."""
+    n_kept: int = 0
+    """Visual tokens that stage II has."""
+    n_deep: int = 0
+    """Visual tokens that stage III updates."""
+    n_prompt: int = 0
+    """Tokens evaluated before the first token of the answer, visual ones included."""
+    n_encoded: int = 0
+    """Pictures that went through the encoder."""
     n_generated: int = 0
-    tokens_per_sec: float = 0.0  # after the first token
-    flops_dense: float = 0.0  # of this turn from the first picture on: unpruned, and spent; 0 without pruning
+    """Tokens of the answer."""
+    tokens_per_sec: float = 0.0
+    """Of the answer, after its first token."""
+    flops_dense: float = 0.0
+    """FLOPs of this turn from the first picture on, were it unpruned; 0 without pruning."""
     flops_spent: float = 0.0
-    unpruned: str = ""  # why the last picture was not pruned: "small", "disabled", ...; "off" without a profile
-    stopped: str = ""  # "end", "length", "stop" (a stop string) or "interrupted"
+    """FLOPs of this turn from the first picture on; 0 without pruning."""
+    unpruned: str = ""
+    """Why the last picture was not pruned: "small", "disabled", ...; "off" without a profile."""
+    stopped: str = ""
+    """How the answer ended: "end" (by itself), "stop" (before a stop string), "length" or "interrupted"."""
 
     @property
     def dense_prefill_sec(self) -> float:
@@ -57,7 +74,7 @@ def pruning_between(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict
         return {"unpruned": "off"}
 
     def spent(name: str) -> float:
-        return max(after[name] - before.get(name, 0), 0)
+        return max(float(after[name] - before.get(name, 0)), 0.0)
 
     return {
         "select_sec": spent("us_select") / 1e6,

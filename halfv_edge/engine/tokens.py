@@ -32,25 +32,29 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class TokenMap:
-    """The tokens of one picture. Encoders that tile give several grids, and an overview."""
+    """The visual tokens of one picture. Encoders that tile give several grids, and an overview."""
 
     image: Image.Image
     tiles: list[Tile]
 
     @property
     def n_patches(self) -> int:
+        """Tokens that the picture could be."""
         return sum(tile.n_patches for tile in self.tiles)
 
     @property
     def n_visual(self) -> int:
+        """Tokens that went through the encoder."""
         return sum(tile.n_tokens for tile in self.tiles)
 
     @property
     def n_kept(self) -> int:
+        """Tokens that stage II has."""
         return sum(len(tile.kept) for tile in self.tiles)
 
     @property
     def n_deep(self) -> int:
+        """Tokens that stage III updates."""
         return sum(len(tile.deep) for tile in self.tiles)
 
 

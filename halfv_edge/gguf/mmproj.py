@@ -8,6 +8,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from halfv_cpp import ggml_h
@@ -86,7 +87,7 @@ def _tensors(source: Metadata) -> Iterator[Tensor]:
         raw = file.read(source.infos_end - source.infos)
     at = 0
 
-    def take(form: str) -> tuple:
+    def take(form: str) -> tuple[Any, ...]:
         nonlocal at
         values = struct.unpack_from("<" + form, raw, at)
         at += struct.calcsize("<" + form)

@@ -182,7 +182,7 @@ class _Scanner:
         if entry.type != UINT32:
             self.refuse(f"general.alignment is of type {TYPE_NAMES[entry.type]}, not u32")
         self.file.seek(entry.value)
-        (alignment,) = struct.unpack("<I", self.file.read(4))
+        alignment: int = struct.unpack("<I", self.file.read(4))[0]
         self.file.seek(self.at)
         if not 0 < alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
             self.refuse(f"general.alignment = {alignment} is not a power of two up to {MAX_ALIGNMENT}")
@@ -198,7 +198,8 @@ class _Scanner:
 
     def number(self, letter: str) -> int:
         size = struct.calcsize("<" + letter)
-        return struct.unpack("<" + letter, self.take(size, "its metadata"))[0]
+        value: int = struct.unpack("<" + letter, self.take(size, "its metadata"))[0]
+        return value
 
     def string(self, limit: int, what: str) -> bytes:
         self.claim(1, what)

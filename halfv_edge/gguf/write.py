@@ -78,27 +78,22 @@ def rewriting(
 
 def _joined(entries: list[Entry]) -> Iterator[tuple[int, int]]:
     """The byte ranges of neighbouring entries as one."""
-    start = end = None
+    joined: list[tuple[int, int]] = []
     for entry in entries:
-        if entry.start != end:
-            if end is not None:
-                yield start, end
-            start = entry.start
-        end = entry.end
-    if end is not None:
-        yield start, end
+        start = joined.pop()[0] if joined and joined[-1][1] == entry.start else entry.start
+        joined.append((start, entry.end))
+    yield from joined
 
 
 def _copy(source: BinaryIO, out: BinaryIO, start: int, end: int, bar: tqdm) -> None:
     source.seek(start)
-    buffer = memoryview(bytearray(min(CHUNK, end - start)))
     while start < end:
-        count = source.readinto(buffer[: end - start])
-        if not count:
+        chunk = source.read(min(CHUNK, end - start))
+        if not chunk:
             raise HalfVError(f"{source.name} changed while it was read: try again.")
-        out.write(buffer[:count])
-        bar.update(count)
-        start += count
+        out.write(chunk)
+        bar.update(len(chunk))
+        start += len(chunk)
 
 
 def _bar(total: int, target: Path, wanted: bool) -> tqdm:

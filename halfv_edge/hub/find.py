@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from halfv_edge.errors import HalfVError
 from halfv_edge.gguf.read import read_metadata
@@ -76,10 +76,14 @@ def locate_files(model: str | os.PathLike[str] | None, mmproj: str | os.PathLike
     """The files of a path, a repository "owner/repo[:QUANT]" or a name; of nothing, the model that comes along."""
     name = None if model is None else os.fspath(model)
     hub = None
-    is_like_one = isinstance(model, str) and HUB.fullmatch(model) and not model.lower().endswith(".gguf")
-    if is_like_one and not os.path.exists(Path(model).parent):  # else it is a mistyped file of that folder
-        name, hub = None, name
+    if isinstance(model, str) and _is_repository(model):
+        name, hub = None, model
     return find_files(name, hub, None if mmproj is None else os.fspath(mmproj))
+
+
+def _is_repository(name: str) -> bool:
+    """Where there is a folder of the owner's name it is a mistyped file in it."""
+    return bool(HUB.fullmatch(name)) and not name.lower().endswith(".gguf") and not os.path.exists(Path(name).parent)
 
 
 def _refuse(model: str) -> NoReturn:
@@ -194,7 +198,7 @@ def _trouble(what: str, error: Exception) -> HalfVError:
     return HalfVError(f"{what} cannot be downloaded: {first}; check the network, or give a file.")
 
 
-def _hub():
+def _hub() -> Any:
     try:
         import huggingface_hub
     except ImportError as error:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from halfv_edge.errors import HalfVError
-from halfv_edge.profile.profile import DROPPED, FROZEN, Profile
+from halfv_edge.profile.profile import DROPPED, FROZEN, Profile, Rest
 
 STOCK, UNPRUNED = "stock", "unpruned"
 CHOICES = ("halfv", "random", "uniform", "attention", "dart")  # in the order of enum halfv_choice
@@ -59,6 +59,12 @@ class PolicyModel:
             )
         return self.profile
 
+    def cost(self, name: str, profile: Profile | None, n_visual: int) -> float:
+        """FLOPs of a picture of so many tokens under a profile."""
+        if self.flops is None:
+            raise HalfVError(f"The policy {name!r} is not valid: eval alone can match FLOPs; give a number.")
+        return self.flops(profile, n_visual)
+
 
 Maker = Callable[[PolicyModel, str, str], Policy]  # from the model, the policy's text, and what follows its colon
 
@@ -86,7 +92,8 @@ def _keep(model: PolicyModel, name: str, value: str) -> Policy:
 def _downscale(model: PolicyModel, name: str, value: str) -> Policy:
     if value == FLOPS:
         limit = _limit(model, name)
-        return Policy(name, max_tokens=max(n for n in range(1, model.n_visual + 1) if model.flops(None, n) <= limit))
+        sizes = range(1, model.n_visual + 1)
+        return Policy(name, max_tokens=max(n for n in sizes if model.cost(name, None, n) <= limit))
     return Policy(name, max_tokens=whole(name, value))
 
 
@@ -103,8 +110,9 @@ def _ssr(model: PolicyModel, name: str, _value: str) -> Policy:
 def _wrong_mode(model: PolicyModel, name: str, _value: str) -> Policy:
     """Stage III as it is for the other kind of backbone: all frozen, or 5% updated and the rest dropped."""
     own = model.own(name)
-    update, rest = (0.05, DROPPED) if own.ssr_rest == FROZEN else (0.0, FROZEN)
-    return Policy(name, dataclasses.replace(own, ssr_update=update, ssr_rest=rest))
+    if own.ssr_rest == FROZEN:
+        return Policy(name, dataclasses.replace(own, ssr_update=0.05, ssr_rest=DROPPED))
+    return Policy(name, dataclasses.replace(own, ssr_update=0.0, ssr_rest=FROZEN))
 
 
 def _pixel(model: PolicyModel, name: str, value: str) -> Policy:
@@ -136,7 +144,7 @@ def _once(model: PolicyModel, name: str, value: str) -> Policy:
     def cost(profile: Profile) -> float:
         """DART keeps eight pivots' equal parts and four pivots."""
         kept = DART_PIVOTS + 2 * DART_PIVOTS * (int(profile.ivr_keep * model.n_visual) // (2 * DART_PIVOTS))
-        return model.flops(make(min(1.0, kept / model.n_visual)), model.n_visual)
+        return model.cost(name, make(min(1.0, kept / model.n_visual)), model.n_visual)
 
     own = _matched(model, name, make, cost) if value == FLOPS else _of_share(model, name, value, 0.5, make)
     return Policy(name, own, choice="dart")
@@ -178,9 +186,7 @@ def _of_share(model: PolicyModel, name: str, value: str, usual: float, make: Cal
 
 
 def _limit(model: PolicyModel, name: str) -> float:
-    if model.flops is None:
-        raise HalfVError(f"The policy {name!r} is not valid: eval alone can match it to the profile; give a number.")
-    return model.flops(model.own(name), model.n_visual)
+    return model.cost(name, model.own(name), model.n_visual)
 
 
 def _matched(
@@ -188,7 +194,7 @@ def _matched(
 ) -> Profile:
     """The largest share that costs no more than the model's profile."""
     limit = _limit(model, name)
-    cost = cost or (lambda profile: model.flops(profile, model.n_visual))
+    cost = cost or (lambda profile: model.cost(name, profile, model.n_visual))
     made = (make(step / STEPS) for step in range(STEPS, 0, -1))
     fitting = next((profile for profile in made if cost(profile) <= limit), None)
     if fitting is None:
@@ -196,7 +202,7 @@ def _matched(
     return fitting
 
 
-def _from(model: PolicyModel, layer: int, update: float, rest: str) -> Profile:
+def _from(model: PolicyModel, layer: int, update: float, rest: Rest) -> Profile:
     """Everything up to a layer, and from there stage III."""
     layer = min(max(layer, 2), model.n_layer)
     return dataclasses.replace(

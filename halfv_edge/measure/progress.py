@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from halfv_edge.errors import HalfVError
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -16,6 +18,7 @@ class Progress:
 
 
 Watch = Callable[[Progress], None]
+Sentence = Callable[[HalfVError], str]
 Say = Callable[[str], None]  # hears what a person should know
 
 

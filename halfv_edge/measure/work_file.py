@@ -15,11 +15,16 @@ VERSION = 1
 class WorkFile:
     """JSON lines: what the results belong to, then one line per result. A line cut short by a crash is left out."""
 
-    def __init__(self, path: Path, settings: dict[str, Any]):
-        """Results of other settings are replaced."""
+    def __init__(self, path: Path | None, settings: dict[str, Any]):
+        """Results of other settings are replaced; without a path none are kept."""
         self.path = path
         self.results: dict[str, Any] = {}
-        head = {"halfv_calibration": VERSION, **settings}
+        self._file: BinaryIO | None = None
+        if path is not None:
+            self._open(path, settings)
+
+    def _open(self, path: Path, settings: dict[str, Any]) -> None:
+        head = {"halfv_results": VERSION, **settings}
         whole = 0  # bytes that can stay
         try:
             for number, line in enumerate(path.read_bytes().splitlines(keepends=True) if path.exists() else []):
@@ -29,7 +34,7 @@ class WorkFile:
                 whole += len(line)
                 if number:
                     self.results[value["key"]] = value["value"]
-            self._file: BinaryIO = path.open("r+b" if whole else "wb")
+            self._file = path.open("r+b" if whole else "wb")
             self._file.truncate(whole)
             self._file.seek(whole)
         except OSError as error:
@@ -42,6 +47,8 @@ class WorkFile:
         self._write({"key": key, "value": value})
 
     def _write(self, value: dict[str, Any]) -> None:
+        if self._file is None:
+            return
         try:
             self._file.write(json.dumps(value, allow_nan=False).encode() + b"\n")
             self._file.flush()
@@ -49,7 +56,8 @@ class WorkFile:
             raise HalfVError(f"{self.path} cannot be written: {os.strerror(error.errno or 0)}.") from error
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

@@ -6,8 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from halfv_edge.errors import HalfVError
-from halfv_edge.gguf.read import Metadata, quote, read_metadata
+from halfv_edge.errors import HalfVError, quote
+from halfv_edge.gguf.read import Metadata, read_metadata
 
 
 @dataclass(frozen=True, slots=True)

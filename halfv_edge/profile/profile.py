@@ -11,16 +11,18 @@ import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import halfv_cpp
 
-from halfv_edge.errors import HalfVError
-from halfv_edge.gguf.read import ARRAY, FLOAT32, STRING, UINT32, quote
+from halfv_edge.errors import HalfVError, quote
+from halfv_edge.gguf.read import ARRAY, FLOAT32, STRING, UINT32
 
 VERSION = 1
 PREFIX = "halfv."
-FROZEN, DROPPED = "frozen", "dropped"
+FROZEN: Final = "frozen"
+DROPPED: Final = "dropped"
+Rest = Literal["frozen", "dropped"]
 REST = (FROZEN, DROPPED)  # in the order of enum halfv_rest
 
 # field: (key without the prefix, GGUF type), in the order in which they are checked
@@ -93,7 +95,7 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """As struct halfv_profile."""
+    """Which layers of a model prune how much; the fields are those of struct halfv_profile in halfv.h."""
 
     ivr_layer: int  # first layer of stage II
     ivr_keep: float  # share of the visual tokens that stage II sees
@@ -113,11 +115,32 @@ class Profile:
 
     @classmethod
     def default(cls, n_layer: int) -> Profile:
-        """As halfv_cpp.default_profile: prunes nothing until it is changed."""
+        """The profile to begin with: it prunes nothing until it is changed.
+
+        Args:
+            n_layer: Layers of the model.
+
+        Returns:
+            A profile that keeps everything.
+
+        Example:
+            >>> Profile.default(28).prunes(28)
+            False
+        """
         return cls(1, 1.0, 0.1, n_layer, 1.0, DROPPED)
 
     def validate(self, n_layer: int) -> Profile:
-        """Itself, when it fits a model of n_layer layers; else one sentence that names the key and the value."""
+        """Check it against a model.
+
+        Args:
+            n_layer: Layers of the model.
+
+        Returns:
+            The profile itself.
+
+        Raises:
+            HalfVError: A value does not fit; the sentence names the key and the value.
+        """
         _check_types("", {key: (value, type_) for key, type_, value in self._given()})
         if not 1 <= self.ivr_layer < n_layer:
             raise complaint(
@@ -148,10 +171,18 @@ class Profile:
                 yield key, type_, value
 
     def prunes(self, n_layer: int) -> bool:
+        """Whether it leaves any visual token out.
+
+        Args:
+            n_layer: Layers of the model.
+
+        Returns:
+            False when it keeps and updates all of them.
+        """
         return self.ivr_keep < 1 or (self.ssr_layer < n_layer and self.ssr_update < 1)
 
     def to_gguf(self) -> dict[str, tuple[int, Any]]:
-        """key: (GGUF type, value), as `gguf_edit.replace_keys` takes them."""
+        """Metadata of a GGUF, each key with its type and value."""
         entries: dict[str, tuple[int, Any]] = {PREFIX + "version": (UINT32, VERSION)}
         for key, type_, value in self._given():
             entries[PREFIX + key] = (type_, value)
@@ -161,7 +192,17 @@ class Profile:
 
     @classmethod
     def from_json(cls, value: Any) -> Profile:
-        """The profile in a parsed JSON object. Unlike in a GGUF an unknown key is refused: people type these."""
+        """The profile in a parsed JSON object.
+
+        Args:
+            value: As `to_json` gives it. Unlike in a GGUF an unknown key is refused: people type these.
+
+        Returns:
+            The profile, not yet checked against a model.
+
+        Raises:
+            HalfVError: A key is missing, unknown or not valid.
+        """
         flat = _flatten(value)
         check_version(flat.pop("version", None))
         measured = [key for key in flat if key.startswith("calibration.")]
@@ -193,6 +234,14 @@ class Profile:
 
     @classmethod
     def from_c(cls, struct_: halfv_cpp.halfv_profile) -> Profile:
+        """The profile in a struct of halfv.h.
+
+        Args:
+            struct_: As the native library fills it.
+
+        Returns:
+            The profile, without the evidence for it.
+        """
         values = {name: getattr(struct_, name) for name in KEYS}
         tau = struct_.pixel_tau if struct_.pixel_prune else None
         return cls(**values | {"ssr_rest": REST[struct_.ssr_rest], "pixel_tau": tau})
@@ -205,7 +254,7 @@ def to_f32(value: float) -> float:
         packed = struct.pack("<f", value)
     except OverflowError:
         return math.copysign(math.inf, value)
-    (exact,) = struct.unpack("<f", packed)
+    exact: float = struct.unpack("<f", packed)[0]
     if math.isfinite(exact):
         for digits in range(6, 10):
             short = float(f"{exact:.{digits}g}")

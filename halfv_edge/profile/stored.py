@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from halfv_edge import files
-from halfv_edge.errors import HalfVError
-from halfv_edge.gguf.read import ARRAY, FLOAT32, STRING, TYPE_NAMES, UINT32, Metadata, quote
+from halfv_edge.errors import HalfVError, quote
+from halfv_edge.gguf.read import ARRAY, FLOAT32, STRING, TYPE_NAMES, UINT32, Metadata
 from halfv_edge.profile.model_file import ModelFile
 from halfv_edge.profile.profile import (
     CALIBRATION_KEYS,
@@ -134,7 +134,8 @@ def _typed(metadata: Metadata, key: str, type_: int) -> Any:
 
 def _evidence(model: ModelFile) -> tuple[Calibration | None, list[str]]:
     """What can be used of halfv.calibration.*, and what is wrong with the rest."""
-    found, complaints = {}, []
+    found: dict[str, Any] = {}
+    complaints: list[str] = []
     for name, type_ in CALIBRATION_KEYS.items():
         try:
             value = _typed(model.metadata, f"calibration.{name}", type_)

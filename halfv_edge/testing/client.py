@@ -15,9 +15,11 @@ from halfv_cpp.tensor_types import TENSOR_TYPES
 LOG: collections.deque[str] = collections.deque(maxlen=1000)
 
 
-@ggml_h.ggml_log_callback
-def collect_log(_level: int, text: bytes, _user: ctypes.c_void_p) -> None:
+def _collect(_level: int, text: bytes, _user: ctypes.c_void_p) -> None:
     LOG.append(text.decode("utf-8", "replace"))
+
+
+collect_log = ggml_h.ggml_log_callback(_collect)
 
 
 def log_text() -> str:
@@ -35,7 +37,7 @@ class DecodeError(RuntimeError):
         self.code = code
 
 
-class Client(contextlib.AbstractContextManager):
+class Client(contextlib.AbstractContextManager["Client"]):
     """A model and a context. Pieces longer than n_batch are split, as mtmd does.
 
     One thread by default: on a busy machine the threads of a tiny model wait for each other, at ten times the cost.
@@ -64,16 +66,15 @@ class Client(contextlib.AbstractContextManager):
         on_model: Callable[[int], None] | None = None,
         beside: Client | None = None,
     ):
-        self.model = self.ctx = None
+        self.model = self.ctx = 0  # none, or closed
         self.owns_model = beside is None
         llama_h.llama_backend_init()
         llama_h.llama_log_set(collect_log, None)
 
         model_params = llama_h.llama_model_default_params()
         model_params.n_gpu_layers = n_gpu_layers
-        self.model = (
-            beside.model if beside else llama_h.llama_model_load_from_file(str(model_path).encode(), model_params)
-        )
+        path = str(model_path).encode()
+        self.model = (beside.model if beside else llama_h.llama_model_load_from_file(path, model_params)) or 0
         if not self.model:
             raise RuntimeError(f"cannot load '{model_path}': {_last_words()}")
         if on_model:
@@ -95,7 +96,7 @@ class Client(contextlib.AbstractContextManager):
         params.embeddings = embeddings
         params.offload_kqv = offload_kqv
         params.kv_unified = kv_unified
-        self.ctx = llama_h.llama_init_from_model(self.model, params)
+        self.ctx = llama_h.llama_init_from_model(self.model, params) or 0
         if not self.ctx:
             self.close()
             raise RuntimeError(f"cannot make a context for '{model_path}': {_last_words()}")
@@ -126,7 +127,7 @@ class Client(contextlib.AbstractContextManager):
             llama_h.llama_free(self.ctx)
         if self.model and self.owns_model:
             llama_h.llama_model_free(self.model)
-        self.ctx = self.model = None
+        self.ctx = self.model = 0
 
     @property
     def memory(self) -> int:
@@ -165,9 +166,9 @@ class Client(contextlib.AbstractContextManager):
         outputs: Sequence[bool],
     ) -> None:
         """One llama_decode. `rows` are token ids or a float array [n, n_embd_inp]; `seqs` one id or a tuple per row."""
-        is_embd = isinstance(rows, np.ndarray) and rows.ndim == 2
-        if is_embd and rows.shape[1] != self.n_embd_inp:
-            raise ValueError(f"embedding rows have {rows.shape[1]} columns, the model takes {self.n_embd_inp}")
+        is_embd = np.ndim(rows) == 2
+        if is_embd and np.shape(rows)[1] != self.n_embd_inp:
+            raise ValueError(f"embedding rows have {np.shape(rows)[1]} columns, the model takes {self.n_embd_inp}")
         if is_embd and self.is_mrope and np.shape(pos) != (4, len(rows)):
             raise ValueError(f"M-RoPE embeddings need positions [4, {len(rows)}], got {np.shape(pos)}")
 
@@ -204,7 +205,8 @@ class Client(contextlib.AbstractContextManager):
         return self._copy(llama_h.llama_get_embeddings_ith(self.ctx, index), self.n_embd, "embeddings", index)
 
     @staticmethod
-    def _copy(pointer: ctypes.Array, length: int, what: str, index: int) -> np.ndarray:
+    def _copy(pointer: ctypes._Pointer[ctypes.c_float], length: int, what: str, index: int) -> np.ndarray:
         if not pointer:
             raise RuntimeError(f"no {what} for output {index}: the batch did not ask for them")
-        return np.ctypeslib.as_array(pointer, shape=(length,)).copy()
+        values: np.ndarray = np.ctypeslib.as_array(pointer, shape=(length,)).copy()
+        return values

@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType
 
-KINDS = ("llava", "llava-next", "qwen2vl", "qwen2.5vl")
+KINDS = ("llava", "llava-next", "qwen2vl", "qwen2.5vl", "qwen3vl")
 BLOCK = 1 << 20  # elements generated before a tensor starts to repeat
 WINDOW, FULL_EVERY = 112, 8  # of Qwen2.5-VL: pixels of a window, and which layers see everything
 FTYPES = {name: GGMLQuantizationType[name.upper()] for name in ("f32", "f16")}
@@ -36,17 +36,18 @@ def write_mmproj(
 
     llava: a fixed square of (image_size / patch)^2 tokens. llava-next: the same in tiles and an overview; pinpoints are
     width, height of each resolution that it may choose. qwen2vl, qwen2.5vl: one token per 2 x 2 patches of whatever
-    size the picture has, placed with M-RoPE.
+    size the picture has, placed with M-RoPE. qwen3vl: the same with learned positions, and what three of the layers see
+    behind the embeddings, so that it takes 6 layers or more.
     """
     if kind not in KINDS:
         raise ValueError(f"unknown kind '{kind}'; known: {', '.join(KINDS)}")
-    is_qwen, is_qwen25 = kind.startswith("qwen"), kind == "qwen2.5vl"
+    is_qwen, is_qwen25, is_qwen3 = kind.startswith("qwen"), kind == "qwen2.5vl", kind == "qwen3vl"
     n_ff = n_ff or 2 * n_vision
     meta: dict[str, Any] = {
         "general.name": f"random-{kind}-{seed}",
         "general.type": "mmproj",
         "clip.has_vision_encoder": True,
-        "clip.projector_type": {"qwen2vl": "qwen2vl_merger", "qwen2.5vl": "qwen2.5vl_merger"}.get(kind, "mlp"),
+        "clip.projector_type": f"{kind}_merger" if is_qwen else "mlp",
         "clip.use_silu" if is_qwen25 else "clip.use_gelu": True,
         "clip.vision.embedding_length": n_vision,
         "clip.vision.feed_forward_length": n_ff,
@@ -70,6 +71,13 @@ def write_mmproj(
         merged = 4 * n_vision
         plan |= _linear("mm.0", merged, merged) | _linear("mm.2", n_embd, merged)
         plan |= _norm("v.post_ln", n_vision, bias=not is_qwen25)
+        if is_qwen3:
+            plan["v.patch_embd.bias"] = ((n_vision,), 0.1)
+            plan["v.position_embd.weight"] = (((image_size // patch) ** 2, n_vision), 1.0)
+            for layer in deepstack_layers(n_layer):
+                name = f"v.deepstack.{layer}"
+                plan |= _norm(f"{name}.norm", merged)
+                plan |= _linear(f"{name}.fc1", merged, merged) | _linear(f"{name}.fc2", n_embd, merged)
     else:
         n_positions = (image_size // patch) ** 2 + 1
         plan["v.class_embd"] = ((n_vision,), 1.0)
@@ -78,7 +86,9 @@ def write_mmproj(
         plan |= _linear("mm.0", n_embd, n_vision) | _linear("mm.2", n_embd, n_embd)
     for layer in range(n_layer):
         block = f"v.blk.{layer}"
-        for name in ("attn_q", "attn_k", "attn_v", "attn_out"):
+        if is_qwen3:
+            plan |= _linear(f"{block}.attn_qkv", 3 * n_vision, n_vision)
+        for name in ("attn_out",) if is_qwen3 else ("attn_q", "attn_k", "attn_v", "attn_out"):
             plan |= _linear(f"{block}.{name}", n_vision, n_vision)
         plan |= _linear(f"{block}.ffn_up", n_ff, n_vision) | _linear(f"{block}.ffn_down", n_vision, n_ff)
         if is_qwen25:
@@ -86,6 +96,11 @@ def write_mmproj(
         plan |= _norm(f"{block}.ln1", n_vision, bias=not is_qwen25)
         plan |= _norm(f"{block}.ln2", n_vision, bias=not is_qwen25)
     return _write(Path(path), meta, plan, FTYPES[ftype], seed)
+
+
+def deepstack_layers(n_layer: int) -> list[int]:
+    """Which layers of a qwen3vl encoder the language model sees besides the last; 8, 16 and 24 of the published 27."""
+    return [(n_layer - 3) * part // 3 for part in (1, 2, 3)]
 
 
 def _linear(name: str, n_out: int, n_in: int) -> Plan:
@@ -127,5 +142,5 @@ def _values(shape: tuple[int, ...], deviation: float | None, key: tuple[int, int
     scale = deviation / (int(np.prod(shape[1:])) if len(shape) > 1 else 1) ** 0.5
     count = int(np.prod(shape))
     if count <= BLOCK:
-        return rng.standard_normal(shape) * scale
+        return np.asarray(rng.standard_normal(shape) * scale)
     return np.resize(rng.standard_normal(BLOCK) * scale, shape)

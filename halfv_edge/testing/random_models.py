@@ -59,8 +59,7 @@ def write_model(
     """Write a random model and return its path.
 
     `profile` holds halfv.* keys without the prefix; only the keys given are written, and `version` (1 unless given).
-    `extra_meta` overrides or adds metadata, `**{"some.key": value}`; a (value, GGUFValueType) pair forces the type,
-    of a list that of its elements.
+    `extra_meta` overrides or adds metadata, `**{"some.key": value}`; a (value, GGUFValueType) pair forces the type.
     """
     head_dim = head_dim or n_embd // n_head
     if arch not in ARCHS:
@@ -186,10 +185,7 @@ def write_gguf(
     for key, value in meta.items():
         if key != "general.architecture":
             value, type_ = value if isinstance(value, tuple) else (value, _value_type(value))
-            if isinstance(value, list) and type_ != GGUFValueType.ARRAY:
-                writer.add_key_value(key, value, GGUFValueType.ARRAY, type_)
-            else:
-                writer.add_key_value(key, value, type_)
+            writer.add_key_value(key, value, type_)
 
     def stored_type(shape: tuple[int, ...]) -> GGMLQuantizationType:
         return ftype if len(shape) == 2 else GGMLQuantizationType.F32
@@ -227,7 +223,8 @@ def _random_rows(
     n_rows: int, n_cols: int, deviation: float, type_: GGMLQuantizationType, key: tuple[int, ...]
 ) -> np.ndarray:
     rows = np.random.default_rng(key).standard_normal((n_rows, n_cols), dtype=np.float32)
-    return gguf.quants.quantize(rows * np.float32(deviation), type_)
+    quantized: np.ndarray = gguf.quants.quantize(rows * np.float32(deviation), type_)
+    return quantized
 
 
 _random_block = functools.lru_cache(maxsize=16)(_random_rows)

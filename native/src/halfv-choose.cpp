@@ -147,6 +147,10 @@ void prefill::choose_stage2(sequence & s, when moment, std::vector<row> & go, st
     }
 }
 
+bool prefill::thins(const image & im) const {
+    return memory.profile.ssr_update < 1.0f && applies(im) && im.reason == HALFV_REASON_NONE;
+}
+
 // which of these rows stage III updates
 std::vector<uint8_t> prefill::choose_stage3(sequence & s, const std::vector<float> & query, const std::vector<row> & deep) {
     const auto & p = memory.profile;
@@ -158,7 +162,7 @@ std::vector<uint8_t> prefill::choose_stage3(sequence & s, const std::vector<floa
     }
     for (size_t i = 0; i < s.images.size(); ++i) {
         auto & im = s.images[i];
-        if (p.ssr_update < 1.0f && applies(im) && im.reason == HALFV_REASON_NONE && !members[i].empty()) {
+        if (thins(im) && !members[i].empty()) {
             std::vector<row> rows;
             for (const size_t m : members[i]) {
                 rows.push_back(deep[m]);

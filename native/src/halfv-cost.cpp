@@ -68,8 +68,16 @@ void cost_model::prompt(const halfv_profile & p, uint64_t n_before, uint64_t n_v
     const uint64_t deep    = asks ? std::min<uint64_t>(kept, quota(n_visual, p.ssr_update)) : kept;
     const uint64_t frozen  = asks && p.ssr_rest == HALFV_REST_FROZEN ? kept - deep : 0;
 
-    spent = outputs(1) + span(0, ivr, n_visual + n_after, n_before) + span(ivr, ssr, kept + n_after, n_before) +
+    // the last layer of stage II is run in part, as prefill::settle does where those that it drops are known before its end
+    const bool    split  = asks && p.ssr_rest == HALFV_REST_DROPPED && p.ssr_update < p.ivr_keep && ssr - ivr > 1;
+    const int32_t begin3 = ssr - split;
+
+    spent = outputs(1) + span(0, ivr, n_visual + n_after, n_before) + span(ivr, begin3, kept + n_after, n_before) +
             kv_only(ssr, n_layer, frozen) + span(ssr, n_layer, deep + n_after, n_before + frozen);
+    if (split) {
+        spent += kv_only(begin3, ssr, kept + n_after) + (p.ssr_update > 0.0f ? queries(begin3, kept + n_after) : 0) +
+                 span(begin3, ssr, deep + n_after, n_before + kept - deep);
+    }
     if (kept < n_visual) {
         spent += (anchors > 0 ? scores(n_visual, ivr - 1) : 0) + cover(n_visual, kept);
     }

@@ -20,6 +20,8 @@ public:
     // K and V of n tokens in those layers
     double kv_only(int32_t first, int32_t last, uint64_t n) const;
 
+    double queries(int32_t il, uint64_t n) const { return 2.0*n*n_embd*layers[il].query_width; }
+
     double outputs(uint64_t n) const { return n*head; }
 
     // text, a picture and text that asks for one output, from the picture on

@@ -139,12 +139,12 @@ void tap(const llm_graph_context & graph, ggml_tensor * q, ggml_tensor * k, int 
 
 } // namespace halfv
 
-// a graph that ends before the output head gives its hidden states
+// a graph that ends before the output head gives its hidden states, as they were before layers that only had K and V to give
 bool llm_graph_context::ends_early(ggml_tensor * inpL) const {
     if (!halfv_pass.ends_early(n_layer) && halfv_pass.last != (int32_t) n_layer) {
         return false;
     }
-    if (!halfv_pass.kv_only) {
+    if (halfv_pass.first < halfv_pass.kv_from) {
         ggml_build_forward_expand(gf, inpL);
         res->t_embd = inpL;
     }

@@ -31,6 +31,7 @@ struct step {
     llama_ubatch ubatch;
     graph_pass   pass = {};
     std::optional<bool> causal = {}; // not given: as the context is set
+    std::vector<uint32_t> cells = {}; // of stage II, where its tokens are already
 };
 
 // Three KV caches behind one memory, split by layer: each holds only the tokens that reached its stage.
@@ -76,16 +77,15 @@ public:
     bool has_stage(int s) const { return bounds[s] < bounds[s + 1]; }
     bool touches(const graph_pass & pass, int s) const;
 
-    // Tokens of a graph over all layers: no more than n_ubatch, and so few that the masks of all stages together take no more
+    // Tokens of one graph: no more than n_ubatch, and so few that the masks of the stages that it reaches together take no more
     // than stage I's when it is full, which is what buffers are reserved for. One mask serves all until tokens are pruned.
-    uint32_t n_ubatch_whole(uint32_t n_new) const;
+    uint32_t ubatch_size(const graph_pass & pass, uint32_t n_new) const;
 
     // forget the cells that hold a sequence in these layers; they are given out again in the same order
     void rewind(llama_seq_id seq_id, const graph_pass & pass);
 
     uint32_t n_stream() const { return stages[0]->get_n_stream(); }
     uint32_t n_cells(int s, llama_seq_id seq_id) const; // in use by a sequence
-    uint32_t stage_size(int s) const; // cells of one stream
     size_t   cell_bytes(int s) const;
 
     sequence & at(llama_seq_id seq_id); // made if it is not there
@@ -107,11 +107,6 @@ public:
     bool undoes = true;
     uint64_t undo_bytes() const; // that states kept for it take now, those that sequences share counted once
     void forget_questions();     // nothing is undone from here on
-
-    // Adapters and control vectors in force. Questions that are gone already, and were answered under these, are undone now.
-    void use_adapters(uint64_t adapters);
-    static constexpr uint64_t changing = ~0ull; // until the next batch, so that nothing is undone
-    uint64_t adapters = 0; // 0: none
 
     // What a batch puts into cells, and what it does to its sequences, is taken back unless commit() is called.
     // New tokens only ever go to empty cells, so it notes which: it costs what the batch costs, whatever the context holds.
@@ -148,6 +143,9 @@ public:
         std::optional<transaction> inside;
     };
 
+    // where the last n tokens that came into a stage are, in a transaction of one sequence
+    std::vector<uint32_t> last_cells(int s, size_t n) const;
+
     // before a batch changes what a sequence carries in other ways than adding tokens
     void keep_lists(llama_seq_id seq_id);
 
@@ -158,7 +156,6 @@ private:
     std::vector<uint32_t> state_shape() const;
     void undo(llama_seq_id seq_id, llama_pos last_before);
     template <typename F> void change(llama_seq_id seq_id, F && f); // of all when negative
-    void warn_of_little_room(int s, const std::vector<llama_ubatch> & ubatches, bool fits);
 
     bool equal_cells() const;
 
@@ -168,7 +165,6 @@ private:
     std::map<llama_seq_id, sequence> sequences;
     transaction * running = nullptr;
     bool alike = true; // all stages hold the same tokens in the same cells
-    std::array<bool, n_stages> warned = {}; // of little room in a stage
 
     template <typename F> void each_stage(F && f) {
         for (auto & stage : stages) { if (stage) { f(*stage); } }

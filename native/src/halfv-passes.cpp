@@ -17,9 +17,9 @@ void prefill::reserve(uint32_t n_tokens) {
     }
     const auto & b = memory.bounds;
     const graph_pass passes[] = {
-        { b[0], b[1], false, b[1] - 1, false },
-        { b[1], memory.has_stage(2) ? b[2] : INT32_MAX, false, b[2] - 1, true },
-        { b[2], b[3] },
+        { b[0], b[1], INT32_MAX, b[1] - 1, false },
+        { b[1], memory.has_stage(2) ? b[2] : INT32_MAX, INT32_MAX, b[2] - 1, true },
+        { b[2] - may_split(), b[3] },
     };
     for (const auto & pass : passes) {
         if (pass.first >= pass.last) {
@@ -170,7 +170,7 @@ llama_ubatch prefill::ubatch_of_token(llama_seq_id seq_id, const row & r) const 
 std::vector<step> prefill::whole_steps(const llama_batch & batch, std::vector<share> parts) const {
     size_t n_all = 0;
     for (const auto & part : parts) { n_all += part.idxs.size(); }
-    const size_t n_ubatch = memory.n_ubatch_whole(n_all);
+    const size_t n_ubatch = memory.ubatch_size({}, n_all);
     std::vector<step> steps;
     const auto add = [&](const std::vector<int32_t> & idxs, size_t n_seqs) {
         steps.push_back({ ubatch_of_batch(batch, idxs, n_seqs) });
@@ -212,14 +212,16 @@ std::vector<step> prefill::whole_steps(const llama_batch & batch, std::vector<sh
 
 std::vector<step> prefill::steps_of(llama_seq_id seq_id, const std::vector<row> & rows, const slab<float> & hidden, const graph_pass & pass) const {
     const size_t width = input_width(ctx.model.hparams, pass.first);
+    const size_t n_ubatch = memory.ubatch_size(pass, rows.size());
     std::vector<step> steps;
     for (size_t i = 0; i < rows.size();) {
         // a non-causal picture stays in one piece: its batch did fit into one
         size_t end = i;
-        while (end < rows.size() && rows[end].group == rows[i].group && (rows[i].group >= 0 || end - i < ctx.cparams.n_ubatch)) {
+        while (end < rows.size() && rows[end].group == rows[i].group && (rows[i].group >= 0 || end - i < n_ubatch)) {
             ++end;
         }
         steps.push_back({ ubatch_of_rows(seq_id, &rows[i], end - i, width, hidden), pass, rows[i].group < 0 });
+        for (size_t j = i; j < end && rows[j].cell >= 0; ++j) { steps.back().cells.push_back(rows[j].cell); }
         i = end;
     }
     return steps;

@@ -73,6 +73,9 @@ private:
     bool prunes_now() const;
     bool applies(const image & im) const;
     bool is_large(const image & im) const;
+    bool thins(const image & im) const; // in stage III
+    bool may_split() const;
+    bool splits(const std::vector<image> & images, const std::vector<row> & go) const;
     bool wants_attention() const { return choice == HALFV_CHOICE_ATTENTION || choice == HALFV_CHOICE_DART; } // rotated, of text too
     bool is_lazy(llama_seq_id seq_id, bool visual) const;
 
@@ -133,8 +136,6 @@ private:
     bool reserved  = false;
     bool stopped   = false; // the client's abort callback has said so, in this batch or call
     struct { std::vector<float> data; int32_t il_start = -1, il_end = -1; } control_vector; // the one in use
-    uint64_t adapters_in_force() const; // a number for them; 0: none
-    void note_adapters();
     uint32_t warned = 0; // bit per halfv_reason that the log has heard of
 #ifdef HALFV_NO_COMPARE
     static constexpr bool held = false;

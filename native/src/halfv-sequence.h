@@ -43,6 +43,7 @@ struct row {
     int32_t  group;      // tokens of one non-causal batch share a group and travel together; -1: causal
     int32_t  batch_idx;  // place in the batch that is being decoded
     bool     output;     // that batch wants its output
+    int32_t  cell = -1;  // in stage II's cache, while the last layer of that stage still has to see it
 };
 
 bool prompt_order(const row & a, const row & b);
@@ -77,7 +78,6 @@ struct turn {
     llama_pos end = 0;                         // where its last token is: nothing beyond, nothing has followed
     bool asked = true;                         // by its last token, which is still there
     bool by_next = false;                      // what followed could not wait with it: gone with that as well
-    uint64_t adapters = 0;                     // in force then: nothing is undone under others
 };
 
 // what a question that is gone leaves behind in the caches of the deeper stages
@@ -120,7 +120,7 @@ struct sequence {
 
     // Undoes questions that are gone and were followed by nothing that is left. `last` is the last position held, now and
     // before tokens were removed.
-    std::vector<leftover> undo(llama_pos last_before, llama_pos last, uint64_t adapters);
+    std::vector<leftover> undo(llama_pos last_before, llama_pos last);
 
     // pruned tokens whose states are kept, of one picture; of all
     void each_stored(int32_t image, const std::function<void(const row &, const states &)> & f) const;

@@ -9,7 +9,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <string_view>
 
 namespace halfv {
 
@@ -19,7 +18,7 @@ int prefill::stage1(const share & part, bool visual) {
     const llama_batch & batch = ctx.balloc->get_batch();
     const int64_t t_start = ggml_time_us();
     const bool keeps_keys = visual || wants_attention();
-    const graph_pass pass = { bounds[0], bounds[1], false, bounds[1] - 1, wants_attention() };
+    const graph_pass pass = { bounds[0], bounds[1], INT32_MAX, bounds[1] - 1, wants_attention() };
 
     std::vector<step> steps;
     for (size_t i = 0; i < part.idxs.size(); i += ctx.cparams.n_ubatch) {
@@ -108,11 +107,23 @@ int prefill::ask_by_last_text(llama_seq_id seq_id, sequence & s) {
     const auto & bounds = memory.bounds;
     const row & r = s.rows.back();
     const staged_memory::rehearsal rehearsal(memory, seq_id, r.pos.data());
-    return run({ { ubatch_of_token(seq_id, r), { bounds[0], bounds[1], false, bounds[1] - 1, wants_attention() } } },
+    return run({ { ubatch_of_token(seq_id, r), { bounds[0], bounds[1], INT32_MAX, bounds[1] - 1, wants_attention() } } },
             [&](const llama_ubatch &, const llm_graph_result & res) {
         s.query.resize(ggml_nelements(res.t_halfv_q));
         read(res.t_halfv_q, s.query.data());
     });
+}
+
+// Of the last layer of stage II, tokens that stage III drops have only K and V to give. What the choice asks for is there
+// before attention, so it may be made before the rest of that layer, which is then left to those that stay.
+bool prefill::may_split() const {
+    return memory.has_stage(2) && memory.bounds[2] - memory.bounds[1] > 1 && memory.profile.ssr_rest == HALFV_REST_DROPPED;
+}
+
+bool prefill::splits(const std::vector<image> & images, const std::vector<row> & go) const {
+    return may_split() && memory.profile.ssr_update < memory.profile.ivr_keep &&
+           std::any_of(go.begin(), go.end(), [&](const row & r) { return r.image >= 0 && thins(images[r.image]); }) &&
+           std::all_of(go.begin(), go.end(), [](const row & r) { return r.group < 0; });
 }
 
 // Carries a sequence's pending tokens through the later stages. The last pass goes to `last` when that is given.
@@ -152,8 +163,13 @@ int prefill::settle(llama_seq_id seq_id, when moment, std::vector<step> * last) 
         if (r.stage == 2) { deep.push_back(r); }
     }
 
-    s.stats.flops_spent += cost.span(bounds[1], bounds[2], go.size(), memory.n_cells(1, seq_id));
-    const graph_pass pass2 = { bounds[1], three ? bounds[2] : INT32_MAX, false, asks_deep ? bounds[2] - 1 : -1, true };
+    const bool split = moment == when::question && deep.empty() && splits(s.images, go); // what was prepared is through already
+    const int32_t begin3 = bounds[2] - split;
+    s.stats.flops_spent += cost.span(bounds[1], begin3, go.size(), memory.n_cells(1, seq_id));
+    if (split) {
+        s.stats.flops_spent += cost.kv_only(begin3, bounds[2], go.size()) + (asks_deep ? cost.queries(begin3, go.size()) : 0);
+    }
+    const graph_pass pass2 = { bounds[1], three ? bounds[2] : INT32_MAX, split ? begin3 : INT32_MAX, asks_deep ? bounds[2] - 1 : -1, true };
     std::vector<float> query;
 
     // anchors that join a non-causal picture after the question must not see what followed it: they go causally
@@ -199,6 +215,10 @@ int prefill::settle(llama_seq_id seq_id, when moment, std::vector<step> * last) 
         if (rc != 0) {
             return rc;
         }
+        if (split) {
+            const auto cells = memory.last_cells(1, go.size());
+            for (size_t i = 0; i < go.size(); ++i) { go[i].cell = cells[i]; }
+        }
         lap(s.stats.us_stage2);
     }
 
@@ -229,13 +249,16 @@ int prefill::settle(llama_seq_id seq_id, when moment, std::vector<step> * last) 
             }
             if (p.ssr_rest == HALFV_REST_FROZEN) {
                 s.stats.flops_spent += cost.kv_only(bounds[2], bounds[3], frozen.size());
-                if (const int rc = run(steps_of(seq_id, frozen, s.hidden, { bounds[2], bounds[3], true }), nullptr)) {
+                if (const int rc = run(steps_of(seq_id, frozen, s.hidden, { bounds[2], bounds[3], bounds[2] }), nullptr)) {
                     return rc;
                 }
                 lap(s.stats.us_frozen);
             }
             s.stats.flops_spent += cost.span(bounds[2], bounds[3], moving.size(), memory.n_cells(2, seq_id));
-            auto steps = steps_of(seq_id, moving, s.hidden, { bounds[2] });
+            if (split) { // counted as if they came last
+                s.stats.flops_spent += cost.span(begin3, bounds[2], moving.size(), memory.n_cells(1, seq_id) - moving.size());
+            }
+            auto steps = steps_of(seq_id, moving, s.hidden, { begin3 });
             if (last && i == deep.size()) { // outputs are asked of the end of the prompt
                 for (auto & step : steps) { last->push_back(std::move(step)); }
             } else if (const int rc = run(std::move(steps), nullptr)) {
@@ -254,7 +277,6 @@ int prefill::settle(llama_seq_id seq_id, when moment, std::vector<step> * last) 
             t.recalled = std::move(recalled);
             t.end      = s.rows.back().pos[0];
             t.by_next  = !last;
-            t.adapters = memory.adapters;
             keep_turn(s, std::move(t));
         }
         s.rows.clear();
@@ -291,32 +313,10 @@ size_t prefill::first_open(const std::vector<row> & rows, const std::vector<imag
     return i;
 }
 
-static uint64_t hash_of(const void * data, size_t size) {
-    return std::hash<std::string_view>()({ (const char *) data, size });
-}
-
-uint64_t prefill::adapters_in_force() const {
-    const auto & cvec = control_vector;
-    uint64_t res = 0;
-    if (!cvec.data.empty()) {
-        const int32_t layers[] = { cvec.il_start, cvec.il_end };
-        res = hash_of(cvec.data.data(), cvec.data.size()*sizeof(float)) ^ hash_of(layers, sizeof(layers));
-    }
-    for (const auto & [adapter, scale] : *ctx.loras) { // in no order
-        res += hash_of(&adapter, sizeof(adapter)) ^ hash_of(&scale, sizeof(scale));
-    }
-    return res;
-}
-
-void prefill::note_adapters() {
-    if (memory.adapters == staged_memory::changing) { memory.use_adapters(adapters_in_force()); }
-}
-
 void prefill::settle_waiting() {
+    const auto seq_ids = memory.waiting();
     int rc = 0;
     try {
-        note_adapters();
-        const auto seq_ids = memory.waiting();
         if (!seq_ids.empty()) {
             ctx.sched_reserve();
             ctx.memory_update(false);
@@ -336,7 +336,7 @@ void prefill::settle_waiting() {
     if (rc != 0) {
         LLAMA_LOG_WARN("%s: HalfV: tokens that wait could not go on before the adapters changed; they will go on with the new ones\n", __func__);
     }
-    memory.adapters = staged_memory::changing;
+    memory.forget_questions(); // undone, they would go on with adapters that they were not decoded under
 }
 
 void prefill::before_control_vector(const float * data, size_t len, int32_t n_embd, int32_t il_start, int32_t il_end) {

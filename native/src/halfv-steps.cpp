@@ -19,7 +19,7 @@ llama_memory_context_ptr staged_memory::init_batch(llama_batch_allocr & balloc, 
 
 std::unique_ptr<staged_context> staged_memory::init_batch(llama_batch_allocr & balloc, uint32_t n_ubatch) {
     balloc.split_reset();
-    n_ubatch = std::min(n_ubatch, n_ubatch_whole(balloc.get_n_tokens()));
+    n_ubatch = std::min(n_ubatch, ubatch_size({}, balloc.get_n_tokens()));
 
     std::vector<step> steps;
     while (true) {
@@ -129,6 +129,17 @@ staged_memory::rehearsal::~rehearsal() {
     if (cell >= 0) { cells.set(cell, before); }
 }
 
+std::vector<uint32_t> staged_memory::last_cells(int s, size_t n) const {
+    std::vector<uint32_t> res(n);
+    const auto & filled = running->filled[s];
+    for (auto slot = filled.rbegin(); n > 0; ++slot) {
+        const auto & idxs = slot->idxs[0];
+        n -= idxs.size();
+        std::copy(idxs.begin(), idxs.end(), res.begin() + n);
+    }
+    return res;
+}
+
 void staged_memory::keep_lists(llama_seq_id seq_id) {
     if (!running) {
         return;
@@ -144,26 +155,46 @@ void staged_memory::keep_lists(llama_seq_id seq_id) {
 // staged_context
 //
 
+// stage II's, of tokens that have been there; all of one sequence
+static llama_kv_cache::slot_info slot_of(const llama_kv_cache & kv, const step & step) {
+    const auto stream = kv.get_stream(step.ubatch.seq_id_unq[0]);
+    llama_kv_cache::slot_info res = { stream, stream, { (llama_seq_id) stream }, { step.cells } };
+    res.filled = true;
+    return res;
+}
+
 staged_context::staged_context(staged_memory & memory, std::vector<step> steps_in) :
     memory(&memory), steps(std::move(steps_in)), status(LLAMA_MEMORY_STATUS_SUCCESS) {
     std::array<llama_kv_cache::slot_info_vec_t, n_stages> slots;
     for (int s = 0; s < n_stages && !steps.empty(); ++s) {
-        std::vector<llama_ubatch> ubatches;
+        const auto is_there = [s](const step & step) { return s == 1 && !step.cells.empty(); };
+        std::vector<llama_ubatch> ubatches, added;
         for (const auto & step : steps) {
-            if (memory.touches(step.pass, s)) { ubatches.push_back(step.ubatch); }
+            if (memory.touches(step.pass, s)) {
+                ubatches.push_back(step.ubatch);
+                if (!is_there(step)) { added.push_back(step.ubatch); }
+            }
         }
         if (ubatches.empty()) {
             continue;
         }
-        slots[s] = memory.stages[s]->prepare(ubatches);
-        memory.warn_of_little_room(s, ubatches, !slots[s].empty());
-        if (slots[s].empty()) {
+        const auto found = added.empty() ? llama_kv_cache::slot_info_vec_t() : memory.stages[s]->prepare(added);
+        if (found.size() < added.size()) {
+            const uint32_t size = memory.stages[s]->get_size();
+            if (size < memory.stages[0]->get_size()) {
+                LLAMA_LOG_WARN("HalfV: stage %d is full: it has cells for %u tokens, text and kept visual ones, with halfv.visual_share = %.3g\n",
+                        s + 1, size, memory.profile.visual_share);
+            }
             status = LLAMA_MEMORY_STATUS_FAILED_PREPARE;
             return;
         }
         if (memory.running) {
             auto & filled = memory.running->filled[s];
-            filled.insert(filled.end(), slots[s].begin(), slots[s].end());
+            filled.insert(filled.end(), found.begin(), found.end());
+        }
+        auto next = found.begin();
+        for (const auto & step : steps) {
+            if (memory.touches(step.pass, s)) { slots[s].push_back(is_there(step) ? slot_of(*memory.stages[s], step) : *next++); }
         }
         stages[s] = std::make_unique<llama_kv_cache_context>(memory.stages[s].get(), slots[s], std::move(ubatches));
     }

@@ -49,6 +49,14 @@ static void require(bool ok, const char * what) {
 // a client
 //
 
+static struct llama_model * load_model(const char * path, bool vocab_only) {
+    struct llama_model_params params = llama_model_default_params();
+    params.vocab_only = vocab_only;
+    struct llama_model * model = llama_model_load_from_file(path, params);
+    require(model != NULL, path);
+    return model;
+}
+
 static struct llama_context * new_context(struct llama_model * model) {
     struct llama_context_params params = llama_context_default_params();
     params.n_ctx     = N_CTX;

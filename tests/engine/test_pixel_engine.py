@@ -19,7 +19,7 @@ from halfv_edge.draw.token_map import REPEATED, draw_token_map
 from halfv_edge.engine.chat import Chat
 from halfv_edge.engine.images import load as load_image
 from halfv_edge.engine.model import Model
-from halfv_edge.engine.runtime import resolve_profile
+from halfv_edge.engine.model_profile import resolve_profile
 from halfv_edge.errors import HalfVError
 from halfv_edge.gguf.read import read_metadata
 from halfv_edge.gguf.write import replace_keys

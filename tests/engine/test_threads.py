@@ -100,7 +100,7 @@ def test_a_model_is_closed_while_a_picture_is_encoded(vlms: Vlms, slow: SlowEnco
         thread.join(PATIENCE_SEC)
         assert not thread.is_alive()
     assert said and (said[0] == "" or isinstance(said[0], HalfVError))
-    assert model.runtime.pointer is None and model.encoder.pointer is None
+    assert not model.runtime.pointer and not model.encoder.pointer
 
 
 def test_threads_that_do_everything_at_once(vlms: Vlms) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,7 +68,10 @@ def test_prompt(bench) -> None:
     head = 2 * n_embd * n_vocab
     prefix = span(8, N_PREFIX, before=0)
     dense = prefix + span(8, N_VISUAL + N_QUESTION) + head
-    stages = span(2, N_VISUAL + N_QUESTION) + span(4, N_KEPT + N_QUESTION) + span(2, N_DEEP + N_QUESTION)
+    kept, deep = N_KEPT + N_QUESTION, N_DEEP + N_QUESTION
+    stages = span(2, N_VISUAL + N_QUESTION) + span(3, kept) + span(2, deep)
+    # the last layer of stage II: Q, K and V of all in it, the rest for those that stay, which see all the others
+    stages += kept * 2 * n_embd * (q + 2 * kv) + span(1, deep, before=N_PREFIX + N_KEPT - N_DEEP)
     pruner = 2 * N_VISUAL * q + 2 * N_VISUAL * N_KEPT * n_embd + 2 * N_KEPT * q
     assert whole["flops"] == pytest.approx(dense, rel=1e-9)
     assert row["flops"] == pytest.approx(prefix + stages + pruner + head, rel=1e-9)
@@ -202,7 +207,7 @@ def test_a_run_that_prunes_nothing_is_an_error(bench, tmp_path: Path) -> None:
         (["--off"], "What being off costs shows beside an unpatched llama.cpp: name the folder of its libraries with "),
         (["--draw", "cat"], "--draw cat is not valid: it must be one of photo, page."),
         (["--kv-type", "q9"], "--kv-type q9 is not valid: it must be one of "),
-        (["--policy", "fastv:flops"], "The policy 'fastv:flops' is not valid: eval alone can match it to the profile"),
+        (["--policy", "fastv:flops"], "The policy 'fastv:flops' is not valid: eval alone can match FLOPs"),
         (["--policy", "fastest"], "There is no policy 'fastest': it must be one of stock, unpruned, profile, "),
         (["--keep", "2"], "The policy 'keep:2' is not valid: 2 must be a share above 0 and at most 1."),
         (["--policy", "downscale"], "The policy 'downscale' is not valid: downscale is a smaller picture"),
@@ -244,3 +249,18 @@ def test_mistakes_from_python(make: Callable[[], object], parameter: str) -> Non
     with pytest.raises(HalfVError) as caught:
         make()
     assert caught.value.parameter == parameter
+
+
+def test_no_worker_is_left_behind(shapes_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[str]] = []
+    popen = subprocess.Popen
+
+    def noted(*args: Any, **options: Any) -> subprocess.Popen[str]:
+        started.append(popen(*args, **options))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", noted)
+    model = RandomModel(shape="tiny", no_encoder=True, folder=shapes_dir)
+    with pytest.raises(HalfVError, match="holds no llama library"):
+        run_bench(model, options=BenchOptions(stock_lib=tmp_path, n_threads=1))
+    assert [process.returncode for process in started] == [0]

@@ -7,22 +7,25 @@ import re
 import shutil
 import xml.etree.ElementTree as ET
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import halfv_cpp
 import pytest
 from PIL import Image
 
-from halfv_edge.cli import calibrate as cli_calibrate
 from halfv_edge.cli.main import main
 from halfv_edge.engine.model import Model
+from halfv_edge.engine.options import ModelOptions
+from halfv_edge.errors import HalfVError
 from halfv_edge.gguf.write import replace_keys
+from halfv_edge.measure import CalibrationGoal, Progress, find_samples, load_for_calibration, run_calibration
 from halfv_edge.measure.calibrate.taps import Probe
 from halfv_edge.profile import model_file, profile, stored
 from tests.measure.test_calibrate_taps import poisoned
 from tests.support.vlm import Vlms, picture
 
 N_LAYER = 6
+BOTH = ("--write", "--target-speedup", "2", "--max-divergence", "1")
 
 
 @pytest.fixture
@@ -161,27 +164,29 @@ def test_interrupted_and_resumed(
     assert Path("p.json").exists()
 
 
-def test_progress_comes_to_its_total(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Bar:
-        """What the command shows: its total, and what was done of it."""
+def test_progress_comes_to_its_total(place: Path) -> None:
+    heard: list[Progress] = []
+    with load_for_calibration("model.gguf", options=ModelOptions(n_threads=1, n_ctx=1024)) as model:
+        goal = CalibrationGoal(target_speedup=1.5)
+        result = run_calibration(model, find_samples(place / "pictures"), goal=goal, progress=heard.append)
+    assert result.profile.prunes(N_LAYER) and result.best.speedup >= 1.5
+    assert not list(place.glob("*.calibration"))  # nothing was kept, as no file was named
+    done = [told.done for told in heard]
+    assert done == sorted(done) and done[0] > 0
+    assert 0.6 * heard[-1].total < done[-1] < 1.2 * heard[-1].total
 
-        made: ClassVar[list[Bar]] = []
 
-        def __init__(self, **options: Any):
-            assert options["bar_format"].count("{remaining}") == 1
-            self.total, self.done, self.made[len(self.made) :] = 0.0, 0.0, [self]
-
-        def update(self, amount: float) -> None:
-            assert self.total > 0
-            self.done += amount
-
-        def close(self) -> None:
-            pass
-
-    monkeypatch.setattr(cli_calibrate, "tqdm", Bar)
-    run("--target-speedup", "1.5", "-o", "p.json")
-    (bar,) = Bar.made
-    assert 0.6 * bar.total < bar.done < 1.2 * bar.total
+def test_mistakes_from_python(place: Path) -> None:
+    for fields in ({"target_speedup": 1}, {"max_divergence": 0}, {"target_speedup": 2, "max_divergence": 1}):
+        with pytest.raises(HalfVError) as caught:
+            CalibrationGoal(**fields)
+        assert caught.value.parameter == next(iter(fields))
+    samples = find_samples(place / "pictures")
+    with (
+        Model.load("model.gguf", profile="qwen2-vl-2b", n_threads=1) as model,
+        pytest.raises(HalfVError, match="is pruned: load it with load_for_calibration"),
+    ):
+        run_calibration(model, samples)
 
 
 def test_generated_pictures_with_a_report(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -276,7 +281,6 @@ def test_a_target_out_of_reach(place: Path, capsys: pytest.CaptureFixture[str]) 
         (("-o", "pictures"), "pictures is a folder"),
         (("-o", "none/p.json"), "the folder none does not exist"),
         (("-o", "p.json", "--report", "r.pdf"), "r.pdf is neither .html nor .png"),
-        (("-o", "p.json", "--keep", "0.5"), "--keep says how a model is pruned"),
     ],
 )
 def test_wrong_flags(flags: tuple[str, ...], words: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -287,7 +291,12 @@ def test_wrong_flags(flags: tuple[str, ...], words: str, place: Path, capsys: py
 
 
 def test_flags_that_exclude_each_other(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for flags in ((), ("-o", "p.json", "--write"), ("--write", "--target-speedup", "2", "--max-divergence", "1")):
+    for flags in (
+        (),
+        ("-o", "p.json", "--keep", "0.5"),
+        ("-o", "p.json", "--write"),
+        ("--write", "--target-speedup", "2", "--max-divergence", "1"),
+    ):
         with pytest.raises(SystemExit) as caught:
             run(*flags)
         assert caught.value.code == 2

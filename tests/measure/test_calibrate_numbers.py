@@ -10,8 +10,8 @@ import torch
 
 from halfv_edge.errors import HalfVError
 from halfv_edge.measure.calibrate import entropy, picking, search
+from halfv_edge.measure.calibrate.calibrator import spread_evenly
 from halfv_edge.measure.calibrate.picking import Curves
-from halfv_edge.measure.calibrate.run import spread
 from halfv_edge.measure.calibrate.search import Check, Search
 from halfv_edge.profile.profile import DROPPED, FROZEN, Profile
 
@@ -251,7 +251,7 @@ def test_vicuna_freezes() -> None:
 def test_a_wrong_pick_is_corrected() -> None:
     """Stage II from layer 1 costs much: the neighbour wins. Stage III from 12 does too."""
     found = Model(28, qwen_like).search(1, 18).run(3.0, None)
-    assert found.ivr_layer == found.best.profile.ivr_layer == 2
+    assert found.best.profile.ivr_layer == 2
     assert found.best.profile.ssr_layer == 21
     assert len(found.notes) == 2
 
@@ -300,6 +300,6 @@ def test_any_depth(n: int) -> None:
 
 
 def test_spread() -> None:
-    assert spread(8, 100) == [0, 14, 28, 42, 56, 70, 84, 99]
-    assert spread(16, 5) == [0, 1, 2, 3, 4]
-    assert spread(1, 5) == [0]
+    assert spread_evenly(8, 100) == [0, 14, 28, 42, 56, 70, 84, 99]
+    assert spread_evenly(16, 5) == [0, 1, 2, 3, 4]
+    assert spread_evenly(1, 5) == [0]

@@ -27,18 +27,18 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_folder(folder: Path) -> None:
     skipped: list[str] = []
-    found, source = samples.gather(folder, 100, 0, skipped.append)
-    assert sorted(Path(sample.name).name for sample in found) == [f"{number}.png" for number in range(6)]
-    assert source == folder.name
+    found = samples.find_samples(folder, say=skipped.append)
+    assert sorted(Path(sample.name).name for sample in found.samples) == [f"{number}.png" for number in range(6)]
+    assert found.source == folder.name
     assert len(skipped) == 2
     assert any("empty.png is empty" in why for why in skipped)
-    assert {sample.question for sample in found} <= set(samples.QUESTIONS)
-    assert found[0].load().image.size == (420, 300)
+    assert {sample.question for sample in found.samples} <= set(samples.QUESTIONS)
+    assert found.samples[0].load().image.size == (420, 300)
 
 
 def test_a_seed_chooses(folder: Path) -> None:
     def names(seed: int) -> list[str]:
-        return [sample.name for sample in samples.gather(folder, 4, seed, lambda _: None)[0]]
+        return [sample.name for sample in samples.find_samples(folder, n_samples=4, seed=seed).samples]
 
     assert names(0) == names(0)
     assert len(names(0)) == 4
@@ -51,11 +51,11 @@ def test_a_jsonl_file(folder: Path) -> None:
     listed = folder / "list.jsonl"
     listed.write_text("\ufeff" + "\n".join(map(json.dumps, lines)) + "\n\n")
     skipped: list[str] = []
-    found, source = samples.gather(listed, 100, 0, skipped.append)
-    assert source == "list.jsonl"
+    found = samples.find_samples(listed, say=skipped.append)
+    assert found.source == "list.jsonl"
     assert len(found) == 5
     assert f"{folder / 'missing.png'} does not exist" in skipped[0]
-    asked = {Path(sample.name).name: sample.question for sample in found if sample.question.startswith("how")}
+    asked = {Path(sample.name).name: sample.question for sample in found.samples if sample.question.startswith("how")}
     assert asked == {f"{number}.png": f"how many are {number}" for number in range(4)}
 
 
@@ -75,20 +75,20 @@ def test_bad_lines(text: str, words: str, folder: Path) -> None:
     listed = folder / "list.jsonl"
     listed.write_text(text, "latin-1")
     with pytest.raises(HalfVError) as caught:
-        samples.gather(listed, 100, 0, lambda _: None)
+        samples.find_samples(listed)
     assert words in str(caught.value)
     assert str(listed) in str(caught.value)
 
 
 def test_bad_places(folder: Path) -> None:
     with pytest.raises(HalfVError, match="nowhere does not exist"):
-        samples.gather(folder / "nowhere", 10, 0, lambda _: None)
+        samples.find_samples(folder / "nowhere")
     with pytest.raises(HalfVError, match=r"0\.png is one picture"):
-        samples.gather(folder / "0.png", 10, 0, lambda _: None)
+        samples.find_samples(folder / "0.png")
     for number in range(4):
         (folder / f"{number}.png").unlink()
     with pytest.raises(HalfVError, match="2 usable pictures, and 2 more cannot be read"):
-        samples.gather(folder, 10, 0, lambda _: None)
+        samples.find_samples(folder)
 
 
 def test_generated_pictures() -> None:
@@ -100,9 +100,9 @@ def test_generated_pictures() -> None:
         assert image.size == (pictures.SIDE, pictures.SIDE)
         assert image.tobytes() == same.tobytes() != different.tobytes(), name
         assert np.asarray(image).std() > 10, name
-    found, source = samples.gather(None, 5, 0, lambda _: None)
-    assert [sample.load().image.tobytes() for sample in found] == [image.tobytes() for _, image, _ in made[:5]]
-    assert source == samples.GENERATED
+    found = samples.find_samples(n_samples=5)
+    assert [sample.load().image.tobytes() for sample in found.samples] == [image.tobytes() for _, image, _ in made[:5]]
+    assert found.source == samples.GENERATED
 
 
 # --- results on the disk ---

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ from halfv_edge.engine import images
 from halfv_edge.engine.context import n_cells
 from halfv_edge.engine.model import Model
 from halfv_edge.measure.calibrate import entropy
-from halfv_edge.measure.eval import frontier, report, run
+from halfv_edge.measure.eval import frontier, summary
 from halfv_edge.measure.eval.asking import Asker
+from halfv_edge.measure.eval.evaluation import Result
 from halfv_edge.measure.eval.questions import Question
 from halfv_edge.measure.policies import PolicyModel, parse_one
 from tests.support.holes import entering, page
@@ -37,7 +39,7 @@ def given(model: Model) -> PolicyModel:
 
 @pytest.fixture
 def asker(model: Model):
-    asker = Asker(model, TOKENS, 4, None)
+    asker = Asker(model, TOKENS, 4)
     yield asker
     asker.close()
 
@@ -218,23 +220,23 @@ def test_summary_of_scores() -> None:
     """Retention is that of the mean over tasks, however many questions a task has."""
     asked = [Question(str(at), Path(str(at)), "", ("yes",), task, "exact") for at, task in enumerate("aaab")]
 
-    def results(*scores: float) -> list[run.Result]:
+    def results(*scores: float) -> list[Result]:
         times = {"encode_s": 1, "ahead_s": 0, "enter_s": 1, "flops": 1, "n_visual": 8, "n_kept": 4, "n_deep": 2}
         return [{"score": score, "agrees": True, "kl": 0.5, "unpruned": "", "text": ""} | times for score in scores]
 
-    rows = report.summary(asked, {"unpruned": results(1, 1, 0, 1), "half": results(1, 0, 0, 1)})
-    assert rows[0]["score"] == pytest.approx((2 / 3 + 1) / 2)
-    assert rows[1]["retention"] == pytest.approx((1 / 3 + 1) / (2 / 3 + 1))
-    low, high = rows[1]["retention_interval"]
-    assert low <= rows[1]["retention"] <= high <= 1
-    assert rows[1]["tasks"]["a"]["retention"] == pytest.approx(0.5)
+    rows = summary.of_policies(asked, {"unpruned": results(1, 1, 0, 1), "half": results(1, 0, 0, 1)})
+    assert rows[0].score == pytest.approx((2 / 3 + 1) / 2)
+    assert rows[1].retention == pytest.approx((1 / 3 + 1) / (2 / 3 + 1))
+    low, high = rows[1].retention_interval
+    assert low <= rows[1].retention <= high <= 1
+    assert rows[1].tasks["a"].retention == pytest.approx(0.5)
 
 
 def test_equal_time() -> None:
     """By straight lines between the numbers that were run, the unpruned model at one end."""
 
-    def row(policy: str, time: float, retention: float) -> dict:
-        return {"policy": policy, "ttft_ratio": 1 / time, "flops_ratio": 2 / (1 + time), "retention": retention}
+    def row(policy: str, time: float, retention: float | None) -> SimpleNamespace:
+        return SimpleNamespace(policy=policy, ttft_ratio=1 / time, flops_ratio=2 / (1 + time), retention=retention)
 
     rows = [
         row("unpruned", 1, 1),
@@ -243,16 +245,16 @@ def test_equal_time() -> None:
         row("downscale:90", 0.5, 0.8),
     ]
     rows += [row("fastv", 0.6, 0.9), row("vtw", 0.2, 0.6)]
-    found = {one["kind"]: one for one in frontier.at_the_profiles(rows)}
-    assert found["profile"]["time"] == 0.97
-    assert found["downscale"]["time"] == pytest.approx(0.65)
-    assert found["downscale"]["flops"] == pytest.approx(0.65)
-    assert found["fastv"]["time"] is None  # not as fast
-    near = {one["kind"]: one for one in frontier.at_the_profiles([*rows, row("dart", 0.407, 0.7)])}
-    assert near["dart"]["time"] == 0.7
-    assert found["vtw"]["time"] == pytest.approx(0.6 + 0.4 * 0.2 / 0.8)
+    found = {equal.kind: equal for equal in frontier.at_the_profiles(rows)}
+    assert found["profile"].time == 0.97
+    assert found["downscale"].time == pytest.approx(0.65)
+    assert found["downscale"].flops == pytest.approx(0.65)
+    assert found["fastv"].time is None  # not as fast
+    near = {equal.kind: equal for equal in frontier.at_the_profiles([*rows, row("dart", 0.407, 0.7)])}
+    assert near["dart"].time == 0.7
+    assert found["vtw"].time == pytest.approx(0.6 + 0.4 * 0.2 / 0.8)
     assert frontier.at_the_profiles([row("unpruned", 1, 1)]) == []
-    assert frontier.at_the_profiles([*rows, row("none", 1, 1) | {"retention": None}]) == []
+    assert frontier.at_the_profiles([*rows, row("none", 1, None)]) == []
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ import pytest
 from halfv_cpp import machine
 
 from tests.support import ROOT
-from tests.support.vlm import Vlms
+from tests.support.vlm import Vlms, picture
 
-PAGES = ("bench.md",)
+PAGES = ("bench.md", "eval.md", "calibration.md")
 EXAMPLES = [
     (page, text.split("```")[0])
     for page in PAGES
@@ -26,6 +26,7 @@ def test_examples(page: str, example: str, tmp_path: Path, monkeypatch: pytest.M
     source = vlms.path("qwen2vl")
     for name, file in (("model.gguf", source), ("mmproj-model.gguf", source.with_name("mmproj-model.gguf"))):
         (tmp_path / name).symlink_to(file)
+    picture(0).save(tmp_path / "cat.jpg")
     exec(compile(example, page, "exec"), {"__name__": "example"})
 
 

@@ -240,7 +240,7 @@ def test_matched_flops(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("fastv:flops", "eval alone can match it to the profile"),
+        ("fastv:flops", "eval alone can match FLOPs"),
         ("fastv:0", "must be a share above 0"),
         ("vtw:x", "must be a whole number"),
         ("profile:1", "profile is the model's profile"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from halfv_cpp import ggml_backend_h, library, llama_h
 
 from halfv_edge.testing.client import LOG, Client, DecodeError, log_text
 from tests.support import pruned
-from tests.support.tiny_models import make_tiny
+from tests.support.tiny_models import ARCHS, grid_positions, make_tiny
 
 PROFILE = {
     "ivr.layer": 2,
@@ -25,6 +26,7 @@ PROFILE = {
 }
 PREFIX = [11, 12, 13, 14]
 TOLERANCE = 1e-4
+FIRST_OF_A_GRAPH = "attn_norm-0"  # that runs the first layer
 
 
 @pytest.fixture(scope="module")
@@ -40,16 +42,17 @@ def picture(client: Client, n: int = 120) -> np.ndarray:
 
 
 @pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """A list that gets an entry per graph of the clients made from here on that runs the first layer."""
-    seen: list[int] = []
-    name_of = ctypes.CDLL(str(library.library_path("ggml-base"))).ggml_get_name
-    name_of.argtypes, name_of.restype = [ctypes.c_void_p], ctypes.c_char_p
+def rows_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, list[int]]]:
+    """By the name of a tensor, its rows in each graph of the clients made from here on."""
+    seen: dict[str, list[int]] = defaultdict(list)
+    ggml = ctypes.CDLL(str(library.library_path("ggml-base")))
+    ggml.ggml_get_name.argtypes, ggml.ggml_get_name.restype = [ctypes.c_void_p], ctypes.c_char_p
+    ggml.ggml_nrows.argtypes, ggml.ggml_nrows.restype = [ctypes.c_void_p], ctypes.c_int64
 
     @ggml_backend_h.ggml_backend_sched_eval_callback
     def watch(tensor: int, ask: bool, _user: int) -> bool:
-        if ask and name_of(tensor) == b"attn_norm-0":
-            seen.append(tensor)
+        if ask:
+            seen[ggml.ggml_get_name(tensor).decode()].append(ggml.ggml_nrows(tensor))
         return False
 
     make = llama_h.llama_context_default_params
@@ -65,7 +68,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
 @pytest.mark.parametrize("kv_unified", [True, False], ids=["unified", "streams"])
 @pytest.mark.parametrize("waiting", [0, 4, 8])
-def test_one_that_waits_does_not_part_the_others(path, graphs, kv_unified, waiting):
+def test_one_that_waits_does_not_part_the_others(path, rows_of, kv_unified, waiting):
     n_others, last = 8, len(PREFIX)
     others = [seq for seq in range(n_others + 1) if seq != waiting]
     alone = []
@@ -79,7 +82,7 @@ def test_one_that_waits_does_not_part_the_others(path, graphs, kv_unified, waiti
             client.text([*PREFIX, 30 + seq], logits_last=False, seq=seq)
         client.image(picture(client), seq=waiting)
         for step in range(2):
-            graphs.clear()
+            rows_of.clear()
             rows, pos, seqs, outputs = [], [], [], []
             for seq in range(n_others + 1):
                 waits = seq == waiting
@@ -88,14 +91,14 @@ def test_one_that_waits_does_not_part_the_others(path, graphs, kv_unified, waiti
                 seqs.append(seq)
                 outputs.append(not waits)
             client.batch(rows, np.array(pos), seqs, outputs)
-            assert len(graphs) <= 3
+            assert len(rows_of[FIRST_OF_A_GRAPH]) <= 3
             for i, seq in enumerate(others):
                 assert np.abs(client.logits(seq) - alone[i][step]).max() < TOLERANCE
         assert pruned.stats(client, waiting).n_pending == 122
 
 
 @pytest.mark.parametrize("kv_unified", [True, False], ids=["unified", "streams"])
-def test_others_of_unequal_length(path, graphs, kv_unified):
+def test_others_of_unequal_length(path, rows_of, kv_unified):
     """In one batch with a sequence that waits: a long text, a token, a gap in the numbers, a text with two outputs."""
     texts = {0: [*range(20, 40)], 1: [41], 4: [*range(50, 62)], 5: [*range(70, 90)]}
     outputs_of = {0: {19}, 1: {0}, 4: {5, 11}, 5: set()}
@@ -103,14 +106,14 @@ def test_others_of_unequal_length(path, graphs, kv_unified):
         client.image(picture(client), seq=2)
         order = [(seq, i) for i in range(20) for seq in texts if i < len(texts[seq])]  # interleaved
         order.insert(7, (2, 0))
-        graphs.clear()
+        rows_of.clear()
         client.batch(
             [texts[seq][i] if seq in texts else 21 for seq, i in order],
             np.array([i if seq in texts else client.next_pos[2] for seq, i in order]),
             [seq for seq, _ in order],
             [seq in texts and i in outputs_of[seq] for seq, i in order],
         )
-        assert len(graphs) <= 9
+        assert len(rows_of[FIRST_OF_A_GRAPH]) <= 9
         together = {
             place: client.logits(index) for index, place in enumerate(order) if place[1] in outputs_of.get(place[0], ())
         }
@@ -119,6 +122,44 @@ def test_others_of_unequal_length(path, graphs, kv_unified):
             with Client(path) as client:
                 client.text(text[: i + 1])
                 assert np.abs(together[seq, i] - client.logits()).max() < TOLERANCE
+
+
+QUESTION = [21, 22, 23, 24, 25]
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("update", [0.1, 0.0])
+def test_what_stage_iii_drops_gives_only_k_and_v_in_the_last_layer_before_it(tmp_path, rows_of, arch, update):
+    profile = PROFILE | {"ssr.update": update}
+    with Client(make_tiny(tmp_path / "model.gguf", arch, profile=profile)) as client:
+        grid = grid_positions(len(PREFIX), 10, 12) if client.is_mrope else None
+        client.text(PREFIX, logits_last=False)
+        client.image(picture(client), grid)
+        rows_of.clear()
+        client.text(QUESTION)
+    all_of_it, kept = len(QUESTION), 60 + len(QUESTION)
+    deep = int(update * 120) + len(QUESTION)
+    assert [rows_of[f"ffn_inp-{layer}"] for layer in range(6)] == [[all_of_it]] * 2 + [[kept], [deep], [deep], [1]]
+    assert [rows_of[f"attn_norm-{layer}"] for layer in (2, 3, 4)] == [[kept], [kept, deep], [deep]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "prepare"),
+    [({"ssr.rest": "frozen"}, False), ({"ssr.update": 0.5}, False), ({"ssr.layer": 3}, False), ({}, True)],
+    ids=["frozen", "keeps all", "one layer", "prepared"],
+)
+def test_where_the_last_layer_before_stage_iii_stays_whole(tmp_path, rows_of, changes, prepare):
+    profile = PROFILE | changes
+    last = profile["ssr.layer"] - 1
+    with Client(make_tiny(tmp_path / "model.gguf", "llama", profile=profile)) as client:
+        client.text(PREFIX, logits_last=False)
+        client.image(picture(client))
+        rows_of.clear()
+        if prepare:
+            pruned.prepare(client)
+        client.text(QUESTION)
+    assert rows_of[f"ffn_inp-{last}"] == rows_of[f"attn_norm-{last}"]
+    assert sum(rows_of[f"ffn_inp-{last}"]) == 60 + len(QUESTION)
 
 
 # --- memory for masks ---

@@ -421,6 +421,16 @@ def test_saved_cells_have_positions(model, position, seq):
         assert list(pruned.stats(client).kv_cells) == [0, 0, 0]
 
 
+def test_long_name_in_a_saved_state(model):
+    with Client(model()) as client:
+        show(client)
+        state = save(client, None)
+        assert state.startswith(np.uint32(5).tobytes() + b"llama")
+        LOG.clear()
+        assert load(client, np.uint32(2**31).tobytes() + state[4:], None) == 0
+        assert "a saved name of 2147483648 bytes" in log_text()
+
+
 # --- pictures that cannot be pruned ---
 
 

@@ -1,6 +1,6 @@
 """Decode one prompt with the libraries of a folder and save every logit: run as a program, once per build.
 
-python drive_decode.py LIB_DIR MODEL OUT.npy [--flash-attn] [--kv-type f16]
+python drive_decode.py LIB_DIR MODEL OUT.npy [--flash-attn] [--kv-type f16] [--gpu-layers 99]
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ def main() -> int:
     parser.add_argument("out")
     parser.add_argument("--flash-attn", action="store_true")
     parser.add_argument("--kv-type", default="f32")
+    parser.add_argument("--gpu-layers", type=int, default=0)
     args = parser.parse_args()
 
     os.environ[library.GIVEN] = args.lib_dir  # before anything is called
@@ -32,6 +33,7 @@ def main() -> int:
     rows, cols = 6, 8
     # The image is longer than a micro-batch, so its graph is built more than once.
     options = {"type_k": args.kv_type, "type_v": args.kv_type, "flash_attn": args.flash_attn}
+    options["n_gpu_layers"] = args.gpu_layers
     with Client(args.model, n_ctx=256, n_batch=64, n_ubatch=32, **options) as client:
         client.text([1, 40, 41, 42, 43], logits_last=False)
         pos = grid_positions(client.next_pos[0], rows, cols) if client.is_mrope else None

@@ -1,4 +1,4 @@
-"""Encodes a picture with the libraries of a folder: LIB_DIR TEXT.gguf MMPROJ.gguf OUT.npy."""
+"""Encodes a picture with the libraries of a folder: LIB_DIR TEXT.gguf MMPROJ.gguf OUT.npy [gpu]."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 import numpy as np
 from halfv_cpp import library, llama_h, mtmd_h
 
-lib_dir, text, mmproj, out = sys.argv[1:]
+lib_dir, text, mmproj, out, *where = sys.argv[1:]
 os.environ[library.GIVEN] = lib_dir
 
 
@@ -17,7 +17,7 @@ WIDTH, HEIGHT = 420, 300
 
 model = llama_h.llama_model_load_from_file(text.encode(), llama_h.llama_model_default_params())
 params = mtmd_h.mtmd_context_params_default()
-params.use_gpu, params.n_threads, params.warmup = False, 1, False
+params.use_gpu, params.n_threads, params.warmup = where == ["gpu"], 1, False
 context = mtmd_h.mtmd_init_from_file(mmproj.encode(), model, params)
 assert context
 pixels = np.random.default_rng(0).integers(0, 256, WIDTH * HEIGHT * 3, np.uint8)

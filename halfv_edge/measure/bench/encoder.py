@@ -21,6 +21,7 @@ from halfv_cpp.machine import n_cores
 from halfv_edge import files
 from halfv_edge.engine.encoder import MMPROJ_TYPES, Encoder
 from halfv_edge.engine.images import Picture
+from halfv_edge.measure.arrays import Floats
 from halfv_edge.measure.bench import machine, pictures, shapes
 from halfv_edge.measure.bench.results import spread
 
@@ -50,6 +51,7 @@ def _measure(args: argparse.Namespace, shape: shapes.Shape, counts: list[int], f
     mmproj = shapes.mmproj_file(args.shape, shape, args.models)
     text = shapes._writers().write_model(folder / "text.gguf", "llama", n_embd=shape.n_embd, n_layer=1, n_ff=32)
     model = llama_h.llama_model_load_from_file(str(text).encode(), llama_h.llama_model_default_params())
+    assert model is not None
     options = {
         "use_gpu": True,
         "n_threads": args.threads,
@@ -67,12 +69,14 @@ def _measure(args: argparse.Namespace, shape: shapes.Shape, counts: list[int], f
     for count in counts:
         picture = Picture("the picture", pictures.photo(*shape.vision.size(count)))
         times: dict[str, list[float]] = {name: [] for name in encoders}
-        found: dict[str, np.ndarray] = {}
+        found: dict[str, Floats] = {}
         for repeat in range(args.repeats):
             for name in list(encoders)[:: -1 if repeat % 2 else 1]:
                 print(f"{count} tokens, {name}, {repeat + 1} of {args.repeats}", file=sys.stderr)
                 encoded = encoders[name].tokens(picture)
-                times[name].append(encoders[name].encode(encoded))
+                seconds = encoders[name].encode(encoded)
+                assert seconds is not None  # nothing is remembered without a cache
+                times[name].append(seconds)
                 found[name] = np.concatenate([chunk.embd for chunk in encoded.chunks])
         first = next(iter(encoders))
         for name in encoders:
@@ -90,7 +94,7 @@ def _measure(args: argparse.Namespace, shape: shapes.Shape, counts: list[int], f
     llama_h.llama_model_free(model)
 
 
-def _least_cosine(a: np.ndarray, b: np.ndarray) -> float:
+def _least_cosine(a: Floats, b: Floats) -> float:
     """Of two embeddings of the same token."""
     return float(((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).min())
 

@@ -62,8 +62,12 @@ class Bench(contextlib.ExitStack):
             "n_prefix": N_PREFIX,
             "n_question": N_QUESTION,
         }
-        self.halfv = self.enter_context(Worker(lib_dir, settings))
-        self.stock = self.enter_context(Worker(options.stock_lib, settings)) if options.stock_lib else None
+        try:
+            self.halfv = self.enter_context(Worker(lib_dir, settings))
+            self.stock = self.enter_context(Worker(options.stock_lib, settings)) if options.stock_lib else None
+        except BaseException:
+            self.close()  # the first one must not outlive a second that cannot start
+            raise
         self.contenders: list[Contender] = []
         self.n_visual: list[int] = []
 
@@ -81,7 +85,8 @@ class Bench(contextlib.ExitStack):
         for contender in self.contenders:
             policy = contender.policy
             struct = policy.profile.to_c() if policy.profile else None
-            values = {name: getattr(struct, name) for name, _ in struct._fields_ if name != "size"} if struct else None
+            names = [field[0] for field in struct._fields_ if field[0] != "size"] if struct else []
+            values = {name: getattr(struct, name) for name in names} or None
             contender.worker.ask(
                 "add", name=contender.name, profile=values, switched_off=contender.switched_off,
                 n_ctx=-(-room // 256) * 256, choice=CHOICES.index(policy.choice), seed=policy.seed,
@@ -189,8 +194,9 @@ class Bench(contextlib.ExitStack):
                 cell = stats["kv_bytes"][0] / stats["kv_cells"][0] / profile.ivr_layer  # stage I holds every token
                 n_prompt = stats["kv_cells"][0] - stats["n_visual"] + row.n_visual
                 kv_bytes = round(cell * n_prompt * self.subject.about.n_layer)
-            peak = contender.worker.ask("peak", name=contender.name)["bytes"]
-            measured.append(dataclasses.replace(row, kv_bytes=kv_bytes, peak_bytes=peak))
+            peak = contender.worker.ask("peak", name=contender.name)
+            memory = {"kv_bytes": kv_bytes, "peak_bytes": peak["bytes"], "device_bytes": peak["device_bytes"]}
+            measured.append(dataclasses.replace(row, **memory))
         return measured
 
     #

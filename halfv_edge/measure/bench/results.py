@@ -48,6 +48,7 @@ class PromptRow:
     stats: dict[str, Any] | None
     ttft_ceiling: float  # what ttft_ratio would be at the FLOPS of the first row
     peak_bytes: int | None = None  # resident, measured for the last picture
+    device_bytes: int | None = None  # what its context takes of GPUs, likewise
 
 
 @dataclass(frozen=True, slots=True)

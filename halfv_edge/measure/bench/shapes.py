@@ -22,6 +22,7 @@ class Vision:
     image_size: int
     pixels_per_token: int = 0  # along a side, where the encoder takes any size; 0: it does not
     pinpoints: tuple[int, ...] = ()
+    patch: int = 14
 
     def size(self, n_tokens: int) -> tuple[int, int]:
         """Width and height of a picture that gets n_tokens, as square as it can be."""
@@ -44,6 +45,7 @@ class Shape:
     profile: dict[str, Any]
     vision: Vision
     head_dim: int = 128
+    n_deepstack_layers: int = 3  # of qwen3vl
 
 
 def _qwen(ssr_layer: int) -> dict[str, Any]:
@@ -75,6 +77,7 @@ LLAVA = _profile(3, 0.5, 0.2, 15, 0.0, "frozen")
 LLAVA_NEXT = _profile(2, 0.5, 0.1, 16, 0.0, "frozen")
 
 QWEN_VIT = Vision("qwen2.5vl", 1280, 32, 16, 3420, 560, pixels_per_token=28)
+QWEN3_VIT = Vision("qwen3vl", 1152, 27, 16, 4304, 768, pixels_per_token=32, patch=16)
 CLIP_L = Vision("llava", 1024, 23, 16, 4096, 336)  # the last of 24 layers is not used
 CLIP_L_TILES = dataclasses.replace(
     CLIP_L, kind="llava-next", pinpoints=(336, 672, 672, 336, 672, 672, 1008, 336, 336, 1008)
@@ -86,11 +89,14 @@ SHAPES = {
                     Vision("qwen2.5vl", 512, 16, 8, 1368, 560, pixels_per_token=28)),
     "qwen2.5-vl-3b": Shape("qwen2vl", 36, 2048, 16, 2, 11008, 151936, (1024,), _qwen(27), QWEN_VIT),
     "qwen2.5-vl-7b": Shape("qwen2vl", 28, 3584, 28, 4, 18944, 151936, (1024,), _qwen(21), QWEN_VIT),
+    "qwen3-vl-8b": Shape("qwen3vl", 36, 4096, 32, 8, 12288, 151936, (1024,), _qwen(27), QWEN3_VIT),
     "llava-1.5-7b": Shape("llama", 32, 4096, 32, 32, 11008, 32064, (576,), LLAVA, CLIP_L),
     "llava-next-mistral-7b": Shape("llama", 32, 4096, 32, 8, 14336, 32064, (2880,), LLAVA_NEXT, CLIP_L_TILES),
     # for tests of the bench itself
     "tiny": Shape("qwen2vl", 8, 128, 4, 2, 256, 512, (256,), _qwen(6),
                   Vision("qwen2.5vl", 64, 4, 2, 128, 560, pixels_per_token=28), head_dim=32),
+    "tiny-qwen3vl": Shape("qwen3vl", 8, 128, 4, 2, 256, 512, (256,), _qwen(6),
+                          Vision("qwen3vl", 64, 6, 2, 128, 768, pixels_per_token=32, patch=16), head_dim=32),
     "tiny-llava": Shape("llama", 8, 128, 4, 2, 256, 512, (100,), LLAVA | {"ssr.layer": 5},
                         Vision("llava", 32, 3, 2, 64, 140), head_dim=32),
 }  # fmt: skip

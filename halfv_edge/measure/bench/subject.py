@@ -11,8 +11,8 @@ from pathlib import Path
 from halfv_edge import files
 from halfv_edge.engine import images as image_files
 from halfv_edge.engine.encoder import find_mmproj
+from halfv_edge.engine.model_profile import resolve_profile
 from halfv_edge.engine.options import ProfileSource, check_choice
-from halfv_edge.engine.runtime import resolve_profile
 from halfv_edge.errors import HalfVError
 from halfv_edge.hub.find import locate_files
 from halfv_edge.measure.bench import shapes

@@ -7,6 +7,7 @@ its own, so that both are measured by the same code.
 from __future__ import annotations
 
 import ctypes
+import functools
 import json
 import re
 import sys
@@ -15,8 +16,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import halfv_cpp
 import numpy as np
-from halfv_cpp import library, llama_h, mtmd_h, mtmd_helper_h
+from halfv_cpp import ggml_backend_h, halfv_compare_h, library, llama_h, mtmd_h, mtmd_helper_h
 from PIL import Image
 
 from halfv_edge.measure.bench import pictures, shapes
@@ -26,6 +28,7 @@ from halfv_edge.testing.client import Client, collect_log, log_text
 DEVICE = re.compile(r"using device (\w+ \([^)]*\))")
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_PEAK = "5"
+GPUS = (1, 2)  # enum ggml_backend_dev_type: on a card, in the processor
 ALL = 2**40  # bytes: no picture is too large to be pruned
 
 
@@ -61,8 +64,25 @@ class EncodedPicture:
         mtmd_h.mtmd_input_chunks_free(self.chunks)
 
 
+def _free_on_gpus() -> int:
+    """Bytes."""
+    total = 0
+    for index in range(ggml_backend_h.ggml_backend_dev_count()):
+        device = ggml_backend_h.ggml_backend_dev_get(index)
+        if ggml_backend_h.ggml_backend_dev_type(device) in GPUS:
+            free, size = ctypes.c_size_t(), ctypes.c_size_t()
+            ggml_backend_h.ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(size))
+            total += free.value
+    return total
+
+
+@functools.lru_cache(maxsize=1)
+def _drawn(drawing: str, width: int, height: int) -> Image.Image:
+    return pictures.DRAWINGS[drawing](width, height)
+
+
 def _image(file: str | None, drawing: str, size: list[int]) -> Image.Image:
-    return Image.open(file).convert("RGB") if file else pictures.DRAWINGS[drawing](*size)
+    return Image.open(file).convert("RGB") if file else _drawn(drawing, *size)
 
 
 class LibrariesUnderTest:
@@ -81,11 +101,7 @@ class LibrariesUnderTest:
         self.encoders: dict[EncoderSettings, int] = {}
         self.encoded: dict[EncoderSettings, EncodedPicture] = {}
         self.embeddings: np.ndarray | None = None  # of a picture without an encoder
-        self.halfv = None
-        if library.is_patched():
-            import halfv_cpp
-
-            self.halfv = halfv_cpp
+        self.prunes = library.is_patched()
 
     def about(self) -> dict[str, Any]:
         devices = DEVICE.findall(log_text())
@@ -95,9 +111,9 @@ class LibrariesUnderTest:
     def flops(self, n_tokens: int) -> dict[str, Any]:
         """What the whole model costs for n_tokens and one output."""
         dense, spent = ctypes.c_double(), ctypes.c_double()
-        profile = self.halfv.default_profile(llama_h.llama_model_n_layer(self.first.model))
-        self.halfv.check(
-            self.halfv.halfv_flops(
+        profile = halfv_cpp.default_profile(llama_h.llama_model_n_layer(self.first.model))
+        halfv_cpp.check(
+            halfv_cpp.halfv_flops(
                 self.first.model, ctypes.byref(profile), 0, 0, n_tokens, ctypes.byref(dense), ctypes.byref(spent)
             )
         )
@@ -126,6 +142,7 @@ class LibrariesUnderTest:
     ) -> dict[str, Any]:
         """Give a picture to an encoder, or imagine its embeddings where there is none."""
         if not self.options["mmproj"]:
+            assert n_visual is not None
             self.embeddings = pictures.random_image(n_visual, self.first.n_embd_inp)
             return {"encode_s": 0.0, "n_visual": n_visual, "n_patches": n_visual, "n_text": 0, "n_first": 0}
         image = _image(**picture)
@@ -156,12 +173,12 @@ class LibrariesUnderTest:
     def conversation(self, name: str, n_decode: int, prepare: bool, topup: bool) -> dict[str, Any]:
         """A picture, then a question when it is in, an answer, and a second question."""
         client = self._cleared(name)
-        if self.halfv and self._stats(client):
-            self.halfv.check(self.halfv.halfv_set_undo_bytes(client.ctx, ALL))
+        if self.prunes and self._stats(client):
+            halfv_cpp.check(halfv_cpp.halfv_set_undo_bytes(client.ctx, ALL))
         started = time.perf_counter()
         self._picture(name)
         if prepare:
-            self.halfv.check(self.halfv.halfv_prepare(client.ctx, 0))
+            halfv_cpp.check(halfv_cpp.halfv_prepare(client.ctx, 0))
         llama_h.llama_synchronize(client.ctx)
         enter = time.perf_counter()
         self._question(client)
@@ -169,36 +186,37 @@ class LibrariesUnderTest:
         self._answer(client, n_decode)
         second = time.perf_counter()
         if topup:
-            self.halfv.check(self.halfv.halfv_topup(client.ctx, 0))
+            halfv_cpp.check(halfv_cpp.halfv_topup(client.ctx, 0))
         self._question(client)
         ended = time.perf_counter()
         times = {"picture_s": enter - started, "first_s": first - enter, "second_s": ended - second}
         return times | {"stats": self._stats(client)}
 
     def peak(self, name: str) -> dict[str, Any]:
-        """Peak resident bytes of a request in a context of its own; None where the system does not tell."""
+        """Peak resident bytes of a request in a context of its own, None where the system does not tell; and what
+        such a context takes of GPUs, which keep what they once reserved for it."""
         while self.clients:
             self.clients.popitem()[1].close()
+        free = _free_on_gpus()
         self.clients[name] = self._client(self.contenders[name])
         try:
             CLEAR_REFS.write_text(RESET_PEAK)
+            tells = True
         except OSError:
-            return {"bytes": None}
+            tells = False
         self.prompt(name, 0)
-        found = re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text())
-        return {"bytes": int(found[1]) << 10 if found else None}
+        found = re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text()) if tells else None
+        return {"bytes": int(found[1]) << 10 if found else None, "device_bytes": free - _free_on_gpus()}
 
     def _client(self, contender: dict[str, Any]) -> Client:
-        if self.halfv:
+        if self.prunes:
             values = contender["profile"]
-            self.halfv.set_model_profile(self.first.model, self.halfv.halfv_profile(**values) if values else None)
+            halfv_cpp.set_model_profile(self.first.model, halfv_cpp.halfv_profile(**values) if values else None)
         client = Client(self.options["model"], beside=self.first, n_ctx=contender["n_ctx"], **self.settings)
         if contender["choice"]:
-            from halfv_cpp import halfv_compare_h
-
-            self.halfv.check(halfv_compare_h.halfv_set_choice(client.ctx, contender["choice"], contender["seed"]))
+            halfv_cpp.check(halfv_compare_h.halfv_set_choice(client.ctx, contender["choice"], contender["seed"]))
         if contender["switched_off"]:
-            self.halfv.check(self.halfv.halfv_set_enabled(client.ctx, False))
+            halfv_cpp.check(halfv_cpp.halfv_set_enabled(client.ctx, False))
         return client
 
     def _cleared(self, name: str) -> Client:
@@ -216,17 +234,18 @@ class LibrariesUnderTest:
             params.n_threads = self.settings["n_threads"]
             if limits := [limit for limit in (max_tokens, self.options["image_max_tokens"]) if limit]:
                 params.image_max_tokens = min(limits)
-            if self.halfv:  # libmtmd asks the model for it
-                profile = self.halfv.default_profile(llama_h.llama_model_n_layer(self.first.model))
+            if self.prunes:  # libmtmd asks the model for it
+                profile = halfv_cpp.default_profile(llama_h.llama_model_n_layer(self.first.model))
                 profile.pixel_prune, profile.pixel_tau = tau is not None, tau or 0.0
-                self.halfv.set_model_profile(self.first.model, profile)
+                halfv_cpp.set_model_profile(self.first.model, profile)
                 is_stock = (weights or self.options["mmproj_type"]) == "off"
-                how = self.halfv.HALFV_ATTENTION_STOCK if is_stock else self.halfv.HALFV_ATTENTION_FAST
-                self.halfv.check(self.halfv.halfv_set_encoder((weights or self.options["mmproj_type"]).encode(), how))
+                how = halfv_cpp.HALFV_ATTENTION_STOCK if is_stock else halfv_cpp.HALFV_ATTENTION_FAST
+                halfv_cpp.check(halfv_cpp.halfv_set_encoder((weights or self.options["mmproj_type"]).encode(), how))
             path = self.options["mmproj"]
-            self.encoders[settings] = mtmd_h.mtmd_init_from_file(path.encode(), self.first.model, params)
-            if not self.encoders[settings]:
+            encoder = mtmd_h.mtmd_init_from_file(path.encode(), self.first.model, params)
+            if not encoder:
                 raise RuntimeError(f"cannot load the encoder {path}")
+            self.encoders[settings] = encoder
         return self.encoders[settings]
 
     def _tokenize(self, encoded: EncodedPicture, image: Image.Image) -> None:
@@ -249,10 +268,10 @@ class LibrariesUnderTest:
             if mtmd_h.mtmd_encode_chunk(encoded.encoder, chunk) != 0:
                 raise RuntimeError("the encoder failed")
             shape = (mtmd_h.mtmd_input_chunk_get_n_tokens(chunk), self.first.n_embd_inp)
-            tokens = mtmd_h.mtmd_input_chunk_get_tokens_image(chunk)
-            encoded.n_patches += max(
-                shape[0], mtmd_h.mtmd_image_tokens_get_nx(tokens) * mtmd_h.mtmd_image_tokens_get_ny(tokens)
-            )
+            image = mtmd_h.mtmd_input_chunk_get_tokens_image(chunk)
+            assert image is not None
+            n_patches = mtmd_h.mtmd_image_tokens_get_nx(image) * mtmd_h.mtmd_image_tokens_get_ny(image)
+            encoded.n_patches += max(shape[0], n_patches)
             values = np.ctypeslib.as_array(mtmd_h.mtmd_get_output_embd(encoded.encoder), shape)
             encoded.parts.append((chunk, values.copy()))
 
@@ -290,11 +309,11 @@ class LibrariesUnderTest:
 
     def _stats(self, client: Client) -> dict[str, Any] | None:
         """None when this library or context does not prune."""
-        if self.halfv:
+        if self.prunes:
             try:
-                return self.halfv.stats(client.ctx)
-            except self.halfv.CallError as error:
-                if error.code != self.halfv.HALFV_ERR_UNSUPPORTED:
+                return halfv_cpp.stats(client.ctx)
+            except halfv_cpp.CallError as error:
+                if error.code != halfv_cpp.HALFV_ERR_UNSUPPORTED:
                     raise
         return None
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 
+from halfv_edge.measure.arrays import Floats
+
 TOP = 50  # eigenvalues that count
 
 
-def final_norm(states: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
+def final_norm(states: Floats, weight: Floats, eps: float) -> Floats:
     """The model's final RMS norm of states [n, d]."""
     x = states.astype(np.float64)
     scale = np.sqrt(np.mean(x * x, axis=1, keepdims=True) + eps)
-    return np.divide(x, scale, out=np.zeros_like(x), where=scale > 0) * weight.astype(np.float64)
+    normed: Floats = np.divide(x, scale, out=np.zeros_like(x), where=scale > 0) * weight.astype(np.float64)
+    return normed
 
 
-def matrix_entropy(rows: np.ndarray) -> float:
+def matrix_entropy(rows: Floats) -> float:
     """Of tokens [n, d], centred: the 50 largest eigenvalues of the smaller Gram matrix as a distribution."""
     centred = rows - rows.mean(axis=0, keepdims=True, dtype=np.float64)
     n, d = centred.shape
@@ -27,13 +30,14 @@ def matrix_entropy(rows: np.ndarray) -> float:
     return float(-(p * np.log(p)).sum())
 
 
-def log_softmax(logits: np.ndarray) -> np.ndarray:
+def log_softmax(logits: Floats) -> Floats:
     x = logits.astype(np.float64)
     x = x - x.max(axis=-1, keepdims=True)
-    return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
+    found: Floats = x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
+    return found
 
 
-def kl(full: np.ndarray, other: np.ndarray) -> float:
+def kl(full: Floats, other: Floats) -> float:
     """KL divergence of the distribution of `other` from that of `full`, both logits [..., n_vocab]; mean over rows."""
     p, q = log_softmax(full), log_softmax(other)
     return float(np.maximum((np.exp(p) * (p - q)).sum(axis=-1), 0.0).mean())

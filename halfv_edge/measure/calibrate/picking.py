@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from halfv_edge.measure.arrays import Floats
+
 EARLY = 0.25  # share of the depth in which stage II may start
 ABRUPT = 0.25  # of a fall in one layer makes it a cliff and not a slope
 STEEPER = 1.3  # times an even slope's step, the same
@@ -22,10 +24,10 @@ DEEP = 24  # layers from which stage II starts at 2 when nothing else is known
 class Curves:
     """Means over samples, of a model of n layers."""
 
-    visual: np.ndarray  # [n + 1] entropy at each boundary
-    text: np.ndarray  # [n + 1]
-    attention: np.ndarray  # [n] share of the last token's attention that goes to the picture
-    layer_kl: np.ndarray  # [n] divergence when this layer leaves visual tokens as they are
+    visual: Floats  # [n + 1] entropy at each boundary
+    text: Floats  # [n + 1]
+    attention: Floats  # [n] share of the last token's attention that goes to the picture
+    layer_kl: Floats  # [n] divergence when this layer leaves visual tokens as they are
 
     @property
     def n_layer(self) -> int:
@@ -67,7 +69,7 @@ def stage3(curves: Curves, ivr_layer: int) -> Pick:
     return Pick(layer, f"the visual entropy is lowest at {lowest:.1f}")
 
 
-def cliff_end(values: np.ndarray, size: float | None = None) -> int | None:
+def cliff_end(values: Floats, size: float | None = None) -> int | None:
     """Where an abrupt fall at the start of a curve is over; None for a flat, rising or gently sloping one.
 
     size: what a fall has to be compared with; the largest value when not given.
@@ -84,7 +86,7 @@ def cliff_end(values: np.ndarray, size: float | None = None) -> int | None:
     return end if values[end:].max() - low <= STAYS * fall else None
 
 
-def valley(visual: np.ndarray, first: int) -> float | None:
+def valley(visual: Floats, first: int) -> float | None:
     """Where, from boundary `first` on, a curve that falls and rises again is lowest; None when it does not."""
     visual = np.asarray(visual, np.float64)
     n = len(visual) - 1
@@ -97,7 +99,7 @@ def valley(visual: np.ndarray, first: int) -> float | None:
     return _vertex(visual, first, low)
 
 
-def _vertex(values: np.ndarray, first: int, low: int) -> float:
+def _vertex(values: Floats, first: int, low: int) -> float:
     """The bottom of a valley near `low`: a parabola for each side, as one can be steeper, by least squares."""
     n = len(values) - 1
     reach = max(2, round(n / 6))

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from halfv_edge.engine import images
 from halfv_edge.engine.images import Picture
 from halfv_edge.errors import HalfVError, quote
 from halfv_edge.measure.calibrate import pictures
+from halfv_edge.measure.progress import Say, ignore
 
 LEAST = 4  # samples; fewer say nothing
 MAX_LIST_BYTES = 64 << 20
@@ -46,29 +47,50 @@ class Sample:
         return dataclasses.replace(self, key=hashlib.blake2b(text.encode(), digest_size=12).hexdigest())
 
 
-def gather(given: Path | None, count: int, seed: int, skip: Callable[[str], None]) -> tuple[list[Sample], str]:
-    """`count` samples, or as many as there are, and what to call them; `skip` is told of each that cannot be read."""
-    if given is None:
-        made = pictures.generate(min(count, MOST_GENERATED), seed)
-        return [Sample(name, question, Picture(name, image)).keyed() for name, image, question in made], GENERATED
-    if not given.exists():
-        raise HalfVError(f"{given} does not exist: give a folder of pictures, or a JSONL file.")
-    listed = _folder(given) if given.is_dir() else list(_lines(given))
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """What a model is calibrated on, and what to call it."""
+
+    samples: tuple[Sample, ...]
+    source: str
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+
+def find_samples(images: Path | None = None, *, n_samples: int = 100, seed: int = 0, say: Say = ignore) -> Samples:
+    """Pictures with questions.
+
+    Args:
+        images: A folder of pictures, or a JSONL file of {"image": ..., "question": ...}; None draws some.
+        n_samples: At most so many.
+        seed: Of which ones.
+        say: Hears of each that cannot be read.
+    """
+    if n_samples < LEAST:
+        raise HalfVError("is too few", parameter="n_samples", value=n_samples, rule=f"at least {LEAST}")
+    if images is None:
+        made = pictures.generate(min(n_samples, MOST_GENERATED), seed)
+        drawn = (Sample(name, question, Picture(name, image)).keyed() for name, image, question in made)
+        return Samples(tuple(drawn), GENERATED)
+    if not images.exists():
+        raise HalfVError(f"{images} does not exist: give a folder of pictures, or a JSONL file.")
+    listed = _folder(images) if images.is_dir() else list(_lines(images))
     random.Random(seed).shuffle(listed)
     usable: list[Sample] = []
     n_bad = 0
     for sample in listed:
-        if len(usable) == count:
+        if len(usable) == n_samples:
             break
         try:
             usable.append(sample.keyed())
         except HalfVError as error:
             n_bad += 1
-            skip(str(error))
+            say(f"skipped: {error}")
     if len(usable) < LEAST:
         unread = f", and {n_bad} more cannot be read" if n_bad else ""
-        raise too_few(f"{given} has {len(usable)} usable pictures{unread}")
-    return usable, given.name
+        raise too_few(f"{images} has {len(usable)} usable pictures{unread}")
+    return Samples(tuple(usable), images.name)
 
 
 def too_few(what: str) -> HalfVError:

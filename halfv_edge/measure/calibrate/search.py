@@ -8,11 +8,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from halfv_edge.errors import HalfVError
-from halfv_edge.profile.profile import DROPPED, FROZEN, Profile
+from halfv_edge.profile.profile import DROPPED, FROZEN, Profile, Rest
 
 ANCHORS = 0.1
 MAP_KEEPS = (0.5, 0.25)
-MODES = ((0.0, FROZEN), (0.05, DROPPED), (0.05, FROZEN), (0.0, DROPPED))  # ssr.update, ssr.rest
+MODES: tuple[tuple[float, Rest], ...] = (
+    (0.0, FROZEN),
+    (0.05, DROPPED),
+    (0.05, FROZEN),
+    (0.0, DROPPED),
+)  # ssr.update, ssr.rest
 BETTER = 0.8  # a layer that was not picked must be this much better
 KEEP_STEPS = 100
 LEAST_KEEP = 0.05
@@ -37,14 +42,23 @@ class Check:
         return self.divergence / max(1 - 1 / self.speedup, 1e-9)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Found:
     """What the search comes to."""
 
     best: Check
+    map: tuple[Check, ...]  # stage II alone, over layers and shares
+    modes: tuple[Check, ...]  # stage III, at equal compute
+    notes: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Tried:
+    """The same while it goes on."""
+
     ivr_layer: int
-    map: list[Check] = field(default_factory=list)  # stage II alone, over layers and shares
-    modes: list[Check] = field(default_factory=list)  # stage III, at equal compute
+    map: list[Check] = field(default_factory=list)
+    modes: list[Check] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -62,73 +76,75 @@ class Search:
         self.speedup = speedup
 
     def run(self, target: float | None, max_divergence: float | None) -> Found:
-        found = Found(None, self.ivr)
-        self._stage2(found)
-        if max_divergence is None:
-            found.best = self._at(target, found)
+        """The fastest within a divergence, else the closest at a speedup."""
+        tried = Tried(self.ivr)
+        self._stage2(tried)
+        if max_divergence is not None:
+            best = self._within(max_divergence, tried)
         else:
-            found.best = self._within(max_divergence, found)
-        return found
+            assert target is not None
+            best = self._at(target, tried)
+        return Found(best, tuple(tried.map), tuple(tried.modes), tuple(tried.notes))
 
     def map_layers(self) -> list[int]:
         n = self.n_layer
         near = {self.ivr - 1, self.ivr, self.ivr + 1}
         return sorted({layer for layer in near | {n // 4, n // 2, 3 * n // 4} if 1 <= layer < n})
 
-    def _stage2(self, found: Found) -> None:
+    def _stage2(self, tried: Tried) -> None:
         """The marginal utility over layers and shares; a neighbour of the pick replaces it if it is clearly better."""
-        found.map = [
+        tried.map = [
             self.measure(self._profile(layer, keep, self.n_layer, 1.0, DROPPED))
             for layer in self.map_layers()
             for keep in MAP_KEEPS
         ]
         cost = {
-            layer: sum(check.marginal_utility for check in found.map if check.profile.ivr_layer == layer)
+            layer: sum(check.marginal_utility for check in tried.map if check.profile.ivr_layer == layer)
             for layer in self.map_layers()
             if abs(layer - self.ivr) <= 1
         }
         best = min(cost, key=cost.__getitem__)
         if best != self.ivr and cost[best] < BETTER * cost[self.ivr]:
-            found.notes.append(f"stage II from layer {best}: its marginal utility is better than that of {self.ivr}")
-            found.ivr_layer = best
+            tried.notes.append(f"stage II from layer {best}: its marginal utility is better than that of {self.ivr}")
+            tried.ivr_layer = best
 
-    def _at(self, target: float, found: Found) -> Check:
+    def _at(self, target: float, tried: Tried) -> Check:
         """The least divergence at a speedup."""
-        ssr = self._first_ssr(found)
+        ssr = self._first_ssr(tried)
         wanted = [(ssr, update, rest) for update, rest in MODES] + [(self.n_layer, 1.0, DROPPED)]
-        checks = self._checks(found, wanted, target)
+        checks = self._checks(tried, wanted, target)
         if not checks:
-            closest = max(self._fastest(found, wanted), key=self.speedup)
+            closest = max(self._fastest(tried, wanted), key=self.speedup)
             raise HalfVError(
                 f"This model cannot become {target:g} times faster without keeping less than {LEAST_KEEP:.0%} of a "
                 f"picture: the closest is {math.floor(100 * self.speedup(closest)) / 100:g}; ask for that with "
                 "{target_speedup}.",
                 settings={"target_speedup": None},
             )
-        found.modes += checks
+        tried.modes += checks
         deep = [check for check in checks if check.profile.ssr_layer < self.n_layer]
         if deep:
-            checks.append(self._best_layer(min(deep, key=_divergence), found, target))
+            checks.append(self._best_layer(min(deep, key=_divergence), tried, target))
         return min(checks, key=_divergence)
 
-    def _best_layer(self, first: Check, found: Found, target: float) -> Check:
+    def _best_layer(self, first: Check, tried: Tried, target: float) -> Check:
         """A neighbour of the picked stage III takes its place if it is clearly better."""
         p, step = first.profile, max(1, round(STEP * self.n_layer))
         layers = [layer for layer in (p.ssr_layer - step, p.ssr_layer + step) if 0 < layer < self.n_layer]
-        others = self._checks(found, [(layer, p.ssr_update, p.ssr_rest) for layer in layers], target)
-        found.modes += others
+        others = self._checks(tried, [(layer, p.ssr_update, p.ssr_rest) for layer in layers], target)
+        tried.modes += others
         other = min(others, key=_divergence, default=first)
         if other.divergence >= BETTER * first.divergence:
             return first
-        found.notes.append(f"stage III from layer {other.profile.ssr_layer}: it diverges less than from {p.ssr_layer}")
+        tried.notes.append(f"stage III from layer {other.profile.ssr_layer}: it diverges less than from {p.ssr_layer}")
         return other
 
-    def _within(self, limit: float, found: Found) -> Check:
+    def _within(self, limit: float, tried: Tried) -> Check:
         """The highest speedup whose divergence is within the limit."""
         start = LADDER_START
         while True:  # some models cannot even reach the start
             try:
-                first = self._at(start, found)
+                first = self._at(start, tried)
                 break
             except HalfVError:
                 start -= 0.5
@@ -139,8 +155,8 @@ class Search:
         low, high, best, least = 0, len(LADDER), None, first
         while low < high:
             middle = (low + high) // 2
-            checks = self._checks(found, [mode, (self.n_layer, 1.0, DROPPED)], LADDER[middle])
-            found.modes += checks
+            checks = self._checks(tried, [mode, (self.n_layer, 1.0, DROPPED)], LADDER[middle])
+            tried.modes += checks
             fits = [check for check in checks if check.divergence <= limit]
             least = min([least, *checks], key=_divergence)
             if fits:
@@ -155,30 +171,30 @@ class Search:
             )
         return best
 
-    def _first_ssr(self, found: Found) -> int:
-        if self.ssr < self.n_layer and self.ssr > found.ivr_layer:
+    def _first_ssr(self, tried: Tried) -> int:
+        if self.ssr < self.n_layer and self.ssr > tried.ivr_layer:
             return self.ssr
-        ssr = min(self.n_layer - 1, max(found.ivr_layer + 1, round(FALLBACK_DEPTH * self.n_layer)))
+        ssr = min(self.n_layer - 1, max(tried.ivr_layer + 1, round(FALLBACK_DEPTH * self.n_layer)))
         note = f"stage III is tried from layer {ssr}, {FALLBACK_DEPTH:.0%} of the depth, as no curve shows it"
-        if note not in found.notes:
-            found.notes.append(note)
+        if note not in tried.notes:
+            tried.notes.append(note)
         return ssr
 
-    def _checks(self, found: Found, wanted: Iterable[tuple[int, float, str]], target: float) -> list[Check]:
+    def _checks(self, tried: Tried, wanted: Iterable[tuple[int, float, Rest]], target: float) -> list[Check]:
         """Each at the largest share of kept tokens that reaches the target; those that cannot are left out."""
         checks = []
         for ssr, update, rest in wanted:
-            if not found.ivr_layer < ssr <= self.n_layer:
+            if not tried.ivr_layer < ssr <= self.n_layer:
                 continue
-            profile = self.fitting(found.ivr_layer, ssr, update, rest, target)
+            profile = self.fitting(tried.ivr_layer, ssr, update, rest, target)
             if profile:
                 checks.append(self.measure(profile))
         return checks
 
-    def _fastest(self, found: Found, wanted: Iterable[tuple[int, float, str]]) -> list[Profile]:
-        return [self._profile(found.ivr_layer, LEAST_KEEP, *mode) for mode in wanted if mode[0] > found.ivr_layer]
+    def _fastest(self, tried: Tried, wanted: Iterable[tuple[int, float, Rest]]) -> list[Profile]:
+        return [self._profile(tried.ivr_layer, LEAST_KEEP, *mode) for mode in wanted if mode[0] > tried.ivr_layer]
 
-    def fitting(self, ivr: int, ssr: int, update: float, rest: str, target: float) -> Profile | None:
+    def fitting(self, ivr: int, ssr: int, update: float, rest: Rest, target: float) -> Profile | None:
         """With the largest share kept that makes it fast enough; None when LEAST_KEEP does not."""
         low, high = round(LEAST_KEEP * KEEP_STEPS), KEEP_STEPS
         profile = self._profile(ivr, low / KEEP_STEPS, ssr, update, rest)
@@ -186,14 +202,14 @@ class Search:
             return None
         while low < high:
             middle = (low + high + 1) // 2
-            tried = self._profile(ivr, middle / KEEP_STEPS, ssr, update, rest)
-            if self.speedup(tried) >= target:
-                low, profile = middle, tried
+            fitted = self._profile(ivr, middle / KEEP_STEPS, ssr, update, rest)
+            if self.speedup(fitted) >= target:
+                low, profile = middle, fitted
             else:
                 high = middle - 1
         return profile
 
-    def _profile(self, ivr: int, keep: float, ssr: int, update: float, rest: str) -> Profile:
+    def _profile(self, ivr: int, keep: float, ssr: int, update: float, rest: Rest) -> Profile:
         # every picture counts, small ones too
         return Profile(ivr, keep, ANCHORS, ssr, update, rest, min_visual_tokens=1)
 

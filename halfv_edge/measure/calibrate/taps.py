@@ -16,6 +16,7 @@ from halfv_edge.engine.encoder import Chunk
 from halfv_edge.engine.images import Picture
 from halfv_edge.engine.model import Model
 from halfv_edge.errors import HalfVError, RunError
+from halfv_edge.measure.arrays import Floats
 from halfv_edge.measure.calibrate import entropy
 from halfv_edge.profile.profile import Profile
 
@@ -41,12 +42,12 @@ class Observation:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class GreedyAnswer:
     """What the unpruned model says to a sample, greedily: its tokens and the logits [n, n_vocab] that chose them."""
 
     items: list[Item]
     tokens: list[int]
-    logits: np.ndarray
+    logits: Floats
 
 
 class Probe:
@@ -107,7 +108,7 @@ class Probe:
             raise RunError(f"it could not be observed: {halfv_h.halfv_last_error().decode()}")
         return watch.observation(freeze)
 
-    def answer(self, items: Sequence[Item], length: int) -> Answer:
+    def answer(self, items: Sequence[Item], length: int) -> GreedyAnswer:
         """Up to `length` tokens, fewer when the model ends its answer."""
         context = self.context()
         context.evaluate(items, output=True)
@@ -117,9 +118,9 @@ class Probe:
             context.evaluate(tokens[-1:], output=True)
             rows.append(self.runtime.logits(context))
             tokens.append(int(rows[-1].argmax()))
-        return Answer(list(items), tokens, np.stack(rows))
+        return GreedyAnswer(list(items), tokens, np.stack(rows))
 
-    def divergence(self, answer: Answer, profile: Profile) -> tuple[float, float]:
+    def divergence(self, answer: GreedyAnswer, profile: Profile) -> tuple[float, float]:
         """KL from the unpruned model over its own answer, and the share of its tokens that are still the likeliest."""
         context = self.context(profile)
         context.evaluate(answer.items, output=True)
@@ -132,7 +133,7 @@ class Probe:
         context = self.context(profile)
         context.evaluate(items, output=True)
         count = sum(isinstance(item, Chunk) for item in items)
-        return [tuple(context.image_tokens(at, stage) for stage in (2, 3)) for at in range(count)]
+        return [(context.image_tokens(at, 2), context.image_tokens(at, 3)) for at in range(count)]
 
     def flops(self, profile: Profile | None, n_before: int, n_visual: int, n_after: int) -> tuple[float, float]:
         """Of the language model, from the picture on: unpruned, and with this profile."""
@@ -151,7 +152,7 @@ class Probe:
         context.clear()
         return self.flops(None, 0, 0, RATE_TOKENS)[0] / best
 
-    def _follow(self, context: Context, tokens: Sequence[int]) -> list[np.ndarray]:
+    def _follow(self, context: Context, tokens: Sequence[int]) -> list[Floats]:
         """The logits at each of these tokens, in one batch. They do not become items of the context."""
         if not tokens:
             return []
@@ -174,13 +175,13 @@ class _Watch:
 
     def __init__(self, n_layer: int):
         self.n_layer = n_layer
-        self.error: HalfVError | None = None
+        self.error: BaseException | None = None
         self.curves: dict[str, list[float]] = {"visual": [], "text": [], "all": [], "attention": []}
-        self.frozen: list[np.ndarray] = []  # log-probabilities, float32
+        self.frozen: list[Floats] = []  # log-probabilities, float32
         self.layer_kl: list[float] = []
         self.counts = (0, 0)
 
-    def __call__(self, pointer: ctypes._Pointer, _user: object) -> bool:
+    def __call__(self, pointer: ctypes._Pointer[halfv_compare_h.halfv_boundary], _user: object) -> bool:
         try:
             self.look(pointer.contents)
         except BaseException as error:  # nothing may cross the C code

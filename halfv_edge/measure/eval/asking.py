@@ -6,6 +6,7 @@ import codecs
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import halfv_cpp
 import numpy as np
@@ -18,6 +19,7 @@ from halfv_edge.engine.encoder import Chunk, Encoder
 from halfv_edge.engine.images import Picture
 from halfv_edge.engine.model import Model
 from halfv_edge.errors import HalfVError, RunError
+from halfv_edge.measure.arrays import Floats
 from halfv_edge.measure.calibrate import entropy
 from halfv_edge.measure.policies import CHOICES, Policy
 from halfv_edge.profile.profile import Profile
@@ -27,12 +29,12 @@ CTX_STEP = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class PolicyAnswer:
     """What a model said to a question: its tokens, the logits that chose the first of them, and what it took."""
 
     tokens: list[int]
     text: str
-    logits: np.ndarray
+    logits: Floats
     kl: float | None  # from the teacher, mean over the teacher's first tokens
     encode_s: float
     ahead_s: float  # text before the picture, the picture, and preparing
@@ -48,12 +50,11 @@ class Given:
 class Asker:
     """Runs a model under policies. Close it before the model."""
 
-    def __init__(self, model: Model, max_tokens: int, kl_tokens: int, n_ctx: int | None):
+    def __init__(self, model: Model, max_tokens: int, kl_tokens: int):
         self.model = model
         self.runtime = model.runtime
         self.max_tokens = max_tokens
         self.kl_tokens = kl_tokens
-        self.n_ctx = n_ctx
         self._contexts: dict[Policy, Context] = {}
         self._own_encoder = model.encoder
         self._own_encoder._cache.clear()  # so that the encoding of every picture is timed
@@ -80,13 +81,13 @@ class Asker:
                 image_max_tokens=limit, pixel_tau=tau, weights=key[2]
             )
             if policy.max_tokens:
-                self._check_limit(policy, encoder)
+                self._check_limit(policy, policy.max_tokens, encoder)
         return self._encoders[key]
 
     @staticmethod
-    def _check_limit(policy: Policy, encoder: Encoder) -> None:
+    def _check_limit(policy: Policy, limit: int, encoder: Encoder) -> None:
         n_tokens = n_cells(encoder.tokens(Picture("A large picture", Image.new("RGB", BIG))).chunks)
-        if n_tokens > policy.max_tokens:
+        if n_tokens > limit:
             raise HalfVError(
                 f"The policy {policy.name} has no effect: {encoder.path.name} gives {n_tokens} tokens whatever the "
                 "size of a picture, so nothing is saved by a smaller one."
@@ -112,13 +113,13 @@ class Asker:
         return context
 
     def _new_context(self, policy: Policy, room: int, undo_bytes: int) -> Context:
-        n_ctx = max(self.n_ctx or 0, -(-room // CTX_STEP) * CTX_STEP)
+        n_ctx = max(self.runtime.options.n_ctx or 0, -(-room // CTX_STEP) * CTX_STEP)
         return self.runtime.context(policy.profile, n_ctx, undo_bytes=undo_bytes, encoder=self.encoder(policy))
 
     def chat(self, policy: Policy, room: int, undo_bytes: int) -> Chat:
         """A conversation under this policy, in a context of its own."""
         context = self._new_context(policy, room, undo_bytes)
-        return Chat(self.runtime, context, None, "prepare" if policy.prepared else "exact")
+        return Chat(self.runtime, context, "prepare" if policy.prepared else "exact")
 
     def items(self, policy: Policy, picture: Picture, question: str) -> tuple[list[Item], list[Item], float]:
         """The prompt up to the picture's end, the rest, and the seconds that the encoder took for this picture."""
@@ -128,7 +129,7 @@ class Asker:
             self._encode_s[key] = prompt.encode_sec
         return prompt.head, prompt.tail, self._encode_s[key]
 
-    def ask(self, policy: Policy, picture: Picture, question: str, teacher: Given | None = None) -> Given:
+    def ask(self, policy: Policy, picture: Picture, question: str, teacher: PolicyAnswer | None = None) -> PolicyAnswer:
         """A greedy answer; with a teacher also the KL of its first tokens, each given the teacher's ones before it."""
         head, tail, encode_s = self.items(policy, picture, question)
         context = self.context(policy, n_cells(head) + len(tail))
@@ -147,20 +148,22 @@ class Asker:
         chunks = [item for item in head if isinstance(item, Chunk)]
         n_visual, n_patches = n_cells(chunks), sum(chunk.n_patches for chunk in chunks)
         n_deep = stats.get("n_deep", n_visual)
-        return Given(
+        return PolicyAnswer(
             tokens, self._text(tokens), np.stack(logits[: self.kl_tokens]), kl, encode_s, enter - start, end - enter,
             self._flops(policy, head, tail, stats), n_patches, n_visual, stats.get("n_kept", n_visual), n_deep,
             "" if n_deep < n_patches else _why_whole(policy, stats),
         )  # fmt: skip
 
-    def _follow(self, context: Context, logits: list[np.ndarray], teacher: Given) -> float:
+    def _follow(self, context: Context, logits: list[Floats], teacher: PolicyAnswer) -> float:
         """Evaluate the teacher's tokens; `logits` gets the rows at its first ones."""
         for token in teacher.tokens[: len(teacher.logits) - 1]:
             context.evaluate([token], output=True)
             logits.append(self.runtime.logits(context))
         return entropy.kl(teacher.logits, np.stack(logits))
 
-    def _generate(self, context: Context, logits: list[np.ndarray], teacher: Given | None, n_prompt: int) -> list[int]:
+    def _generate(
+        self, context: Context, logits: list[Floats], teacher: PolicyAnswer | None, n_prompt: int
+    ) -> list[int]:
         """From what is there: rows that follow the teacher serve as long as the answer is the teacher's."""
         tokens: list[int] = []
         while len(tokens) < self.max_tokens:
@@ -168,7 +171,11 @@ class Asker:
             if at >= len(logits):
                 context.truncate(n_prompt + at - 1)  # behind it are the teacher's own
                 if len(context.items) != n_prompt + at - 1:
-                    raise RunError("This model cannot take tokens back, as KL needs it: give --kl-tokens 1.")
+                    raise RunError(
+                        "This model cannot take tokens back, as KL needs it",
+                        hint="give {kl_tokens}",
+                        settings={"kl_tokens": 1},
+                    )
                 context.evaluate(tokens[-1:], output=True)
                 logits.append(self.runtime.logits(context))
             token = int(logits[at].argmax())
@@ -179,14 +186,14 @@ class Asker:
                 del logits[at + 1 :]
         return tokens
 
-    def _flops(self, policy: Policy, head: Sequence[Item], tail: Sequence[Item], stats: dict) -> float:
+    def _flops(self, policy: Policy, head: Sequence[Item], tail: Sequence[Item], stats: dict[str, Any]) -> float:
         """Of the language model for the whole prompt. The statistics mostly start with the picture."""
         if not stats.get("flops_spent"):  # nothing is left out of the language model
             return self.flops(n_cells(head) + len(tail))
         if policy.holds_text:
-            return stats["flops_spent"]
+            return float(stats["flops_spent"])
         first = next(at for at, item in enumerate(head) if isinstance(item, Chunk))
-        return stats["flops_spent"] + self.flops(first) - self.flops(0)
+        return float(stats["flops_spent"]) + self.flops(first) - self.flops(0)
 
     def flops(self, n_tokens: int) -> float:
         """Of the unpruned model for so many tokens and one output."""
@@ -201,9 +208,9 @@ class Asker:
         return "".join(decoder.decode(self.model.piece(token)) for token in tokens) + decoder.decode(b"", final=True)
 
 
-def _why_whole(policy: Policy, stats: dict) -> str:
+def _why_whole(policy: Policy, stats: dict[str, Any]) -> str:
     if not policy.profile:
         return "unpruned"
     if not stats:
         return "off"
-    return stats["reason"] if stats["outcome"] != "pruned" else "every token was kept"
+    return str(stats["reason"]) if stats["outcome"] != "pruned" else "every token was kept"

@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
+from halfv_edge.measure.eval.results import EqualRow
 from halfv_edge.measure.policies import STOCK, UNPRUNED
 
-Row = dict[str, Any]
+
+class Row(Protocol):
+    """As much of a PolicyRow."""
+
+    @property
+    def policy(self) -> str: ...
+    @property
+    def ttft_ratio(self) -> float: ...
+    @property
+    def flops_ratio(self) -> float: ...
+    @property
+    def retention(self) -> float | None: ...
+
+
 PROFILE = "profile"
 LEFT_OUT = (UNPRUNED, STOCK, "keep")  # not ways to save, and the profile itself with another number
 SLACK = 1.02  # by which a way may miss the profile's time or FLOPs and still count as reaching it
-AXES: dict[str, Callable[[Row], float]] = {
-    "time": lambda row: 1 / row["ttft_ratio"],
-    "flops": lambda row: 1 / row["flops_ratio"],
-}  # as shares of the unpruned model's
+
+
+def time_share(row: Row) -> float:
+    """Of the unpruned model's."""
+    return 1 / row.ttft_ratio
+
+
+def flops_share(row: Row) -> float:
+    return 1 / row.flops_ratio
 
 
 def kind(policy: str) -> str:
@@ -23,24 +42,24 @@ def kind(policy: str) -> str:
     return policy.partition(":")[0]
 
 
-def at_the_profiles(rows: list[Row]) -> list[dict[str, Any]]:
-    """Retention per kind of policy, by straight lines between its numbers and the unpruned model; None: not reached.
+def at_the_profiles(rows: Sequence[Row]) -> list[EqualRow]:
+    """Retention per kind of policy, by straight lines between its numbers and the unpruned model.
 
     Nothing when the profile was not run, or when there is nothing to retain.
     """
-    named = {row["policy"]: row for row in rows}
-    if PROFILE not in named or any(row["retention"] is None for row in rows):
+    named = {row.policy: row for row in rows}
+    if PROFILE not in named or any(row.retention is None for row in rows):
         return []
     kinds = list(dict.fromkeys(kind(name) for name in named if kind(name) not in LEFT_OUT))
     return [
-        {"kind": name} | {axis: _at(rows, name, across, across(named[PROFILE])) for axis, across in AXES.items()}
+        EqualRow(name, *(_at(rows, name, share, share(named[PROFILE])) for share in (time_share, flops_share)))
         for name in kinds
     ]
 
 
-def _at(rows: list[Row], name: str, across: Callable[[Row], float], place: float) -> float | None:
-    mine = [row for row in rows if kind(row["policy"]) in (name, UNPRUNED)]
-    points = sorted((across(row), row["retention"]) for row in mine)
+def _at(rows: Sequence[Row], name: str, share: Callable[[Row], float], place: float) -> float | None:
+    mine = [row for row in rows if kind(row.policy) in (name, UNPRUNED)]
+    points = sorted((share(row), row.retention) for row in mine if row.retention is not None)
     for (x, y), (next_x, next_y) in itertools.pairwise(points):
         if x <= place <= next_x:
             return y if x == next_x else y + (next_y - y) * (place - x) / (next_x - x)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from halfv_edge.measure.arrays import Floats
+
 Z = 1.959963984540054
 SAMPLES = 2000
 SEED = 20
@@ -25,18 +27,19 @@ def wilson(right: float, count: int) -> Interval:
     return max(low, 0.0), min(high, 1.0)
 
 
-def weights(n_groups: int) -> np.ndarray:
+def weights(n_groups: int) -> Floats:
     """[SAMPLES, n_groups]: how often each group is in each sample of the bootstrap. Always the same."""
     rng = np.random.default_rng(SEED)
     return rng.multinomial(n_groups, [1 / n_groups] * n_groups, size=SAMPLES).astype(np.float64)
 
 
-def by_group(values: Sequence[float], groups: Sequence[int], n_groups: int) -> np.ndarray:
+def by_group(values: Sequence[float], groups: Sequence[int], n_groups: int) -> Floats:
     """Sums of values per group."""
-    return np.bincount(np.asarray(groups), np.asarray(values, dtype=np.float64), n_groups)
+    sums: Floats = np.bincount(np.asarray(groups), np.asarray(values, dtype=np.float64), n_groups).astype(np.float64)
+    return sums
 
 
-def quantiles(samples: np.ndarray) -> Interval:
+def quantiles(samples: Floats) -> Interval:
     """The middle 95% of bootstrap samples; those that could not be computed are left out."""
     usable = samples[np.isfinite(samples)]
     if not usable.size:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple
 
 from halfv_edge.draw.canvas import Canvas
-from halfv_edge.measure.eval.frontier import AXES, kind
+from halfv_edge.measure.eval.frontier import Row, flops_share, kind, time_share
+from halfv_edge.measure.eval.results import EvalReport, PolicyRow
 
 PAPER, INK, FAINT, GRID = "#ffffff", "#1a1a1a", "#8a8a8a", "#e6e6e6"
 OWN = "#d1603d"  # the profile and what is made of it
@@ -18,25 +19,39 @@ DOT, LETTER, LINE = 8, 6.2, 12
 MOST = 1.5  # retention that is drawn
 
 
-def as_png(report: dict[str, Any]) -> bytes:
+class Retained(NamedTuple):
+    """A row with something to retain, and the ends of its interval."""
+
+    policy: PolicyRow
+    retention: float
+    low: float
+    high: float
+
+
+def eval_plot(report: EvalReport) -> bytes:
+    """A PNG. Of policies alone, and of those with something to retain."""
     page = Canvas(WIDTH, HEIGHT, PAPER)
     page.text(16, 32, "What is retained of the unpruned model's score", INK, 18, bold=True)
-    page.text(16, 54, f"{report['model']}, {report['n_questions']} questions; bars are 95% intervals", FAINT, 12)
-    rows = [row for row in report["rows"] if row["retention"] is not None]
+    page.text(16, 54, f"{report.model}, {report.n_questions} questions; bars are 95% intervals", FAINT, 12)
+    rows = [
+        Retained(row, row.retention, *row.retention_interval)
+        for row in report.rows
+        if isinstance(row, PolicyRow) and row.retention is not None and row.retention_interval is not None
+    ]
     if rows:
         width = (WIDTH - 2 * LEFT - GAP) / 2
-        _panel(page, rows, LEFT, width, AXES["time"], "time to first token, of the unpruned")
-        _panel(page, rows, LEFT + width + GAP, width, AXES["flops"], "FLOPs, of the unpruned")
+        _panel(page, rows, LEFT, width, time_share, "time to first token, of the unpruned")
+        _panel(page, rows, LEFT + width + GAP, width, flops_share, "FLOPs, of the unpruned")
     return page.png()
 
 
 def _panel(
-    page: Canvas, rows: list[dict[str, Any]], x0: float, width: float, across: Callable[[dict], float], title: str
+    page: Canvas, rows: list[Retained], x0: float, width: float, share: Callable[[Row], float], title: str
 ) -> None:
-    low = min(row["retention_interval"][0] for row in rows)
-    high = max(row["retention_interval"][1] for row in rows)
+    low, high = min(row.low for row in rows), max(row.high for row in rows)
     low, high = max(0.0, min(low, 0.9) - 0.02), min(max(high, 1.0), MOST) + 0.02
-    left, right = min(map(across, rows)) - 0.05, max(1.0, *map(across, rows)) + 0.03
+    shares = [share(row.policy) for row in rows]
+    left, right = min(shares) - 0.05, max(1.0, *shares) + 0.03
     unit = next(unit for unit in (0.05, 0.1, 0.25) if (right - left) / unit <= 8 or unit == 0.25)
 
     def x(value: float) -> float:
@@ -56,21 +71,21 @@ def _panel(
     page.text(x0 + width / 2, HEIGHT - 18, title, INK, 13, anchor="middle")
 
     labels: list[tuple[float, float, str, str]] = []
-    families: dict[str, list[dict[str, Any]]] = {}
+    families: dict[str, list[Retained]] = {}
     for row in rows:
-        name = kind(row["policy"])
+        name = kind(row.policy.policy)
         families.setdefault("own" if name in OWN_KINDS[:2] else name, []).append(row)
     others = [name for name in families if name != "own"]
     for name, family in families.items():
         color = OWN if name == "own" else COLORS[others.index(name) % len(COLORS)]
-        points = sorted((x(across(row)), y(row["retention"])) for row in family)
+        points = sorted((x(share(row.policy)), y(row.retention)) for row in family)
         if len(points) > 1:
             page.line(points, color, 1.5)
         for row in family:
-            at, (bottom, top) = x(across(row)), row["retention_interval"]
-            page.line([(at, y(bottom)), (at, y(min(top, high)))], color, 1)
-            page.rect(at - DOT / 2, y(min(row["retention"], high)) - DOT / 2, DOT, DOT, color)
-            labels.append((at + DOT, y(min(row["retention"], high)) - 5, row["policy"], color))
+            at = x(share(row.policy))
+            page.line([(at, y(row.low)), (at, y(min(row.high, high)))], color, 1)
+            page.rect(at - DOT / 2, y(min(row.retention, high)) - DOT / 2, DOT, DOT, color)
+            labels.append((at + DOT, y(min(row.retention, high)) - 5, row.policy.policy, color))
     _write(page, labels)
 
 

@@ -30,23 +30,28 @@ class Question:
         return METRICS[self.metric](answer, self.answers)
 
 
-def gather(paths: Sequence[Path], metric: str | None, suffix: str, limit: int | None) -> list[Question]:
-    """The questions of the files; `metric` in place of theirs, `suffix` behind each, `limit` of them."""
-    found = [question for path in paths for question in _read(path, metric, suffix)]
-    if not found:
-        raise HalfVError(f"{paths[0]} has no questions: its lines must be like {EXAMPLE}.")
-    found = some(found, limit)
-    missing = next((question for question in found if not question.image.is_file()), None)
-    if missing:
-        raise HalfVError(f"{missing.image} does not exist: it is named for {missing.question[:60]!r}.")
-    return found
+def read_questions(
+    paths: Sequence[Path], *, metric: str | None = None, suffix: str = "", limit: int | None = None
+) -> list[Question]:
+    """The questions of JSONL files.
+
+    Args:
+        paths: Each line is {"image": ..., "question": ..., "answers": [...]}, with "task" and "metric" if need be.
+        metric: In place of theirs.
+        suffix: Put behind every question.
+        limit: At most so many, spread over the files.
+    """
+    return _checked(_spread_evenly(_read_all(paths, metric, suffix), limit))
 
 
-def some(items: Sequence[Item], limit: int | None) -> list[Item]:
-    """At most so many, spread evenly."""
-    if limit is None or limit >= len(items):
-        return list(items)
-    return [items[at * len(items) // limit] for at in range(limit)]
+def read_dialogues(
+    paths: Sequence[Path], *, metric: str | None = None, suffix: str = "", limit: int | None = None
+) -> list[Question]:
+    """The same, of pictures with several questions alone; `limit` counts the pictures."""
+    talks = _spread_evenly(dialogues(_read_all(paths, metric, suffix)), limit)
+    if not talks:
+        raise HalfVError(f"{paths[0]} has no picture with two questions, as a conversation needs.")
+    return _checked([question for talk in talks for question in talk])
 
 
 def dialogues(questions: Sequence[Question]) -> list[list[Question]]:
@@ -55,6 +60,27 @@ def dialogues(questions: Sequence[Question]) -> list[list[Question]]:
     for question in questions:
         groups.setdefault(question.image, []).append(question)
     return [group for group in groups.values() if len(group) > 1]
+
+
+def _read_all(paths: Sequence[Path], metric: str | None, suffix: str) -> list[Question]:
+    found = [question for path in paths for question in _read(path, metric, suffix)]
+    if not found:
+        raise HalfVError(f"{paths[0]} has no questions: its lines must be like {EXAMPLE}.")
+    return found
+
+
+def _checked(questions: list[Question]) -> list[Question]:
+    missing = next((question for question in questions if not question.image.is_file()), None)
+    if missing:
+        raise HalfVError(f"{missing.image} does not exist: it is named for {missing.question[:60]!r}.")
+    return questions
+
+
+def _spread_evenly(items: Sequence[Item], limit: int | None) -> list[Item]:
+    """At most so many."""
+    if limit is None or limit >= len(items):
+        return list(items)
+    return [items[at * len(items) // limit] for at in range(limit)]
 
 
 def _read(path: Path, metric: str | None, suffix: str) -> Iterator[Question]:

@@ -152,7 +152,7 @@ int prefill::observe_layer(const held_prompt & prompt, int32_t il, float * out, 
 
     auto rows = prompt.rows;
     for (auto & r : rows) { r.output = is_last; } // or the last layer would leave them out
-    const graph_pass pass = { il, il + 1, false, il, true };
+    const graph_pass pass = { il, il + 1, INT32_MAX, il, true };
     memory.rewind(prompt.seq_id, pass);
 
     std::vector<float> query((size_t) hparams.n_head(il)*n_head_embd), keys(n*memory.n_key);
@@ -178,7 +178,7 @@ int prefill::frozen_logits(const held_prompt & prompt, int32_t il, float * logit
     for (const auto & r : prompt.rows) { (r.image >= 0 ? visual : text).push_back(r); }
 
     memory.rewind(prompt.seq_id, { il });
-    if (const int rc = run(steps_of(prompt.seq_id, visual, prompt.states, { il, il + 1, true }), nullptr)) {
+    if (const int rc = run(steps_of(prompt.seq_id, visual, prompt.states, { il, il + 1, il }), nullptr)) {
         return rc;
     }
     if (il + 1 == memory.bounds[n_stages]) {

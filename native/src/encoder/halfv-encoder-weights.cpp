@@ -244,7 +244,7 @@ std::vector<ggml_backend_buffer_ptr> encoder_weights::allocate() const {
         }
         buffers.emplace_back(ggml_backend_buft_alloc_buffer(buffer_type, size));
         if (!buffers.back()) {
-            throw std::runtime_error("halfv: out of memory for the encoder's weights");
+            throw std::bad_alloc();
         }
         ggml_backend_buffer_set_usage(buffers.back().get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
         ggml_tallocr allocator = ggml_tallocr_new(buffers.back().get());

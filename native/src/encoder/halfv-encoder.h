@@ -7,6 +7,8 @@
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
 
+#include <exception>
+#include <new>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -20,6 +22,11 @@ struct encoder_settings {
     // those of this thread, as halfv_get_encoder tells them
     static encoder_settings current();
 };
+
+// why an encoder could not be loaded
+inline const char * in_words(const std::exception & err) {
+    return dynamic_cast<const std::bad_alloc *>(&err) ? "out of memory" : err.what();
+}
 
 //
 // attention

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from halfv_edge.engine.context import Item
 from halfv_edge.errors import HalfVError
+from halfv_edge.measure.arrays import Floats
 from halfv_edge.measure.calibrate import entropy, picking, search
-from halfv_edge.measure.calibrate.picking import Curves, Pick
-from halfv_edge.measure.calibrate.samples import LEAST, Sample, too_few
-from halfv_edge.measure.calibrate.search import Check, Found, Search
-from halfv_edge.measure.calibrate.taps import Answer, Observation, Probe, n_tokens
+from halfv_edge.measure.calibrate.picking import Curves
+from halfv_edge.measure.calibrate.results import CalibrationGoal, CalibrationResult
+from halfv_edge.measure.calibrate.samples import LEAST, Sample, Samples, too_few
+from halfv_edge.measure.calibrate.search import Check, Search
+from halfv_edge.measure.calibrate.taps import GreedyAnswer, Observation, Probe, n_tokens
+from halfv_edge.measure.progress import Progress, Say, Sentence, Watch, ignore
 from halfv_edge.measure.work_file import WorkFile
 from halfv_edge.profile.profile import Calibration, Profile
 
@@ -29,14 +32,6 @@ CHECK_SHARE = 0.6  # what one of them costs, of an unpruned prompt
 
 
 @dataclass(frozen=True, slots=True)
-class Goal:
-    """Exactly one of them."""
-
-    target_speedup: float | None = 4.0
-    max_divergence: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Estimate:
     """What a calibration costs."""
 
@@ -46,57 +41,38 @@ class Estimate:
     seconds: float
 
 
-@dataclass(slots=True)
-class Result:
-    profile: Profile
-    curves: Curves
-    all_entropy: np.ndarray
-    picks: tuple[Pick, Pick]
-    found: Found
-    n_samples: int
-    n_frozen: int
-    n_tried: int
-    n_visual: int  # what speedups are counted for
-    text_speedup: float  # the same with TEXT_TOKENS of text
-    skipped: list[str]
-
-    @property
-    def best(self) -> Check:
-        return self.found.best
-
-
-def spread(count: int, of: int) -> list[int]:
-    """`count` of `of` places, evenly."""
-    count = min(count, of)
-    return [at * (of - 1) // max(1, count - 1) for at in range(count)]
+def spread_evenly(count: int, total: int) -> list[int]:
+    """`count` of `total` places."""
+    count = min(count, total)
+    return [at * (total - 1) // max(1, count - 1) for at in range(count)]
 
 
 class Calibrator:
-    """One model and its samples. `progress` hears of work done, in prompts; `say` of what a person should know."""
+    """One model and its samples."""
 
     def __init__(
         self,
         probe: Probe,
-        samples: Sequence[Sample],
-        source: str,
+        samples: Samples,
         work: WorkFile,
         *,
         any_size: bool,
-        progress: Callable[[float], None] = lambda _: None,
-        say: Callable[[str], None] = lambda _: None,
-        words: Callable[[HalfVError], str] = str,
+        progress: Watch = ignore,
+        say: Say = ignore,
+        words: Sentence = str,
     ):
         self.probe = probe
-        self.samples = list(samples)
-        self.source = source
+        self.samples = samples.samples
+        self.source = samples.source
         self.work = work
         self.any_size = any_size
         self.progress = progress
         self.say = say
         self.words = words  # of a sample's error, in the names of whoever reads it
         self.skipped: list[str] = []
-        self._answers: dict[int, Answer] = {}
-        self._frozen = set(spread(FROZEN_SAMPLES, len(self.samples)))
+        self._n_done = 0.0
+        self._answers: dict[int, GreedyAnswer] = {}
+        self._frozen = set(spread_evenly(FROZEN_SAMPLES, len(self.samples)))
 
     # --- before it starts ---
 
@@ -114,7 +90,7 @@ class Calibrator:
         seconds = prompts * one / self.probe.flops_per_sec() + (encode_sec + reduce_sec) * len(left)
         return Estimate(len(left), before + visual + after, prompts * one / 1e12, seconds)
 
-    def _first_items(self) -> tuple[list[Any], float]:
+    def _first_items(self) -> tuple[list[Item], float]:
         """Of the first sample that can be encoded, and the seconds that took."""
         failed: HalfVError | None = None
         for sample in self.samples:
@@ -126,7 +102,7 @@ class Calibrator:
         raise failed or too_few("There are no samples")
 
     def n_units(self) -> float:
-        """What `progress` will add up to, about."""
+        """Prompts that all of it costs, about."""
         return self._observing(range(len(self.samples))) + self._checking()
 
     def _observing(self, places: Sequence[int]) -> float:
@@ -138,16 +114,20 @@ class Calibrator:
     def _checking(self) -> float:
         return min(TRIED_SAMPLES, len(self.samples)) * (1 + EXPECTED_CHECKS * CHECK_SHARE)
 
+    def _advance(self, n_prompts: float) -> None:
+        self._n_done += n_prompts
+        self.progress(Progress(self._n_done, self.n_units(), "calibrating"))
+
     # --- the work ---
 
-    def run(self, goal: Goal) -> Result:
+    def run(self, goal: CalibrationGoal) -> CalibrationResult:
         seen = self._observe_all()
         curves, all_entropy = _mean(list(seen.values()))
         first = picking.stage2(curves)
         second = picking.stage3(curves, first.layer)
         visual = float(np.median([one.n_visual for one in seen.values()]))
         n_visual = max(round(visual), USUAL_TOKENS) if self.any_size else round(visual)
-        tried = [list(seen)[place] for place in spread(TRIED_SAMPLES, len(seen))]
+        tried = [list(seen)[place] for place in spread_evenly(TRIED_SAMPLES, len(seen))]
 
         def speedup(profile: Profile) -> float:
             dense, spent = self.probe.flops(profile, 0, n_visual, 0)
@@ -156,12 +136,11 @@ class Calibrator:
         def measure(profile: Profile) -> Check:
             for at in tried:  # all answers first, as another profile needs another context
                 self._answer(at, profile)
-            pairs = np.array([self._check(at, profile) for at in tried])
-            return Check(profile, *pairs.mean(axis=0).tolist(), speedup(profile))
+            divergence, agreement = np.array([self._check(at, profile) for at in tried]).mean(axis=0)
+            return Check(profile, float(divergence), float(agreement), speedup(profile))
 
-        found = Search(self.probe.n_layer, first.layer, second.layer, measure, speedup).run(
-            goal.target_speedup, goal.max_divergence
-        )
+        candidates = Search(self.probe.n_layer, first.layer, second.layer, measure, speedup)
+        found = candidates.run(goal.speedup, goal.max_divergence)
         n_frozen = sum(one.layer_kl is not None for one in seen.values())
         evidence = Calibration(
             samples=len(seen),
@@ -175,9 +154,9 @@ class Calibrator:
         profile = search.finished(found.best.profile, visual)
         profile = dataclasses.replace(profile, pixel_tau=tau, calibration=evidence)
         dense, spent = self.probe.flops(profile, 0, n_visual, TEXT_TOKENS)
-        return Result(
+        return CalibrationResult(
             profile.validate(self.probe.n_layer), curves, all_entropy, (first, second), found, len(seen), n_frozen,
-            len(tried), n_visual, dense / spent, self.skipped,
+            len(tried), n_visual, dense / spent, tuple(self.skipped),
         )  # fmt: skip
 
     def _observe_all(self) -> dict[int, Observation]:
@@ -193,7 +172,7 @@ class Calibrator:
                     self.work.add(key, dataclasses.asdict(observation))
             if key in self.work.results:
                 seen[at] = Observation(**self.work.results[key])
-            self.progress(self._observe_cost(at))
+            self._advance(self._observe_cost(at))
         if len(seen) < LEAST:
             why = f"; the last: {self.skipped[-1]}" if self.skipped else ""
             raise too_few(f"{len(seen)} of {len(self.samples)} samples could be used{why}")
@@ -208,7 +187,7 @@ class Calibrator:
     def _observe(self, at: int) -> Observation:
         return self.probe.observe(self._items(self.samples[at]), freeze=at in self._frozen)
 
-    def _items(self, sample: Sample) -> list[Any]:
+    def _items(self, sample: Sample) -> list[Item]:
         return self.probe.items(sample.load(), sample.question)
 
     def _key(self, at: int) -> str:
@@ -229,11 +208,12 @@ class Calibrator:
             if not np.isfinite(divergence):
                 raise HalfVError(f"Sample {at + 1} ({self.samples[at].name}) gives NaN with {profile.to_json()}.")
             self.work.add(key, [divergence, agree])
-        self.progress(CHECK_SHARE)
-        return tuple(self.work.results[key])
+        self._advance(CHECK_SHARE)
+        divergence, agree = self.work.results[key]
+        return divergence, agree
 
 
-def _mean(seen: Sequence[Observation]) -> tuple[Curves, np.ndarray]:
+def _mean(seen: Sequence[Observation]) -> tuple[Curves, Floats]:
     visual, text, both, attention = (
         np.mean([getattr(one, name) for one in seen], axis=0) for name in ("visual", "text", "all", "attention")
     )

@@ -16,8 +16,11 @@ from halfv_edge.draw.canvas import Canvas
 from halfv_edge.draw.token_map import draw_token_map
 from halfv_edge.engine.model import Model
 from halfv_edge.engine.tokens import TokenMap
-from halfv_edge.measure.calibrate.run import Result, spread
-from halfv_edge.measure.calibrate.samples import Sample
+from halfv_edge.errors import HalfVError
+from halfv_edge.measure.arrays import Floats
+from halfv_edge.measure.calibrate.calibrator import spread_evenly
+from halfv_edge.measure.calibrate.results import CalibrationResult
+from halfv_edge.measure.calibrate.samples import Sample, Samples
 from halfv_edge.measure.calibrate.search import Check
 from halfv_edge.measure.calibrate.taps import Probe
 from halfv_edge.profile.profile import Profile
@@ -28,14 +31,21 @@ STAGES = ("#f3f6fb", "#fdf3e3", "#eef7ee")
 BEST = "#b91c1c"
 WIDTH, GAP, SIDE = 1040, 32, 460
 PLOT_HEIGHT = 230
+KINDS = (".html", ".png")
 N_PICTURES = 3
 ROW = 24
 
 
-def write(path: Path, result: Result, model: Model, probe: Probe, samples: Sequence[Sample]) -> None:
-    """An .html or a .png."""
-    picked = [samples[at] for at in spread(N_PICTURES, len(samples))]
-    drawn = [(sample, _kept(sample, result.profile, model, probe)) for sample in picked]
+def calibration_page(path: Path, result: CalibrationResult, model: Model, samples: Samples) -> None:
+    """An .html or a .png of how the profile was found; `model` as it was calibrated."""
+    if path.suffix.lower() not in KINDS:
+        raise HalfVError(f"{path} is neither .html nor .png: name it so.")
+    picked = [samples.samples[at] for at in spread_evenly(N_PICTURES, len(samples))]
+    probe = Probe(model)
+    try:
+        drawn = [(sample, _kept(sample, result.profile, model, probe)) for sample in picked]
+    finally:
+        probe.close()
     page = draw(result, model.path.name, drawn)
     if path.suffix.lower() == ".png":
         raw = page.png()
@@ -53,7 +63,7 @@ def _kept(sample: Sample, profile: Profile, model: Model, probe: Probe) -> Token
     return model.encoder.token_map(model.encoder.tokens(picture), chosen)
 
 
-def draw(result: Result, name: str, pictures: Sequence[tuple[Sample, TokenMap]]) -> Canvas:
+def draw(result: CalibrationResult, name: str, pictures: Sequence[tuple[Sample, TokenMap]]) -> Canvas:
     drawn = [(sample, draw_token_map(token_map)) for sample, token_map in pictures]
     tables = max(_map_height(result), 70 + ROW * len(_shown(result.found.modes)))
     below = _picture_height(drawn)
@@ -81,7 +91,7 @@ def draw(result: Result, name: str, pictures: Sequence[tuple[Sample, TokenMap]])
     return page
 
 
-def _heading(page: Canvas, result: Result, name: str) -> None:
+def _heading(page: Canvas, result: CalibrationResult, name: str) -> None:
     p, best = result.profile, result.best
     n_layer = result.curves.n_layer
     page.text(GAP, 44, f"Calibration of {name}", INK, 24, bold=True)
@@ -116,7 +126,7 @@ def _heading(page: Canvas, result: Result, name: str) -> None:
     )
 
 
-Series = tuple[str, str, np.ndarray]
+Series = tuple[str, str, Floats]
 
 
 def _plot(
@@ -131,12 +141,16 @@ def _plot(
     """Lines over layers, with the stages as bands."""
     ivr, ssr, n_layer = stages
     left, top, wide, high = x + 44, y + 30, SIDE - 44, PLOT_HEIGHT
-    across = lambda layer: left + wide * layer / n_layer  # noqa: E731
     values = np.concatenate([curve for _, _, curve in series])
     low, top_value = float(values.min()), float(values.max())
     span = max(top_value - low, 1e-6)
     low, span = low - 0.05 * span, 1.1 * span
-    down = lambda value: top + high * (1 - (value - low) / span)  # noqa: E731
+
+    def across(layer: float) -> float:
+        return left + wide * layer / n_layer
+
+    def down(value: float) -> float:
+        return top + high * (1 - (value - low) / span)
 
     page.text(x, y + 12, title, INK, 14, bold=True)
     for color, (first, last), word in zip(
@@ -162,8 +176,9 @@ def _plot(
             place -= 9 * len(word) + 12
 
 
-def _zscore(curve: np.ndarray) -> np.ndarray:
-    return (curve - curve.mean()) / max(float(curve.std()), 1e-12)
+def _zscore(curve: Floats) -> Floats:
+    scaled: Floats = (curve - curve.mean()) / max(float(curve.std()), 1e-12)
+    return scaled
 
 
 def _power(exponent: float) -> str:
@@ -171,11 +186,11 @@ def _power(exponent: float) -> str:
     return f"{value:.2g}" if value >= 0.01 else f"{value:.0e}".replace("e-0", "e-")
 
 
-def _map_height(result: Result) -> int:
+def _map_height(result: CalibrationResult) -> int:
     return 110 + 34 * len({check.profile.ivr_keep for check in result.found.map})
 
 
-def _map(page: Canvas, x: float, y: float, result: Result) -> None:
+def _map(page: Canvas, x: float, y: float, result: CalibrationResult) -> None:
     """Marginal utility over layers and shares: darker is dearer."""
     page.text(x, y + 12, "Marginal utility of stage II alone", INK, 14, bold=True)
     page.text(
@@ -210,7 +225,7 @@ def _shown(modes: Sequence[Check]) -> list[Check]:
     return sorted(unique.values(), key=lambda check: (-check.speedup // 0.1, check.divergence))[:12]
 
 
-def _modes(page: Canvas, x: float, y: float, result: Result) -> None:
+def _modes(page: Canvas, x: float, y: float, result: CalibrationResult) -> None:
     page.text(x, y + 12, "Stage III: what was tried", INK, 14, bold=True)
     columns = (
         (0, "layer"),
@@ -227,10 +242,10 @@ def _modes(page: Canvas, x: float, y: float, result: Result) -> None:
     for row, check in enumerate(_shown(result.found.modes)):
         p = check.profile
         none = p.ssr_layer == n_layer
-        cells = ("none", "", "") if none else (str(p.ssr_layer), f"{p.ssr_update:.0%}", p.ssr_rest)
-        cells += (f"{p.ivr_keep:.0%}", f"{check.speedup:.2f}x", f"{check.divergence:.3g}", f"{check.agreement:.0%}")
+        third = ("none", "", "") if none else (str(p.ssr_layer), f"{p.ssr_update:.0%}", p.ssr_rest)
+        cost = (f"{p.ivr_keep:.0%}", f"{check.speedup:.2f}x", f"{check.divergence:.3g}", f"{check.agreement:.0%}")
         is_best = p == result.best.profile
-        for (offset, _), cell in zip(columns, cells, strict=True):
+        for (offset, _), cell in zip(columns, (*third, *cost), strict=True):
             page.text(x + offset, y + 36 + ROW * (row + 1), cell, BEST if is_best else INK, 13, bold=is_best)
 
 

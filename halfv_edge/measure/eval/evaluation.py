@@ -14,7 +14,7 @@ from halfv_edge.engine.context import n_cells
 from halfv_edge.engine.images import Picture
 from halfv_edge.engine.stats import Stats
 from halfv_edge.errors import HalfVError, RunError
-from halfv_edge.measure.eval.asking import Asker, Given
+from halfv_edge.measure.eval.asking import Asker, PolicyAnswer
 from halfv_edge.measure.eval.metrics import tidy
 from halfv_edge.measure.eval.questions import Question
 from halfv_edge.measure.policies import Policy
@@ -35,11 +35,11 @@ MEASURED = (
     "unpruned",
 )
 
-Result = dict[str, Any]
+Result = dict[str, Any]  # of one question: what MEASURED names, and its score
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Turns:
+class WayToTalk:
     """How a conversation is held."""
 
     name: str
@@ -47,7 +47,7 @@ class Turns:
     top_up: bool
 
 
-def open_work(path: Path, asker: Asker, follow_up: bool) -> WorkFile:
+def open_work(path: Path | None, asker: Asker, follow_up: bool) -> WorkFile:
     """Results of this model and these settings; those of others are left alone."""
     model, options = asker.model, asker.runtime.options
     settings = {
@@ -60,11 +60,14 @@ def open_work(path: Path, asker: Asker, follow_up: bool) -> WorkFile:
         "kl_tokens": asker.kl_tokens,
     }
     settings["mark"] = mark = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-    if path.exists():
+    if path is not None and path.exists():
         with path.open("rb") as file:
             first = file.readline(1 << 16)
         if first.strip() and mark.encode() not in first:
-            raise HalfVError(f"{path} has results of another model or other settings: name another file with --work.")
+            raise HalfVError(
+                f"{path} has results of another model or other settings: name another file with {{work}}.",
+                settings={"work": None},
+            )
     return WorkFile(path, settings)
 
 
@@ -107,8 +110,8 @@ class Evaluation:
             picture = self._load(question)
             teacher = self.asker.ask(base, picture, question.question)
             for policy in missing:
-                given = teacher if policy is base else self.asker.ask(policy, picture, question.question, teacher)
-                self.work.add(key_of(policy, question), self._result(question, given, teacher))
+                answer = teacher if policy is base else self.asker.ask(policy, picture, question.question, teacher)
+                self.work.add(key_of(policy, question), self._result(question, answer, teacher))
         for _ in self.policies:
             self.tick()
 
@@ -118,10 +121,10 @@ class Evaluation:
         return self._picture[1]
 
     @staticmethod
-    def _result(question: Question, given: Given, teacher: Given) -> Result:
-        return {name: getattr(given, name) for name in MEASURED} | {
-            "score": question.score(given.text),
-            "agrees": tidy(given.text) == tidy(teacher.text),
+    def _result(question: Question, answer: PolicyAnswer, teacher: PolicyAnswer) -> Result:
+        return {name: getattr(answer, name) for name in MEASURED} | {
+            "score": question.score(answer.text),
+            "agrees": tidy(answer.text) == tidy(teacher.text),
         }
 
 
@@ -129,7 +132,7 @@ class Conversations:
     """Questions on the same picture as turns of one conversation."""
 
     def __init__(
-        self, asker: Asker, dialogues: Sequence[Sequence[Question]], ways: Sequence[Turns], work: WorkFile,
+        self, asker: Asker, dialogues: Sequence[Sequence[Question]], ways: Sequence[WayToTalk], work: WorkFile,
         tick: Callable[[], None] = lambda: None,
     ):  # fmt: skip
         self.asker = asker
@@ -152,7 +155,7 @@ class Conversations:
             check_pruned(way.policy, [turns[0] for turns in found[way.name]])
         return found
 
-    def _talk(self, way: Turns, dialogue: Sequence[Question]) -> list[Result]:
+    def _talk(self, way: WayToTalk, dialogue: Sequence[Question]) -> list[Result]:
         picture = images.load(dialogue[0].image)
         encoder = self.asker.encoder(way.policy)
         encoded = encoder.tokens(picture)

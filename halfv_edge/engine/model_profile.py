@@ -1,0 +1,97 @@
+"""Which profile a model runs under: what was asked for, against what comes with it and what it can do."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import halfv_cpp
+
+from halfv_edge.engine.options import ProfileSource, check_pruning
+from halfv_edge.errors import HalfVError
+from halfv_edge.profile import model_file, presets, resolve, stored
+from halfv_edge.profile import profile as profiles
+from halfv_edge.profile.profile import Profile
+from halfv_edge.profile.resolve import Resolved
+
+
+def resolve_profile(
+    about: model_file.ModelFile,
+    given: ProfileSource,
+    keep: float | None,
+    pixel_tau: float | Literal["off"] | None = None,
+    visual_share: float | None = None,
+) -> Resolved:
+    """What these come to for this model, after the sidecar, the file and the presets."""
+    check_pruning(keep, pixel_tau, visual_share)
+    if keep is not None and given == "off":
+        raise HalfVError(
+            "needs a profile, and {profile} says none",
+            parameter="keep",
+            value=keep,
+            hint="leave one of them out",
+            settings={"profile": "off"},
+        )
+    resolved = resolve.resolve(about, _override(given, about))
+    if pixel_tau is not None and resolved.source != "environment":
+        base = resolved.profile or Profile.default(about.n_layer)
+        tau = None if pixel_tau == "off" else pixel_tau
+        if tau != base.pixel_tau:
+            resolved = dataclasses.replace(resolved, profile=_changed(dataclasses.replace(base, pixel_tau=tau), about))
+    if visual_share is not None and resolved.profile is not None:
+        changed = dataclasses.replace(resolved.profile, visual_share=visual_share).validate(about.n_layer)
+        resolved = dataclasses.replace(resolved, profile=changed)
+    if keep is None:
+        return resolved
+    if resolved.profile is None:
+        if resolved.source != "environment":
+            raise HalfVError(
+                "needs a profile",
+                parameter="keep",
+                value=keep,
+                hint=f"{about.path.name} has none, so give {{profile}} as well",
+                settings={"profile": None},
+            )
+        return resolved
+    changed = dataclasses.replace(resolved.profile, ivr_keep=keep)
+    return dataclasses.replace(resolved, profile=_changed(changed, about))
+
+
+def _changed(profile: Profile, about: model_file.ModelFile) -> Profile:
+    """Without the evidence, which was for another profile."""
+    return dataclasses.replace(profile, calibration=None).validate(about.n_layer)
+
+
+def if_supported(resolved: Resolved, model: int, path: Path) -> Resolved:
+    """An architecture without hooks runs whole; to ask for more is a mistake."""
+    if resolved.profile is None or halfv_cpp.halfv_model_supported(model):
+        return resolved
+    if resolved.source == "flag":
+        raise HalfVError(
+            f"{path.name} cannot be pruned: its architecture has no hooks",
+            hint="give {profile}",
+            settings={"profile": "off"},
+        )
+    return Resolved(None, "off")
+
+
+def _override(given: ProfileSource, about: model_file.ModelFile) -> Profile | Literal["off"] | None:
+    """What profile=... means."""
+    if given is None or isinstance(given, Profile):
+        return given
+    if given == "off":
+        return "off"
+    if isinstance(given, Mapping):
+        return Profile.from_json({"version": profiles.VERSION, **given})
+    if not isinstance(given, str) or given.endswith(".json") or os.sep in given:
+        return stored.read_json(Path(given))
+    preset = presets.get(given)
+    if preset.architecture != about.architecture:
+        raise HalfVError(
+            f"The preset {preset.name} is for models of the architecture {preset.architecture}, and {about.path.name} "
+            f"is {about.architecture}."
+        )
+    return preset.scaled(about.n_layer).profile

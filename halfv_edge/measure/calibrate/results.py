@@ -1,0 +1,108 @@
+"""What a calibration is to reach, and what it finds."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from halfv_edge.errors import HalfVError
+from halfv_edge.measure.arrays import Floats
+from halfv_edge.measure.calibrate.picking import Curves, Pick
+from halfv_edge.measure.calibrate.search import Check, Found
+from halfv_edge.profile.profile import Profile
+
+USUAL_SPEEDUP = 4.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationGoal:
+    """One of the two; with neither it is a speedup of 4.
+
+    Example:
+        >>> CalibrationGoal().speedup
+        4.0
+    """
+
+    target_speedup: float | None = None
+    """FLOPs of a picture, unpruned by pruned."""
+    max_divergence: float | None = None
+    """KL from the unpruned model, nats per token."""
+
+    def __post_init__(self) -> None:
+        for name, above in (("target_speedup", 1), ("max_divergence", 0)):
+            value = getattr(self, name)
+            if value is not None and not above < value < math.inf:
+                raise HalfVError(parameter=name, value=value, rule=f"above {above}")
+        if self.target_speedup is not None and self.max_divergence is not None:
+            raise HalfVError(
+                "excludes {max_divergence}",
+                parameter="target_speedup",
+                value=self.target_speedup,
+                hint="leave one of them out",
+                settings={"max_divergence": None},
+            )
+
+    @property
+    def speedup(self) -> float | None:
+        """The speedup that is asked for; None when it is a divergence."""
+        if self.max_divergence is not None:
+            return None
+        return USUAL_SPEEDUP if self.target_speedup is None else self.target_speedup
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationResult:
+    """What `run_calibration` returns."""
+
+    profile: Profile
+    curves: Curves
+    all_entropy: Floats
+    picks: tuple[Pick, Pick]  # where stage II and stage III begin by the curves
+    found: Found
+    n_samples: int
+    n_frozen: int
+    n_tried: int
+    n_visual: int  # what speedups are counted for
+    text_speedup: float  # the same with 60 tokens of text
+    skipped: tuple[str, ...]
+
+    @property
+    def best(self) -> Check:
+        """The candidate that became the profile."""
+        return self.found.best
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, as `halfv calibrate --json` prints it."""
+        return {
+            "profile": self.profile.to_json(),
+            "n_visual": self.n_visual,
+            "speedup": self.best.speedup,
+            "speedup_with_text": self.text_speedup,
+            "divergence": self.best.divergence,
+            "agreement": self.best.agreement,
+            "samples": {"used": self.n_samples, "frozen": self.n_frozen, "tried": self.n_tried},
+            "skipped": list(self.skipped),
+            "picks": {name: dataclasses.asdict(pick) for name, pick in zip(("ivr", "ssr"), self.picks, strict=True)},
+            "notes": list(self.found.notes),
+            "curves": {
+                "visual_entropy": self.curves.visual.tolist(),
+                "text_entropy": self.curves.text.tolist(),
+                "all_entropy": self.all_entropy.tolist(),
+                "attention": self.curves.attention.tolist(),
+                "layer_kl": self.curves.layer_kl.tolist(),
+            },
+            "stage2_candidates": [_candidate(check) for check in self.found.map],
+            "stage3_candidates": [_candidate(check) for check in self.found.modes],
+        }
+
+
+def _candidate(check: Check) -> dict[str, Any]:
+    return {
+        "profile": check.profile.to_json(),
+        "divergence": check.divergence,
+        "agreement": check.agreement,
+        "speedup": check.speedup,
+        "marginal_utility": check.marginal_utility,
+    }

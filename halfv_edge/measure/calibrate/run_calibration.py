@@ -1,0 +1,145 @@
+"""The whole calibration: a model loaded for it, results kept on the way, a profile at the end."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import halfv_cpp
+
+from halfv_edge import files
+from halfv_edge.engine.model import Model
+from halfv_edge.engine.options import ModelOptions
+from halfv_edge.errors import HalfVError
+from halfv_edge.gguf.read import read_metadata
+from halfv_edge.measure.calibrate.calibrator import Calibrator, Estimate
+from halfv_edge.measure.calibrate.results import CalibrationGoal, CalibrationResult
+from halfv_edge.measure.calibrate.samples import Samples
+from halfv_edge.measure.calibrate.taps import Probe
+from halfv_edge.measure.progress import Say, Sentence, Watch, ignore
+from halfv_edge.measure.work_file import WorkFile
+from halfv_edge.profile import resolve
+
+USUAL_IMAGE_TOKENS = 256  # per picture while calibrating, for encoders that take any size: layers behave alike
+DEFAULT_CTX = 4096
+DEFAULT_OPTIONS = ModelOptions()
+DEFAULT_GOAL = CalibrationGoal()
+
+
+def load_for_calibration(
+    model: str | os.PathLike[str] | None = None,
+    mmproj: str | os.PathLike[str] | None = None,
+    *,
+    options: ModelOptions = DEFAULT_OPTIONS,
+) -> Model:
+    """Load a model as it is calibrated: unpruned, with a context and pictures of a size that suffices.
+
+    Args:
+        model, mmproj: As `Model.load` takes them.
+        options: How it runs. Its profile is left out; `n_ctx` and `image_max_tokens` are small when not given.
+    """
+    if resolve.switched_off():
+        raise HalfVError(f"HALFV={os.environ['HALFV']} is set: unset it to calibrate.")
+    given = options.image_max_tokens
+    options = dataclasses.replace(
+        options, profile="off", keep=None, n_ctx=options.n_ctx or DEFAULT_CTX,
+        image_max_tokens=given or USUAL_IMAGE_TOKENS,
+    )  # fmt: skip
+    try:
+        loaded = Model.load(model, mmproj, options=options)
+    except HalfVError as error:
+        if given or error.parameter != "image_max_tokens":
+            raise
+        # this encoder's least is more
+        loaded = Model.load(model, mmproj, options=dataclasses.replace(options, image_max_tokens=None))
+    if not halfv_cpp.halfv_model_supported(loaded.runtime.pointer):
+        loaded.close()
+        raise HalfVError(f"{loaded.path} cannot be calibrated: its architecture has no hooks, so it cannot be pruned.")
+    return loaded
+
+
+def run_calibration(
+    model: Model,
+    samples: Samples,
+    *,
+    goal: CalibrationGoal = DEFAULT_GOAL,
+    work: Path | None = None,
+    progress: Watch = ignore,
+    say: Say = ignore,
+    words: Sentence = str,
+) -> CalibrationResult:
+    """Find a model's profile from the model itself; docs/calibration.md has the rules.
+
+    Args:
+        model: From `load_for_calibration`.
+        samples: Pictures with questions, from `find_samples`.
+        goal: How fast, or how close to the unpruned model.
+        work: A file that keeps the result of each sample, so that a run that was stopped goes on, and another goal
+            does not begin anew; None keeps nothing.
+        progress: Hears of the work done, in prompts of an unpruned model.
+        say: Hears what a person should know.
+        words: How errors of single samples are put.
+
+    Returns:
+        The profile, and the curves and candidates that it was read from.
+
+    Raises:
+        HalfVError: The goal is out of reach, or too few samples could be used.
+
+    Example:
+        with load_for_calibration("model.gguf") as model:
+            result = run_calibration(model, find_samples(Path("pictures")))
+        print(result.profile)
+    """
+    if model.profile is not None and model.profile.prunes(model.n_layer):
+        raise HalfVError(f"{model.path.name} is pruned: load it with load_for_calibration.")
+    kept = WorkFile(work, _settings(model))
+    if kept.results:
+        say(f"{work} has {len(kept.results)} results of an earlier run: going on from there.")
+    probe = Probe(model)
+    try:
+        calibrator = Calibrator(
+            probe, samples, kept, any_size=model.encoder.is_mrope, progress=progress, say=say, words=words
+        )
+        say(_cost(calibrator.estimate()))
+        return calibrator.run(goal)
+    finally:
+        kept.close()
+        probe.close()
+
+
+def _settings(model: Model) -> dict[str, Any]:
+    """What results depend on beside their sample. The GGUF by its tensors, as a profile in it changes its keys."""
+    options = model.runtime.options
+    return {
+        "model": _fingerprint(model.path),
+        "mmproj": _fingerprint(model.encoder.path),
+        "image_max_tokens": options.image_max_tokens,
+        "pixel_tau": model.encoder.pixel_tau,
+        "kv_type": options.kv_type,
+    }
+
+
+def _fingerprint(path: Path) -> list[Any]:
+    metadata = read_metadata(path)
+    with files.reading(path) as file:
+        file.seek(metadata.data)
+        head = file.read(1 << 20)
+    return [metadata.text("general.name"), metadata.size - metadata.data, hashlib.blake2b(head).hexdigest()[:32]]
+
+
+def _cost(estimate: Estimate) -> str:
+    return (
+        f"{estimate.n_samples} samples to observe, about {estimate.n_prompt} tokens each: "
+        f"{estimate.tflops:.3g} TFLOPs, {_duration(estimate.seconds)} on this machine."
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"about {max(1, round(seconds))} seconds"
+    minutes = round(seconds / 60)
+    return f"about {minutes} minutes" if minutes < 90 else f"about {seconds / 3600:.1f} hours"
