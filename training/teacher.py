@@ -122,7 +122,7 @@ class Mix(nn.Module):
         return x + self.down(gelu(self.up(around)))
 
 
-class Look(nn.Module):
+class PictureAttention(nn.Module):
     """Attention over the whole picture; all heads share keys and values."""
 
     def __init__(self, n: int):
@@ -152,7 +152,7 @@ class Vision(nn.Module):
         second = [Narrow(shape.n_first, shape.n_second), Mix(shape.n_second, 3 * shape.n_second)]
         third = [Narrow(shape.n_second, n)]
         for _ in range(shape.n_vision_layer):
-            third += [Mix(n, 4 * n), Look(n)]
+            third += [Mix(n, 4 * n), PictureAttention(n)]
         third.append(Mix(n, 4 * n))
         self.stages = nn.ModuleList(nn.ModuleList(blocks) for blocks in (first, second, third))
         self.norm = nn.RMSNorm(n, VISION_EPS)
@@ -296,6 +296,6 @@ class Teacher(nn.Module):
         for module in self.modules():
             if isinstance(module, (Block, Mix)):
                 nn.init.zeros_(module.down.weight)
-            if isinstance(module, (Block, Look)):
+            if isinstance(module, (Block, PictureAttention)):
                 nn.init.zeros_(module.out.weight)
         nn.init.normal_(self.language.head.weight, std=0.02)

@@ -81,7 +81,7 @@ class ModelOptions:
         check_choice("flash_attn", self.flash_attn, FLASH)
         check_choice("mmproj_type", self.mmproj_type, MMPROJ_TYPES)
         for name, least in LEAST.items():
-            check_whole(name, getattr(self, name), least)
+            _set(self, name, check_whole(name, getattr(self, name), least))
         check_pruning(self.keep, self.pixel_tau, self.visual_share)
 
 
@@ -136,13 +136,13 @@ class AnswerOptions:
     """The answer is JSON of this schema."""
 
     def __post_init__(self) -> None:
-        check_whole("max_tokens", self.max_tokens, 1)
-        object.__setattr__(self, "stop", _stop_strings(self.stop))
-        check_number("temperature", self.temperature, 0, math.inf)
-        check_whole("top_k", self.top_k, 0, optional=False)
-        check_number("top_p", self.top_p, 0, 1)
-        check_number("min_p", self.min_p, 0, 1)
-        check_whole("seed", self.seed, 0, 0xFFFFFFFE)
+        _set(self, "max_tokens", check_whole("max_tokens", self.max_tokens, 1))
+        _set(self, "stop", _stop_strings(self.stop))
+        _set(self, "temperature", check_number("temperature", self.temperature, 0, math.inf))
+        _set(self, "top_k", check_whole("top_k", self.top_k, 0, optional=False))
+        _set(self, "top_p", check_number("top_p", self.top_p, 0, 1))
+        _set(self, "min_p", check_number("min_p", self.min_p, 0, 1))
+        _set(self, "seed", check_whole("seed", self.seed, 0, 0xFFFFFFFE))
         if self.grammar is not None and not isinstance(self.grammar, str):
             raise HalfVError(parameter="grammar", value=self.grammar, rule="GBNF as text")
         if self.grammar is not None and self.json_schema is not None:
@@ -166,6 +166,11 @@ class AnswerFields(TypedDict, total=False):
     json_schema: Mapping[str, Any] | str | None
 
 
+def _set(options: ModelOptions | AnswerOptions, name: str, value: object) -> None:
+    """Instead of what was given for a field of a frozen object that is being made."""
+    object.__setattr__(options, name, value)
+
+
 def _stop_strings(given: str | Sequence[str]) -> tuple[str, ...]:
     rule = "a text, or a list of texts, none of them empty"
     if isinstance(given, (bytes, Mapping)):
@@ -185,24 +190,26 @@ def check_choice(name: str, value: object, choices: Collection[Any]) -> None:
         raise HalfVError(parameter=name, value=value, rule=f"one of {', '.join(map(str, choices))}")
 
 
-def check_whole(name: str, value: object, least: int, most: int | None = None, *, optional: bool = True) -> None:
-    """The value is a whole number in this range, or None where that is allowed."""
+def check_whole(name: str, value: object, least: int, most: int | None = None, *, optional: bool = True) -> int | None:
+    """A whole number in this range, or None where that is allowed."""
     if value is None and optional:
-        return
+        return None
     rule = f"at least {least}" if most is None else f"from {least} to {most}"
     if not isinstance(value, numbers.Integral) or isinstance(value, bool):
         raise HalfVError(parameter=name, value=value, rule=f"a whole number, {rule}")
     if int(value) < least or (most is not None and int(value) > most):
         raise HalfVError(parameter=name, value=value, rule=rule)
+    return int(value)  # one of numpy's is none for ctypes
 
 
-def check_number(name: str, value: object, low: float, high: float, rule: str = "") -> None:
-    """The value is a finite number in this range."""
+def check_number(name: str, value: object, low: float, high: float, rule: str = "") -> float:
+    """A finite number in this range."""
     rule = rule or (f"between {low} and {high}" if high < math.inf else f"at least {low}")
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         raise HalfVError(parameter=name, value=value, rule=f"a number, {rule}")
     if not math.isfinite(value) or not low <= float(value) <= high:
         raise HalfVError(parameter=name, value=value, rule=rule)
+    return float(value)
 
 
 def check_pruning(keep: float | None, pixel_tau: float | Literal["off"] | None, visual_share: float | None) -> None:

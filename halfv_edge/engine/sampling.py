@@ -77,6 +77,10 @@ class Sampler:
                 llama_h.llama_sampler_free(part)
         self._chain = self._grammar = 0
 
+    def __del__(self) -> None:
+        if hasattr(self, "_chain"):  # else its making failed
+            self.close()
+
 
 def _parts(options: AnswerOptions) -> Iterator[int]:
     """In the order of llama.cpp's tools."""

@@ -33,7 +33,7 @@ from halfv_edge.testing.client import Client
 from tests.support import tiny_checkpoints
 from tests.support.converted import Pair, convert_tiny, tokenizer_pre
 from tests.support.hf_reference import SIZES, random_picture
-from tests.support.look import MARKER, look
+from tests.support.mtmd_prompt import MARKER, run_prompt
 
 MINE = Profile(1, 0.5, 0.2, 3, 0.0, "frozen", 8)
 
@@ -181,8 +181,8 @@ def test_types(
     assert done.model.stat().st_size < pair.text.stat().st_size * 0.4
 
     picture, prompt = random_picture(*SIZES["llava"]), f"what is in {MARKER}the picture?"
-    rough = look(done.model, done.mmproj, picture, prompt).logits
-    exact = look(pair.text, pair.vision, picture, prompt).logits
+    rough = run_prompt(done.model, done.mmproj, picture, prompt).logits
+    exact = run_prompt(pair.text, pair.vision, picture, prompt).logits
     assert np.corrcoef(rough, exact)[0, 1] > closeness
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from tests.support import hf_reference, tiny_checkpoints
 from tests.support.converted import Pair, convert_tiny
 from tests.support.hf_reference import SIZES, like_ggml, random_picture
-from tests.support.look import MARKER, look
+from tests.support.mtmd_prompt import MARKER, run_prompt
 from tests.support.tiny_checkpoints import CLIP_MEAN, CLIP_STD
 
 PROMPT = f"what is in {MARKER}the picture? it's 1314 o'clock\n\nyes."
@@ -39,7 +39,7 @@ def distance(ours: np.ndarray, theirs: np.ndarray) -> float:
 def test_logits_of_a_picture(family: str, pairs: Callable[[str], Pair]) -> None:
     pair = pairs(family)
     picture = random_picture(*SIZES[family])
-    seen = look(pair.text, pair.vision, picture, PROMPT)
+    seen = run_prompt(pair.text, pair.vision, picture, PROMPT)
     plain = hf_reference.logits(family, pair.model, seen, picture)
     with like_ggml():
         rounded = hf_reference.logits(family, pair.model, seen, picture)
@@ -49,7 +49,7 @@ def test_logits_of_a_picture(family: str, pairs: Callable[[str], Pair]) -> None:
     assert distance(seen.logits, rounded) < LIKE_GGML
 
     # The picture matters, or all this would prove little.
-    other = look(pair.text, pair.vision, random_picture(*SIZES[family], seed=2), PROMPT)
+    other = run_prompt(pair.text, pair.vision, random_picture(*SIZES[family], seed=2), PROMPT)
     assert distance(other.logits, plain) > 0.1
 
 
@@ -58,7 +58,7 @@ def test_tiles(family: str, pairs: Callable[[str], Pair]) -> None:
     """A larger picture becomes tiles. llama.cpp puts no newlines between their rows, so neither does the reference."""
     pair = pairs(family)
     picture = random_picture(168, 84)
-    seen = look(pair.text, pair.vision, picture, PROMPT)
+    seen = run_prompt(pair.text, pair.vision, picture, PROMPT)
     assert [len(piece) for piece in seen.pictures] == [36, 36, 36]
     with like_ggml():
         assert distance(seen.logits, hf_reference.logits(family, pair.model, seen, picture)) < LIKE_GGML
@@ -70,7 +70,7 @@ def test_windows_and_sizes(family: str, pairs: Callable[[str], Pair]) -> None:
     pair = pairs(family)
     patch = hf_reference.QWEN[family]
     picture = random_picture(patch * 18, patch * 10)
-    seen = look(pair.text, pair.vision, picture, PROMPT)
+    seen = run_prompt(pair.text, pair.vision, picture, PROMPT)
     with like_ggml():
         assert distance(seen.logits, hf_reference.logits(family, pair.model, seen, picture)) < LIKE_GGML
 
@@ -108,7 +108,7 @@ def test_as_many_tokens_as_in_transformers(family: str, size: tuple[int, int], p
     # llama.cpp's least is 8 tokens, whatever the checkpoint says
     least = {"shortest_edge": 8 * (2 * hf_reference.QWEN[family]) ** 2, "longest_edge": 12845056}
     _, rows, columns = processor(images=Image.fromarray(picture), size=least)["image_grid_thw"][0]
-    seen = look(pair.text, pair.vision, picture, PROMPT)
+    seen = run_prompt(pair.text, pair.vision, picture, PROMPT)
     assert len(seen.pictures[0]) == rows * columns // 4
 
 
@@ -122,7 +122,7 @@ def test_tokens(family: str, pairs: Callable[[str], Pair]) -> None:
         expected = [1, *model.encode(text)]
     else:
         expected = transformers.AutoTokenizer.from_pretrained(pair.folder)(text)["input_ids"]
-    seen = look(pair.text, pair.vision, random_picture(*SIZES[family]), f"{text}{MARKER}?")
+    seen = run_prompt(pair.text, pair.vision, random_picture(*SIZES[family]), f"{text}{MARKER}?")
     assert seen.pieces[0][: len(expected)] == expected
 
 
@@ -136,5 +136,5 @@ def test_llama_tokenizer_from_json_alone(pairs: Callable[[str], Pair], tmp_path:
     picture = random_picture(*SIZES["llava"])
     jumble = "".join(np.random.default_rng(0).choice(list("theisnowr k?"), 300))  # where the order of joining shows
     for text in (PROMPT, f"{tiny_checkpoints.TEXT}{MARKER}{jumble} 🦙"):
-        pieces = [look(*files, picture, text).pieces for files in ((done.model, done.mmproj), pair[2:])]
+        pieces = [run_prompt(*files, picture, text).pieces for files in ((done.model, done.mmproj), pair[2:])]
         assert [pieces[0][i] for i in (0, 2)] == [pieces[1][i] for i in (0, 2)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 
+import numpy as np
 import pytest
 
 from halfv_edge import AnswerOptions, Chat, Model
@@ -51,7 +52,8 @@ def test_options_and_names_mean_the_same(model: Model) -> None:
     with model.chat() as chat:
         said.append(chat.answer(QUESTION, picture(), options=options, max_tokens=2))
         assert chat.stats.n_generated == 2
-    assert said[0] == said[1] and said[0].startswith(said[2])
+        said.append(chat.answer(NEXT, seed=np.int64(3), max_tokens=np.int32(2), temperature=np.float32(1)))
+    assert said[0] == said[1] and said[0].startswith(said[2]) and said[3]
 
 
 @pytest.mark.parametrize("stop", [["the end"], ["e e", "the end"], ["end", "the end"], ["abd the"], ["d"]])

@@ -12,9 +12,9 @@ import pytest
 from halfv_cpp import log
 
 from halfv_edge.profile.profile import Profile
-from tests.support import look
+from tests.support import mtmd_prompt
 from tests.support.converted import convert_tiny
-from tests.support.encoders import FAST, N_EMBD, STOCK, WINDOWS, Eyes, least_cosine, nmse, noise
+from tests.support.encoders import FAST, N_EMBD, STOCK, WINDOWS, Encoders, least_cosine, nmse, noise
 from tests.support.holes import PICTURES
 from tests.support.tiny_encoders import KINDS, make_windowed
 from tests.support.tiny_mmproj import make_tiny_mmproj
@@ -27,9 +27,9 @@ MIN_COSINE = 0.9995
 
 
 @pytest.fixture(scope="module")
-def eyes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Eyes]:
-    with Eyes(tmp_path_factory.mktemp("eyes")) as eyes:
-        yield eyes
+def encoders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Encoders]:
+    with Encoders(tmp_path_factory.mktemp("encoders")) as encoders:
+        yield encoders
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -39,39 +39,39 @@ def windowed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 @pytest.mark.parametrize("flash", [0, 1], ids=["plain", "flash"])
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
-def test_windows_are_what_the_mask_says(windowed: Path, size: tuple[int, int], flash: int, eyes: Eyes) -> None:
+def test_windows_are_what_the_mask_says(windowed: Path, size: tuple[int, int], flash: int, encoders: Encoders) -> None:
     picture = noise(*size)
-    expected = eyes.embeddings(windowed, picture, attention=STOCK, flash=flash)
-    actual = eyes.embeddings(windowed, picture, attention=WINDOWS, flash=flash)
+    expected = encoders.embeddings(windowed, picture, attention=STOCK, flash=flash)
+    actual = encoders.embeddings(windowed, picture, attention=WINDOWS, flash=flash)
     assert np.isfinite(expected).all() and expected.std() > 0.1
     assert nmse(actual, expected) <= MAX_NMSE
 
 
-def test_a_window_is_a_window(eyes: Eyes, tmp_path: Path) -> None:
+def test_a_window_is_a_window(encoders: Encoders, tmp_path: Path) -> None:
     """The bound of the test above is far below what another window would change."""
     picture = noise(672, 448)
     mmproj = make_windowed(tmp_path / "mmproj.gguf", "youtuvl", n_embd=N_EMBD)
     other = make_windowed(tmp_path / "other.gguf", "youtuvl", n_embd=N_EMBD, window=12)
-    expected = eyes.embeddings(mmproj, picture, attention=WINDOWS)
-    assert nmse(eyes.embeddings(other, picture, attention=WINDOWS), expected) > 1000 * MAX_NMSE
+    expected = encoders.embeddings(mmproj, picture, attention=WINDOWS)
+    assert nmse(encoders.embeddings(other, picture, attention=WINDOWS), expected) > 1000 * MAX_NMSE
 
 
 @pytest.mark.parametrize("size", SIZES[:5:2], ids=lambda size: f"{size[0]}x{size[1]}")
-def test_bfloat16_is_close(windowed: Path, size: tuple[int, int], eyes: Eyes) -> None:
+def test_bfloat16_is_close(windowed: Path, size: tuple[int, int], encoders: Encoders) -> None:
     """Also where the CPU has none: then it is the same as without."""
     picture = noise(*size)
-    expected = eyes.embeddings(windowed, picture, attention=STOCK)
-    actual = eyes.embeddings(windowed, picture, attention=FAST)
+    expected = encoders.embeddings(windowed, picture, attention=STOCK)
+    actual = encoders.embeddings(windowed, picture, attention=FAST)
     assert nmse(actual, expected) <= MAX_NMSE_BF16
     assert least_cosine(actual, expected) >= MIN_COSINE
 
 
 @pytest.mark.parametrize("kind", ["llava", "llava-next", "qwen2vl"])
-def test_encoders_without_windows(kind: str, eyes: Eyes, tmp_path: Path) -> None:
+def test_encoders_without_windows(kind: str, encoders: Encoders, tmp_path: Path) -> None:
     mmproj, picture = make_tiny_mmproj(tmp_path / "mmproj.gguf", kind, n_embd=N_EMBD), noise(420, 300)
-    expected = eyes.embeddings(mmproj, picture, attention=STOCK)
-    assert eyes.embeddings(mmproj, picture, attention=WINDOWS).tobytes() == expected.tobytes()
-    actual = eyes.embeddings(mmproj, picture, attention=FAST)
+    expected = encoders.embeddings(mmproj, picture, attention=STOCK)
+    assert encoders.embeddings(mmproj, picture, attention=WINDOWS).tobytes() == expected.tobytes()
+    actual = encoders.embeddings(mmproj, picture, attention=FAST)
     assert nmse(actual, expected) <= MAX_NMSE_BF16
     assert least_cosine(actual, expected) >= MIN_COSINE
 
@@ -84,26 +84,28 @@ def test_windows_with_holes(
     """Of patches that PixelPrune left: windows of any length."""
     pair = convert_tiny("qwen2_5_vl", root=tmp_path_factory.getbasetemp())
     picture = PICTURES["page"](10 * 28, 7 * 28, 28)
-    monkeypatch.setattr(look, "FLASH_ATTN", flash)
+    monkeypatch.setattr(mtmd_prompt, "FLASH_ATTN", flash)
 
     def embeddings(attention: int) -> np.ndarray:
-        monkeypatch.setattr(look, "ATTENTION", attention)
+        monkeypatch.setattr(mtmd_prompt, "ATTENTION", attention)
         profile = Profile(1, 1.0, 0.1, 4, 1.0, "dropped", pixel_tau=0)
         on_model = lambda model: halfv_cpp.set_model_profile(model, profile.to_c())  # noqa: E731
-        return look.look(pair.text, pair.vision, picture, f"what is {look.MARKER}", on_model=on_model).pictures[0]
+        return mtmd_prompt.run_prompt(
+            pair.text, pair.vision, picture, f"what is {mtmd_prompt.MARKER}", on_model=on_model
+        ).pictures[0]
 
     expected = embeddings(STOCK)
     assert len(expected) < 60
     assert nmse(embeddings(attention), expected) <= (MAX_NMSE_BF16 if attention == FAST else MAX_NMSE)
 
 
-def test_memory_grows_with_the_patches(eyes: Eyes, tmp_path: Path) -> None:
+def test_memory_grows_with_the_patches(encoders: Encoders, tmp_path: Path) -> None:
     """Four times the patches need four times the memory, where a mask would need sixteen times as much."""
     mmproj = make_windowed(tmp_path / "mmproj.gguf", "qwen2.5vl_merger", n_embd=N_EMBD)
     log.capture()  # a client of another test may have taken the log
 
     def compute_mib(side: int, attention: int) -> float:
-        eyes.embeddings(mmproj, noise(side, side), attention=attention)
+        encoders.embeddings(mmproj, noise(side, side), attention=attention)
         return max(float(size) for size in re.findall(r"compute buffer size = +([\d.]+) MiB", log.text()))
 
     by_windows = [compute_mib(side, WINDOWS) for side in (448, 896)]

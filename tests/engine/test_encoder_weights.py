@@ -22,7 +22,7 @@ from halfv_edge.gguf import mmproj as mmproj_file
 from halfv_edge.gguf.read import read_metadata
 from halfv_edge.testing.random_mmproj import write_mmproj
 from tests.support import ROOT
-from tests.support.encoders import FAST, N_EMBD, STOCK, Eyes, least_cosine, nmse, noise
+from tests.support.encoders import FAST, N_EMBD, STOCK, Encoders, least_cosine, nmse, noise
 from tests.support.tiny_encoders import KINDS, make_windowed
 from tests.support.vlm import Vlms
 
@@ -40,9 +40,9 @@ LOWEST = {
 
 
 @pytest.fixture(scope="module")
-def eyes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Eyes]:
-    with Eyes(tmp_path_factory.mktemp("eyes")) as eyes:
-        yield eyes
+def encoders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Encoders]:
+    with Encoders(tmp_path_factory.mktemp("encoders")) as encoders:
+        yield encoders
 
 
 @pytest.fixture(scope="module")
@@ -57,51 +57,51 @@ def in_f16(path: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_default_keeps_the_embeddings(kind: str, eyes: Eyes, tmp_path: Path) -> None:
+def test_default_keeps_the_embeddings(kind: str, encoders: Encoders, tmp_path: Path) -> None:
     path = in_f16(make_windowed(tmp_path / "mmproj.gguf", kind, n_embd=N_EMBD))
     picture = noise(420, 300)
-    expected = eyes.embeddings(path, picture, weights="off", attention=STOCK)
-    actual = eyes.embeddings(path, picture, weights="auto", attention=FAST)
+    expected = encoders.embeddings(path, picture, weights="off", attention=STOCK)
+    actual = encoders.embeddings(path, picture, weights="auto", attention=FAST)
     assert least_cosine(actual, expected) >= MIN_COSINE
 
 
 @pytest.mark.parametrize("kind", ["qwen2.5vl", "llava"])
-def test_default_keeps_the_embeddings_of_a_true_width(kind: str, eyes: Eyes, tmp_path: Path) -> None:
+def test_default_keeps_the_embeddings_of_a_true_width(kind: str, encoders: Encoders, tmp_path: Path) -> None:
     """Rows as long as in the real ones, where errors add up differently; eight layers are enough to see them grow."""
     width = {"n_vision": 1280, "n_head": 16, "n_ff": 3420} if kind == "qwen2.5vl" else {"n_vision": 1024, "n_head": 16}
     path = write_mmproj(tmp_path / "mmproj.gguf", kind, n_embd=N_EMBD, n_layer=8, ftype="f16", **width)
     picture = noise(140, 140)
-    expected = eyes.embeddings(path, picture, weights="off", attention=STOCK)
-    actual = eyes.embeddings(path, picture, weights="auto", attention=FAST)
+    expected = encoders.embeddings(path, picture, weights="off", attention=STOCK)
+    actual = encoders.embeddings(path, picture, weights="auto", attention=FAST)
     assert least_cosine(actual, expected) >= MIN_COSINE
 
 
 @pytest.mark.parametrize("weights", LOWEST)
-def test_types(weights: str, mmproj: Path, eyes: Eyes) -> None:
+def test_types(weights: str, mmproj: Path, encoders: Encoders) -> None:
     picture = noise(420, 300)
-    expected = eyes.embeddings(mmproj, picture)
-    cosine = least_cosine(eyes.embeddings(mmproj, picture, weights=weights), expected)
+    expected = encoders.embeddings(mmproj, picture)
+    cosine = least_cosine(encoders.embeddings(mmproj, picture, weights=weights), expected)
     assert cosine >= LOWEST[weights]
     if weights in ("q8_0", "q5_1", "q4_0"):
         assert cosine < LOWEST["f16"]  # it has been converted
 
 
-def test_padding_changes_nothing(eyes: Eyes, tmp_path: Path) -> None:
+def test_padding_changes_nothing(encoders: Encoders, tmp_path: Path) -> None:
     """Rows of 84 become rows of 128; the sum of each is the same but for its order."""
     path = in_f16(make_windowed(tmp_path / "mmproj.gguf", "muse-glimmer", n_embd=N_EMBD))
     picture = noise(420, 300)
-    expected = eyes.embeddings(path, picture, weights="off")
-    assert nmse(eyes.embeddings(path, picture, weights="file"), expected) < 1e-6
+    expected = encoders.embeddings(path, picture, weights="off")
+    assert nmse(encoders.embeddings(path, picture, weights="file"), expected) < 1e-6
 
 
 @pytest.mark.parametrize("kind", ["qwen2.5vl_merger", "muse-glimmer"])
 @pytest.mark.parametrize("how", ["HALFV=off", "HALFV=0", "off"])
-def test_off_is_llama_cpp(kind: str, how: str, eyes: Eyes, stock_lib_dir: Path, tmp_path: Path) -> None:
+def test_off_is_llama_cpp(kind: str, how: str, encoders: Encoders, stock_lib_dir: Path, tmp_path: Path) -> None:
     path = make_windowed(tmp_path / "mmproj.gguf", kind, n_embd=N_EMBD)
 
     def encode(lib_dir: Path, **env: str) -> tuple[str, np.ndarray]:
         out = tmp_path / "out.npy"
-        command = [sys.executable, "-m", "tests.support.drive_encode", lib_dir, eyes.path, path, out]
+        command = [sys.executable, "-m", "tests.support.drive_encode", lib_dir, encoders.path, path, out]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | env)
         assert done.returncode == 0, done.stderr
         return done.stdout.split()[-1], np.load(out)
@@ -109,7 +109,7 @@ def test_off_is_llama_cpp(kind: str, how: str, eyes: Eyes, stock_lib_dir: Path, 
     which, stock = encode(stock_lib_dir)
     assert which == "stock"
     if how == "off":
-        actual = eyes.embeddings(path, noise_like_driver(), weights="off", flash=-1)
+        actual = encoders.embeddings(path, noise_like_driver(), weights="off", flash=-1)
     else:
         which, actual = encode(library.lib_dir(), HALFV=how.removeprefix("HALFV="))
         assert which == "patched"
@@ -122,7 +122,7 @@ def noise_like_driver():
     return noise(420, 300)
 
 
-def test_wrong_type(mmproj: Path, eyes: Eyes) -> None:
+def test_wrong_type(mmproj: Path, encoders: Encoders) -> None:
     assert halfv_cpp.halfv_set_encoder(b"q3", FAST) == halfv_cpp.HALFV_ERR_ARGUMENT
     told = halfv_cpp.halfv_last_error().decode()
     assert told == "halfv: 'q3' is no type for an encoder's weights: use auto, file, off, or f16, bf16, q8_0, ..."
@@ -149,7 +149,7 @@ def halfv(*args: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True)
 
 
-def test_file_in_bf16_is_the_same_as_conversion_at_load(eyes: Eyes, tmp_path: Path) -> None:
+def test_file_in_bf16_is_the_same_as_conversion_at_load(encoders: Encoders, tmp_path: Path) -> None:
     path = in_f16(make_windowed(tmp_path / "mmproj.gguf", "qwen2.5vl_merger", n_embd=N_EMBD, n_ff=96))
     target = tmp_path / "bf16.gguf"
     done = halfv(path, target, "--json")
@@ -159,8 +159,8 @@ def test_file_in_bf16_is_the_same_as_conversion_at_load(eyes: Eyes, tmp_path: Pa
     assert told["bytes"] == target.stat().st_size
     picture = noise(420, 300)
     assert (
-        eyes.embeddings(target, picture, weights="file").tobytes()
-        == eyes.embeddings(path, picture, weights="bf16").tobytes()
+        encoders.embeddings(target, picture, weights="file").tobytes()
+        == encoders.embeddings(path, picture, weights="bf16").tobytes()
     )
 
 
@@ -184,13 +184,13 @@ def test_only_matrices_change(type_name: str, mmproj: Path, tmp_path: Path) -> N
             assert np.abs(values - old.data).max() <= np.abs(old.data).max() / 100
 
 
-def test_mistakes_are_one_sentence(mmproj: Path, eyes: Eyes, tmp_path: Path) -> None:
+def test_mistakes_are_one_sentence(mmproj: Path, encoders: Encoders, tmp_path: Path) -> None:
     target = tmp_path / "out.gguf"
     small = tmp_path / "q8_0.gguf"
     assert halfv(mmproj, small, "--type", "q8_0").returncode == 0
     for args, told in (
         ((mmproj, target, "--type", "q9"), "'q9' is no type for an encoder's file: it must be one of f32, f16, "),
-        ((eyes.path, target), "text.gguf is not a vision encoder: give an mmproj GGUF."),
+        ((encoders.path, target), "text.gguf is not a vision encoder: give an mmproj GGUF."),
         ((mmproj, small), "q8_0.gguf is there already: give another name, or --force to replace it."),
         ((small, target), "in a type that loses: give it in f32, f16, bf16."),
         ((tmp_path / "none.gguf", target), "none.gguf cannot be read: No such file"),

@@ -11,7 +11,7 @@ from PIL import Image
 
 from halfv_edge.testing.random_mmproj import write_mmproj
 from tests.support.agreement import MAX_NMSE
-from tests.support.encoders import FAST, N_EMBD, STOCK, WINDOWS, Eyes, least_cosine, nmse, noise
+from tests.support.encoders import FAST, N_EMBD, STOCK, WINDOWS, Encoders, least_cosine, nmse, noise
 from tests.support.holes import entering, page
 from tests.support.tiny_encoders import make_windowed
 
@@ -21,27 +21,27 @@ SIDE, COLUMNS, ROWS = 28, 13, 11  # of a visual token; a page of so many
 
 
 @pytest.fixture(scope="module")
-def eyes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Eyes]:
-    with Eyes(tmp_path_factory.mktemp("eyes")) as eyes:
-        yield eyes
+def encoders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Encoders]:
+    with Encoders(tmp_path_factory.mktemp("encoders")) as encoders:
+        yield encoders
 
 
 @pytest.mark.parametrize("flash", [0, 1], ids=["plain", "flash"])
 @pytest.mark.parametrize("kind", ["qwen2.5vl_merger", "muse-glimmer"])
-def test_windows(kind: str, flash: int, gpu: str, eyes: Eyes, tmp_path: Path) -> None:
+def test_windows(kind: str, flash: int, gpu: str, encoders: Encoders, tmp_path: Path) -> None:
     mmproj, picture = make_windowed(tmp_path / "mmproj.gguf", kind, n_embd=N_EMBD, n_vision=N_VISION), noise(*SIZE)
-    expected = eyes.embeddings(mmproj, picture, attention=STOCK)
-    actual = eyes.embeddings(mmproj, picture, attention=WINDOWS, flash=flash, use_gpu=True)
+    expected = encoders.embeddings(mmproj, picture, attention=STOCK)
+    actual = encoders.embeddings(mmproj, picture, attention=WINDOWS, flash=flash, use_gpu=True)
     assert f"{gpu} compute buffer size" in log.text() and "graph splits = 1," in log.text()
     assert nmse(actual, expected) <= MAX_NMSE
 
 
 @pytest.mark.usefixtures("gpu")
-def test_default_types(eyes: Eyes, tmp_path: Path) -> None:
+def test_default_types(encoders: Encoders, tmp_path: Path) -> None:
     mmproj = make_windowed(tmp_path / "mmproj.gguf", "qwen2.5vl_merger", n_embd=N_EMBD, n_vision=N_VISION)
     picture = noise(*SIZE)
-    expected = eyes.embeddings(mmproj, picture)
-    actual = eyes.embeddings(mmproj, picture, weights="auto", attention=FAST, use_gpu=True)
+    expected = encoders.embeddings(mmproj, picture)
+    actual = encoders.embeddings(mmproj, picture, weights="auto", attention=FAST, use_gpu=True)
     assert least_cosine(actual, expected) >= 0.9995
 
 
@@ -51,11 +51,11 @@ def test_left_out_patches(kind: str, flash: int, gpu: str, tmp_path: Path) -> No
     """Those of a page's margins; what enters keeps its place, in windows too. The language model has to have M-RoPE."""
     mmproj = write_mmproj(tmp_path / "mmproj.gguf", kind, n_embd=N_EMBD, n_vision=128)
     drawn = page(COLUMNS * SIDE, ROWS * SIDE, SIDE)
-    with Eyes(tmp_path, "qwen2vl") as eyes:
-        expected = eyes.embeddings(mmproj, Image.fromarray(drawn), tau=0)
+    with Encoders(tmp_path, "qwen2vl") as encoders:
+        expected = encoders.embeddings(mmproj, Image.fromarray(drawn), tau=0)
         for attention in (STOCK, WINDOWS):
             how = {"attention": attention, "flash": flash, "use_gpu": True}
-            actual = eyes.embeddings(mmproj, Image.fromarray(drawn), tau=0, **how)
+            actual = encoders.embeddings(mmproj, Image.fromarray(drawn), tau=0, **how)
             assert f"{gpu} compute buffer size" in log.text() and "graph splits = 1," in log.text()
             assert len(actual) == len(entering(drawn, SIDE)) < 0.7 * COLUMNS * ROWS
             assert nmse(actual, expected) <= MAX_NMSE

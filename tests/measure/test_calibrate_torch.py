@@ -16,13 +16,13 @@ from halfv_edge.measure.calibrate.taps import Probe, n_tokens
 from tests.support import hf_reference
 from tests.support.converted import convert_tiny
 from tests.support.hf_reference import SIZES, like_ggml, random_picture
-from tests.support.look import Seen
+from tests.support.mtmd_prompt import PromptRun
 
 # Measured: up to 3e-5 nats, and 2.5e-4 of a divergence.
 ENTROPY, RELATIVE_KL = 2e-4, 2e-3
 
 
-def as_seen(items: list[Item]) -> Seen:
+def as_seen(items: list[Item]) -> PromptRun:
     """The prompt in the form that the reference takes."""
     pieces: list[Any] = []
     for item in items:
@@ -32,7 +32,7 @@ def as_seen(items: list[Item]) -> Seen:
             pieces[-1].append(item)
         else:
             pieces.append([item])
-    return Seen(pieces, np.zeros(0), 0)
+    return PromptRun(pieces, np.zeros(0), 0)
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "qwen3_vl", "smolvlm"])

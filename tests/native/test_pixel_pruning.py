@@ -20,7 +20,7 @@ from tests.support import hf_reference, holes
 from tests.support.converted import Pair, convert_tiny
 from tests.support.hf_reference import like_ggml
 from tests.support.holes import PICTURES, QWEN, entering
-from tests.support.look import MARKER, chunks_of, each, look, open_mmproj
+from tests.support.mtmd_prompt import MARKER, chunks_of, each, open_mmproj, run_prompt
 
 PROMPT = f"what is in {MARKER}the picture? it's 1314 o'clock\n\nyes."
 LIKE_GGML = 2e-3  # standard deviations of the logits, as in test_convert_logits.py
@@ -82,11 +82,11 @@ def test_the_model_sees_what_entered(
 ) -> None:
     """From pixels to logits against transformers, which is kept from looking at the others."""
     pair = pairs(family)
-    monkeypatch.setattr("tests.support.look.ATTENTION", ATTENTIONS[attention])
+    monkeypatch.setattr("tests.support.mtmd_prompt.ATTENTION", ATTENTIONS[attention])
     picture, side = sized(family, name, *size)
     entered = entering(picture, side)
     assert len(entered) < 0.8 * size[0] * size[1]
-    seen = look(pair.text, pair.vision, picture, PROMPT, on_model=with_tau(0))
+    seen = run_prompt(pair.text, pair.vision, picture, PROMPT, on_model=with_tau(0))
     assert len(seen.pictures[0]) == len(entered)
     assert seen.n_pos == sum(len(piece) for piece in seen.pieces if isinstance(piece, list)) + max(size)
     with like_ggml():
@@ -94,7 +94,7 @@ def test_the_model_sees_what_entered(
     assert np.abs(seen.logits - expected).max() / expected.std() < LIKE_GGML
 
     # it matters that they are out, or this would prove little
-    whole = look(pair.text, pair.vision, picture, PROMPT, on_model=with_tau(None))
+    whole = run_prompt(pair.text, pair.vision, picture, PROMPT, on_model=with_tau(None))
     assert len(whole.pictures[0]) == size[0] * size[1]
     assert np.abs(seen.logits - whole.logits).max() / expected.std() > 20 * LIKE_GGML
     with like_ggml():
@@ -109,8 +109,8 @@ def test_nothing_changes_where_nothing_repeats(
 ) -> None:
     pair = pairs(family)
     picture, _ = sized(family, "noise", 8, 6)
-    monkeypatch.setattr("tests.support.look.FLASH_ATTN", flash_attn)
-    off, on = (look(pair.text, pair.vision, picture, PROMPT, on_model=with_tau(tau)) for tau in (None, 0))
+    monkeypatch.setattr("tests.support.mtmd_prompt.FLASH_ATTN", flash_attn)
+    off, on = (run_prompt(pair.text, pair.vision, picture, PROMPT, on_model=with_tau(tau)) for tau in (None, 0))
     assert np.array_equal(off.pictures[0], on.pictures[0])
     assert np.array_equal(off.logits, on.logits)
 
@@ -138,7 +138,7 @@ def test_tau(tau: float, pairs: Callable[[str], Pair]) -> None:
 def test_a_blank_page_is_one_token(pairs: Callable[[str], Pair]) -> None:
     pair = pairs("qwen2_5_vl")
     picture = np.full((6 * 28, 8 * 28, 3), 255, np.uint8)
-    seen = look(pair.text, pair.vision, picture, PROMPT, on_model=with_tau(0))
+    seen = run_prompt(pair.text, pair.vision, picture, PROMPT, on_model=with_tau(0))
     with like_ggml():
         expected = holes.logits("qwen2_5_vl", pair.model, seen, picture, [0])
     assert np.abs(seen.logits - expected).max() / expected.std() < LIKE_GGML
@@ -156,7 +156,7 @@ def test_other_encoders_take_pictures_whole(family: str, pairs: Callable[[str], 
     pair = pairs(family)
     width, height = hf_reference.SIZES[family]
     blank = np.full((height, width, 3), 255, np.uint8)
-    off, on = (look(pair.text, pair.vision, blank, PROMPT, on_model=with_tau(tau)) for tau in (None, 0))
+    off, on = (run_prompt(pair.text, pair.vision, blank, PROMPT, on_model=with_tau(tau)) for tau in (None, 0))
     assert np.array_equal(off.logits, on.logits)
 
 

@@ -21,7 +21,7 @@ N_EMBD, N_LAYER = 64, 4  # of the language model that they belong to
 STOCK, WINDOWS, FAST = 0, 1, 2  # enum halfv_attention
 
 
-class Eyes(contextlib.ExitStack):
+class Encoders(contextlib.ExitStack):
     """Encoders for one tiny language model."""
 
     def __init__(self, folder: Path, arch: str = "llama"):

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tests.support.look import Seen
+from tests.support.mtmd_prompt import PromptRun
 from tests.support.tiny_checkpoints import CLIP_MEAN, CLIP_STD
 
 torch.set_num_threads(2)
@@ -65,7 +65,7 @@ def halves(pixels: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def logits(family: str, model: Any, seen: Seen, picture: np.ndarray) -> np.ndarray:
+def logits(family: str, model: Any, seen: PromptRun, picture: np.ndarray) -> np.ndarray:
     """Of the last token, for the prompt and the picture that llama.cpp saw."""
     token = getattr(model.config, "image_token_id", None) or model.config.image_token_index
     ids = torch.tensor([seen.ids(token)])

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from tests.support import hf_reference
-from tests.support.look import Seen
+from tests.support.mtmd_prompt import PromptRun
 
 QWEN = hf_reference.QWEN
 
@@ -82,7 +82,7 @@ def nearly(picture: np.ndarray) -> np.ndarray:
 
 
 @torch.no_grad()
-def logits(family: str, model: Any, seen: Seen, picture: np.ndarray, entered: list[int]) -> np.ndarray:
+def logits(family: str, model: Any, seen: PromptRun, picture: np.ndarray, entered: list[int]) -> np.ndarray:
     """Of the last token, for the prompt that llama.cpp saw."""
     patches, grid = hf_reference.qwen_patches(picture, QWEN[family])
     _, rows, columns = (int(n) for n in grid[0])

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from halfv_edge.engine.model import Model
-from tests.support.look import MARKER, look
+from tests.support.mtmd_prompt import MARKER, run_prompt
 from training import export
 from training.batches import CHAR_CLASS, COLOUR_CLASS, HEADS, KIND_CLASS, NOTHING, collate, lay_out, patch_labels
 from training.pictures import Question, Sample, make
@@ -72,7 +72,7 @@ def test_same_logits(files: Path, random_model: Teacher, vocabulary: Vocabulary)
     """From pixels: the patches, position and class embeddings, which layer's output, activations, rotation, order."""
     image = make(3, "validation").image
     question = "What is the total?"
-    seen = look(
+    seen = run_prompt(
         files / "model.gguf", files / "mmproj.gguf", np.array(image), f"{USER}{MARKER}{question}{END}{ASSISTANT}"
     )
     visual, logits = torch_logits(random_model, vocabulary, sized(image), question)
@@ -94,7 +94,7 @@ def test_same_logits_of_any_size(vocabulary: Vocabulary, tmp_path: Path, side: i
     export.export(model.eval(), vocabulary, tmp_path, "f32")
     pixels, question = sized(make(3, "validation").image, side * TOKEN), "What is the total?"
     prompt = f"{USER}{MARKER}{question}{END}{ASSISTANT}"
-    seen = look(tmp_path / "model.gguf", tmp_path / "mmproj.gguf", pixels, prompt)
+    seen = run_prompt(tmp_path / "model.gguf", tmp_path / "mmproj.gguf", pixels, prompt)
     text = torch.tensor([[*vocabulary.encode(question), vocabulary.end, vocabulary.assistant]])
     n, n_prefix = text.shape[1], N_PREFIX - GRID * GRID + side * side
     mask = torch.ones(1, n, n_prefix + n, dtype=torch.bool).tril(n_prefix)

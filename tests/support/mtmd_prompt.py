@@ -26,7 +26,7 @@ def _drop(_level: int, _text: bytes, _user: ctypes.c_void_p) -> None:
 
 
 @dataclass
-class Seen:
+class PromptRun:
     """Pieces of the prompt in order: token ids of text, or the embeddings [n, n_embd_inp] of visual tokens."""
 
     pieces: list[list[int] | np.ndarray]
@@ -43,7 +43,7 @@ class Seen:
         return [id_ for text in texts for id_ in text]
 
 
-def look(model: Path, mmproj: Path, picture: np.ndarray, prompt: str, **options: Any) -> Seen:
+def run_prompt(model: Path, mmproj: Path, picture: np.ndarray, prompt: str, **options: Any) -> PromptRun:
     """`picture` is [height, width, 3] of bytes; the prompt has MARKER once; options are those of Client."""
     with (
         Client(model, n_ctx=1024, **options) as client,
@@ -54,7 +54,7 @@ def look(model: Path, mmproj: Path, picture: np.ndarray, prompt: str, **options:
         n_pos = ctypes.c_int32(0)
         code = mtmd_helper_h.mtmd_helper_eval_chunks(encoder, client.ctx, chunks, 0, 0, 512, True, ctypes.byref(n_pos))
         assert code == 0
-        return Seen(pieces, client.logits(), n_pos.value)
+        return PromptRun(pieces, client.logits(), n_pos.value)
 
 
 @contextlib.contextmanager
