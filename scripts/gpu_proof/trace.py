@@ -58,27 +58,30 @@ class Trace:
 def measure(question: dict[str, Any]) -> dict[str, Any]:
     trace = Trace(Path(question["tracer"]))
 
-    from halfv_edge.engine.runtime import resolve_profile
     from halfv_edge.gguf import encoder_keys
     from halfv_edge.gguf.read import read_metadata
-    from halfv_edge.measure.bench import measurements, shapes
+    from halfv_edge.measure.bench import measurements, shapes, subject
     from halfv_edge.measure.bench.worker import LibrariesUnderTest
-    from halfv_edge.profile.model_file import ModelFile
 
-    name, folder, count = question["shape"], Path(question["models"]), question["tokens"]
-    shape = shapes.SHAPES[name]
-    model, mmproj = shapes.model_file(name, shape, "q4_0", folder), shapes.mmproj_file(name, shape, folder)
-    options = {"n_batch": 2048, "kv_type": "f16", "mmproj_type": "auto", "model": str(model), "mmproj": str(mmproj)}
+    name, count = question["shape"], question["tokens"]
+    model = subject.random_model(subject.RandomModel(shape=name, folder=Path(question["models"])), (), (), None)
+    options = {"n_batch": 2048, "kv_type": "f16", "mmproj_type": "auto"}
     options |= {key: question[key] for key in ("n_ubatch", "n_threads", "n_gpu_layers")}
     options |= {"n_prefix": measurements.N_PREFIX, "n_question": measurements.N_QUESTION}
-    options["image_max_tokens"] = encoder_keys.token_limit(read_metadata(mmproj))
+    options |= {"model": str(model.about.path), "mmproj": str(model.mmproj)}
+    options["image_max_tokens"] = encoder_keys.token_limit(read_metadata(model.mmproj))
     profile = None
     if question["pruned"]:
-        struct = resolve_profile(ModelFile.read(model), None, None).profile.to_c()
+        struct = model.profile.to_c()
         profile = {field: getattr(struct, field) for field, _ in struct._fields_ if field != "size"}
     bench = LibrariesUnderTest(options)
     encoder = {"max_tokens": None, "tau": None, "weights": None}
-    picture = {"file": None, "drawing": "photo", "size": list(shape.vision.size(count)), "n_visual": count}
+    picture = {
+        "file": None,
+        "drawing": "photo",
+        "size": list(shapes.SHAPES[name].vision.size(count)),
+        "n_visual": count,
+    }
     bench.add(
         NAME, profile=profile, switched_off=False, n_ctx=-(-(count + 256) // 256) * 256, choice=0, seed=0, **encoder
     )
