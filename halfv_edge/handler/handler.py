@@ -16,7 +16,7 @@ import urllib.request
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import halfv_cpp
 import numpy as np
@@ -34,10 +34,13 @@ from halfv_edge.hub.fetch import fetch, is_url
 from halfv_edge.profile import model_file
 from halfv_edge.profile.profile import Profile
 
-llama_cpp = upstream.load()
+if TYPE_CHECKING:
+    import llama_cpp
+else:
+    llama_cpp = upstream.load()
 
-from llama_cpp import _internals  # noqa: E402
-from llama_cpp.llama_chat_format import MTMDChatHandler  # noqa: E402
+from llama_cpp import _internals
+from llama_cpp.llama_chat_format import MTMDChatHandler
 
 __all__ = ["ChatError", "HalfVChatHandler"]
 
@@ -193,7 +196,7 @@ class HalfVChatHandler:
             # a Llama has none unless it is told to, and an encoder takes several times as long without
             flash_attn=int(flash_attn) if self._mmproj_type == "off" else engine_options.FLASH["auto"],
             image_max_tokens=self._image_max_tokens,
-            pixel_tau=resolved.profile and resolved.profile.pixel_tau,
+            pixel_tau=resolved.profile.pixel_tau if resolved.profile else None,
             weights=self._mmproj_type,
             cache_bytes=self._cache_bytes,
         )
@@ -217,7 +220,7 @@ class HalfVChatHandler:
         pictures, fresh = self._pictures(session, urls)
         parts = _parts(llama, self._format.prompt, pictures)
         context.check_room(list(itertools.chain(*parts)), "This conversation")
-        encode_sec = [session.encoder.encode(encoded) for encoded in fresh]
+        encode_sec = [session.encoder.encode(encoded) or 0.0 for encoded in fresh]
         session.remember({urls[mark]: picture for mark, picture in pictures.items()})
         session.evaluate(llama, list(itertools.chain(*parts)), self._reselect)
         self.stats = Stats(
@@ -250,6 +253,7 @@ class HalfVChatHandler:
         return found, [encoded for encoded in fresh.values() if any(chunk.embd is None for chunk in encoded.chunks)]
 
     def _count_answer(self, llama: llama_cpp.Llama, reason: str | None, seconds: float) -> None:
+        assert self._session is not None  # it has just answered
         n_evaluated = llama.n_tokens - self._session.context.n_positions
         self.stats = dataclasses.replace(
             self.stats,

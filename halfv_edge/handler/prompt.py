@@ -7,7 +7,7 @@ import functools
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import numpy as np
@@ -16,10 +16,13 @@ from halfv_edge.engine import template as templates
 from halfv_edge.errors import HalfVError
 from halfv_edge.handler import upstream
 
-llama_cpp = upstream.load()
+if TYPE_CHECKING:
+    import llama_cpp
+else:
+    llama_cpp = upstream.load()
 
-from llama_cpp import mtmd_cpp  # noqa: E402
-from llama_cpp.llama_chat_format import Jinja2ChatFormatter  # noqa: E402
+from llama_cpp import mtmd_cpp
+from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 PROBE = "halfv-probe-7c1e"
 
@@ -43,7 +46,8 @@ def mark_pictures(messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str,
     out = []
     for message in messages:
         content = message.get("content")
-        out.append({**message, "content": [marked(part) for part in content]} if isinstance(content, list) else message)
+        parts = {"content": [marked(part) for part in content]} if isinstance(content, list) else {}
+        out.append({**message, **parts})
     return out, urls
 
 
@@ -51,7 +55,8 @@ class Formatter:
     """Mixed into a handler of llama_cpp. Marks stay in the text, which is kept as `prompt` and not evaluated."""
 
     def __init__(self, clip_model_path: str, verbose: bool):
-        super().__init__(clip_model_path=clip_model_path, verbose=verbose)
+        handler: Any = super()  # of llama_cpp's classes, which `formatter` puts behind this one
+        handler.__init__(clip_model_path=clip_model_path, verbose=verbose)
         self._mtmd_cpp = self.mtmd_ctx = _Mtmd()
         self._takes_parts = True
 
@@ -72,7 +77,7 @@ class Formatter:
 
     def _get_chat_template(self, llama: Any) -> str:
         """As upstream, but a file without a template gets the one that the chat gives it."""
-        source = llama.metadata.get("tokenizer.chat_template")
+        source: str | None = llama.metadata.get("tokenizer.chat_template")
         if not source:
             is_llama = llama.metadata.get("general.architecture") == "llama"
             source = templates.VICUNA if is_llama else templates.CHATML
@@ -81,7 +86,8 @@ class Formatter:
 
     def _get_template_messages(self, messages: Any, media_marker: str) -> list[Any]:
         """As upstream, but parts are joined for a template that takes nothing but text."""
-        out = super()._get_template_messages(messages, media_marker)
+        handler: Any = super()
+        out: list[Any] = handler._get_template_messages(messages, media_marker)
         if not self._takes_parts:
             for message in out:
                 if isinstance(message.get("content"), list):
