@@ -64,28 +64,40 @@ void staged_memory::rewind(llama_seq_id seq_id, const graph_pass & pass) {
     for (int s = 0; s < n_stages; ++s) {
         if (touches(pass, s)) { stages[s]->seq_rm(seq_id, -1, -1); }
     }
-    alike = false;
+    for (int s = 0; s + 1 < n_stages; ++s) {
+        if (touches(pass, s) || touches(pass, s + 1)) { alike[s] = equal_cells(s); }
+    }
 }
 
-bool staged_memory::equal_cells() const {
+bool staged_memory::one_mask(const graph_pass & pass) const {
+    for (int s = 0; s + 1 < n_stages; ++s) {
+        if (touches(pass, s) && touches(pass, s + 1) && !alike[s]) {
+            return false;
+        }
+    }
+    return true;
+}
+
+void staged_memory::find_alike() {
+    for (int s = 0; s + 1 < n_stages; ++s) { alike[s] = alike[s] || equal_cells(s); }
+}
+
+bool staged_memory::equal_cells(int s) const {
+    if (!has_stage(s + 1)) {
+        return true;
+    }
     for (uint32_t stream = 0; stream < n_stream(); ++stream) {
-        const auto & first = stages[0]->get_cells(stream);
-        for (int s = 1; s < n_stages; ++s) {
-            if (!stages[s]) {
+        const auto & a = stages[s]->get_cells(stream), & b = stages[s + 1]->get_cells(stream);
+        if (a.get_used() != b.get_used() || a.used_max_p1() != b.used_max_p1()) {
+            return false;
+        }
+        for (uint32_t i = 0; i < a.used_max_p1(); ++i) {
+            if (a.is_empty(i) && b.is_empty(i)) {
                 continue;
             }
-            const auto & cells = stages[s]->get_cells(stream);
-            if (cells.get_used() != first.get_used() || cells.used_max_p1() != first.used_max_p1()) {
+            if (a.is_empty(i) || b.is_empty(i) || a.pos_get(i) != b.pos_get(i) || a.seq_get_all(i) != b.seq_get_all(i) ||
+                a.ext_get(i).x != b.ext_get(i).x || a.ext_get(i).y != b.ext_get(i).y) {
                 return false;
-            }
-            for (uint32_t i = 0; i < first.used_max_p1(); ++i) {
-                if (cells.is_empty(i) && first.is_empty(i)) {
-                    continue;
-                }
-                if (cells.is_empty(i) || first.is_empty(i) || cells.pos_get(i) != first.pos_get(i) || cells.seq_get_all(i) != first.seq_get_all(i) ||
-                    cells.ext_get(i).x != first.ext_get(i).x || cells.ext_get(i).y != first.ext_get(i).y) {
-                    return false;
-                }
             }
         }
     }
@@ -93,7 +105,7 @@ bool staged_memory::equal_cells() const {
 }
 
 uint32_t staged_memory::ubatch_size(const graph_pass & pass, uint32_t n_new) const {
-    if (alike || !cparams.causal_attn) {
+    if (one_mask(pass) || !cparams.causal_attn) {
         return cparams.n_ubatch;
     }
     uint64_t n_cells = 0;
@@ -118,7 +130,7 @@ bool staged_memory::get_can_shift() const {
 void staged_memory::clear(bool data) {
     each_stage([&](llama_kv_cache & kv) { kv.clear(data); });
     sequences.clear();
-    alike = true;
+    alike = { true, true };
 }
 
 // what `f` does to the pending tokens of a sequence, and what follows from it
@@ -143,7 +155,7 @@ void staged_memory::undo(llama_seq_id seq_id, llama_pos last_before) {
         return;
     }
     for (const auto & left : it->second.undo(last_before, seq_pos_max(seq_id))) {
-        alike = false;
+        alike[0] = false;
         for (int s = 1; s < n_stages; ++s) {
             if (!stages[s]) {
                 continue;
@@ -170,7 +182,7 @@ bool staged_memory::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
     for (const auto & [id, pos] : last) {
         if (seq_id < 0 || id == seq_id) { undo(id, pos); }
     }
-    alike = alike || equal_cells();
+    find_alike();
     return res;
 }
 
@@ -385,12 +397,14 @@ void staged_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_
             sequences.erase(seq_id);
         }
         sequences.merge(loaded);
-        alike = equal_cells();
+        alike = {};
+        find_alike();
     } catch (...) {
         // one cache must not stay restored without the others
         each_stage([&](llama_kv_cache & kv) { kv.state_clear(seq_id); });
         if (seq_id < 0) { sequences.clear(); } else { sequences.erase(seq_id); }
-        alike = equal_cells();
+        alike = {};
+        find_alike();
         throw;
     }
 }

@@ -126,7 +126,7 @@ public:
         std::array<std::vector<uint32_t>, n_stages> heads;
         std::map<llama_seq_id, sequence_mark> marks; // of sequences that existed
         std::vector<llama_seq_id> seq_ids;
-        bool alike;
+        std::array<bool, n_stages - 1> alike;
         bool open = true;
     };
 
@@ -157,14 +157,16 @@ private:
     void undo(llama_seq_id seq_id, llama_pos last_before);
     template <typename F> void change(llama_seq_id seq_id, F && f); // of all when negative
 
-    bool equal_cells() const;
+    bool one_mask(const graph_pass & pass) const; // whether the stages that it reaches are alike
+    bool equal_cells(int s) const;
+    void find_alike(); // stages that were not may have become so
 
     const llama_hparams & hparams;
     const llama_cparams & cparams; // of the context that owns this memory
     std::array<std::unique_ptr<llama_kv_cache>, n_stages> stages;
     std::map<llama_seq_id, sequence> sequences;
     transaction * running = nullptr;
-    bool alike = true; // all stages hold the same tokens in the same cells
+    std::array<bool, n_stages - 1> alike = { true, true }; // stages s and s + 1 hold the same tokens in the same cells
 
     template <typename F> void each_stage(F && f) {
         for (auto & stage : stages) { if (stage) { f(*stage); } }
@@ -210,7 +212,7 @@ private:
     staged_memory * memory = nullptr;
     std::array<llama_memory_context_ptr, n_stages> stages;
     std::vector<step> steps;
-    std::vector<bool> alike; // after each step
+    std::vector<bool> alike; // the stages that each step reaches, after it
     size_t i_cur = 0;
     graph_pass full = {}; // of a context without steps
     llama_memory_status status;

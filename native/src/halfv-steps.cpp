@@ -105,7 +105,7 @@ staged_memory::transaction::~transaction() {
 
 void staged_memory::transaction::commit() {
     memory.running = outer;
-    memory.alike   = memory.alike || memory.equal_cells(); // a picture that was kept whole, for one
+    memory.find_alike(); // a picture that was kept whole, for one
     open = false;
     for (const auto id : seq_ids) {
         if (const auto it = memory.sequences.find(id); it != memory.sequences.end()) {
@@ -199,16 +199,17 @@ staged_context::staged_context(staged_memory & memory, std::vector<step> steps_i
         stages[s] = std::make_unique<llama_kv_cache_context>(memory.stages[s].get(), slots[s], std::move(ubatches));
     }
 
-    // a step that gives every stage the same tokens in the same cells leaves stages alike that were so before
+    // a step that gives two stages the same tokens in the same cells leaves them alike if they were so before
     std::array<size_t, n_stages> next = {};
     for (const auto & step : steps) {
-        for (int s = 0; s < n_stages; ++s) {
-            if (memory.has_stage(s)) {
-                memory.alike = memory.alike && memory.touches(step.pass, s) && slots[s][next[s]].idxs == slots[0][next[0]].idxs;
+        const auto touches = [&](int s) { return memory.touches(step.pass, s); };
+        for (int s = 0; s + 1 < n_stages; ++s) {
+            if (memory.has_stage(s + 1) && (touches(s) || touches(s + 1))) {
+                memory.alike[s] = memory.alike[s] && touches(s) && touches(s + 1) && slots[s][next[s]].idxs == slots[s + 1][next[s + 1]].idxs;
             }
         }
-        for (int s = 0; s < n_stages; ++s) { next[s] += memory.touches(step.pass, s); }
-        alike.push_back(memory.alike);
+        for (int s = 0; s < n_stages; ++s) { next[s] += touches(s); }
+        alike.push_back(memory.one_mask(step.pass));
     }
 }
 

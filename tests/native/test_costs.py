@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from halfv_cpp import ggml_backend_h, library, llama_h
+from halfv_cpp import check, ggml_backend_h, halfv_compare_h, library, llama_h
 
 from halfv_edge.testing.client import LOG, Client, DecodeError, log_text
 from tests.support import pruned
@@ -166,7 +166,7 @@ def test_where_the_last_layer_before_stage_iii_stays_whole(tmp_path, rows_of, ch
 
 
 def compute_mib(log: str) -> list[float]:
-    return [float(size) for size in re.findall(r"compute buffer size (?:=|is) +([\d.]+) MiB", log)]
+    return [float(size) for size in re.findall(r"compute buffer size (?:=|is|of) +([\d.]+) MiB", log)]
 
 
 def reserved_and_used(path: Path, fill: bool = False, **options: object) -> tuple[float, float]:
@@ -198,6 +198,20 @@ def test_masks_take_what_one_mask_takes(path, monkeypatch, flash_attn):
 def test_masks_of_pruned_stages_take_no_more(path, flash_attn):
     reserved, used = reserved_and_used(path, fill=True, n_ctx=4096, n_ubatch=512, flash_attn=flash_attn)
     assert used < reserved + 0.01  # the log rounds one of them
+
+
+def test_observing_takes_no_more(path):
+    """Layer by layer, stages hold the same tokens in the same cells, and logits are asked for after each layer."""
+    LOG.clear()
+    with Client(path, n_ctx=4096, n_batch=4096, n_ubatch=512, type_k="f16", type_v="f16") as client:
+        reserved = max(compute_mib(log_text()))
+        check(halfv_compare_h.halfv_hold(client.ctx, True))
+        client.image(picture(client))
+        client.text([20 + i % 50 for i in range(3900)], logits_last=False)
+        observer = halfv_compare_h.halfv_observer(lambda _boundary, _user: True)
+        check(halfv_compare_h.halfv_observe(client.ctx, (ctypes.c_uint8 * 6)(*[1] * 6), observer, None))
+        LOG.clear()
+    assert max(compute_mib(log_text())) < reserved + 0.01
 
 
 def test_one_mask_until_something_is_pruned(path, monkeypatch):
