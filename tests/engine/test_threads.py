@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from halfv_cpp import llama_h, log
 
 from halfv_edge import HalfVError, Model
 from halfv_edge.engine.encoder import Encoder
@@ -70,6 +72,52 @@ def test_a_chat_answers_while_the_picture_of_another_is_encoded(ahead: bool, vlm
         encoding.join(PATIENCE_SEC)
         assert len(one.token_maps) == 1
         assert one.answer(NEXT, grammar=LONG, max_tokens=2) and one.stats.n_visual == 100
+
+
+def test_a_closed_chat_stops_nobody(vlms: Vlms) -> None:
+    """Its context is the next chat's."""
+    model = vlms.load("llava", image_cache_mb=0)
+    one = model.chat()
+    former = one.ask(NEXT, grammar=LONG)
+    next(former)
+    context = one._conversation.context
+    one.close()
+    with model.chat() as two:
+        assert two._conversation.context is context
+        answer = two.ask(NEXT, grammar=LONG)
+        next(answer)
+        for stop in (one.stop, former.stop, former.close, one.close):
+            stop()
+        answer.read()
+        assert len(answer.text) == 60 and answer.finish_reason == "stop"
+
+
+def test_an_answer_is_closed_from_another_thread(vlms: Vlms) -> None:
+    with vlms.load("llava", image_cache_mb=0).chat() as chat:
+        answer = chat.ask(NEXT, grammar="root ::= [a-z]{900}")
+        next(answer)
+        reading, found = in_thread(lambda: list(answer))
+        answer.close()
+        reading.join(PATIENCE_SEC)
+        assert not reading.is_alive() and isinstance(found[0], list)
+        assert answer.finish_reason == "interrupted" and answer.text == chat.messages[-1]["content"]
+        assert chat.answer(NEXT, grammar=LONG, max_tokens=2)
+
+
+def test_what_llama_cpp_says_to_one_thread_is_not_anothers_error(tmp_path: Path) -> None:
+    (tmp_path / "no.gguf").write_bytes(b"GGUF" + bytes(40))
+    log.capture()
+
+    def fail() -> str:
+        log.clear()
+        params = llama_h.llama_model_default_params()
+        assert not llama_h.llama_model_load_from_file(str(tmp_path / "no.gguf").encode(), params)
+        return log.text()
+
+    log.clear()
+    thread, found = in_thread(fail)
+    thread.join(PATIENCE_SEC)
+    assert "no.gguf" in found[0] and log.text() == ""
 
 
 def test_the_same_new_picture_in_two_chats_is_encoded_once(vlms: Vlms, slow: SlowEncoder) -> None:
