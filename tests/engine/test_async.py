@@ -66,15 +66,21 @@ async def usable(chat: Chat, n_messages: int) -> None:
     assert await chat.aanswer(NEXT, grammar=LONG, max_tokens=3)
 
 
+async def wait_for_text(chat: Chat, begun: asyncio.Event) -> None:
+    while not (chat._conversation.answering and chat._conversation.answering.text.whole):
+        await asyncio.sleep(0.005)
+    begun.set()
+
+
 @pytest.mark.parametrize("way", ["cancel", "timeout", "twice", "whole"])
 def test_cancelling_stops_the_answer(way: str, model: Model) -> None:
     async def talk() -> None:
         with model.chat() as chat:
-            begun = asyncio.Event()
+            begun, waiting = asyncio.Event(), []
 
             async def read() -> None:
                 if way == "whole":
-                    begun.set()
+                    waiting.append(asyncio.create_task(wait_for_text(chat, begun)))
                     await chat.aanswer(QUESTION, picture(), grammar=ENDLESS)
                 async for _ in await chat.aask(QUESTION, picture(), grammar=ENDLESS):
                     begun.set()
@@ -85,7 +91,7 @@ def test_cancelling_stops_the_answer(way: str, model: Model) -> None:
                 with pytest.raises(asyncio.TimeoutError):
                     await asyncio.wait_for(task, 0.02)
             else:
-                await asyncio.sleep(0.1 if way == "whole" else 0.02)
+                await asyncio.sleep(0.02)
                 task.cancel()
                 if way == "twice":
                     await asyncio.sleep(0)
