@@ -82,10 +82,10 @@ class Many:
         try:
             while not (all_seen and not active and not done):
                 while self._free and not all_seen:
-                    at, question = next(coming, (-1, None))
-                    if question is None:
+                    if (next_one := next(coming, None)) is None:
                         all_seen = True
                         break
+                    at, question = next_one
                     with self._step():
                         begun = self._begin(question)
                     if isinstance(begun, Generation):

@@ -64,7 +64,7 @@ def test_what_fails_is_its_own(model: Model) -> None:
         (QUESTION, "no.png"),
         ("what " * 2000, ()),
         [{"role": "tool", "content": ""}],
-        7,
+        None,
         (NEXT, ()),
     ]
     outcomes = list(model.answer_many(questions, together=2, **GREEDY))
@@ -72,7 +72,7 @@ def test_what_fails_is_its_own(model: Model) -> None:
     said = [str(one.error) for one in outcomes[1:5]]
     assert said[0] == "no.png does not exist: check the name and the folder."
     assert said[1].startswith("This question needs a context of ") and said[2].startswith("messages[0]: role = 'tool'")
-    assert said[3].startswith("messages = 7 is not valid")
+    assert said[3].startswith("messages = None is not valid")
     assert all((one.text, one.finish_reason, one.stats) == ("", None, None) for one in outcomes[1:5])
     for at in (0, 5):
         assert outcomes[at].text == alone(model, questions[at])[0]
