@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,15 +31,6 @@ FLOORS = (
 FACE = "halfv_edge"  # its names are looked up when they are used, in any floor
 CIRCLES: set[frozenset[str]] = set()
 MOST_LINES = 500
-# to be split; this list may only become shorter
-TOO_LONG: set[str] = {
-    "tests/cli/test_chat_cli.py",
-    "tests/cli/test_profile_cli.py",
-    "tests/convert/test_convert.py",
-    "tests/engine/test_engine.py",
-    "tests/files/test_profile.py",
-    "tests/native/test_edge_cases.py",
-}
 SOURCES = ("*.py", "*.c", "*.h", "*.cpp", "*.cmake")
 FOLDERS = ("halfv_edge", "bindings", "convert", "training", "tests", "native", "examples", "cmake", "scripts")
 
@@ -93,6 +85,16 @@ def test_no_import_goes_upwards(graph: dict[str, set[str]]) -> None:
     assert sorted(wrong) == []
 
 
+def test_no_test_imports_one_of_another_folder() -> None:
+    """What they share is in tests/support, or a fixture of conftest.py."""
+    found = []
+    for path in (ROOT / "tests").rglob("*.py"):
+        for folder in re.findall(r"^\s*(?:from|import) tests\.(\w+)", path.read_text(), re.MULTILINE):
+            if folder not in ("support", path.parent.name):
+                found.append(f"{path.relative_to(ROOT)} imports tests.{folder}")
+    assert found == []
+
+
 def reached(graph: dict[str, set[str]], start: str) -> set[str]:
     seen, left = set(), [start]
     while left:
@@ -128,4 +130,4 @@ def test_no_file_is_too_long() -> None:
     ]
     assert len(ours) > 200
     long = {str(path.relative_to(ROOT)) for path in ours if path.read_text().count("\n") > MOST_LINES}
-    assert long == TOO_LONG
+    assert long == set()

@@ -3,7 +3,7 @@
 #include <sstream>
 #include <string>
 
-// Sentences about a profile; halfv_edge says the same for the same mistake, and tests/profile_cases.json holds both to it.
+// Sentences about a profile; halfv_edge says the same for the same mistake: tests/support/profile_cases.json holds both to it.
 namespace halfv {
 
 template <typename T>

@@ -1,4 +1,4 @@
-"""`halfv chat` and `halfv tokens` from end to end: real files, tiny random models, pipes and a pseudo-terminal."""
+"""`halfv chat` and `halfv tokens` from end to end: real files, tiny random models and pipes."""
 
 from __future__ import annotations
 
@@ -7,11 +7,8 @@ import dataclasses
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -20,70 +17,18 @@ from PIL import Image
 from halfv_edge.cli import chat as cli_chat
 from halfv_edge.cli import tokens as cli_tokens
 from halfv_edge.cli.main import main
-from halfv_edge.cli.session import TWICE_SEC
 from halfv_edge.engine.context import Context
 from halfv_edge.engine.model import Model
 from halfv_edge.errors import RunError
 from halfv_edge.hub.find import KNOWN
 from halfv_edge.profile import model_file, presets, stored
-from tests.files.test_images import bomb
 from tests.support import limited
-from tests.support.terminal import Terminal
-from tests.support.tiny_mmproj import make_tiny_mmproj
-from tests.support.tiny_models import make_tiny
-from tests.support.vlm import CHATML, NEXT, PROFILE, QUESTION, picture
+from tests.support.chat_command import ARCHS, chat, program
+from tests.support.vlm import QUESTION
 
-ARCHS = {"llava": "llama", "qwen2vl": "qwen2vl", "llava-next": "llama"}
 N_TOKENS = 24
 N_TRIES = 6  # llama-mtmd-cli prints in a thread that it does not wait for at its end, so the last words can be missing
 SPECIAL = rb"<\|\w+\|>|<s>|<unk>"  # tokens that it prints too
-ENDLESS = "root ::= [a-z ] root"
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with models, pictures and whatever can be wrong with them."""
-    place = tmp_path_factory.mktemp("chat")
-    for kind, arch in ARCHS.items():
-        (place / kind).mkdir()
-        meta = {"tokenizer.chat_template": CHATML}
-        make_tiny(place / kind / "m.gguf", arch, seed=3, profile=PROFILE, **meta)  # this one answers at length
-        make_tiny_mmproj(place / kind / "mmproj-m.gguf", kind, n_embd=64)
-    (place / "alone").mkdir()
-    shutil.copy(place / "llava" / "m.gguf", place / "alone" / "m.gguf")
-    (place / "cut.gguf").write_bytes((place / "llava" / "m.gguf").read_bytes()[:200])
-    make_tiny_mmproj(place / "wide.gguf", "llava", n_embd=128)
-    make_tiny(place / "long.gguf", "llama", **{"llama.context_length": 1 << 28})
-
-    picture(0).save(place / "cat.jpg", quality=95)
-    picture(0).save(place / "cat.png")  # JPEGs are decoded a little differently by everyone
-    picture(1, 200, 300).save(place / "dog.png")
-    (place / "cut.jpg").write_bytes((place / "cat.jpg").read_bytes()[:2000])
-    (place / "zero.png").write_bytes(b"")
-    (place / "words.txt").write_text("just words\n")
-    (place / "bomb.png").write_bytes(bomb(20000, 20000))
-    (place / "endless.gbnf").write_text(ENDLESS)
-    (place / "undefined.gbnf").write_text('root ::= "a" b')
-    (place / "escape.gbnf").write_text(r'root ::= "cat\x1B]0;dog"')
-    (place / "schema.json").write_text(
-        '{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}'
-    )
-    return place
-
-
-def program(*args: str | Path) -> list[str]:
-    return [sys.executable, "-m", "halfv_edge", *map(str, args)]
-
-
-def chat(place: Path, *args: str, kind: str = "llava", stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
-    """`halfv chat` with pipes for everything."""
-    command = program("chat", "-m", f"{kind}/m.gguf", "--threads", "1", *args)
-    done = subprocess.run(command, cwd=place, input=stdin.encode(), capture_output=True, env=os.environ | env)
-    return subprocess.CompletedProcess(command, done.returncode, done.stdout.decode(), done.stderr.decode())
-
-
-def talk(place: Path, *args: str) -> Terminal:
-    return Terminal("chat", "-m", "llava/m.gguf", "--threads", "1", *args, cwd=place)
 
 
 #
@@ -327,140 +272,6 @@ def test_a_failure_while_running(
     monkeypatch.chdir(place)
     assert main(["chat", "-m", "llava/m.gguf", "--threads", "1", "-p", QUESTION]) == 1
     assert capsys.readouterr() == ("", "halfv: llama.cpp could not compute (-3): the device is gone.\n")
-
-
-#
-# a conversation
-#
-
-
-def test_conversation(place: Path) -> None:
-    with talk(place, "cat.jpg", "--temp", "0", "--max-tokens", "12") as terminal:
-        terminal.expect("/help lists commands", "> ")
-        terminal.type("/stats\r")  # which waits for the picture
-        terminal.expect("halfv: Nothing was answered yet", "\n> ")
-        terminal.type(f"{QUESTION}\r")
-        first = terminal.expect("100 -> 50 -> 10 visual tokens", "\n> ")
-        assert "encoder" in first and "of it before you asked" in first and "cut off by --max-tokens" in first
-
-        terminal.type(f"{NEXT}\r")  # the picture is there already
-        second = terminal.expect("visual tokens", "\n> ")
-        assert "encoder" not in second and "100 -> 58 -> 18 visual tokens" in second
-
-        terminal.type("/stats\r")
-        stats = terminal.expect("\n> ")
-        assert re.search(r"prompt +\d+ tokens evaluated, pictures encoded: 0\r\n", stats)
-        assert re.search(r"picture +100 -> 58 -> 18 visual tokens, cat.jpg\r\n", stats)
-        assert re.search(r"answer +12 tokens, \S+ tokens/s, cut off at the limit\r\n", stats)
-
-        terminal.type("/ima\t dog.p\t\r")  # completed
-        terminal.expect("dog.png, 200 x 300, is part of the next question.", "\n> ")
-        terminal.type("\x1b[A\x1b[A\x1b[A\r")  # the question before /stats
-        terminal.expect(NEXT, "200 -> ", "visual tokens", "\n> ")
-        terminal.type("/tokens maps.png\r")
-        terminal.expect("wrote maps-1.png.", "wrote maps-2.png.", "\n> ")
-        for path in (place / "maps-1.png", place / "maps-2.png"):
-            with Image.open(path) as drawn:
-                assert drawn.format == "PNG" and min(drawn.size) > 400
-
-        terminal.type("/reset\r")
-        terminal.expect("Forgotten", "> ")
-        terminal.type("/tokens maps.png\r")
-        terminal.expect("halfv: No picture was asked about yet", "\n> ")
-        terminal.type('"""where\ris the dog"""\r')
-        assert "visual tokens" not in terminal.expect("first token", "\n> ")
-        terminal.type("/imagine\r")
-        terminal.expect("halfv: /imagine is not a command: did you mean /image.", "\n> ")
-        terminal.type("/image nope.jpg\r")
-        terminal.expect("halfv: nope.jpg does not exist: check the name and the folder.", "\n> ")
-        terminal.type(f"{place / 'cat.jpg'}\r")  # as a terminal pastes a file that is dropped on it
-        terminal.expect("cat.jpg, 420 x 300, is part of the next question.", "\n> ")
-        terminal.type("/help\r")
-        terminal.expect("/quit", "\n> ")
-        terminal.type("\x04")
-        assert terminal.code() == 0
-    history = (place / "halfv-edge" / "chat_history").read_text()
-    assert history.startswith(f"/stats\n{QUESTION}\n{NEXT}\n/stats\n")
-
-
-def test_ctrl_c_stops_the_answer(place: Path) -> None:
-    with talk(place, "cat.jpg", "--grammar", "endless.gbnf", "--seed", "1") as terminal:
-        terminal.expect("> ")
-        terminal.type(f"{QUESTION}\r")
-        terminal.expect(QUESTION, "\n")
-        terminal.expect("e", "a")  # it streams
-        terminal.interrupt("(stopped)", "tokens/s", "\n> ")
-        terminal.type(f"{NEXT}\r")
-        terminal.expect(NEXT, "\n", "e")
-        terminal.interrupt("(stopped)", "\n> ")
-        terminal.type("/quit\r")
-        assert terminal.code() == 0
-
-
-def test_ctrl_c_at_the_prompt(place: Path) -> None:
-    """In the instant of a key the terminal can drop that key, and readline then waits for the next one."""
-    with talk(place) as terminal:
-        terminal.expect("> ")
-        for _ in range(5):
-            terminal.type("half a line")
-            terminal.expect("half a line")
-            time.sleep(0.2)
-            terminal.type("\x03")
-            terminal.expect("(Ctrl-C again leaves, and so does Ctrl-D)", "\n> ", seconds=20)
-            time.sleep(TWICE_SEC)
-        for _ in range(20):  # two that a busy machine handles within two seconds
-            terminal.type("\x03")
-            time.sleep(TWICE_SEC / 4)
-            if terminal.process.poll() is not None:
-                break
-        assert terminal.code() == 130
-
-
-def test_a_picture_that_does_not_fit(place: Path) -> None:
-    """Found out while the person types."""
-    with talk(place, "--ctx", "256", "--max-tokens", "4", "--temp", "0") as terminal:
-        terminal.expect("> ")
-        terminal.type("/image cat.jpg dog.png cat.png\r")
-        terminal.expect("cat.png, 420 x 300", "\n> ")
-        terminal.type("where is")
-        terminal.expect(
-            "halfv: cat.png has 100 visual tokens and needs a context of", "load with --ctx 2048", "\n> where is"
-        )
-        terminal.type(" the cat\r")
-        terminal.expect("200 -> 100 -> 20 visual tokens", "\n> ")
-        terminal.type("/quit\r")
-        assert terminal.code() == 0
-
-
-def test_leaving_does_not_wait_for_the_encoder(place: Path) -> None:
-    picture(2, 1800, 1800).save(place / "large.png")
-    with Terminal("chat", "-m", "qwen2vl/m.gguf", "large.png", "--threads", "1", cwd=place) as terminal:
-        terminal.expect("> ")
-        terminal.type("what is it\r")
-        terminal.expect("reading large.png: ")
-        terminal.interrupt("(stopped before the answer began)", "\n> ", seconds=5)
-        terminal.type("/quit\r")
-        assert terminal.code(seconds=5) == 0
-
-
-def test_an_answer_cannot_steer_the_terminal(place: Path) -> None:
-    with talk(place, "cat.jpg", "--grammar", "escape.gbnf") as terminal:
-        terminal.expect("> ")
-        terminal.type(f"{QUESTION}\r")
-        terminal.expect("cat\ufffd]0;dog", "\n> ")
-        terminal.type("/quit\r")
-        assert terminal.code() == 0
-
-
-def test_questions_from_a_file(place: Path) -> None:
-    lines = f"{QUESTION}\n\n/image dog.png\n{NEXT}\n/stat\nnever asked\n"
-    done = chat(place, "cat.jpg", "--grammar", "schema.gbnf", stdin=lines)
-    assert done.returncode == 2  # no such grammar
-    (place / "yes.gbnf").write_text('root ::= "yes"')
-    done = chat(place, "cat.jpg", "--grammar", "yes.gbnf", stdin=lines)
-    assert (done.returncode, done.stdout) == (2, "yes\nyes\n")
-    assert done.stderr.count("first token") == 2
-    assert done.stderr.endswith("halfv: /stat is not a command: did you mean /stats.\n")
 
 
 #

@@ -6,10 +6,8 @@ import base64
 import io
 import os
 import resource
-import struct
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,7 @@ from PIL import Image
 
 from halfv_edge.engine import images
 from halfv_edge.errors import HalfVError
+from tests.support.hostile import bomb
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -31,17 +30,6 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
 def photo(width: int = 40, height: int = 30) -> Image.Image:
     x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
     return Image.fromarray(np.stack([x, y, 255 - x], -1).astype(np.uint8))
-
-
-def bomb(width: int, height: int) -> bytes:
-    """A small PNG that claims a size and would decompress to it."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    body = zlib.compress(bytes(1 << 20))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
 
 
 def pixels(source: object) -> np.ndarray:

@@ -1,12 +1,10 @@
-"""The profile: Python and C++ take and refuse the same ones in the same words; JSON, GGUF and C carry it unchanged."""
+"""Profiles: the table that Python and the native library share, JSON, GGUF, and which profile a model runs with."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
-import os
-import re
 import struct
 from ctypes import byref
 from pathlib import Path
@@ -14,79 +12,30 @@ from typing import Any
 
 import halfv_cpp
 import pytest
-from halfv_cpp import llama_h
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from halfv_edge.errors import HalfVError
 from halfv_edge.gguf.read import (
-    FLOAT32,
-    MAX_ALIGNMENT,
-    MAX_KEY_BYTES,
-    MAX_KEYS,
-    MAX_STRINGS,
-    MAX_TENSORS,
-    MAX_VALUE_BYTES,
     STRING,
-    TYPE_NAMES,
-    UINT32,
-    encode_entry,
-    read_metadata,
 )
-from halfv_edge.gguf.write import replace_keys
 from halfv_edge.profile import presets, profile, resolve, stored
 from halfv_edge.profile.model_file import ModelFile
 from halfv_edge.profile.profile import KEYS, Calibration, Profile
 from halfv_edge.testing.client import LOG, Client, log_text
 from tests.support.gguf_bytes import CODES, MODEL, PROFILE, TENSORS, gguf, pair
-from tests.support.tiny_models import make_tiny
-
-TABLE = json.loads((Path(__file__).parent / "profile_cases.json").read_text())
-N_LAYER, BASE, CASES = TABLE["n_layer"], TABLE["base"], TABLE["cases"]
-TYPES = {"version": "u32"} | {key: TYPE_NAMES[type_] for key, type_ in KEYS.values()}
-GOOD = Profile(2, 0.5, 0.2, 4, 0.1, "dropped")
-
-
-def case_id(case: dict[str, Any]) -> str:
-    return case["name"].replace(" ", "-")
-
-
-def values_of(case: dict[str, Any]) -> dict[str, Any]:
-    values = {k: v for k, v in (BASE | case.get("set", {})).items() if k not in case.get("unset", ())}
-    return {k: float(v) if v in ("nan", "inf", "-inf") else v for k, v in values.items()}
-
-
-def nested(flat: dict[str, Any]) -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in flat.items():
-        group, _, leaf = key.rpartition(".")
-        (out.setdefault(group, {}) if group else out)[leaf] = value
-    return out
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that llama.cpp runs, without a profile."""
-    return make_tiny(tmp_path_factory.mktemp("plain") / "plain.gguf", "llama", n_layer=N_LAYER)
-
-
-@pytest.fixture(scope="module")
-def by_hand(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("hand") / "model.gguf"
-    path.write_bytes(gguf(MODEL, TENSORS))
-    return path
-
-
-def put(keys: dict[str, tuple[int, Any]], source: Path, target: Path) -> Path:
-    replace_keys(read_metadata(source), "halfv.", keys, target, progress=False)
-    return target
-
-
-def said(error: pytest.ExceptionInfo) -> str:
-    return str(error.value)
-
-
-# the shared table
+from tests.support.profiles import (
+    CASES,
+    GOOD,
+    N_LAYER,
+    TYPES,
+    assert_same_mistake,
+    case_id,
+    nested,
+    put,
+    said,
+    values_of,
+)
 
 
 @pytest.mark.parametrize("case", CASES, ids=case_id)
@@ -172,133 +121,6 @@ def test_defaults_agree() -> None:
     assert not Profile.default(28).prunes(28)
     assert halfv_cpp.HALFV_PROFILE_VERSION == profile.VERSION
     assert list(KEYS) == [name for name, _ in halfv_cpp.halfv_profile._fields_ if name not in ("size", "pixel_prune")]
-
-
-# HALFV_PROFILE, read by the native library and by Python
-
-
-def natively(path: Path) -> Profile | str | None:
-    """What the library takes for a model, or its sentence; it then has to refuse the context as well."""
-    seen: list[Any] = []
-
-    def ask(model: int) -> None:
-        out = halfv_cpp.halfv_profile()
-        rc = halfv_cpp.halfv_model_get_profile(model, byref(out))
-        seen.append(halfv_cpp.halfv_last_error().decode() if rc < 0 else Profile.from_c(out) if rc == 0 else None)
-
-    LOG.clear()
-    try:
-        with Client(path, on_model=ask):
-            assert not isinstance(seen[0], str)
-    except RuntimeError as error:
-        assert "cannot make a context" in str(error)
-        assert seen[0].startswith("halfv: ")
-        assert seen[0] in log_text()
-        return seen[0].removeprefix("halfv: ")
-    return seen[0]
-
-
-def in_python(path: Path) -> Profile | str | None:
-    try:
-        found = resolve.resolve(path).profile
-    except HalfVError as error:
-        return str(error)
-    return found and dataclasses.replace(found, calibration=None)
-
-
-def assert_same_mistake(path: Path, sentence: str) -> None:
-    """Both say it; where Python's parser explains more, up to there."""
-    theirs, ours = natively(path), in_python(path)
-    assert isinstance(theirs, str) and isinstance(ours, str)
-    assert sentence in theirs and sentence in ours
-    assert theirs.isascii() and theirs.isprintable() and len(theirs) < 400
-    if "not valid JSON" not in sentence and "nested too deep" not in sentence:
-        assert theirs.replace('"', "") == ours.replace('"', "").removesuffix(".")
-
-
-@pytest.mark.parametrize("case", [case for case in CASES if "types" not in case], ids=case_id)
-def test_variable(case: dict[str, Any], plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The table once more, as JSON."""
-    values = values_of(case)
-    monkeypatch.setenv("HALFV_PROFILE", " " + json.dumps(nested(values)))
-    if case["says"] is None:
-        assert natively(plain) == in_python(plain) is not None
-    elif any(isinstance(value, float) and not math.isfinite(value) for value in values.values()):
-        assert_same_mistake(plain, "is not valid JSON")
-    else:
-        assert_same_mistake(plain, f"HALFV_PROFILE: {case['says']}")
-
-
-def test_variable_before_what_a_model_comes_with(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = put(GOOD.to_gguf(), plain, tmp_path / "model.gguf")
-    given_, flag = dataclasses.replace(GOOD, ivr_keep=0.75), dataclasses.replace(GOOD, ivr_keep=0.25)
-    file = tmp_path / "profile.json"
-    file.write_bytes(b"\xef\xbb\xbf" + json.dumps(given_.to_json()).encode())
-    stored.write_sidecar(flag, path)
-    for value in (json.dumps(given_.to_json()), str(file)):
-        monkeypatch.setenv("HALFV_PROFILE", value)
-        assert natively(path) == given_
-        assert resolve.resolve(path) == resolve.Resolved(given_, "HALFV_PROFILE")
-        assert resolve.resolve(path, flag) == resolve.Resolved(flag, "flag")
-        with Client(path, on_model=lambda model: halfv_cpp.set_model_profile(model, flag.to_c())) as client:
-            assert Profile.from_c(halfv_cpp.model_profile(client.model)) == flag
-        for off in ("off", "0"):
-            monkeypatch.setenv("HALFV", off)
-            assert natively(path) is in_python(path) is None
-        monkeypatch.delenv("HALFV")
-    for nothing in ("", " \n"):
-        monkeypatch.setenv("HALFV_PROFILE", nothing)
-        assert natively(path) == GOOD
-        assert resolve.resolve(path) == resolve.Resolved(flag, "sidecar")
-
-
-def test_variable_is_for_models_that_can_be_pruned(llama_tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A program may load others beside them, such as an embedder."""
-    monkeypatch.setenv("HALFV_PROFILE", "{}")
-    params = llama_h.llama_model_default_params()
-    params.vocab_only = True
-    path = llama_tree / "models" / "ggml-vocab-gpt-2.gguf"
-    other = llama_h.llama_model_load_from_file(str(path).encode(), params)
-    assert not halfv_cpp.halfv_model_supported(other)
-    assert halfv_cpp.model_profile(other) is None
-    llama_h.llama_model_free(other)
-
-
-def test_files_of_the_variable(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
-    long = tmp_path / "long.json"
-    long.write_bytes(b" " * (stored.MAX_SIDECAR_BYTES + 1))
-    many = tmp_path / "many.json"
-    many.write_text(json.dumps({str(i): i for i in range(60_000)}))
-    (tmp_path / "\x1b[31mred.json").write_text("{}")
-    for value, sentence in {
-        str(tmp_path / "nope.json"): "cannot be read: No such file or directory",
-        str(tmp_path): "is a folder: name the file in it",
-        str(pipe): "is not a regular file",
-        str(long): "is too long for a profile",
-    }.items():
-        monkeypatch.setenv("HALFV_PROFILE", value)
-        assert_same_mistake(plain, sentence)
-    for value, sentence in {
-        str(many): "it has too many keys",
-        str(tmp_path / "\x1b[31mred.json"): 'HALFV_PROFILE ("'
-        + str(tmp_path / r"\u001b[31mred.json")
-        + '"): halfv.version is',
-    }.items():
-        monkeypatch.setenv("HALFV_PROFILE", value)
-        told = natively(plain)
-        assert isinstance(told, str) and sentence in told and told.isascii() and told.isprintable()
-
-
-def test_a_hostile_string_in_a_gguf(plain: Path, tmp_path: Path) -> None:
-    """It reaches the log and the terminal in one line of printable ASCII, and not long."""
-    path = put(dict(GOOD.to_gguf()), plain, tmp_path / "model.gguf")
-    keys = GOOD.to_gguf() | {"halfv.ssr.rest": (STRING, "\x1b]0;owned\x07\n\u202e" + "x" * 100_000)}
-    told = natively(put(keys, path, tmp_path / "bad.gguf"))
-    assert told == in_python(tmp_path / "bad.gguf").removeprefix(f"{tmp_path / 'bad.gguf'}: ")
-    assert told.startswith(r'halfv.ssr.rest = "\u001b]0;owned\u0007\n\u202exxx')
-    assert told.isascii() and told.isprintable() and len(told) < 200
 
 
 # through JSON, GGUF and C and back
@@ -555,152 +377,3 @@ def test_not_a_language_model(sentence: str, tmp_path: Path) -> None:
     with pytest.raises(HalfVError) as error:
         ModelFile.read(path)
     assert said(error).startswith(f"{path} {sentence}")
-
-
-# presets
-
-VICUNA, MISTRAL, QWEN = (0.5, 0.2, 0.0, "frozen"), (0.5, 0.1, 0.0, "frozen"), (0.25, 0.1, 0.05, "dropped")
-
-
-@pytest.mark.parametrize(
-    ("name", "n_layer", "ivr", "ssr", "shares", "published"),
-    [
-        ("llava-1.5-7b", 32, 3, 15, VICUNA, True),
-        ("llava-1.5-13b", 40, 3, 15, VICUNA, True),
-        ("llava-next-mistral-7b", 32, 2, 16, MISTRAL, True),
-        ("llava-next-vicuna-7b", 32, 3, 15, VICUNA, False),
-        ("llava-next-vicuna-13b", 40, 3, 15, VICUNA, False),
-        ("qwen2.5-vl-7b", 28, 2, 21, QWEN, True),
-        ("qwen2.5-vl-3b", 36, 2, 27, QWEN, False),
-        ("qwen2.5-vl-32b", 64, 2, 48, QWEN, False),
-        ("qwen2.5-vl-72b", 80, 2, 60, QWEN, False),
-        ("qwen2-vl-2b", 28, 2, 21, QWEN, False),
-        ("qwen2-vl-7b", 28, 2, 21, QWEN, False),
-        ("qwen2-vl-72b", 80, 2, 60, QWEN, False),
-        ("qwen3-vl-2b", 28, 2, 21, QWEN, False),
-        ("qwen3-vl-4b", 36, 2, 27, QWEN, False),
-        ("qwen3-vl-8b", 36, 2, 27, QWEN, False),
-        ("qwen3-vl-32b", 64, 2, 48, QWEN, False),
-    ],
-)
-def test_presets(name: str, n_layer: int, ivr: int, ssr: int, shares: tuple, published: bool) -> None:
-    preset = presets.get(name)
-    p = preset.profile
-    assert (preset.n_layer, preset.published) == (n_layer, published)
-    assert (p.ivr_layer, p.ssr_layer) == (ivr, ssr)
-    assert (p.ivr_keep, p.ivr_anchors, p.ssr_update, p.ssr_rest) == shares
-    assert p.min_visual_tokens == 64
-    p.validate(n_layer)
-
-
-def test_preset_table_is_whole() -> None:
-    named = test_presets.pytestmark[0].args[1]
-    assert sorted(presets.PRESETS) == sorted(row[0] for row in named)
-
-
-@settings(deadline=None)
-@given(st.sampled_from(list(presets.PRESETS.values())), st.integers(2, 200))
-def test_scaling(preset: presets.Preset, n_layer: int) -> None:
-    scaled = preset.scaled(n_layer)
-    p = scaled.profile.validate(n_layer)
-    assert p.ivr_layer <= preset.profile.ivr_layer or n_layer > preset.n_layer
-    if n_layer >= presets.DEEP:
-        assert p.ivr_layer == preset.profile.ivr_layer
-    if n_layer >= 8:
-        assert abs(p.ssr_layer / n_layer - preset.profile.ssr_layer / preset.n_layer) <= 0.5 / n_layer + 1e-9
-    assert scaled.published == (preset.published and n_layer == preset.n_layer)
-
-
-def test_scaling_rounds_half_up() -> None:
-    assert presets.scale(presets.QWEN, 28, 30).ssr_layer == 23  # 22.5
-    assert presets.scale(presets.QWEN, 28, 6) == dataclasses.replace(presets.QWEN, ivr_layer=1, ssr_layer=5)  # 0.4, 4.5
-    with pytest.raises(HalfVError, match="A model of 1 layers cannot be pruned"):
-        presets.scale(presets.QWEN, 28, 1)
-
-
-@pytest.mark.parametrize(
-    ("architecture", "name", "n_layer", "preset"),
-    [
-        ("qwen2vl", "Qwen2.5 VL 7B Instruct", 28, "qwen2.5-vl-7b"),
-        ("qwen2vl", "Qwen2.5-VL-3B-Instruct", 36, "qwen2.5-vl-3b"),
-        ("qwen2vl", "Qwen2.5 Vl 72B Instruct Awq", 80, "qwen2.5-vl-72b"),
-        ("qwen2vl", "Qwen2 VL 2B Instruct", 28, "qwen2-vl-2b"),
-        ("qwen2vl", "Qwen2-VL", 28, "qwen2-vl-7b"),
-        ("qwen3vl", "Qwen3 VL 8B Instruct", 36, "qwen3-vl-8b"),
-        ("qwen3vl", "Qwen3-VL-4B-Thinking", 36, "qwen3-vl-4b"),
-        ("llama", "Llava v1.5 7B", 32, "llava-1.5-7b"),
-        ("llama", "llava-1.5-13b-hf", 40, "llava-1.5-13b"),
-        ("llama", "Llava v1.6 Mistral 7b Hf", 32, "llava-next-mistral-7b"),
-        ("llama", "LLaVA-NeXT-Vicuna-13B", 40, "llava-next-vicuna-13b"),
-        ("llama", "Llava v1.6 34b", 60, None),
-        ("llama", "LLaMA v2", 32, None),
-        ("qwen2", "Qwen2.5 VL 7B Instruct", 28, None),
-        ("qwen2vl", "UI-TARS 7B", 28, None),
-        ("qwen2vl", "Qwen2.5-VL", 1, None),
-    ],
-)
-def test_match(architecture: str, name: str, n_layer: int, preset: str | None) -> None:
-    found = presets.match(architecture, ["", name], n_layer)
-    assert (found.name if found else None) == preset
-    assert found is None or found.n_layer == n_layer
-
-
-def test_match_scales_to_a_depth_that_no_size_has() -> None:
-    found = presets.match("qwen2vl", ["Qwen2.5-VL 5B"], 32)
-    assert (found.name, found.n_layer, found.profile.ssr_layer, found.published) == ("qwen2.5-vl-7b", 32, 24, False)
-
-
-def test_unknown_preset() -> None:
-    with pytest.raises(HalfVError, match=r"There is no preset 'qwen2.5-vl-8b': did you mean qwen2\.5-vl-"):
-        presets.get("qwen2.5-vl-8b")
-    with pytest.raises(HalfVError, match=r"There is no preset 'gpt': those are llava-1\.5-7b, "):
-        presets.get("gpt")
-
-
-# docs/gguf-format.md
-
-
-@pytest.fixture(scope="module")
-def specification(root: Path) -> str:
-    return (root / "docs" / "gguf-format.md").read_text()
-
-
-def test_specified_keys(specification: str) -> None:
-    rows = re.findall(r"^\| `halfv\.([\w.]+)` \| ([^|]+?) \|", specification, re.MULTILINE)
-    assert [key for key, _ in rows] == [
-        "version",
-        *(key for key, _ in KEYS.values()),
-        *(f"calibration.{name}" for name in profile.CALIBRATION_KEYS),
-    ]
-    types = [UINT32, *(type_ for _, type_ in KEYS.values()), *profile.CALIBRATION_KEYS.values()]
-    assert [type_.split(",")[0] for _, type_ in rows] == [stored.TYPE_WORDS[type_] for type_ in types]
-
-
-def test_specified_sidecar(specification: str) -> None:
-    example = re.search(r"```json\n(.*?)```", specification, re.DOTALL)[1]
-    found = Profile.from_json(json.loads(example)).validate(28)
-    assert dataclasses.replace(found, calibration=None) == presets.QWEN
-
-
-def test_specified_bytes(specification: str) -> None:
-    shown = re.search(r"^((?:[0-9a-f]{2} +){29}[0-9a-f]{2})$", specification, re.MULTILINE)[1]
-    assert bytes.fromhex(shown) == encode_entry("halfv.ivr.keep", FLOAT32, 0.25)
-
-
-def test_specified_presets(specification: str) -> None:
-    rows = re.findall(r"^\| (`.+?`) \| (\d.*) \|$", specification, re.MULTILINE)
-    found = {name: values for names, values in rows for name in re.findall(r"`(.+?)`", names)}
-    assert found == {
-        preset.name: f"{preset.n_layer} | {p.ivr_layer} | {p.ivr_keep:g} | {p.ivr_anchors:g} | {p.ssr_layer} | "
-        f"{p.ssr_update:g} | {p.ssr_rest} |" + (" published" if preset.published else "")
-        for preset in presets.PRESETS.values()
-        for p in [preset.profile]
-    }
-    assert {p.name for p in presets.PRESETS.values() if p.profile.pixel_tau == 0} == {n for n in found if "qwen" in n}
-
-
-def test_specified_limits(specification: str) -> None:
-    limits = (MAX_KEYS, MAX_TENSORS, MAX_STRINGS)
-    assert "refuse more than {} keys, {} tensors, {} strings,".format(*limits) in specification
-    assert (MAX_KEY_BYTES + 1, MAX_ALIGNMENT) == (64 << 10, 1 << 20)
-    assert MAX_VALUE_BYTES == stored.MAX_SIDECAR_BYTES == 1 << 20

@@ -21,8 +21,7 @@ from halfv_edge.gguf.write import replace_keys
 from halfv_edge.measure import CalibrationGoal, Progress, find_samples, load_for_calibration, run_calibration
 from halfv_edge.measure.calibrate.taps import Probe
 from halfv_edge.profile import model_file, profile, stored
-from tests.measure.test_calibrate_taps import poisoned
-from tests.support.vlm import Vlms, picture
+from tests.support.vlm import Vlms, picture, poisoned
 
 N_LAYER = 6
 BOTH = ("--write", "--target-speedup", "2", "--max-divergence", "1")

@@ -22,7 +22,7 @@ from halfv_edge.testing.client import Client
 from tests.support import pruned
 from tests.support.reference.halfv_torch import Image, Reference, Text
 from tests.support.tiny_models import ARCHS, grid_positions, make_tiny, tiny_image
-from tests.support.vlm import picture
+from tests.support.vlm import picture, poisoned
 
 N_LAYER = 6
 BEFORE, AFTER = [1, 40, 41], [50, 51, 52, 53]
@@ -257,21 +257,6 @@ def test_not_a_number(tmp_path: Path, vlms: Any) -> None:
     finally:
         probe.close()
         probe.runtime.close()
-
-
-def poisoned(folder: Path, vlms: Any) -> Model:
-    """A model whose fourth layer gives NaN."""
-    import gguf
-
-    source = vlms.path("llava")
-    path = folder / "model.gguf"
-    path.write_bytes(source.read_bytes())
-    (folder / "mmproj-model.gguf").write_bytes((source.parent / "mmproj-model.gguf").read_bytes())
-    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
-    with path.open("r+b") as file:
-        file.seek(int(tensors["blk.3.ffn_norm.weight"].data_offset))
-        file.write(np.full(4, np.nan, np.float32).tobytes())
-    return Model.load(path, n_ctx=1024, n_threads=1, flash_attn=False, profile="off")
 
 
 def test_a_template_that_ends_with_the_picture(vlms: Any) -> None:

@@ -13,17 +13,9 @@ from halfv_cpp import library, llama_h
 from halfv_edge.testing.client import LOG, Client, DecodeError, log_text
 from tests.support import pruned
 from tests.support.pruned import OUTCOME
-from tests.support.tiny_models import make_tiny, make_tiny_lora
+from tests.support.tiny_models import DROP, make_tiny, make_tiny_lora
 
-PROFILE = {
-    "ivr.layer": 2,
-    "ivr.keep": 0.5,
-    "ivr.anchors": 0.2,
-    "ssr.layer": 4,
-    "ssr.update": 0.1,
-    "ssr.rest": "dropped",
-}
-WHOLE = PROFILE | {"min_visual_tokens": 1000}
+WHOLE = DROP | {"min_visual_tokens": 1000}
 N_LAYER = 6
 N_VISUAL = 64
 PREFIX = [11, 12, 13, 14]
@@ -36,7 +28,7 @@ def files(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("models")
     return {
         "whole": make_tiny(folder / "whole.gguf", "llama", profile=WHOLE),
-        "pruned": make_tiny(folder / "pruned.gguf", "llama", profile=PROFILE),
+        "pruned": make_tiny(folder / "pruned.gguf", "llama", profile=DROP),
         "lora": make_tiny_lora(folder / "lora.gguf", "llama"),
     }
 

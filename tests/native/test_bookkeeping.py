@@ -12,16 +12,8 @@ from halfv_cpp import library
 
 from halfv_edge.testing.client import Client
 from tests.support import pruned
-from tests.support.tiny_models import make_tiny
+from tests.support.tiny_models import DROP, make_tiny
 
-PROFILE = {
-    "ivr.layer": 2,
-    "ivr.keep": 0.5,
-    "ivr.anchors": 0.2,
-    "ssr.layer": 4,
-    "ssr.update": 0.1,
-    "ssr.rest": "dropped",
-}
 N_VISUAL = 64
 PREFIX = [11, 12, 13, 14]
 
@@ -43,7 +35,7 @@ def perf(client: Client) -> Perf:
 
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[Client]:
-    with Client(make_tiny(tmp_path / "model.gguf", "llama", profile=PROFILE)) as made:
+    with Client(make_tiny(tmp_path / "model.gguf", "llama", profile=DROP)) as made:
         made.text(PREFIX, logits_last=False)
         made.image(np.random.default_rng(0).standard_normal((N_VISUAL, made.n_embd_inp)).astype(np.float32))
         yield made

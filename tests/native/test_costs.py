@@ -14,16 +14,8 @@ from halfv_cpp import check, ggml_backend_h, halfv_compare_h, library, llama_h
 
 from halfv_edge.testing.client import LOG, Client, DecodeError, log_text
 from tests.support import pruned
-from tests.support.tiny_models import ARCHS, grid_positions, make_tiny
+from tests.support.tiny_models import ARCHS, DROP, grid_positions, make_tiny
 
-PROFILE = {
-    "ivr.layer": 2,
-    "ivr.keep": 0.5,
-    "ivr.anchors": 0.2,
-    "ssr.layer": 4,
-    "ssr.update": 0.1,
-    "ssr.rest": "dropped",
-}
 PREFIX = [11, 12, 13, 14]
 TOLERANCE = 1e-4
 FIRST_OF_A_GRAPH = "attn_norm-0"  # that runs the first layer
@@ -31,7 +23,7 @@ FIRST_OF_A_GRAPH = "attn_norm-0"  # that runs the first layer
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny(tmp_path_factory.mktemp("models") / "model.gguf", "llama", profile=PROFILE)
+    return make_tiny(tmp_path_factory.mktemp("models") / "model.gguf", "llama", profile=DROP)
 
 
 def picture(client: Client, n: int = 120) -> np.ndarray:
@@ -130,7 +122,7 @@ QUESTION = [21, 22, 23, 24, 25]
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("update", [0.1, 0.0])
 def test_what_stage_iii_drops_gives_only_k_and_v_in_the_last_layer_before_it(tmp_path, rows_of, arch, update):
-    profile = PROFILE | {"ssr.update": update}
+    profile = DROP | {"ssr.update": update}
     with Client(make_tiny(tmp_path / "model.gguf", arch, profile=profile)) as client:
         grid = grid_positions(len(PREFIX), 10, 12) if client.is_mrope else None
         client.text(PREFIX, logits_last=False)
@@ -149,7 +141,7 @@ def test_what_stage_iii_drops_gives_only_k_and_v_in_the_last_layer_before_it(tmp
     ids=["frozen", "keeps all", "one layer", "prepared"],
 )
 def test_where_the_last_layer_before_stage_iii_stays_whole(tmp_path, rows_of, changes, prepare):
-    profile = PROFILE | changes
+    profile = DROP | changes
     last = profile["ssr.layer"] - 1
     with Client(make_tiny(tmp_path / "model.gguf", "llama", profile=profile)) as client:
         client.text(PREFIX, logits_last=False)
@@ -234,7 +226,7 @@ def test_one_mask_until_something_is_pruned(path, monkeypatch):
 
 # --- KV memory ---
 
-SHARED = PROFILE | {"visual_share": 0.75}
+SHARED = DROP | {"visual_share": 0.75}
 
 
 def stage_cells(path: Path, **options: object) -> list[int]:

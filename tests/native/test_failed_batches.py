@@ -14,16 +14,8 @@ from halfv_cpp import llama_h
 from halfv_edge.testing.client import Client, DecodeError
 from tests.support import pruned
 from tests.support.pruned import OUTCOME, REASON
-from tests.support.tiny_models import make_tiny
+from tests.support.tiny_models import DROP, make_tiny
 
-PROFILE = {
-    "ivr.layer": 2,
-    "ivr.keep": 0.5,
-    "ivr.anchors": 0.2,
-    "ssr.layer": 4,
-    "ssr.update": 0.1,
-    "ssr.rest": "dropped",
-}
 N_VISUAL = 64
 PREFIX = [11, 12, 13, 14]
 QUESTION = [21, 22, 23, 24, 25]
@@ -31,7 +23,7 @@ QUESTION = [21, 22, 23, 24, 25]
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory) -> Path:
-    return make_tiny(tmp_path_factory.mktemp("models") / "model.gguf", "llama", profile=PROFILE)
+    return make_tiny(tmp_path_factory.mktemp("models") / "model.gguf", "llama", profile=DROP)
 
 
 def picture(client: Client, n: int = N_VISUAL, seed: int = 0) -> np.ndarray:

@@ -2,35 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from halfv_cpp import library
 
-from tests.support import ROOT
+from tests.support.decoded import decode
 from tests.support.drive_decode import N_DECODED
-from tests.support.tiny_models import make_tiny
+from tests.support.tiny_models import FREEZE, make_tiny
 
-PROFILE = {
-    "ivr.layer": 2,
-    "ivr.keep": 0.5,
-    "ivr.anchors": 0.2,
-    "ssr.layer": 4,
-    "ssr.update": 0.0,
-    "ssr.rest": "frozen",
-    "min_visual_tokens": 8,
-}
-
-
-def decode(lib_dir: Path, model: Path, out: Path, *flags: str, **env: str) -> tuple[str, np.ndarray]:
-    command = [sys.executable, "-m", "tests.support.drive_decode", lib_dir, model, out, *flags]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | env)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split()[-1], np.load(out)
+PROFILE = FREEZE | {"min_visual_tokens": 8}
 
 
 @pytest.mark.parametrize("flags", [(), ("--flash-attn", "--kv-type", "f16")], ids=["f32", "flash-f16"])

@@ -13,16 +13,8 @@ from halfv_cpp import library
 from halfv_edge.testing.client import Client
 from tests.support import pruned
 from tests.support.pruned import OUTCOME, REASON
-from tests.support.tiny_models import make_tiny
+from tests.support.tiny_models import DROP, make_tiny
 
-PROFILE = {
-    "ivr.layer": 2,
-    "ivr.keep": 0.5,
-    "ivr.anchors": 0.2,
-    "ssr.layer": 4,
-    "ssr.update": 0.1,
-    "ssr.rest": "dropped",
-}
 TAPPED = (1, 3, 5)  # a layer in each stage
 N_VISUAL = 80
 PREFIX = [11, 12, 13, 14]
@@ -50,7 +42,7 @@ def taps(client: Client, n_tokens: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory) -> Path:
-    return make_tiny(tmp_path_factory.mktemp("models") / "model.gguf", "llama", profile=PROFILE)
+    return make_tiny(tmp_path_factory.mktemp("models") / "model.gguf", "llama", profile=DROP)
 
 
 def picture(client: Client) -> np.ndarray:

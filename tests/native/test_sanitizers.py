@@ -64,7 +64,7 @@ def test_edge_cases(sanitized: Path, root: Path) -> None:
     ]
     run_pytest(
         root,
-        *("tests/native/test_edge_cases.py", "tests/native/test_prepared.py"),
+        *("tests/native/test_edge_cases.py", "tests/native/test_prepared.py", "tests/native/test_waiting_memory.py"),
         *("-k", "not conversation and not every_node"),
         LD_PRELOAD=":".join(runtimes),
         ASAN_OPTIONS="detect_leaks=0",

@@ -9,11 +9,11 @@ import pytest
 from halfv_cpp import llama_h
 
 from halfv_edge.testing.client import Client
-from tests.native.test_edge_cases import load, save
 from tests.support import pruned
 from tests.support.dialogue import FREEZE, TOP, Model, connect, make_prompt, model_maker, tell
 from tests.support.pruned import OUTCOME, REASON
 from tests.support.reference.halfv_torch import Segment
+from tests.support.waiting import load, save
 
 A, B = [21, 22, 23, 24, 25], [43, 44, 45]
 N_VISUAL = 108

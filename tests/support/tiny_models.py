@@ -11,7 +11,18 @@ from halfv_edge.measure.bench.pictures import random_image as tiny_image
 from halfv_edge.testing.random_models import ARCHS, MROPE_ARCHS, layer_shapes, write_gguf
 from halfv_edge.testing.random_models import write_model as make_tiny
 
-__all__ = ["ARCHS", "MROPE_ARCHS", "grid_positions", "make_tiny", "make_tiny_lora", "tiny_image"]
+__all__ = ["ARCHS", "DROP", "FREEZE", "MROPE_ARCHS", "grid_positions", "make_tiny", "make_tiny_lora", "tiny_image"]
+
+# profiles for their six layers
+DROP = {
+    "ivr.layer": 2,
+    "ivr.keep": 0.5,
+    "ivr.anchors": 0.2,
+    "ssr.layer": 4,
+    "ssr.update": 0.1,
+    "ssr.rest": "dropped",
+}
+FREEZE = DROP | {"ssr.update": 0.0, "ssr.rest": "frozen"}
 
 
 def make_tiny_lora(

@@ -111,3 +111,18 @@ def text_of(model: Model, tokens: list[int]) -> str:
 
 def detokenized(model: Model, items: list) -> str:
     return b"".join(model.piece(item) for item in items if isinstance(item, int)).decode("utf-8", "replace")
+
+
+def poisoned(folder: Path, vlms: Vlms) -> Model:
+    """A model whose fourth layer gives NaN."""
+    import gguf
+
+    source = vlms.path("llava")
+    path = folder / "model.gguf"
+    path.write_bytes(source.read_bytes())
+    (folder / "mmproj-model.gguf").write_bytes((source.parent / "mmproj-model.gguf").read_bytes())
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    with path.open("r+b") as file:
+        file.seek(int(tensors["blk.3.ffn_norm.weight"].data_offset))
+        file.write(np.full(4, np.nan, np.float32).tobytes())
+    return Model.load(path, n_ctx=1024, n_threads=1, flash_attn=False, profile="off")
