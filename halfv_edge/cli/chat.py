@@ -9,7 +9,7 @@ import sys
 import tempfile
 from typing import TYPE_CHECKING, Any
 
-from halfv_edge.cli import flags, last_chat, report
+from halfv_edge.cli import answer_stats, flags, last_chat
 from halfv_edge.cli.console import Console
 from halfv_edge.cli.errors import CODES, INTERRUPTED
 from halfv_edge.errors import HalfVError
@@ -155,8 +155,8 @@ def _answer_once(session: Session, question: str, pictures: list[Picture], as_js
         session.out.say("halfv: interrupted.")
         return INTERRUPTED
     if as_json:
-        why = report.why_whole(chat.runtime, chat.token_maps)
-        print(json.dumps(report.as_json(reply.text, chat.stats, session.pictures, chat, why), indent=2))
+        why = answer_stats.why_whole(chat.runtime, chat.token_maps)
+        print(json.dumps(answer_stats.as_json(reply.text, chat.stats, session.pictures, chat, why), indent=2))
         return 0
     session.report()
     return 0

@@ -11,16 +11,21 @@ from collections.abc import Sequence
 from halfv_cpp import LibraryError
 
 from halfv_edge import __version__
-from halfv_edge.cli import bench as cli_bench
-from halfv_edge.cli import calibrate as cli_calibrate
-from halfv_edge.cli import chat as cli_chat
-from halfv_edge.cli import convert as cli_convert
-from halfv_edge.cli import errors, info
-from halfv_edge.cli import eval as cli_eval
-from halfv_edge.cli import profile as cli_profile
-from halfv_edge.cli import quantize_mmproj as cli_quantize
-from halfv_edge.cli import tokens as cli_tokens
+from halfv_edge.cli import (
+    bench,
+    calibrate,
+    chat,
+    convert,
+    errors,
+    eval,
+    info,
+    profile,
+    quantize_mmproj,
+    tokens,
+)
 from halfv_edge.errors import HalfVError
+
+COMMANDS = (chat, tokens, profile, convert, quantize_mmproj, bench, eval, calibrate)  # as --help lists them
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,14 +53,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--json", action="store_true", help="as one JSON object")
     command.set_defaults(run=_info)
 
-    cli_chat.add_command(commands)
-    cli_tokens.add_command(commands)
-    cli_profile.add_command(commands)
-    cli_convert.add_command(commands)
-    cli_quantize.add_command(commands)
-    cli_bench.add_command(commands)
-    cli_eval.add_command(commands)
-    cli_calibrate.add_command(commands)
+    for command_module in COMMANDS:
+        command_module.add_command(commands)
     return parser
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from halfv_edge.cli import console, errors, flags, report
+from halfv_edge.cli import answer_stats, console, errors, flags
 from halfv_edge.cli.console import Console
 from halfv_edge.draw import png as token_png
 from halfv_edge.engine.chat import Chat
@@ -216,9 +216,9 @@ class Session:
     def report(self) -> None:
         """The dim line after an answer."""
         maps = self.chat.token_maps
-        why = report.why_whole(self.chat.runtime, maps)
-        self.out.dim(report.one_line(self.chat.stats, self.wait_sec, why))
-        if note := report.size_note(self._image_max_tokens, maps):
+        why = answer_stats.why_whole(self.chat.runtime, maps)
+        self.out.dim(answer_stats.one_line(self.chat.stats, self.wait_sec, why))
+        if note := answer_stats.size_note(self._image_max_tokens, maps):
             self.out.say(note)
 
     #
@@ -326,7 +326,7 @@ class Session:
         if not self.chat.stats.stopped:
             raise HalfVError("Nothing was answered yet: ask something first.")
         maps = self.chat.token_maps[: self.n_asked]
-        self.out.say(report.in_full(self.chat.stats, self.wait_sec, self.pictures, maps, self.chat.runtime))
+        self.out.say(answer_stats.in_full(self.chat.stats, self.wait_sec, self.pictures, maps, self.chat.runtime))
 
     def _tokens(self, rest: str) -> None:
         paths = _paths(rest)

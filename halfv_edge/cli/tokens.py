@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from halfv_edge.cli import flags, report
+from halfv_edge.cli import answer_stats, flags
 from halfv_edge.cli.console import Console
 from halfv_edge.cli.errors import CODES
 from halfv_edge.draw import png as token_png
@@ -44,12 +44,12 @@ def _tokens(args: argparse.Namespace) -> int:
         maps = chat.token_maps
         paths = token_png.write(maps, pictures, args.output)
         for path, token_map in zip(paths, maps, strict=True):
-            console.say(f"halfv: wrote {path}: {report.funnel(token_map)}.")
-        if why := report.why_whole(model.runtime, maps):
+            console.say(f"halfv: wrote {path}: {answer_stats.funnel(token_map)}.")
+        if why := answer_stats.why_whole(model.runtime, maps):
             console.say(f"halfv: nothing was pruned: {why}.")
         if args.json:
             drawn = [
-                report.picture_json(picture, token_map)
+                answer_stats.picture_json(picture, token_map)
                 | {
                     "file": str(path),
                     "grid": [[t.columns, t.rows] for t in token_map.tiles],
@@ -59,5 +59,5 @@ def _tokens(args: argparse.Namespace) -> int:
                 }
                 for picture, token_map, path in zip(pictures, maps, paths, strict=True)
             ]
-            print(json.dumps({"model": report.model_json(chat), "images": drawn}, indent=2))
+            print(json.dumps({"model": answer_stats.model_json(chat), "images": drawn}, indent=2))
     return 0

@@ -186,7 +186,7 @@ class Bench(contextlib.ExitStack):
     def with_memory(self, rows: Sequence[PromptRow]) -> list[PromptRow]:
         """The rows of the last picture with KV bytes of unpruned ones, and peaks. Contexts do not outlive it."""
         stats = next((row.stats for row in rows if row.stats), None)
-        profile = next((one.policy.profile for one in self.contenders if one.policy.profile), None)
+        profile = next((other.policy.profile for other in self.contenders if other.policy.profile), None)
         measured = []
         for contender, row in zip(self.contenders, rows, strict=True):
             kv_bytes = row.kv_bytes

@@ -80,15 +80,15 @@ class Calibrator:
         """From a sample and the speed of this machine; what was observed already is left out."""
         items, encode_sec = self._first_items()
         before, visual, after = n_tokens(items)
-        one = self.probe.flops(None, 0, 0, before + visual + after)[0]
+        n_flops = self.probe.flops(None, 0, 0, before + visual + after)[0]
         left = [at for at in range(len(self.samples)) if self._key(at) not in self.work.results]
         prompts = self._observing(left) + self._checking()
         start = time.perf_counter()
         n_embd = self.probe.n_embd
         entropy.matrix_entropy(np.random.default_rng(0).standard_normal((visual, n_embd)))
         reduce_sec = 2.5 * (time.perf_counter() - start) * (self.probe.n_layer + 1)  # visual, all, and text
-        seconds = prompts * one / self.probe.flops_per_sec() + (encode_sec + reduce_sec) * len(left)
-        return Estimate(len(left), before + visual + after, prompts * one / 1e12, seconds)
+        seconds = prompts * n_flops / self.probe.flops_per_sec() + (encode_sec + reduce_sec) * len(left)
+        return Estimate(len(left), before + visual + after, prompts * n_flops / 1e12, seconds)
 
     def _first_items(self) -> tuple[list[Item], float]:
         """Of the first sample that can be encoded, and the seconds that took."""
@@ -125,7 +125,7 @@ class Calibrator:
         curves, all_entropy = _mean(list(seen.values()))
         first = picking.stage2(curves)
         second = picking.stage3(curves, first.layer)
-        visual = float(np.median([one.n_visual for one in seen.values()]))
+        visual = float(np.median([observation.n_visual for observation in seen.values()]))
         n_visual = max(round(visual), USUAL_TOKENS) if self.any_size else round(visual)
         tried = [list(seen)[place] for place in spread_evenly(TRIED_SAMPLES, len(seen))]
 
@@ -141,7 +141,7 @@ class Calibrator:
 
         candidates = Search(self.probe.n_layer, first.layer, second.layer, measure, speedup)
         found = candidates.run(goal.speedup, goal.max_divergence)
-        n_frozen = sum(one.layer_kl is not None for one in seen.values())
+        n_frozen = sum(observation.layer_kl is not None for observation in seen.values())
         evidence = Calibration(
             samples=len(seen),
             source=self.source,
@@ -176,7 +176,7 @@ class Calibrator:
         if len(seen) < LEAST:
             why = f"; the last: {self.skipped[-1]}" if self.skipped else ""
             raise too_few(f"{len(seen)} of {len(self.samples)} samples could be used{why}")
-        if all(one.layer_kl is None for one in seen.values()):
+        if all(observation.layer_kl is None for observation in seen.values()):
             raise HalfVError("None of the samples on which layers were to be frozen could be used: give others.")
         return seen
 
@@ -215,7 +215,8 @@ class Calibrator:
 
 def _mean(seen: Sequence[Observation]) -> tuple[Curves, Floats]:
     visual, text, both, attention = (
-        np.mean([getattr(one, name) for one in seen], axis=0) for name in ("visual", "text", "all", "attention")
+        np.mean([getattr(observation, name) for observation in seen], axis=0)
+        for name in ("visual", "text", "all", "attention")
     )
-    layer_kl = np.mean([one.layer_kl for one in seen if one.layer_kl is not None], axis=0)
+    layer_kl = np.mean([observation.layer_kl for observation in seen if observation.layer_kl is not None], axis=0)
     return Curves(visual, text, attention, layer_kl), both

@@ -76,7 +76,7 @@ def draw(result: CalibrationResult, name: str, pictures: Sequence[tuple[Sample, 
 
     entropies = [("visual", VISUAL, curves.visual), ("text", TEXT, curves.text), ("all", ALL, result.all_entropy)]
     _plot(page, left, top, "Matrix entropy at each boundary", entropies, stages)
-    scaled = [_zscore(one) for one in (curves.visual, curves.text, result.all_entropy)]
+    scaled = [_zscore(curve) for curve in (curves.visual, curves.text, result.all_entropy)]
     zscores = [(word, color, curve) for (word, color, _), curve in zip(entropies, scaled, strict=True)]
     _plot(page, right, top, "The same, as z-scores over layers", zscores, stages)
     top += PLOT_HEIGHT + 90

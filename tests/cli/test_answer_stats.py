@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import halfv_cpp
 import pytest
 
-from halfv_edge.cli import report
+from halfv_edge.cli import answer_stats
 from halfv_edge.engine.model import Model
 from halfv_edge.profile.profile import Profile
 from tests.support.vlm import Vlms
@@ -17,13 +17,13 @@ WHOLE = [SimpleNamespace(n_visual=120, n_deep=120)]
 
 def test_why_a_picture_stayed_whole(vlms: Vlms, monkeypatch: pytest.MonkeyPatch) -> None:
     with Model.load(vlms.path("llava"), profile="off", n_ctx=256, n_threads=1) as model:
-        assert report.why_whole(model.runtime, WHOLE) == "--profile off"
+        assert answer_stats.why_whole(model.runtime, WHOLE) == "--profile off"
         model.runtime.profile_source = "off"
-        assert report.why_whole(model.runtime, WHOLE) == "no profile is known for this model, --profile names one"
+        assert answer_stats.why_whole(model.runtime, WHOLE) == "no profile is known for this model, --profile names one"
         monkeypatch.setattr(halfv_cpp, "halfv_model_supported", lambda _: False)
-        assert report.why_whole(model.runtime, WHOLE) == "this architecture cannot be"
+        assert answer_stats.why_whole(model.runtime, WHOLE) == "this architecture cannot be"
         model.runtime.profile = Profile.default(model.n_layer)
-        assert report.why_whole(model.runtime, WHOLE) == "the profile keeps everything"
+        assert answer_stats.why_whole(model.runtime, WHOLE) == "the profile keeps everything"
         monkeypatch.setenv("HALFV", "off")
         model.runtime.profile = None
-        assert report.why_whole(model.runtime, WHOLE) == "HALFV=off is set in the environment"
+        assert answer_stats.why_whole(model.runtime, WHOLE) == "HALFV=off is set in the environment"
