@@ -47,6 +47,7 @@ lint: $(VENV)/bin/ruff
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/mypy --python-version 3.13 # the newest, as pyproject.toml says the oldest
 
 demo: build
 	$(PY) -m halfv_edge chat examples/receipt.png -p "What is the total?"
