@@ -73,15 +73,20 @@ def test_a_profile_does_not_change_them(path, monkeypatch, with_picture):
         np.testing.assert_array_equal(actual, expected)
 
 
-def test_a_waiting_picture_is_settled_when_they_are_asked_for(path):
+@pytest.mark.parametrize("text_follows", [True, False])
+def test_a_waiting_picture_is_settled_when_they_are_asked_for(text_follows, path):
+    """By the last text that waits; one that no text follows goes on whole."""
     with Client(path) as client:
         client.text(PREFIX, logits_last=False)
         client.image(picture(client))
+        if text_follows:
+            client.text(QUESTION, logits_last=False)
         assert pruned.stats(client).outcome == OUTCOME["pending"]
         set_taps(client, True)
         client.text(QUESTION)
         stats = pruned.stats(client)
-        assert (stats.outcome, stats.n_pending, stats.n_kept) == (OUTCOME["pruned"], 0, N_VISUAL // 2)
+        expected = (OUTCOME["pruned"], 0, N_VISUAL // 2) if text_follows else (OUTCOME["unpruned"], 0, N_VISUAL)
+        assert (stats.outcome, stats.n_pending, stats.n_kept) == expected
         assert np.isfinite(taps(client, len(QUESTION))).all()
         assert np.isfinite(client.logits()).all()
 
