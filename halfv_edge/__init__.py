@@ -54,4 +54,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*_HOME, *(name for name in globals() if name.startswith("__"))])
+    return sorted({*globals(), *_HOME})

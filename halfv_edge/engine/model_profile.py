@@ -66,12 +66,12 @@ def _changed(profile: Profile, about: model_file.ModelFile) -> Profile:
 
 
 def if_supported(resolved: Resolved, model: int, path: Path) -> Resolved:
-    """An architecture without hooks runs whole; to ask for more is a mistake."""
+    """An architecture that cannot be pruned runs whole; to ask for more is a mistake."""
     if resolved.profile is None or halfv_cpp.halfv_model_supported(model):
         return resolved
     if resolved.source == "flag":
         raise HalfVError(
-            f"{path.name} cannot be pruned: its architecture has no hooks",
+            f"{path.name} cannot be pruned: its architecture runs whole",
             hint="give {profile}",
             settings={"profile": "off"},
         )

@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from halfv_cpp import ggml_h, llama_h
@@ -41,7 +42,8 @@ class Client(contextlib.AbstractContextManager["Client"]):
     """A model and a context. Pieces longer than n_batch are split, as mtmd does.
 
     One thread by default: on a busy machine the threads of a tiny model wait for each other, at ten times the cost.
-    `on_model` is called with the loaded model before the context is made; `next_pos` holds where each sequence goes on.
+    `on_model` is called with the loaded model before the context is made; `on_tensor` is the context's
+    ggml_backend_sched_eval_callback; `next_pos` holds where each sequence goes on.
     `beside`: another client, whose model this one uses and which must be closed after it.
     """
 
@@ -64,6 +66,7 @@ class Client(contextlib.AbstractContextManager["Client"]):
         lora: str | Path | None = None,
         lora_scale: float = 1.0,
         on_model: Callable[[int], None] | None = None,
+        on_tensor: Any = None,
         beside: Client | None = None,
     ):
         self.model = self.ctx = 0  # none, or closed
@@ -96,6 +99,8 @@ class Client(contextlib.AbstractContextManager["Client"]):
         params.embeddings = embeddings
         params.offload_kqv = offload_kqv
         params.kv_unified = kv_unified
+        if on_tensor:
+            params.cb_eval = on_tensor
         self.ctx = llama_h.llama_init_from_model(self.model, params) or 0
         if not self.ctx:
             self.close()

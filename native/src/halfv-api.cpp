@@ -1,4 +1,5 @@
 #include "halfv-api.h"
+#include "halfv-cut.h"
 
 #include "halfv-encoder-settings.h"
 #include "halfv-profile.h"
@@ -71,7 +72,7 @@ int32_t halfv_profile_validate(const halfv_profile * profile, uint32_t n_layer) 
 }
 
 bool halfv_model_supported(const llama_model * model) {
-    return model && halfv::arch_supported(*model);
+    return model && halfv::cuts_of(*model).refusal.empty();
 }
 
 int32_t halfv_model_get_profile(const llama_model * model, halfv_profile * out) {
@@ -80,7 +81,10 @@ int32_t halfv_model_get_profile(const llama_model * model, halfv_profile * out) 
             return fail(HALFV_ERR_ARGUMENT, "halfv: the model or the place for its profile is null");
         }
         halfv::checked_size(out);
-        const auto profile = model->halfv_profile->get(model->hparams.n_layer(), halfv::arch_supported(*model));
+        if (!model->halfv_profile->exists()) {
+            return HALFV_NOTHING;
+        }
+        const auto profile = model->halfv_profile->get(model->hparams.n_layer(), halfv::cuts_of(*model).refusal.empty());
         if (!profile) {
             return HALFV_NOTHING;
         }
@@ -98,8 +102,8 @@ int32_t halfv_model_set_profile(llama_model * model, const halfv_profile * profi
             model->halfv_profile->set(std::nullopt);
             return HALFV_OK;
         }
-        if (!halfv::arch_supported(*model)) {
-            return fail(HALFV_ERR_UNSUPPORTED, "halfv: the architecture " + model->arch_name() + " has no hooks and runs unpruned");
+        if (const auto & why = halfv::cuts_of(*model).refusal; !why.empty()) {
+            return fail(HALFV_ERR_UNSUPPORTED, "halfv: the architecture " + model->arch_name() + " runs unpruned: " + why);
         }
         model->halfv_profile->set(valid_profile(profile, model->hparams.n_layer()));
         return HALFV_OK;

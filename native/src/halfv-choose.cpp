@@ -41,8 +41,10 @@ std::vector<float> prefill::score(const sequence & s, const std::vector<row> & r
 
 const std::vector<float> & prefill::final_norm() {
     if (output_norm.empty()) {
-        output_norm.resize(ctx.model.hparams.n_embd);
-        ggml_backend_tensor_get(ctx.model.output_norm, output_norm.data(), 0, output_norm.size()*sizeof(float));
+        output_norm.resize(ctx.model.hparams.n_embd, 1.0f);
+        if (const auto * norm = ctx.model.output_norm) { // some norms have no weights
+            ggml_backend_tensor_get(norm, output_norm.data(), 0, output_norm.size()*sizeof(float));
+        }
     }
     return output_norm;
 }

@@ -1,6 +1,8 @@
 #include "halfv-graph.h"
+#include "halfv-cut.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace halfv {
 
@@ -57,6 +59,7 @@ void attn_input::share_mask(ggml_context * ctx0) {
             mask = ggml_view_4d(ctx0, mask, own->ne[0], own->ne[1], own->ne[2], own->ne[3], own->nb[1], own->nb[2], own->nb[3], 0);
         }
         GGML_ASSERT(ggml_are_same_shape(mask, own));
+        own->flags &= ~GGML_TENSOR_FLAG_INPUT; // nobody fills it
         stage->self_kq_mask = stage->self_kq_mask_cnv = mask;
     }
 }
@@ -93,27 +96,72 @@ bool attn_input::can_reuse(const llm_graph_params & params) {
     return true;
 }
 
+// states that a pass takes up where another ended
+class hidden_input : public llm_graph_input_i {
+public:
+    explicit hidden_input(ggml_tensor * states) : states(states) {
+        ggml_set_input(states);
+    }
+    void set_input(const llama_ubatch * ubatch) override {
+        ggml_backend_tensor_set(states, ubatch->embd, 0, ggml_nbytes(states));
+    }
+    bool can_reuse(const llm_graph_params & params) override {
+        return states->ne[1] == params.ubatch.n_tokens;
+    }
+
+private:
+    ggml_tensor * states;
+};
+
 ggml_tensor * build_inp_hidden(const llm_graph_context & graph) {
     const int64_t n_embd = graph.hparams.n_embd;
     const int64_t width  = input_width(graph.hparams, graph.halfv_pass.first);
 
-    auto inp = std::make_unique<llm_graph_input_embd>(width);
-    inp->embd = ggml_new_tensor_2d(graph.ctx0, GGML_TYPE_F32, width, graph.n_tokens);
-    ggml_set_input(inp->embd);
-    graph.cb(inp->embd, "inp_hidden", -1);
-
-    ggml_tensor * cur = inp->embd;
+    ggml_tensor * cur = ggml_new_tensor_2d(graph.ctx0, GGML_TYPE_F32, width, graph.n_tokens);
+    graph.cb(cur, "inp_hidden", -1);
+    graph.res->add_input(std::make_unique<hidden_input>(cur));
     if (width != n_embd) {
         cur = ggml_view_2d(graph.ctx0, cur, n_embd, graph.n_tokens, cur->nb[1], 0);
     }
     graph.res->t_inp_embd = cur;
-    graph.res->add_input(std::move(inp));
+    if (!ggml_is_contiguous(cur)) {
+        cur = ggml_cont(graph.ctx0, cur); // as what leaves a layer is
+    }
     ggml_build_forward_expand(graph.gf, cur);
     return cur;
 }
 
-static ggml_tensor * before_rope(ggml_tensor * t) {
-    return t->op == GGML_OP_ROPE ? t->src[0] : t;
+// What a query or key would be without RoPE. Some builders have a norm or a scale after it, or rotate a part and join it to the rest.
+static ggml_tensor * without_rope(const llm_graph_context & graph, ggml_tensor * t) {
+    switch (t->op) {
+        case GGML_OP_ROPE:
+            return t->src[0];
+        case GGML_OP_CONCAT:
+            {
+                ggml_tensor * a = without_rope(graph, t->src[0]);
+                ggml_tensor * b = without_rope(graph, t->src[1]);
+                return a == t->src[0] && b == t->src[1] ? t : ggml_concat(graph.ctx0, a, b, t->op_params[0]);
+            }
+        case GGML_OP_NORM:
+        case GGML_OP_RMS_NORM:
+        case GGML_OP_L2_NORM:
+        case GGML_OP_SCALE:
+        case GGML_OP_MUL:
+            {
+                ggml_tensor * x = without_rope(graph, t->src[0]);
+                if (x == t->src[0]) {
+                    return t;
+                }
+                ggml_tensor * res = ggml_dup_tensor(graph.ctx0, t);
+                res->op     = t->op;
+                res->src[0] = x;
+                res->src[1] = t->src[1];
+                memcpy(res->op_params, t->op_params, sizeof(t->op_params));
+                return res;
+            }
+        default:
+            return t;
+    }
 }
 
 void tap(const llm_graph_context & graph, ggml_tensor * q, ggml_tensor * k, int il) {
@@ -122,8 +170,8 @@ void tap(const llm_graph_context & graph, ggml_tensor * q, ggml_tensor * k, int 
         return;
     }
     if (!pass.rotated) {
-        q = before_rope(q);
-        k = before_rope(k);
+        q = without_rope(graph, q);
+        k = without_rope(graph, k);
     }
     const auto exported = [&](ggml_tensor * t, const char * name) {
         t = ggml_cont(graph.ctx0, t);
@@ -138,15 +186,3 @@ void tap(const llm_graph_context & graph, ggml_tensor * q, ggml_tensor * k, int 
 }
 
 } // namespace halfv
-
-// a graph that ends before the output head gives its hidden states, as they were before layers that only had K and V to give
-bool llm_graph_context::ends_early(ggml_tensor * inpL) const {
-    if (!halfv_pass.ends_early(n_layer) && halfv_pass.last != (int32_t) n_layer) {
-        return false;
-    }
-    if (halfv_pass.first < halfv_pass.kv_from) {
-        ggml_build_forward_expand(gf, inpL);
-        res->t_embd = inpL;
-    }
-    return true;
-}

@@ -1,4 +1,5 @@
 #include "halfv-memory.h"
+#include "halfv-cut.h"
 #include "halfv-profile.h"
 
 #include "llama-cparams.h"
@@ -12,10 +13,6 @@
 #include <stdexcept>
 
 namespace halfv {
-
-int64_t input_width(const llama_hparams & hparams, int32_t first) {
-    return first < (int32_t) hparams.n_deepstack_layers ? hparams.n_embd_inp() : hparams.n_embd;
-}
 
 //
 // staged_memory
@@ -413,28 +410,14 @@ void staged_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_
 // creation
 //
 
-bool arch_supported(const llama_model & model) {
-    const auto & hparams = model.hparams;
-    for (uint32_t il = 1; il < hparams.n_layer(); ++il) {
-        if (hparams.n_head(il) != hparams.n_head() || hparams.n_embd_k_gqa(il) != hparams.n_embd_k_gqa()) {
-            return false; // the scorer takes queries and keys of two layers for the same shape
-        }
-    }
-    switch (model.arch) {
-        case LLM_ARCH_LLAMA:
-        case LLM_ARCH_QWEN2:
-        case LLM_ARCH_QWEN2VL:
-        case LLM_ARCH_QWEN3:
-        case LLM_ARCH_QWEN3VL:
-            return true;
-        default:
-            return false;
-    }
-}
-
 llama_memory_i * create_memory(const llama_model & model, const llama_memory_params & params, const llama_cparams & cparams) {
-    const auto profile = model.halfv_profile->get(model.hparams.n_layer(), arch_supported(model));
-    if (!profile || !arch_supported(model) || params.ctx_type != LLAMA_CONTEXT_TYPE_DEFAULT) {
+    reached_plain_cache();
+    if (params.ctx_type != LLAMA_CONTEXT_TYPE_DEFAULT || !model.halfv_profile->exists()) {
+        return nullptr;
+    }
+    const bool can_be_cut = cuts_of(model).refusal.empty();
+    const auto profile = model.halfv_profile->get(model.hparams.n_layer(), can_be_cut);
+    if (!profile || !can_be_cut) {
         return nullptr;
     }
     return new staged_memory(model, params, cparams, *profile);

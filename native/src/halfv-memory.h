@@ -23,9 +23,6 @@ class staged_context;
 
 constexpr int n_stages = 3;
 
-// floats per token that a graph starting at this layer takes: hidden states, then rows for deep-stack layers still to come
-int64_t input_width(const llama_hparams & hparams, int32_t first);
-
 // one graph to run: what goes in, and through which layers
 struct step {
     llama_ubatch ubatch;
@@ -220,7 +217,5 @@ private:
 
 // the memory of a context whose model has a profile; null where it runs unpruned
 llama_memory_i * create_memory(const llama_model & model, const llama_memory_params & params, const llama_cparams & cparams);
-
-bool arch_supported(const llama_model & model);
 
 } // namespace halfv

@@ -1,8 +1,14 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
+#include <vector>
+
+struct ggml_tensor;
 
 namespace halfv {
+
+class probe;
 
 // Which layers one graph runs. The default is the whole model, as upstream builds it.
 struct graph_pass {
@@ -11,6 +17,7 @@ struct graph_pass {
     int32_t kv_from = INT32_MAX; // from this layer on, project and store K and V, nothing else
     int32_t tap     = -1;        // export Q and K of this layer
     bool    rotated = false;     // ... with RoPE
+    halfv::probe * probe = nullptr; // nothing runs: watches how the graph is built
 
     bool    kv_only(int32_t il)         const { return il >= kv_from; }
     bool    is_part()                   const { return !(*this == graph_pass{}); }
@@ -18,8 +25,21 @@ struct graph_pass {
     bool    ends_early(int64_t n_layer) const { return kv_from < end(n_layer) || last < n_layer; }
 
     bool operator==(const graph_pass & o) const {
-        return first == o.first && last == o.last && kv_from == o.kv_from && tap == o.tap && rotated == o.rotated;
+        return first == o.first && last == o.last && kv_from == o.kv_from && tap == o.tap && rotated == o.rotated &&
+               probe == o.probe;
     }
+};
+
+// what is known while a graph of a few layers is built
+struct cut_state {
+    ggml_tensor * hidden = nullptr;  // what enters a layer of which only K and V are wanted
+    std::vector<ggml_tensor *> kept; // the graph, up to the last such layer's K and V
+};
+
+// What of an architecture matters for cutting its graphs. Found by building one, without computing it.
+struct cuts {
+    std::string refusal;         // why it cannot be cut; "": it can
+    bool        by_kind = false; // its builder has other weights for embeddings than for tokens
 };
 
 } // namespace halfv

@@ -1,5 +1,6 @@
 // How one graph of a few layers is fed, run and read.
 
+#include "halfv-cut.h"
 #include "halfv-prefill.h"
 
 #include "llama-context.h"
@@ -139,11 +140,15 @@ llama_ubatch prefill::ubatch_of_batch(const llama_batch & batch, const std::vect
     return res;
 }
 
+static bool is_text(const row & r) { return r.token >= 0; }
+
 llama_ubatch prefill::ubatch_of_rows(llama_seq_id seq_id, const row * rows, uint32_t n, size_t width, const slab<float> & hidden) const {
     const uint32_t n_pos = ctx.model.hparams.n_pos_per_embd();
 
-    llama_ubatch res = new_ubatch(n, 1, n_pos, width, false, memory.n_stream() > 1);
+    const bool tokens = is_text(rows[0]) && cuts_of(ctx.model).by_kind; // which is what the builder asks
+    llama_ubatch res = new_ubatch(n, 1, n_pos, width, tokens, memory.n_stream() > 1);
     for (uint32_t i = 0; i < n; ++i) {
+        if (tokens) { res.token[i] = rows[i].token; }
         memcpy(res.embd + i*width, hidden.at(rows[i].hidden), width*sizeof(float));
         for (uint32_t j = 0; j < n_pos; ++j) {
             res.pos[j*n + i] = rows[i].pos[j];
@@ -213,11 +218,13 @@ std::vector<step> prefill::whole_steps(const llama_batch & batch, std::vector<sh
 std::vector<step> prefill::steps_of(llama_seq_id seq_id, const std::vector<row> & rows, const slab<float> & hidden, const graph_pass & pass) const {
     const size_t width = input_width(ctx.model.hparams, pass.first);
     const size_t n_ubatch = memory.ubatch_size(pass, rows.size());
+    const bool by_kind = cuts_of(ctx.model).by_kind;
     std::vector<step> steps;
     for (size_t i = 0; i < rows.size();) {
         // a non-causal picture stays in one piece: its batch did fit into one
         size_t end = i;
-        while (end < rows.size() && rows[end].group == rows[i].group && (rows[i].group >= 0 || end - i < n_ubatch)) {
+        while (end < rows.size() && rows[end].group == rows[i].group && (rows[i].group >= 0 || end - i < n_ubatch) &&
+               (!by_kind || is_text(rows[end]) == is_text(rows[i]))) {
             ++end;
         }
         steps.push_back({ ubatch_of_rows(seq_id, &rows[i], end - i, width, hidden), pass, rows[i].group < 0 });

@@ -1,4 +1,5 @@
 #include "halfv-prefill.h"
+#include "halfv-cut.h"
 #include "halfv-profile.h"
 
 #include "llama-batch.h"
@@ -51,8 +52,9 @@ prefill_ptr prefill::attach(llama_context & ctx) {
         return std::make_unique<prefill>(ctx, *memory);
     }
     if (ctx.model.halfv_profile->exists()) {
-        LLAMA_LOG_WARN("%s: HalfV: this model has a profile, but its architecture (%s) or this kind of context runs unpruned\n",
-                __func__, ctx.model.arch_name().c_str());
+        const auto & why = cuts_of(ctx.model).refusal;
+        LLAMA_LOG_WARN("%s: HalfV: this model has a profile, but its architecture (%s) runs unpruned: %s\n", __func__,
+                ctx.model.arch_name().c_str(), why.empty() ? "this kind of context is not pruned" : why.c_str());
     }
     return nullptr;
 }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "halfv-pass.h"
 #include "halfv-profile-json.h"
 
 #include <array>
@@ -49,10 +50,19 @@ public:
     void set_stage_cells(const std::array<uint32_t, 3> & cells);
     std::array<uint32_t, 3> stage_cells() const;
 
+    // found once
+    template <typename F>
+    const struct cuts & cuts(F && find) {
+        std::call_once(found_cuts, [&]() { model_cuts = find(); });
+        return model_cuts;
+    }
+
 private:
     mutable std::mutex mutex;
     found_profile      found;
     std::array<uint32_t, 3> n_cells = {};
+    std::once_flag found_cuts;
+    struct cuts    model_cuts;
 };
 
 std::shared_ptr<model_profile> make_model_profile(); // for llama-model.h, which knows the name alone

@@ -251,12 +251,12 @@ def test_prompts_too_long_for_the_context(place: Path, capsys: pytest.CaptureFix
     assert "give a larger --ctx" in err.splitlines()[-1]
 
 
-def test_an_architecture_without_hooks(
+def test_an_architecture_that_cannot_be_pruned(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(halfv_cpp, "halfv_model_supported", lambda _: False)
     run("-o", "p.json", code=2)
-    assert "cannot be calibrated: its architecture has no hooks" in capsys.readouterr().err
+    assert "cannot be calibrated: its architecture cannot be pruned" in capsys.readouterr().err
 
 
 def test_a_target_out_of_reach(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -57,7 +57,7 @@ def load_for_calibration(
         loaded = Model.load(model, mmproj, options=dataclasses.replace(options, image_max_tokens=None))
     if not halfv_cpp.halfv_model_supported(loaded.runtime.pointer):
         loaded.close()
-        raise HalfVError(f"{loaded.path} cannot be calibrated: its architecture has no hooks, so it cannot be pruned.")
+        raise HalfVError(f"{loaded.path} cannot be calibrated: its architecture cannot be pruned.")
     return loaded
 
 

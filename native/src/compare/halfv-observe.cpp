@@ -1,6 +1,7 @@
 // Layer by layer through a prompt, for calibration. One boundary of states is held at a time, whatever the depth: the
 // prompt goes through one layer whole before it enters the next, and finds its cells again in each.
 
+#include "halfv-cut.h"
 #include "halfv-prefill.h"
 #include "halfv-selection.h"
 
@@ -60,6 +61,7 @@ int prefill::hold_batch(const llama_batch & batch, bool visual) {
             r.pos[j] = batch.pos[(batch.token ? 0 : (size_t) j*batch.n_tokens) + i];
         }
         r.image  = visual ? 0 : -1;
+        r.token  = batch.token ? batch.token[i] : LLAMA_TOKEN_NULL;
         r.hidden = first + i;
         r.key    = -1;
         r.group  = group;
@@ -200,7 +202,7 @@ int prefill::frozen_logits(const held_prompt & prompt, int32_t il, float * logit
     }
     // what a deep-stack layer adds is not the layer's own work
     for (const auto & r : visual) {
-        for (size_t j = 0; j < n_embd && il < (int32_t) hparams.n_deepstack_layers; ++j) {
+        for (size_t j = 0; j < n_embd && deep_stack_follows(hparams, il); ++j) {
             states.at(r.hidden)[j] += states.at(r.hidden)[(il + 1)*n_embd + j];
         }
     }

@@ -1,0 +1,382 @@
+#include "halfv-cut.h"
+
+#include "halfv-graph.h"
+#include "halfv-profile.h"
+
+#include "llama-adapter.h"
+#include "llama-batch.h"
+#include "llama-model.h"
+
+#include <algorithm>
+#include <cstring>
+#include <exception>
+#include <unordered_set>
+
+namespace halfv {
+
+//
+// what rides beside the embedding in a picture's rows
+//
+
+static bool is_mapped(const llama_hparams & hparams) {
+    const auto & to = hparams.deepstack_mapping_arr;
+    return std::any_of(to.begin(), to.end(), [](int32_t i) { return i >= 0; });
+}
+
+bool deep_stack_follows(const llama_hparams & hparams, int32_t il) {
+    return il < (int32_t) hparams.n_deepstack_layers && !is_mapped(hparams);
+}
+
+int64_t input_width(const llama_hparams & hparams, int32_t first) {
+    bool more = deep_stack_follows(hparams, first);
+    for (int32_t il = std::max(first, 1); il < (int32_t) hparams.n_layer() && hparams.n_deepstack_layers > 0; ++il) {
+        more = more || hparams.deepstack_mapping_arr[il] >= 0; // added ahead of this layer
+    }
+    return more ? hparams.n_embd_inp() : hparams.n_embd;
+}
+
+static const char * name_of_boundary(const llama_hparams & hparams, int32_t il) {
+    return deep_stack_follows(hparams, il) ? "deepstack_out" : "l_out";
+}
+
+//
+// watching a builder
+//
+
+class probe {
+public:
+    explicit probe(const llama_hparams & hparams) : hparams(hparams) {}
+
+    std::string fault;
+    std::vector<const ggml_tensor *> weights; // in the order in which layers take them
+
+    void embeddings(const ggml_tensor * t) { input = t; }
+    void boundary(ggml_tensor * cur, int32_t il);
+    void attention(const ggml_tensor * q, const ggml_tensor * k, const ggml_tensor * v, const ggml_tensor * out, int32_t il);
+    void done(const llm_graph_result & res);
+
+private:
+    void fail(const std::string & why) { if (fault.empty()) { fault = why; } }
+    bool visit(const ggml_tensor * root);
+
+    const llama_hparams & hparams;
+    int32_t layer = 0; // that is being built
+    bool attended = false;
+    const ggml_tensor * input = nullptr, * state = nullptr;
+    std::vector<const ggml_tensor *> roots; // of this layer
+    std::unordered_set<const ggml_tensor *> past, seen;
+};
+
+// false where it hangs on something that the layer before did not hand on
+bool probe::visit(const ggml_tensor * root) {
+    std::vector<const ggml_tensor *> todo = { root };
+    while (!todo.empty()) {
+        const ggml_tensor * t = todo.back();
+        todo.pop_back();
+        if (!seen.insert(t).second || (t->view_src == input && t->view_offs > 0)) { // the latter: rows beyond the embedding
+            continue;
+        }
+        if (past.count(t) > 0) {
+            return false;
+        }
+        if (t->op == GGML_OP_NONE && t->buffer) {
+            weights.push_back(t);
+        }
+        for (const auto * src : t->src) {
+            if (src) { todo.push_back(src); }
+        }
+    }
+    return true;
+}
+
+void probe::attention(const ggml_tensor * q, const ggml_tensor * k, const ggml_tensor * v, const ggml_tensor * out, int32_t il) {
+    const auto fits = [&](const ggml_tensor * t, uint32_t n_head) {
+        return t->ne[0] == hparams.n_embd_head_k(il) && t->ne[1] == n_head;
+    };
+    if (il != layer || attended || !fits(q, hparams.n_head(il)) || !fits(k, hparams.n_head_kv(il))) {
+        fail("the queries and keys of layer " + std::to_string(il) + " have an unusual form");
+    }
+    attended = true;
+    roots.insert(roots.end(), { q, k, v, out });
+}
+
+void probe::boundary(ggml_tensor * cur, int32_t il) {
+    if (il != layer || cur->ne[0] != hparams.n_embd || cur->ne[2] != 1 || cur->ne[3] != 1) {
+        fail("what leaves layer " + std::to_string(il) + " is not one state per token");
+    }
+    if (!attended) {
+        fail("layer " + std::to_string(il) + " has no attention");
+    }
+    roots.push_back(cur);
+    for (const auto * root : roots) {
+        if (!visit(root)) {
+            fail("layer " + std::to_string(il) + " takes more than the layer before it gives");
+        }
+    }
+    // from here on there is this state alone
+    past.insert(state ? state : input);
+    past.insert(roots.begin(), roots.end());
+    past.erase(cur);
+    roots.clear();
+    seen.clear();
+    state    = cur;
+    attended = false;
+    ++layer;
+    cur->op = GGML_OP_NONE;
+    memset(cur->src, 0, sizeof(cur->src));
+}
+
+void probe::done(const llm_graph_result & res) {
+    if (layer != (int32_t) hparams.n_layer() || !res.t_logits) {
+        fail("its layers do not follow each other one by one");
+    } else if (!visit(res.t_logits)) {
+        fail("its output takes more than the last layer gives");
+    }
+}
+
+//
+// cutting
+//
+
+static ggml_tensor * stand_in(const llm_graph_context & graph, const ggml_tensor * q, const ggml_tensor * v, const ggml_tensor * wo) {
+    return ggml_new_tensor_2d(graph.ctx0, GGML_TYPE_F32, wo ? wo->ne[1] : v->ne[0]*q->ne[1], graph.n_tokens);
+}
+
+static void become_view(ggml_tensor * t, ggml_tensor * of) {
+    memset(t->op_params, 0, sizeof(t->op_params));
+    memset(t->src, 0, sizeof(t->src));
+    t->op        = GGML_OP_VIEW;
+    t->src[0]    = of;
+    t->view_src  = of->view_src ? of->view_src : of;
+    t->view_offs = of->view_offs;
+    for (int i = 0; i < GGML_MAX_DIMS; ++i) {
+        t->ne[i] = of->ne[i];
+        t->nb[i] = of->nb[i];
+    }
+}
+
+static std::vector<ggml_tensor *> nodes_of(ggml_cgraph * gf) {
+    std::vector<ggml_tensor *> res(ggml_graph_n_nodes(gf));
+    for (size_t i = 0; i < res.size(); ++i) { res[i] = ggml_graph_node(gf, i); }
+    return res;
+}
+
+// only these nodes are left; some are there without being computed, which expanding forgets
+static void keep_nodes(ggml_cgraph * gf, const std::vector<ggml_tensor *> & nodes) {
+    std::vector<int32_t> flags;
+    for (const auto * node : nodes) { flags.push_back(node->flags); }
+    ggml_graph_clear(gf);
+    for (auto * node : nodes) { ggml_build_forward_expand(gf, node); }
+    for (size_t i = 0; i < nodes.size(); ++i) { nodes[i]->flags = flags[i]; }
+}
+
+void at_name(const llm_graph_context & graph, ggml_tensor * cur, const char * name, int il) {
+    const auto & pass = graph.halfv_pass;
+    if (!pass.is_part() || il < 0 || strcmp(name, name_of_boundary(graph.hparams, il)) != 0) {
+        return;
+    }
+    if (pass.probe) {
+        pass.probe->boundary(cur, il);
+        return;
+    }
+    auto & res = *graph.res;
+    auto & cut = res.halfv_cut;
+    if (il == pass.first - 1) {
+        ggml_graph_clear(graph.gf);
+        cut.hidden = build_inp_hidden(graph);
+        become_view(cur, cut.hidden);
+    } else if (il == pass.end(graph.n_layer) - 1 && pass.last <= graph.n_layer) {
+        ggml_build_forward_expand(graph.gf, cur);
+        res.t_embd = cur;
+        throw end_of_pass();
+    } else if (il >= pass.first && il == pass.kv_from - 1) {
+        ggml_build_forward_expand(graph.gf, cur);
+        res.t_embd = cut.hidden = cur;
+    } else if (il >= pass.first && pass.kv_only(il)) {
+        keep_nodes(graph.gf, cut.kept);
+        become_view(cur, cut.hidden);
+    }
+}
+
+ggml_tensor * instead_of_embeddings(const llm_graph_context & graph) {
+    const auto & pass = graph.halfv_pass;
+    if (pass.first == 0 && !pass.probe) {
+        return nullptr;
+    }
+    const int64_t width = graph.hparams.n_embd_inp();
+    ggml_tensor * cur = ggml_new_tensor_2d(graph.ctx0, GGML_TYPE_F32, width, graph.n_tokens);
+    if (pass.probe) { pass.probe->embeddings(cur); }
+    if (width != graph.n_embd) {
+        cur = ggml_view_2d(graph.ctx0, cur, graph.n_embd, graph.n_tokens, cur->nb[1], 0);
+    }
+    graph.res->t_inp_embd = cur;
+    return cur;
+}
+
+ggml_tensor * instead_of_attention(const llm_graph_context & graph, ggml_tensor * q, ggml_tensor * k, ggml_tensor * v, ggml_tensor * wo, int il) {
+    const auto & pass = graph.halfv_pass;
+    const bool in_range = il >= pass.first && il < pass.end(graph.n_layer);
+    if (!pass.is_part() || (in_range && !pass.probe)) { // layers beyond the last, of drafts, are not ours
+        return nullptr;
+    }
+    ggml_tensor * res = stand_in(graph, q, v, wo);
+    if (pass.probe) { pass.probe->attention(q, k, v, res, il); }
+    return res;
+}
+
+ggml_tensor * after_storing(const llm_graph_context & graph, ggml_tensor * q, ggml_tensor * v, ggml_tensor * wo, int il) {
+    const auto & pass = graph.halfv_pass;
+    if (!pass.kv_only(il)) {
+        return nullptr;
+    }
+    if (il == pass.end(graph.n_layer) - 1) {
+        throw end_of_pass();
+    }
+    graph.res->halfv_cut.kept = nodes_of(graph.gf);
+    return stand_in(graph, q, v, wo);
+}
+
+// Inputs are filled whether or not a pass uses them.
+void finish(const llm_graph_params & params, bool ended) {
+    if (!params.halfv_pass.is_part() || params.halfv_pass.probe) {
+        return;
+    }
+    auto * ctx = params.res->get_ctx();
+    for (ggml_tensor * t = ggml_get_first_tensor(ctx); t; t = ggml_get_next_tensor(ctx, t)) {
+        if (t->flags & GGML_TENSOR_FLAG_INPUT) { ggml_build_forward_expand(params.res->get_gf(), t); }
+    }
+    if (ended) { params.res->set_outputs(params); }
+}
+
+//
+// which architectures can be cut
+//
+
+namespace {
+
+struct plain_cache {};
+thread_local bool asking = false;
+
+llama_cparams small_cparams() {
+    llama_cparams cparams = {};
+    cparams.n_ctx = cparams.n_ctx_seq = cparams.n_ctx_orig_yarn = 256;
+    cparams.n_batch = cparams.n_ubatch = 8;
+    cparams.n_seq_max       = 1;
+    cparams.rope_freq_base  = 10000.0f;
+    cparams.rope_freq_scale = 1.0f;
+    cparams.causal_attn     = true;
+    cparams.flash_attn      = true;
+    return cparams;
+}
+
+bool takes_plain_cache(const llama_model & model) {
+    const llama_memory_params params = { GGML_TYPE_F16, GGML_TYPE_F16, false, LLAMA_CONTEXT_TYPE_DEFAULT, nullptr };
+    asking = true;
+    bool res = false;
+    try {
+        delete model.create_memory(params, small_cparams());
+    } catch (const plain_cache &) {
+        res = true;
+    } catch (...) {
+        asking = false;
+        throw;
+    }
+    asking = false;
+    return res;
+}
+
+void watch(const llama_model & model, const llama_ubatch & ubatch, probe & seen) {
+    const auto cparams = small_cparams();
+    const llama_adapter_cvec  no_cvec;
+    const llama_adapter_loras no_loras;
+    llm_graph_result res(std::max<int64_t>(4096, 64*model.n_tensors()));
+    res.reset();
+    llm_graph_params params = {
+        /*.arch        =*/ model.arch,
+        /*.hparams     =*/ model.hparams,
+        /*.cparams     =*/ cparams,
+        /*.ubatch      =*/ ubatch,
+        /*.gtype       =*/ LLM_GRAPH_TYPE_DEFAULT,
+        /*.sched       =*/ nullptr,
+        /*.backend_cpu =*/ nullptr,
+        /*.cvec        =*/ &no_cvec,
+        /*.loras       =*/ &no_loras,
+        /*.mctx        =*/ nullptr,
+        /*.cross       =*/ nullptr,
+        /*.prec_policy =*/ nullptr,
+        /*.samplers    =*/ {},
+        /*.n_outputs   =*/ 1,
+        /*.cb          =*/ nullptr,
+        /*.res         =*/ &res,
+    };
+    params.halfv_pass.probe = &seen;
+    model.build_graph(params);
+    seen.done(res);
+}
+
+std::string feature_refusal(const llama_model & model) {
+    const auto & hparams = model.hparams;
+    if (model.layers.empty()) {
+        return "only its vocabulary is loaded";
+    }
+    if (llama_model_is_recurrent(&model) || llama_model_is_hybrid(&model)) {
+        return "it has recurrent layers";
+    }
+    if (hparams.swa_type != LLAMA_SWA_TYPE_NONE) {
+        return "it has sliding windows";
+    }
+    if (hparams.is_mla()) {
+        return "its cache holds latent keys alone";
+    }
+    if (llama_model_has_encoder(&model) || !llama_model_has_decoder(&model) || !takes_plain_cache(model)) {
+        return "its memory is not a plain KV cache";
+    }
+    if (!hparams.use_mrope() && (model.arch == LLM_ARCH_GLM4 || model.arch == LLM_ARCH_GLM4_MOE)) {
+        return "this file has no positions for pictures, on which llama.cpp would abort";
+    }
+    if (hparams.f_norm_rms_eps == 0.0f && hparams.f_norm_eps > 0.0f) {
+        return "its last norm is not an RMS norm";
+    }
+    for (uint32_t il = 1; il < hparams.n_layer(); ++il) {
+        if (hparams.n_head(il) != hparams.n_head() || hparams.n_embd_k_gqa(il) != hparams.n_embd_k_gqa()) {
+            return "queries and keys differ in size from layer to layer"; // the scorer takes those of two layers for the same
+        }
+    }
+    return "";
+}
+
+cuts find_cuts(const llama_model & model) {
+    cuts res;
+    try {
+        res.refusal = feature_refusal(model);
+        if (!res.refusal.empty()) {
+            return res;
+        }
+        llama_batch_allocr balloc(model.hparams.n_pos_per_embd());
+        llama_ubatch ubatch = balloc.ubatch_reserve(2, 1);
+        probe tokens(model.hparams), embeddings(model.hparams);
+        watch(model, ubatch, tokens);
+
+        std::vector<float> values(2*model.hparams.n_embd_inp());
+        ubatch.token = nullptr;
+        ubatch.embd  = values.data();
+        watch(model, ubatch, embeddings);
+        res.refusal = tokens.fault.empty() ? embeddings.fault : tokens.fault;
+        res.by_kind = tokens.weights != embeddings.weights;
+    } catch (const std::exception & err) {
+        res.refusal = err.what();
+    }
+    return res;
+}
+
+} // namespace
+
+void reached_plain_cache() {
+    if (asking) { throw plain_cache(); }
+}
+
+const cuts & cuts_of(const llama_model & model) {
+    return model.halfv_profile->cuts([&]() { return find_cuts(model); });
+}
+
+} // namespace halfv

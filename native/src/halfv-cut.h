@@ -1,0 +1,55 @@
+#pragma once
+
+// Graphs of a few layers, whatever the architecture. Builders name the tensor that leaves a layer, the one place where a graph
+// is cut: what comes before the first layer is dropped, and nothing is built after the last one.
+
+#include "halfv-pass.h"
+
+#include "llama-graph.h"
+
+#include <memory>
+
+struct llama_model;
+
+namespace halfv {
+
+// found at the first call
+const cuts & cuts_of(const llama_model & model);
+
+// called for a memory that a plain llama_kv_cache would be; throws what cuts_of waits for while that asks
+void reached_plain_cache();
+
+// floats per token that a graph starting at this layer takes: hidden states, then rows for deep-stack layers still to come
+int64_t input_width(const llama_hparams & hparams, int32_t first);
+
+// whether a picture's rows beyond the embedding are added after this layer
+bool deep_stack_follows(const llama_hparams & hparams, int32_t il);
+
+// at every tensor that a builder names
+void at_name(const llm_graph_context & graph, ggml_tensor * cur, const char * name, int il);
+
+// stands for the embeddings where they are not computed; null: they are
+ggml_tensor * instead_of_embeddings(const llm_graph_context & graph);
+
+// stands for the attention of a layer that this pass leaves out; null: it does not
+ggml_tensor * instead_of_attention(const llm_graph_context & graph, ggml_tensor * q, ggml_tensor * k, ggml_tensor * v, ggml_tensor * wo, int il);
+
+// ... and of one whose K and V have just been stored, in a pass that wants no more of it
+ggml_tensor * after_storing(const llm_graph_context & graph, ggml_tensor * q, ggml_tensor * v, ggml_tensor * wo, int il);
+
+// thrown out of a builder
+struct end_of_pass {};
+void finish(const llm_graph_params & params, bool ended);
+
+// Runs a builder. Null where the pass ended before the output head: the graph is complete without it.
+template <typename F>
+std::unique_ptr<llm_graph_context> build(const llm_graph_params & params, F && builder) {
+    std::unique_ptr<llm_graph_context> res;
+    try {
+        res = builder();
+    } catch (const end_of_pass &) {}
+    finish(params, !res);
+    return res;
+}
+
+} // namespace halfv
