@@ -1,0 +1,140 @@
+"""Every architecture of llama.cpp as a tiny random model, and what HalfV does with it.
+
+python -m tests.support.architectures: the lists of docs/models.md, from the libraries of this build.
+"""
+
+from __future__ import annotations
+
+import collections
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import halfv_cpp
+import numpy as np
+from halfv_cpp import llama_h
+
+from halfv_edge.testing.client import Client
+from tests.support import ROOT, pruned
+from tests.support.masking import Masking
+from tests.support.tiny_models import grid_positions, tiny_image
+
+PAGE = ROOT / "docs" / "models.md"
+PREFIX, QUESTION, NEXT_TOKENS = [1, 5, 6, 7], list(range(60, 72)), [7, 90, 42]
+ROWS, COLS = 6, 8
+
+TOP = {
+    "ivr.layer": 2,
+    "ivr.keep": 0.5,
+    "ivr.anchors": 0.2,
+    "ssr.layer": 4,
+    "ssr.update": 0.1,
+    "ssr.rest": "dropped",
+    "min_visual_tokens": 8,
+}
+MODES = {
+    "freeze": TOP | {"ssr.update": 0.0, "ssr.rest": "frozen"},
+    "freeze-and-update": TOP | {"ssr.rest": "frozen"},
+    "top": TOP,
+}
+WHOLE = TOP | {"min_visual_tokens": 1000}  # through all three stages, nothing pruned
+
+
+def names(program: Path) -> list[str]:
+    return subprocess.run([program], capture_output=True, text=True, check=True).stdout.split()
+
+
+def save(program: Path, name: str, folder: Path) -> list[Path]:
+    """The dense model, the one of experts, or both."""
+    subprocess.run([program, folder, name], capture_output=True, text=True, check=True)
+    return sorted(folder.glob("*.gguf"))
+
+
+def why_not(path: Path) -> str:
+    """Why it runs unpruned; "" when it is pruned."""
+    with Client(path, n_ctx=256) as client:
+        if halfv_cpp.halfv_model_supported(client.model):
+            return ""
+        try:
+            pruned.set_profile(client.model, TOP)
+        except halfv_cpp.CallError as error:
+            return str(error).split(": ")[-1]
+    raise AssertionError(f"{path}: not supported, and takes a profile")
+
+
+def tell(client: Client, masking: Masking | None = None) -> np.ndarray:
+    """Text, a picture, a question: the logits at its end and of some tokens more."""
+    begin = masking.begin if masking else lambda _: None
+    begin(len(PREFIX))
+    client.text(PREFIX, logits_last=False)
+    begin(ROWS * COLS)
+    pos = grid_positions(client.next_pos[0], ROWS, COLS) if client.is_mrope else None
+    client.image(tiny_image(ROWS * COLS, client.n_embd_inp), pos)
+    begin(len(QUESTION))
+    client.text(QUESTION)
+    logits = [client.logits().copy()]
+    for token in NEXT_TOKENS:
+        begin(1)
+        logits.append(client.decode(token).copy())
+    return np.stack(logits)
+
+
+def masking_of(profile: dict, kept: list[int], deep: list[int]) -> Masking:
+    """The same prompt, when these tokens of the picture reach stages II and III."""
+    first = len(PREFIX)
+    gone = [first + index for index in range(ROWS * COLS) if index not in kept]
+    rest = [first + index for index in kept if index not in deep]
+    if profile["ssr.rest"] == "dropped":
+        return Masking({profile["ivr.layer"]: gone, profile["ssr.layer"]: gone + rest}, {})
+    return Masking({profile["ivr.layer"]: gone}, {profile["ssr.layer"]: rest})
+
+
+def told(path: Path, profile: dict | None = None, masking: Masking | None = None) -> tuple[np.ndarray, list[list[int]]]:
+    """Logits, and the tokens of the picture that reached stages II and III."""
+    with Client(
+        path,
+        n_ctx=256,
+        on_model=lambda model: pruned.set_profile(model, profile) if profile else None,
+        on_tensor=masking.callback if masking else None,
+    ) as client:
+        logits = tell(client, masking)
+        return logits, [list(pruned.kept(client, 0, stage)) for stage in (2, 3)] if profile else []
+
+
+def listed() -> dict[str, str]:
+    """What docs/models.md says: why each architecture runs unpruned, "" for those that are pruned."""
+    text = PAGE.read_text(encoding="utf-8")
+    pruned_part, unpruned_part = re.split(r"^## .*unpruned$", text, flags=re.MULTILINE)
+    pruned_part = re.split(r"^## Pruned$", pruned_part, flags=re.MULTILINE)[1]
+    result = dict.fromkeys(re.findall(r"`([^`]+)`", pruned_part), "")
+    for reason, archs in re.findall(r"^- (.*?): ((?:`[^`]+`[,\s]*)+)", unpruned_part, flags=re.MULTILINE):
+        result |= dict.fromkeys(re.findall(r"`([^`]+)`", archs), reason)
+    return result
+
+
+def _wrapped(text: str, indent: str = "") -> Iterator[str]:
+    line = ""
+    for word in text.split():
+        if len(line) + len(word) > 126:
+            yield line
+            line = indent
+        line += word if line in ("", indent) else " " + word
+    yield line
+
+
+def main() -> None:
+    program = ROOT / "build" / "py" / "bin" / "save-archs"
+    reasons = collections.defaultdict(list)
+    for name in names(program):
+        with tempfile.TemporaryDirectory() as folder:
+            reasons[why_not(save(program, name, Path(folder))[0])].append(f"`{name}`")
+    print("\n".join(_wrapped(", ".join(reasons.pop("")))))
+    for reason, archs in reasons.items():
+        print("\n".join(_wrapped(f"- {reason}: {', '.join(archs)}", "  ")))
+
+
+if __name__ == "__main__":
+    llama_h.llama_backend_init()
+    main()

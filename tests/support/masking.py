@@ -1,0 +1,77 @@
+"""A statement of what pruning computes that knows no stages: stock llama.cpp, whose tensors are changed while it runs.
+
+Tokens that leave at a layer are masked from there on. Frozen ones get back, after each layer, the state they had.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from halfv_cpp.ggml_backend_h import ggml_backend_sched_eval_callback
+
+
+class Tensor(ctypes.Structure):
+    """ggml_tensor of the pinned ggml.h."""
+
+    _fields_ = (
+        ("type", ctypes.c_int),
+        ("buffer", ctypes.c_void_p),
+        ("ne", ctypes.c_int64 * 4),
+        ("nb", ctypes.c_size_t * 4),
+        ("op", ctypes.c_int),
+        ("op_params", ctypes.c_int32 * 16),
+        ("flags", ctypes.c_int32),
+        ("src", ctypes.c_void_p * 10),
+        ("view_src", ctypes.c_void_p),
+        ("view_offs", ctypes.c_size_t),
+        ("data", ctypes.c_void_p),
+        ("name", ctypes.c_char * 64),
+    )
+
+    def rows(self) -> np.ndarray:
+        """Its rows in place, in host memory."""
+        assert self.type == 0, "f32"
+        assert self.nb[0] == 4
+        assert self.nb[1] == 4 * self.ne[0]
+        data = ctypes.cast(self.data, ctypes.POINTER(ctypes.c_float))
+        return np.ctypeslib.as_array(data, (self.ne[1], self.ne[0]))
+
+
+class Masking:
+    """For one prompt in an empty context of one sequence: tokens and cells have the same numbers.
+
+    `gone` maps a layer to the tokens not seen from it on, `frozen` to those whose states stay as they enter it.
+    """
+
+    def __init__(self, gone: Mapping[int, Sequence[int]], frozen: Mapping[int, Sequence[int]]):
+        self.gone, self.frozen = gone, frozen
+        self.first = self.count = 0
+        self.kept: dict[int, np.ndarray] = {}
+        self.callback = ggml_backend_sched_eval_callback(self._on_tensor)
+
+    def begin(self, count: int) -> None:
+        """A batch of so many tokens comes."""
+        self.first += self.count
+        self.count = count
+
+    def _on_tensor(self, pointer: int, ask: bool, _user: int | None) -> bool:
+        tensor = Tensor.from_address(pointer)
+        name, _, layer = tensor.name.decode().rpartition("-")
+        if name in ("l_out", "deepstack_out"):
+            if not ask and tensor.ne[1] == self.count:
+                self._freeze(tensor.rows(), int(layer))
+            return True
+        # asked about once what comes before its layer is done
+        if ask and name == "kq_soft_max" and int(layer) in self.gone:
+            Tensor.from_address(tensor.src[1]).rows()[:, self.gone[int(layer)]] = -np.inf
+        return False
+
+    def _freeze(self, states: np.ndarray, layer: int) -> None:
+        for since, tokens in self.frozen.items():
+            rows = [token - self.first for token in tokens if 0 <= token - self.first < self.count]
+            if layer == since - 1:
+                self.kept[since] = states[rows].copy()
+            elif layer >= since:
+                states[rows] = self.kept[since]
