@@ -10,6 +10,7 @@ import collections
 import re
 import sys
 import threading
+import weakref
 
 from halfv_cpp.ggml_h import ggml_log_callback
 from halfv_cpp.llama_h import llama_log_set
@@ -28,23 +29,33 @@ class _Kept(threading.local):
 
 
 _kept = _Kept()
-_shown = False
+
+
+class Showing:
+    """While any of these is held and not closed, the log goes to stderr as well."""
+
+    def __init__(self) -> None:
+        _showing.add(self)
+
+    def close(self) -> None:
+        _showing.discard(self)
+
+
+_showing: weakref.WeakSet[Showing] = weakref.WeakSet()
 
 
 def _keep(_level: int, text: bytes, _user: object) -> None:
     line = text.decode("utf-8", "replace")
     _kept.lines.append(line)
-    if _shown:
+    if _showing:
         sys.stderr.write(line)
 
 
 _collect = ggml_log_callback(_keep)  # lives as long as llama.cpp may call it
 
 
-def capture(show: bool = False) -> None:
-    """Take over the logs of llama.cpp and mtmd. `show`: on stderr as well."""
-    global _shown
-    _shown = show
+def capture() -> None:
+    """Take over the logs of llama.cpp and mtmd."""
     atexit.unregister(_let_go)
     atexit.register(_let_go)
     llama_log_set(_collect, None)

@@ -74,7 +74,7 @@ class ModelOptions:
     undo_mb: int = 256
     """For choosing again when a question is removed; a picture without room there is not pruned."""
     verbose: bool = False
-    """llama.cpp's log on stderr."""
+    """llama.cpp's log on stderr, that of every model, as long as this one is open."""
 
     def __post_init__(self) -> None:
         check_choice("kv_type", self.kv_type, KV_TYPES)

@@ -94,6 +94,7 @@ class Runtime:
         self.n_ctx: int = options.n_ctx or min(DEFAULT_N_CTX, n_trained)
         self.n_threads: int = options.n_threads or machine.n_cores()
         self._is_closing = False
+        self._showing: log.Showing | None = None
         self._spare: Context | None = None  # of a chat that was closed
         self.chats: weakref.WeakSet[Closable] = weakref.WeakSet()  # closed before the model is freed
 
@@ -123,7 +124,8 @@ class Runtime:
     ) -> Runtime:
         """From the GGUFs; without `mmproj` the encoder is looked for beside the model."""
         libraries.load()
-        log.capture(options.verbose)
+        log.capture()
+        showing = log.Showing() if options.verbose else None
         about = model_file.ModelFile.read(path)
         encoder_path = find_mmproj(mmproj, about)
         resolved = resolve_profile(about, options.profile, options.keep, options.pixel_tau, options.visual_share)
@@ -141,7 +143,9 @@ class Runtime:
                 )
             raise HalfVError(f"{about.path} cannot be loaded: {log.last_words()}.")
         try:
-            return cls(about, pointer, options, resolved, encoder_path)
+            loaded = cls(about, pointer, options, resolved, encoder_path)
+            loaded._showing = showing
+            return loaded
         except BaseException:
             llama_h.llama_model_free(pointer)
             raise
@@ -161,6 +165,8 @@ class Runtime:
             if self.pointer:
                 llama_h.llama_model_free(self.pointer)
                 self.pointer = 0
+            if self._showing:
+                self._showing.close()
 
     def __del__(self) -> None:
         if hasattr(self, "encoder") and self in _open:  # else its making failed, and its maker cleans up

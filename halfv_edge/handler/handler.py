@@ -181,7 +181,8 @@ class HalfVChatHandler:
             if self._session.llama() is not llama:
                 raise HalfVError("This handler belongs to another Llama: make one for each.")
             return self._session
-        log.capture(llama.verbose)
+        log.capture()
+        showing = log.Showing() if llama.verbose else None
         about = model_file.ModelFile.read(llama.model_path)
         wanted = model_profile.resolve_profile(about, self._wanted, self._keep, self._pixel_tau)
         resolved = model_profile.if_supported(wanted, llama.model, about.path)
@@ -204,7 +205,7 @@ class HalfVChatHandler:
         self.profile_source = f"preset {resolved.preset}" if resolved.preset else resolved.source
         halfv_cpp.halfv_set_undo_bytes(llama.ctx, self._undo_bytes)
         halfv_cpp.halfv_set_undo(llama.ctx, self._reselect)
-        self._session = _Session(llama, vision)
+        self._session = _Session(llama, vision, showing)
         return self._session
 
     #
@@ -269,9 +270,10 @@ _Seen = tuple[str, list[Item]]  # a picture's digest, and its tokens and chunks
 class _Session:
     """What a handler has with one Llama."""
 
-    def __init__(self, llama: llama_cpp.Llama, vision: Encoder):
+    def __init__(self, llama: llama_cpp.Llama, vision: Encoder, showing: log.Showing | None):
         self.llama = weakref.ref(llama)
         self.encoder = vision
+        self._showing = showing  # llama.cpp's log
         self.context = _SharedContext(llama, vision)
         self.by_url: dict[str, _Seen] = {}  # pictures of the last request
         self.by_digest: dict[str, list[Item]] = {}
@@ -282,6 +284,8 @@ class _Session:
     def close(self) -> None:
         self.is_open = False
         self.by_url, self.by_digest = {}, {}
+        if self._showing:
+            self._showing.close()
         self.encoder.close()
 
     def remember(self, pictures: Mapping[str, _Seen]) -> None:

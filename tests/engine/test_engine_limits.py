@@ -9,7 +9,7 @@ from pathlib import Path
 
 import gguf
 import pytest
-from halfv_cpp import llama_h, log
+from halfv_cpp import llama_h
 
 from halfv_edge.engine.context import n_cells
 from halfv_edge.engine.encoder import Chunk, Encoder
@@ -155,7 +155,25 @@ def test_nothing_is_written_to_stderr(vlms: Vlms, capfd: pytest.CaptureFixture[s
     Model.load(vlms.path("llava"), n_ctx=256, n_threads=1, verbose=True).close()
     said = capfd.readouterr()
     assert "llama" in said.err and said.out == ""
-    log.capture()
+    Model.load(vlms.path("llava"), n_ctx=256, n_threads=1).close()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_quiet_model_beside_one_that_talks(vlms: Vlms, capfd: pytest.CaptureFixture[str]) -> None:
+    """There is one log per process: it is shown as long as one open model wants it, whichever came last."""
+    talking = Model.load(vlms.path("llava"), n_ctx=256, n_threads=1, verbose=True)
+    with Model.load(vlms.path("llava"), n_ctx=256, n_threads=1) as quiet:
+        capfd.readouterr()
+        with talking.chat(), talking.chat():  # one of them needs a context that is not there yet
+            pass
+        assert "llama" in capfd.readouterr().err
+        with pytest.raises(HalfVError):
+            Model.load(vlms.path("llava"), n_ctx=1 << 30, verbose=True)  # what cannot be loaded does not talk for ever
+        talking.close()
+        capfd.readouterr()
+        with quiet.chat(), quiet.chat():
+            pass
+        assert capfd.readouterr() == ("", "")
 
 
 def test_the_encoder_is_found_beside_the_model(tmp_path: Path) -> None:
