@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import doctest
-import inspect
-import re
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,46 +12,15 @@ import pytest
 
 import halfv_edge
 from halfv_edge import Model
+from tests.support.docstrings import assert_documented, public, sections
 from tests.support.vlm import QUESTION, Vlms, picture
 
-SECTION = re.compile(r"^(Args|Returns|Raises|Example):$", re.MULTILINE)
-
-
-def public() -> Iterator[tuple[str, Any, str]]:
-    """Name, object and docstring of all that may be imported from halfv_edge, and of what belongs to it."""
-    for name in halfv_edge._HOME:
-        thing = getattr(halfv_edge, name)
-        yield name, thing, inspect.getdoc(thing) or ""
-        for member, value in vars(thing).items() if inspect.isclass(thing) else ():
-            value = value.__func__ if isinstance(value, classmethod | staticmethod) else value
-            if not member.startswith("_") and (inspect.isfunction(value) or isinstance(value, property)):
-                yield f"{name}.{member}", value, inspect.getdoc(value) or ""
-
-
-PUBLIC = {name: (thing, doc) for name, thing, doc in public()}
-
-
-def sections(doc: str) -> dict[str, str]:
-    """The text of each section, and of what comes before them under ""."""
-    parts = SECTION.split(doc)
-    return {"": parts[0]} | {name: textwrap.dedent(text) for name, text in zip(parts[1::2], parts[2::2], strict=True)}
+PUBLIC = {name: (thing, doc) for name, thing, doc in public(halfv_edge)}
 
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_what_is_public_says_what_it_is(name: str) -> None:
-    thing, doc = PUBLIC[name]
-    found = sections(doc)
-    first = found[""].split("\n\n")[0].strip()
-    assert first.endswith((".", ":")), f"{name} has no docstring that begins with a sentence"
-    assert first[0].isupper() or first[0] in '"`', f"{name}: a docstring is read alone, so it begins anew"
-    if inspect.isfunction(thing) and not first.startswith("As `"):
-        signature = inspect.signature(thing)
-        wanted = [at for at in signature.parameters if at not in ("self", "cls", "_", "fields")]
-        described = re.findall(r"^(\w+): ", found.get("Args", ""), re.MULTILINE)
-        assert described == wanted, f"{name}: Args must name its parameters, in their order"
-        returns = str(signature.return_annotation)
-        needs = returns not in ("None", "Iterator[str]") and bool(wanted)
-        assert not needs or "Returns" in found, f"{name}: Returns is missing"
+    assert_documented(name, *PUBLIC[name])
 
 
 EXAMPLES = {name: sections(doc)["Example"] for name, (_, doc) in PUBLIC.items() if "Example" in sections(doc)}

@@ -12,7 +12,17 @@ WIDTH, LEFT, RIGHT, ROW, GAP = 860, 190, 150, 26, 18
 
 
 def bench_plot(report: BenchReport) -> bytes:
-    """A PNG. Of prompts alone: other measurements have no time to the first token."""
+    """Draw the time to the first token.
+
+    Args:
+        report: From `run_bench`, of prompts: other measurements have no such time.
+
+    Returns:
+        A PNG.
+
+    Raises:
+        HalfVError: The report is of another measurement.
+    """
     rows = [row for row in report.rows if isinstance(row, PromptRow)]
     if not rows:
         raise HalfVError("A plot shows the time of a prompt, and these are other measurements.")

@@ -55,6 +55,7 @@ class RandomModel:
 
     @property
     def any_size(self) -> bool:
+        """Whether its encoder takes pictures of any size."""
         return bool(shapes.SHAPES[self.shape].vision.pixels_per_token)
 
 

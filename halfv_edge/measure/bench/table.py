@@ -10,7 +10,14 @@ MIB = 2**20
 
 
 def bench_table(report: BenchReport) -> str:
-    """In Markdown, under a line that says what was measured on what."""
+    """What a bench found, as a table in Markdown under a line that says what was measured on what.
+
+    Args:
+        report: From `run_bench`.
+
+    Returns:
+        The text, as `halfv bench` prints it.
+    """
     first = report.rows[0]
     rows = [_cells(row, first, report.encoder) for row in report.rows]
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]

@@ -37,7 +37,14 @@ ROW = 24
 
 
 def calibration_page(path: Path, result: CalibrationResult, model: Model, samples: Samples) -> None:
-    """An .html or a .png of how the profile was found; `model` as it was calibrated."""
+    """Write how a profile was found: curves, candidates, and pictures with the tokens that are kept.
+
+    Args:
+        path: An .html or a .png.
+        result: From `run_calibration`.
+        model: As it was calibrated, still open.
+        samples: Those it was calibrated on.
+    """
     if path.suffix.lower() not in KINDS:
         raise HalfVError(f"{path} is neither .html nor .png: name it so.")
     picked = [samples.samples[at] for at in spread_evenly(N_PICTURES, len(samples))]

@@ -38,8 +38,12 @@ def load_for_calibration(
     """Load a model as it is calibrated: unpruned, with a context and pictures of a size that suffices.
 
     Args:
-        model, mmproj: As `Model.load` takes them.
+        model: As `Model.load` takes it.
+        mmproj: The encoder's GGUF; looked for beside the model when not given.
         options: How it runs. Its profile is left out; `n_ctx` and `image_max_tokens` are small when not given.
+
+    Returns:
+        The model, for `run_calibration`, to be closed or used in a `with`.
     """
     if resolve.switched_off():
         raise HalfVError(f"HALFV={os.environ['HALFV']} is set: unset it to calibrate.")

@@ -59,13 +59,19 @@ class Samples:
 
 
 def find_samples(images: Path | None = None, *, n_samples: int = 100, seed: int = 0, say: Say = ignore) -> Samples:
-    """Pictures with questions.
+    """Find pictures with questions to calibrate with.
 
     Args:
         images: A folder of pictures, or a JSONL file of {"image": ..., "question": ...}; None draws some.
         n_samples: At most so many.
         seed: Of which ones.
         say: Hears of each that cannot be read.
+
+    Returns:
+        The samples, and what to call them.
+
+    Raises:
+        HalfVError: There are too few that can be read.
     """
     if n_samples < LEAST:
         raise HalfVError("is too few", parameter="n_samples", value=n_samples, rule=f"at least {LEAST}")

@@ -29,7 +29,14 @@ class Retained(NamedTuple):
 
 
 def eval_plot(report: EvalReport) -> bytes:
-    """A PNG. Of policies alone, and of those with something to retain."""
+    """Draw what each policy retains over its time and its FLOPs.
+
+    Args:
+        report: From `run_eval`, of policies; those without a score to retain are left out.
+
+    Returns:
+        A PNG.
+    """
     page = Canvas(WIDTH, HEIGHT, PAPER)
     page.text(16, 32, "What is retained of the unpruned model's score", INK, 18, bold=True)
     page.text(16, 54, f"{report.model}, {report.n_questions} questions; bars are 95% intervals", FAINT, 12)

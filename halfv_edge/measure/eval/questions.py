@@ -19,6 +19,8 @@ EXAMPLE = '{"image": "a.png", "question": "...", "answers": ["..."], "task": "..
 
 @dataclass(frozen=True, slots=True)
 class Question:
+    """A question about a picture, and what is right."""
+
     key: str  # of its results
     image: Path
     question: str
@@ -27,19 +29,33 @@ class Question:
     metric: str
 
     def score(self, answer: str) -> float:
+        """Say how right an answer is, from 0 to 1.
+
+        Args:
+            answer: What the model said.
+
+        Returns:
+            By the question's metric.
+        """
         return METRICS[self.metric](answer, self.answers)
 
 
 def read_questions(
     paths: Sequence[Path], *, metric: str | None = None, suffix: str = "", limit: int | None = None
 ) -> list[Question]:
-    """The questions of JSONL files.
+    """Read the questions of JSONL files.
 
     Args:
         paths: Each line is {"image": ..., "question": ..., "answers": [...]}, with "task" and "metric" if need be.
         metric: In place of theirs.
         suffix: Put behind every question.
         limit: At most so many, spread over the files.
+
+    Returns:
+        The questions, in the order of the files.
+
+    Raises:
+        HalfVError: A line is not like that, or a picture is not there.
     """
     return _checked(_spread_evenly(_read_all(paths, metric, suffix), limit))
 
@@ -47,7 +63,17 @@ def read_questions(
 def read_dialogues(
     paths: Sequence[Path], *, metric: str | None = None, suffix: str = "", limit: int | None = None
 ) -> list[Question]:
-    """The same, of pictures with several questions alone; `limit` counts the pictures."""
+    """Read the questions of JSONL files that can be asked in a conversation: several on one picture.
+
+    Args:
+        paths: As for `read_questions`.
+        metric: In place of theirs.
+        suffix: Put behind every question.
+        limit: At most so many pictures.
+
+    Returns:
+        The questions, those of one picture after each other.
+    """
     talks = _spread_evenly(dialogues(_read_all(paths, metric, suffix)), limit)
     if not talks:
         raise HalfVError(f"{paths[0]} has no picture with two questions, as a conversation needs.")

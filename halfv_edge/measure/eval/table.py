@@ -7,7 +7,14 @@ from halfv_edge.measure.eval.results import ConversationRow, EqualRow, EvalRepor
 
 
 def eval_table(report: EvalReport) -> str:
-    """In Markdown, under a line that says what was asked of what."""
+    """What an evaluation found, as tables in Markdown under a line that says what was asked of what.
+
+    Args:
+        report: From `run_eval`.
+
+    Returns:
+        The text, as `halfv eval` prints it.
+    """
     about = f"{report.model}, {report.n_questions} questions on {report.n_pictures} pictures"
     about += f"; 95% intervals; {report.commit}; {report.machine['cpu']}, {report.n_threads} threads"
     talks = [row for row in report.rows if isinstance(row, ConversationRow)]
