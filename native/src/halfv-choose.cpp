@@ -49,6 +49,16 @@ const std::vector<float> & prefill::final_norm() {
     return output_norm;
 }
 
+// as many as the client gives to batches
+worker_pool & prefill::cover_workers() {
+    const int n = std::min(ctx.cparams.n_threads_batch, cover_workers_max);
+    if (!workers || n != n_workers) {
+        workers.emplace(n);
+        n_workers = n;
+    }
+    return *workers;
+}
+
 std::vector<int32_t> prefill::cover(const sequence & s, const std::vector<row> & rows, const std::vector<int32_t> & anchors, int k) {
     const int n = rows.size(), d = ctx.model.hparams.n_embd;
     if (n == 0 || k <= 0) {
@@ -60,13 +70,13 @@ std::vector<int32_t> prefill::cover(const sequence & s, const std::vector<row> &
 
     const auto stop = [this]() { return aborted(); };
     if (!device) {
-        return halfv::cover(features.data(), n, d, anchors, k, ctx.cparams.n_threads_batch, stop);
+        return halfv::cover(features.data(), n, d, anchors, k, &cover_workers(), stop);
     }
     std::vector<int32_t> res;
     std::vector<float> gram;
     for (const auto & group : cover_groups(n, anchors, k)) {
         if (!device_gram(device, features.data() + (size_t) group.first*d, group.count, d, gram)) {
-            return halfv::cover(features.data(), n, d, anchors, k, ctx.cparams.n_threads_batch, stop);
+            return halfv::cover(features.data(), n, d, anchors, k, &cover_workers(), stop);
         }
         for (const int32_t i : cover_gram(gram.data(), group.count, group.anchors, group.k)) {
             res.push_back(group.first + i);

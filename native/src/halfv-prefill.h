@@ -3,6 +3,7 @@
 #include "halfv-compare.h"
 #include "halfv-cost.h"
 #include "halfv-memory.h"
+#include "halfv-workers.h"
 
 #include <functional>
 #include <memory>
@@ -104,6 +105,7 @@ private:
     std::vector<int32_t> choose_otherwise(sequence & s, const std::vector<row> & rows, const std::vector<size_t> & members,
                                           const std::vector<float> & query, int k, bool deep);
     const std::vector<float> & final_norm();
+    worker_pool & cover_workers();
     std::vector<int32_t> cover(const sequence & s, const std::vector<row> & rows, const std::vector<int32_t> & anchors, int k);
 
     // passes, in halfv-passes.cpp
@@ -130,6 +132,8 @@ private:
     llama_context & ctx;
     cost_model cost;
     std::vector<float> output_norm;
+    std::optional<worker_pool> workers; // from the first choice on
+    int n_workers = 0;
     ggml_backend_t device = nullptr; // for the Gram matrix; null: on the host
     halfv_media media = HALFV_MEDIA_VISUAL;
     bool new_image = false;

@@ -343,15 +343,15 @@ std::vector<cover_group> cover_groups(int n, const std::vector<int32_t> & anchor
 }
 
 std::vector<int32_t> cover(const float * features, int n, int d, const std::vector<int32_t> & anchors, int k,
-                           int n_threads, const std::function<bool()> & stop) {
+                           worker_pool * workers, const std::function<bool()> & stop) {
     std::vector<int32_t> kept, chosen;
     if (d < 1) {
         return kept;
     }
-    worker_pool workers(std::min(n_threads, 16)); // a round has no more work than that
+    worker_pool alone(1);
     for (const cover_group & g : cover_groups(n, anchors, k)) {
         chosen.clear();
-        if (!cover_lazy(features + (size_t) g.first * d, g.count, d, g.anchors, g.k, workers, stop, chosen)) {
+        if (!cover_lazy(features + (size_t) g.first * d, g.count, d, g.anchors, g.k, workers ? *workers : alone, stop, chosen)) {
             return {};
         }
         for (int32_t i : chosen) {

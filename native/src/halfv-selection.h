@@ -12,8 +12,11 @@
 
 namespace halfv {
 
+class worker_pool;
+
 // cover() treats more tokens than this as contiguous groups, so that its cost stays near linear
 constexpr int cover_group_max = 4096;
+constexpr int cover_workers_max = 16;
 
 // floor(ratio * n), forgiving the rounding of a product that should be whole; in [0, n]
 int quota(int n, float ratio);
@@ -40,10 +43,11 @@ void final_norm_features(const float * rows, const float * norm_weight, int n, i
 // whose nearest chosen token is farthest (lowest index among equals) until k are chosen; without anchors the first
 // is token 0. Anchors are always in the result, so it has min(n, max(k, anchors)) tokens.
 // A similarity that is NaN is ignored: it brings no token nearer.
-// More than cover_group_max tokens: each of cover_groups() on its own.
+// More than cover_group_max tokens: each of cover_groups() on its own. Without workers the caller does it alone; a round
+// has no more work than cover_workers_max can share.
 // `stop`, if given, is asked every few milliseconds; once it says yes, nothing is chosen.
 std::vector<int32_t> cover(const float * features, int n, int d, const std::vector<int32_t> & anchors, int k,
-                           int n_threads = 1, const std::function<bool()> & stop = nullptr);
+                           worker_pool * workers = nullptr, const std::function<bool()> & stop = nullptr);
 
 // The same over a symmetric matrix of similarities [n][n]; never grouped.
 std::vector<int32_t> cover_gram(const float * gram, int n, const std::vector<int32_t> & anchors, int k);

@@ -2,6 +2,7 @@
 //   bench-selection [repetitions] [threads...]
 
 #include "halfv-selection.h"
+#include "halfv-workers.h"
 
 #include <algorithm>
 #include <chrono>
@@ -103,7 +104,8 @@ int main(int argc, char ** argv) {
                         halfv::final_norm_features(rows.data(), weight.data(), n, d, features.data());
                     }));
                     for (size_t t = 0; t < threads.size(); ++t) {
-                        t_cover[t].push_back(ms_of([&] { halfv::cover(features.data(), n, d, anchors, k, threads[t]); }));
+                        halfv::worker_pool workers(threads[t]);
+                        t_cover[t].push_back(ms_of([&] { halfv::cover(features.data(), n, d, anchors, k, &workers); }));
                     }
                     t_gram.push_back(ms_of([&] { halfv::cover_gram(gram.data(), n, anchors, k); }));
                 }

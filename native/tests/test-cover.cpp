@@ -3,6 +3,10 @@
 
 #include "selection.h"
 
+#include "halfv-workers.h"
+
+static halfv::worker_pool two(2), three(3);
+
 static void test_cover_exact() {
     randoms r(4);
     for (int round = 0; round < 120; ++round) {
@@ -18,7 +22,7 @@ static void test_cover_exact() {
         const ids want = brute_cover(g, n, anchors, k);
         CHECK(is_selection(want, n, k));
         CHECK(halfv::cover(f.data(), n, d, anchors, k) == want);
-        CHECK(halfv::cover(f.data(), n, d, anchors, k, 3) == want);
+        CHECK(halfv::cover(f.data(), n, d, anchors, k, &three) == want);
         CHECK(halfv::cover_gram(narrow(g).data(), n, anchors, k) == want);
     }
 }
@@ -48,7 +52,7 @@ static void test_cover_features() {
         const ids got = halfv::cover(f.data(), n, d, anchors, k);
         CHECK(is_selection(got, n, k));
         CHECK(contains(got, anchors));
-        CHECK(halfv::cover(f.data(), n, d, anchors, k, 2) == got);
+        CHECK(halfv::cover(f.data(), n, d, anchors, k, &two) == got);
         if (gap > 1e-6) {
             ++compared;
             CHECK(got == want);
@@ -85,10 +89,8 @@ static void test_cover_edges() {
         CHECK(halfv::cover_gram(g.data(), c.n, c.anchors, c.k) == c.want);
     }
     CHECK(halfv::cover(f, 4, 0, { 1 }, 2).empty());
-    CHECK(halfv::cover(f, 4, 2, {}, 2, 0) == (ids{ 0, 2 }));
-    CHECK(halfv::cover(f, 4, 2, {}, 2, -3) == (ids{ 0, 2 }));
-    CHECK(halfv::cover(f, 4, 2, {}, 2, 1, [] { return false; }) == (ids{ 0, 2 }));
-    CHECK(halfv::cover(f, 4, 2, {}, 2, 1, [] { return true; }).empty());
+    CHECK(halfv::cover(f, 4, 2, {}, 2, nullptr, [] { return false; }) == (ids{ 0, 2 }));
+    CHECK(halfv::cover(f, 4, 2, {}, 2, nullptr, [] { return true; }).empty());
 
     // all alike: by index
     const std::vector<float> same(300 * 5, 0.25f);
@@ -200,7 +202,7 @@ static void test_cover_grouped() {
             want.push_back(g.first + i);
         }
     }
-    const ids got = halfv::cover(f.data(), n, d, anchors, k, 2);
+    const ids got = halfv::cover(f.data(), n, d, anchors, k, &two);
     CHECK(is_selection(got, n, k));
     CHECK(contains(got, anchors));
     CHECK(got == want);

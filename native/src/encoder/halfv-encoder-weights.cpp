@@ -1,13 +1,11 @@
 #include "halfv-encoder.h"
 #include "halfv-encoder-settings.h"
-#include "halfv-workers.h"
 
 #include "ggml-alloc.h"
 
 #include <algorithm>
 #include <cstring>
 #include <stdexcept>
-#include <thread>
 
 namespace halfv {
 
@@ -259,7 +257,7 @@ bool encoder_weights::owns(const ggml_tensor * weight) const {
     return planned.count(weight) > 0;
 }
 
-void encoder_weights::set(ggml_tensor * weight, const ggml_tensor * stored, const void * data) const {
+void encoder_weights::set(ggml_tensor * weight, const ggml_tensor * stored, const void * data) {
     if (weight->type == stored->type && ggml_are_same_shape(weight, stored)) {
         ggml_backend_tensor_set(weight, data, 0, ggml_nbytes(weight));
         return;
@@ -272,8 +270,8 @@ void encoder_weights::set(ggml_tensor * weight, const ggml_tensor * stored, cons
     constexpr int64_t ROWS = 64;
     const int n_items = (int) ((stored->ne[1] + ROWS - 1)/ROWS);
     std::vector<float> row_of_item(n_items*n_out); // here and not by the workers, which must not throw
-    worker_pool workers(std::min((int) std::thread::hardware_concurrency(), n_items));
-    workers.each(n_items, [&](int item) {
+    if (!workers) { workers.emplace(n_threads); }
+    workers->each(n_items, [&](int item) {
         float * row = row_of_item.data() + item*n_out;
         const int64_t end = std::min((item + 1)*ROWS, stored->ne[1]);
         for (int64_t i = item*ROWS; i < end; ++i) {

@@ -3,12 +3,14 @@
 // What mtmd asks of us for a vision encoder: attention inside windows, and how its weights are held.
 
 #include "halfv.h"
+#include "halfv-workers.h"
 
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
 
 #include <exception>
 #include <new>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -63,6 +65,8 @@ ggml_tensor * multiply(ggml_context * ctx, ggml_tensor * matrix, ggml_tensor * x
 // Gives the matrices of an encoder the type, the row length and the buffer with which this machine multiplies fastest.
 class encoder_weights {
 public:
+    explicit encoder_weights(int n_threads) : n_threads(n_threads) {}
+
     // Changes tensors of `weights`, which have no memory yet. `graph` is one that uses them.
     void plan(const encoder_settings & settings, ggml_backend_t backend, ggml_cgraph * graph, ggml_context * weights);
 
@@ -73,12 +77,14 @@ public:
     bool owns(const ggml_tensor * weight) const;
 
     // `data` is what the file has, `stored` its type and shape
-    void set(ggml_tensor * weight, const ggml_tensor * stored, const void * data) const;
+    void set(ggml_tensor * weight, const ggml_tensor * stored, const void * data);
 
     // how much larger than in the file they are, in bytes
     int64_t growth = 0;
 
 private:
+    const int n_threads;
+    std::optional<worker_pool> workers; // from the first conversion on
     std::unordered_map<const ggml_tensor *, ggml_backend_buffer_type_t> planned; // null: the backend's own buffer
 };
 
