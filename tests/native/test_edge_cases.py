@@ -371,8 +371,9 @@ def test_profile_of_the_wrong_type_or_incomplete(tmp_path):
         Client(path)
 
 
-def test_bad_profile_can_be_switched_off(tmp_path, monkeypatch):
-    monkeypatch.setenv("HALFV", "off")
+@pytest.mark.parametrize("value", ["off", "0"])
+def test_bad_profile_can_be_switched_off(tmp_path, monkeypatch, value):
+    monkeypatch.setenv("HALFV", value)
     path = make_tiny(tmp_path / "bad.gguf", "llama", profile=FREEZE | {"version": 9})
     with Client(path) as client:
         client.text(QUESTION)
