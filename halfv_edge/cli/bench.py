@@ -64,7 +64,7 @@ def add_command(commands: flags.Commands) -> None:
     running.add_argument("--repeats", metavar="N", type=flags.positive, default=5, help="(%(default)s)")
     running.add_argument("--warm-up", metavar="N", type=flags.count, default=1, help="rounds not counted (%(default)s)")
     running.add_argument("--decode", metavar="N", type=flags.positive, default=32, help="tokens (%(default)s)")
-    running.add_argument("--gpu-layers", metavar="N", type=flags.integer, default=0, help="(%(default)s)")
+    running.add_argument("--gpu-layers", metavar="N", type=flags.integer, default=-1, help="layers on the GPU (all)")
     running.add_argument("--threads", metavar="N", type=flags.positive, help="on the CPU (one per core)")
     running.add_argument("--batch", metavar="N", type=flags.positive, default=2048, help="(%(default)s)")
     running.add_argument("--ubatch", metavar="N", type=flags.positive, default=512, help="(%(default)s)")

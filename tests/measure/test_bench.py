@@ -14,6 +14,7 @@ from halfv_cpp import library
 from PIL import Image
 
 from halfv_edge.cli.main import main
+from halfv_edge.engine.options import ModelOptions
 from halfv_edge.errors import HalfVError
 from halfv_edge.measure import BenchOptions, Progress, RandomModel, run_bench
 from halfv_edge.measure.bench.pictures import photo
@@ -264,3 +265,9 @@ def test_no_worker_is_left_behind(shapes_dir: Path, tmp_path: Path, monkeypatch:
     with pytest.raises(HalfVError, match="holds no llama library"):
         run_bench(model, options=BenchOptions(stock_lib=tmp_path, n_threads=1))
     assert [process.returncode for process in started] == [0]
+
+
+def test_what_runs_where_is_as_in_a_chat() -> None:
+    bench, chat = BenchOptions(), ModelOptions()
+    for name in ("n_gpu_layers", "n_threads", "n_batch", "n_ubatch", "kv_type", "mmproj_type"):
+        assert getattr(bench, name) == getattr(chat, name), name

@@ -46,7 +46,7 @@ class BenchOptions:
     """Rounds before them that do not."""
     n_decode: int = 32
     """Tokens that are generated after each prompt."""
-    n_gpu_layers: int = 0
+    n_gpu_layers: int = -1
     """Layers on the GPU; -1 is all."""
     n_threads: int | None = None
     """On the CPU; None is one per core."""

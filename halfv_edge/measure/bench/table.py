@@ -26,7 +26,9 @@ def bench_table(report: BenchReport) -> str:
 
 def _about(report: BenchReport) -> str:
     about = f"{report.subject} ({report.arch}, {report.weights}), {report.n_threads} threads"
-    about += f", {report.n_gpu_layers} layers on {report.machine['devices']}" if report.n_gpu_layers else ""
+    devices = report.machine["devices"]
+    if report.n_gpu_layers and devices != "CPU":
+        about += f", {'all' if report.n_gpu_layers < 0 else report.n_gpu_layers} layers on {devices}"
     about += "" if report.encoder else "; no vision encoder"
     return about + f"; median (min-max) of {report.repeats}; {report.commit}; {report.machine['cpu']}"
 
