@@ -25,7 +25,7 @@ def grammar(pattern: str) -> str:
 
 
 def character(ranges: gbnf.Ranges) -> str:
-    """GBNF for one character of these, as JSON writes it."""
+    """GBNF for one character of these, as JSON writes it: without control characters that only \\u00XX can write."""
     plain, escaped = [], []
     for low, high in gbnf.normal(ranges):
         start = max(low, FIRST_PLAIN)

@@ -225,7 +225,7 @@ class _Grammar:
             after = self._rule(f'("," ws {member})*')
             first = self._rule(f'({member} ("," ws {member})*)?')
         for name, value in reversed(properties.items()):
-            label = gbnf.literal(json.dumps(name, ensure_ascii=False))
+            label = gbnf.literal(_written(name))
             member = self._rule(f'{label} ":" ws {self._named(value)} ws')
             begins, goes_on = f"{member} {after}".rstrip(), f'"," ws {member} {after}'.rstrip()
             if name not in required:
@@ -322,7 +322,7 @@ class _Grammar:
 def _constant(value: Any) -> str:
     """One value, with the white space that others may have."""
     if not isinstance(value, list | dict):
-        return gbnf.literal(json.dumps(value, ensure_ascii=False))
+        return gbnf.literal(_written(value))
     if isinstance(value, list):
         parts = [f"{_constant(item)} ws" for item in value]
     else:
@@ -344,3 +344,8 @@ def _type_of(value: Any) -> set[str]:
 
 def _without(ranges: gbnf.Ranges, taken: gbnf.Ranges) -> list[tuple[int, int]]:
     return gbnf.all_but([*gbnf.all_but(ranges), *taken])
+
+
+def _written(value: Any) -> str:
+    """As JSON; the delete character is escaped, as in every string of the grammar."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

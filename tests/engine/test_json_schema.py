@@ -90,13 +90,17 @@ def pairs() -> st.SearchStrategy[Pair]:
         st.lists(VALUES, min_size=1, max_size=3).map(lambda some: ({"enum": some}, st.sampled_from(some))),
         VALUES.map(lambda value: ({"const": value}, st.just(value))),
         st.sampled_from(PATTERNS).map(
-            lambda p: ({"type": "string", "pattern": p}, st.from_regex(re.compile(re.sub(r"\$$", r"\\Z", p), re.ASCII)))
+            lambda p: (
+                {"type": "string", "pattern": p},
+                st.from_regex(re.compile(re.sub(r"\$$", r"\\Z", p), re.ASCII)).filter(UNWRITTEN.isdisjoint),
+            )
         ),
     )
     return st.recursive(leaves, lambda inner: arrays(inner) | objects(inner) | either(inner), max_leaves=5)
 
 
 STRINGS_OF = st.characters(exclude_categories=["Cs"])
+UNWRITTEN = set(map(chr, range(0x20))) - set("\b\t\n\f\r") | {"\x7f"}  # for a pattern
 PATTERNS = [
     r"^[a-f\d]{2,4}$",
     r"^(ab|c)*$",
