@@ -90,6 +90,10 @@ bool probe::visit(const ggml_tensor * root) {
 }
 
 void probe::attention(const ggml_tensor * q, const ggml_tensor * k, const ggml_tensor * v, const ggml_tensor * out, int32_t il) {
+    if (!k || !v) {
+        fail("layer " + std::to_string(il) + " reads the cache of another layer");
+        return;
+    }
     const auto fits = [&](const ggml_tensor * t, uint32_t n_head) {
         return t->ne[0] == hparams.n_embd_head_k(il) && t->ne[1] == n_head;
     };
@@ -138,8 +142,8 @@ void probe::done(const llm_graph_result & res) {
 // cutting
 //
 
-static ggml_tensor * stand_in(const llm_graph_context & graph, const ggml_tensor * q, const ggml_tensor * v, const ggml_tensor * wo) {
-    return ggml_new_tensor_2d(graph.ctx0, GGML_TYPE_F32, wo ? wo->ne[1] : v->ne[0]*q->ne[1], graph.n_tokens);
+static ggml_tensor * stand_in(const llm_graph_context & graph, const ggml_tensor * q, const ggml_tensor * wo, int il) {
+    return ggml_new_tensor_2d(graph.ctx0, GGML_TYPE_F32, wo ? wo->ne[1] : graph.hparams.n_embd_head_v(il)*q->ne[1], graph.n_tokens);
 }
 
 static void become_view(ggml_tensor * t, ggml_tensor * of) {
@@ -219,12 +223,12 @@ ggml_tensor * instead_of_attention(const llm_graph_context & graph, ggml_tensor 
     if (!pass.is_part() || (in_range && !pass.probe)) { // layers beyond the last, of drafts, are not ours
         return nullptr;
     }
-    ggml_tensor * res = stand_in(graph, q, v, wo);
+    ggml_tensor * res = stand_in(graph, q, wo, il);
     if (pass.probe) { pass.probe->attention(q, k, v, res, il); }
     return res;
 }
 
-ggml_tensor * after_storing(const llm_graph_context & graph, ggml_tensor * q, ggml_tensor * v, ggml_tensor * wo, int il) {
+ggml_tensor * after_storing(const llm_graph_context & graph, ggml_tensor * q, ggml_tensor * wo, int il) {
     const auto & pass = graph.halfv_pass;
     if (!pass.kv_only(il)) {
         return nullptr;
@@ -233,7 +237,7 @@ ggml_tensor * after_storing(const llm_graph_context & graph, ggml_tensor * q, gg
         throw end_of_pass();
     }
     graph.res->halfv_cut.kept = nodes_of(graph.gf);
-    return stand_in(graph, q, v, wo);
+    return stand_in(graph, q, wo, il);
 }
 
 // Inputs are filled whether or not a pass uses them.
@@ -321,12 +325,6 @@ std::string feature_refusal(const llama_model & model) {
     }
     if (llama_model_is_recurrent(&model) || llama_model_is_hybrid(&model)) {
         return "it has recurrent layers";
-    }
-    if (hparams.swa_type != LLAMA_SWA_TYPE_NONE) {
-        return "it has sliding windows";
-    }
-    if (hparams.is_mla()) {
-        return "its cache holds latent keys alone";
     }
     if (llama_model_has_encoder(&model) || !llama_model_has_decoder(&model) || !takes_plain_cache(model)) {
         return "its memory is not a plain KV cache";

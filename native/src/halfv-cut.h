@@ -35,7 +35,7 @@ ggml_tensor * instead_of_embeddings(const llm_graph_context & graph);
 ggml_tensor * instead_of_attention(const llm_graph_context & graph, ggml_tensor * q, ggml_tensor * k, ggml_tensor * v, ggml_tensor * wo, int il);
 
 // ... and of one whose K and V have just been stored, in a pass that wants no more of it
-ggml_tensor * after_storing(const llm_graph_context & graph, ggml_tensor * q, ggml_tensor * v, ggml_tensor * wo, int il);
+ggml_tensor * after_storing(const llm_graph_context & graph, ggml_tensor * q, ggml_tensor * wo, int il);
 
 // thrown out of a builder
 struct end_of_pass {};

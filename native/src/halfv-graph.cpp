@@ -32,21 +32,22 @@ llm_graph_params with_pass(llm_graph_params params) {
     return params;
 }
 
-llm_graph_input_attn_kv * attn_input::at(int il) {
+template <typename T>
+static int stage_of(const per_stage<T> & stages, const staged_context & staged, int il) {
     for (int s = 0; s < n_stages; ++s) {
-        if (stages[s] && il < staged->bounds()[s + 1]) {
-            return stages[s].get();
+        if (stages[s] && il < staged.bounds()[s + 1]) {
+            return s;
         }
     }
     GGML_ABORT("halfv: layer %d is in no stage of this graph", il);
 }
 
 // The largest tensors of a long context: n_kv times n_ubatch. The mask that each stage has made for itself stays out of the graph.
-void attn_input::share_mask(ggml_context * ctx0) {
-    one_mask = staged->one_mask();
-    llm_graph_input_attn_kv * first = nullptr;
+template <typename T>
+static void share_mask(ggml_context * ctx0, per_stage<T> & stages, const staged_context & staged) {
+    T * first = nullptr;
     for (auto & stage : stages) {
-        if (!stage || !one_mask) {
+        if (!stage || !staged.one_mask()) {
             continue;
         }
         if (!first) {
@@ -55,7 +56,7 @@ void attn_input::share_mask(ggml_context * ctx0) {
         }
         ggml_tensor * mask = first->self_kq_mask;
         ggml_tensor * own  = stage->self_kq_mask;
-        if (staged->is_reserve() && own->ne[0] < mask->ne[0]) { // a smaller cache; nobody runs this graph
+        if (staged.is_reserve() && own->ne[0] < mask->ne[0]) { // a smaller cache; nobody runs this graph
             mask = ggml_view_4d(ctx0, mask, own->ne[0], own->ne[1], own->ne[2], own->ne[3], own->nb[1], own->nb[2], own->nb[3], 0);
         }
         GGML_ASSERT(ggml_are_same_shape(mask, own));
@@ -64,22 +65,8 @@ void attn_input::share_mask(ggml_context * ctx0) {
     }
 }
 
-void attn_input::set_input(const llama_ubatch * ubatch) {
-    bool set = false;
-    for (auto & stage : stages) {
-        if (!stage) {
-            continue;
-        }
-        ggml_tensor * mask = stage->self_kq_mask;
-        if (one_mask && set) { stage->self_kq_mask = nullptr; }
-        stage->set_input(ubatch);
-        stage->self_kq_mask = mask;
-        set = true;
-    }
-}
-
-bool attn_input::can_reuse(const llm_graph_params & params) {
-    staged = as_staged(params.mctx);
+template <typename T>
+static bool can_reuse_stages(per_stage<T> & stages, const staged_context * staged, bool one_mask, const llm_graph_params & params) {
     if (!staged || one_mask != staged->one_mask()) {
         return false;
     }
@@ -94,6 +81,101 @@ bool attn_input::can_reuse(const llm_graph_params & params) {
         }
     }
     return true;
+}
+
+llm_graph_input_attn_kv * attn_input::at(int il) {
+    const int s = stage_of(stages, *staged, il);
+    return windows[s] && hparams.is_swa(il) ? windows[s].get() : stages[s].get();
+}
+
+const window_input * as_window(const llm_graph_input_attn_kv_iswa * inp) {
+    return dynamic_cast<const window_input *>(inp);
+}
+
+// A sliding window is a matter of the mask: the cells of a stage are those of all its layers.
+void attn_input::add_window(ggml_context * ctx0, int s) {
+    if (hparams.swa_type == LLAMA_SWA_TYPE_NONE) {
+        return;
+    }
+    const auto & stage = *stages[s];
+    windows[s] = std::make_unique<llm_graph_input_attn_kv>(hparams, cparams, stage.mctx);
+    auto & window = *windows[s];
+    window.self_k_idxs = stage.self_k_idxs;
+    window.self_v_idxs = stage.self_v_idxs;
+    window.self_k_rot  = stage.self_k_rot;
+    window.self_v_rot  = stage.self_v_rot;
+    window.self_kq_mask = window.self_kq_mask_cnv = ggml_dup_tensor(ctx0, stage.self_kq_mask);
+    ggml_set_input(window.self_kq_mask);
+    ggml_set_name(window.self_kq_mask, "attn_inp_kq_mask_swa");
+}
+
+void attn_input::share_masks(ggml_context * ctx0) {
+    one_mask = staged->one_mask();
+    share_mask(ctx0, stages,  *staged);
+    share_mask(ctx0, windows, *staged);
+}
+
+void attn_input::set_input(const llama_ubatch * ubatch) {
+    bool set = false;
+    for (int s = 0; s < n_stages; ++s) {
+        const auto & stage = stages[s];
+        if (!stage) {
+            continue;
+        }
+        const bool has_mask = one_mask && set;
+        ggml_tensor * mask = stage->self_kq_mask;
+        if (has_mask) { stage->self_kq_mask = nullptr; }
+        stage->set_input(ubatch);
+        stage->self_kq_mask = mask;
+        if (windows[s] && !has_mask) {
+            stage->mctx->set_input_kq_mask(windows[s]->self_kq_mask, ubatch, cparams.causal_attn, true);
+        }
+        set = true;
+    }
+}
+
+bool attn_input::can_reuse(const llm_graph_params & params) {
+    staged = as_staged(params.mctx);
+    if (!can_reuse_stages(stages, staged, one_mask, params)) {
+        return false;
+    }
+    for (int s = 0; s < n_stages; ++s) {
+        if (windows[s]) { windows[s]->mctx = stages[s]->mctx; }
+    }
+    return true;
+}
+
+llm_graph_input_attn_k * latent_input::at(int il) {
+    return stages[stage_of(stages, *staged, il)].get();
+}
+
+llm_graph_input_attn_k * latent_at(llm_graph_input_attn_k * inp, int il) {
+    auto * latent = dynamic_cast<latent_input *>(inp);
+    return latent ? latent->at(il) : inp;
+}
+
+void latent_input::share_masks(ggml_context * ctx0) {
+    if (staged) {
+        one_mask = staged->one_mask();
+        share_mask(ctx0, stages, *staged);
+    }
+}
+
+void latent_input::set_input(const llama_ubatch * ubatch) {
+    bool set = false;
+    for (auto & stage : stages) {
+        if (!stage) {
+            continue;
+        }
+        stage->mctx->set_input_k_idxs(stage->self_k_idxs, ubatch);
+        if (!(one_mask && set)) { stage->mctx->set_input_kq_mask(stage->self_kq_mask, ubatch, cparams.causal_attn); }
+        set = true;
+    }
+}
+
+bool latent_input::can_reuse(const llm_graph_params & params) {
+    staged = as_staged(params.mctx);
+    return can_reuse_stages(stages, staged, one_mask, params);
 }
 
 // states that a pass takes up where another ended

@@ -268,7 +268,8 @@ size_t staged_memory::cell_bytes(int s) const {
     const auto & kv = *stages[s];
     size_t bytes = 0;
     for (const uint32_t il : kv.get_layer_ids()) {
-        bytes += ggml_row_size(kv.type_k(), hparams.n_embd_k_gqa(il)) + ggml_row_size(kv.type_v(), hparams.n_embd_v_gqa(il));
+        bytes += ggml_row_size(kv.type_k(), hparams.n_embd_k_gqa(il));
+        if (!hparams.is_mla()) { bytes += ggml_row_size(kv.type_v(), hparams.n_embd_v_gqa(il)); } // latent keys are values as well
     }
     return bytes;
 }

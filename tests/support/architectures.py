@@ -64,14 +64,16 @@ def why_not(path: Path) -> str:
     raise AssertionError(f"{path}: not supported, and takes a profile")
 
 
-def tell(client: Client, masking: Masking | None = None) -> np.ndarray:
+def tell(client: Client, masking: Masking | None = None, causal: bool = True) -> np.ndarray:
     """Text, a picture, a question: the logits at its end and of some tokens more."""
     begin = masking.begin if masking else lambda _: None
     begin(len(PREFIX))
     client.text(PREFIX, logits_last=False)
     begin(ROWS * COLS)
     pos = grid_positions(client.next_pos[0], ROWS, COLS) if client.is_mrope else None
+    llama_h.llama_set_causal_attn(client.ctx, causal)
     client.image(tiny_image(ROWS * COLS, client.n_embd_inp), pos)
+    llama_h.llama_set_causal_attn(client.ctx, True)
     begin(len(QUESTION))
     client.text(QUESTION)
     logits = [client.logits().copy()]
@@ -91,7 +93,9 @@ def masking_of(profile: dict, kept: list[int], deep: list[int]) -> Masking:
     return Masking({profile["ivr.layer"]: gone}, {profile["ssr.layer"]: rest})
 
 
-def told(path: Path, profile: dict | None = None, masking: Masking | None = None) -> tuple[np.ndarray, list[list[int]]]:
+def told(
+    path: Path, profile: dict | None = None, masking: Masking | None = None, causal: bool = True
+) -> tuple[np.ndarray, list[list[int]]]:
     """Logits, and the tokens of the picture that reached stages II and III."""
     with Client(
         path,
@@ -99,7 +103,7 @@ def told(path: Path, profile: dict | None = None, masking: Masking | None = None
         on_model=lambda model: pruned.set_profile(model, profile) if profile else None,
         on_tensor=masking.callback if masking else None,
     ) as client:
-        logits = tell(client, masking)
+        logits = tell(client, masking, causal)
         return logits, [list(pruned.kept(client, 0, stage)) for stage in (2, 3)] if profile else []
 
 

@@ -64,8 +64,11 @@ class Masking:
                 self._freeze(tensor.rows(), int(layer))
             return True
         # asked about once what comes before its layer is done
-        if ask and name == "kq_soft_max" and int(layer) in self.gone:
-            Tensor.from_address(tensor.src[1]).rows()[:, self.gone[int(layer)]] = -np.inf
+        if ask and name == "kq_soft_max":
+            mask = Tensor.from_address(tensor.src[1]).rows()  # of all layers, or of those with a window
+            for since, tokens in self.gone.items():
+                if int(layer) >= since:
+                    mask[:, tokens] = -np.inf
         return False
 
     def _freeze(self, states: np.ndarray, layer: int) -> None:
