@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from halfv_cpp import llama_h
 
-from tests.support import ROOT, architectures
-from tests.support.architectures import MODES, WHOLE, masking_of, told
+from halfv_edge.testing.client import Client
+from tests.support import ROOT, architectures, pruned
+from tests.support.architectures import (
+    COLS,
+    MODES,
+    NEXT_TOKENS,
+    PREFIX,
+    QUESTION,
+    ROWS,
+    TOP,
+    WHOLE,
+    masking_of,
+    tell,
+    told,
+)
+from tests.support.tiny_models import tiny_image
 
 LISTED = architectures.listed()
 PRUNED = [name for name, reason in LISTED.items() if not reason]
@@ -54,3 +71,39 @@ def test_pruned(name: str, causal: bool, program: Path, tmp_path: Path) -> None:
             error = np.abs(logits - expected).max()
             assert error < 2e-5 * np.abs(stock).max()  # ggml looks GELU up in a table of f16
             assert error * 20 < np.abs(logits - stock).max()  # or nothing would be tested
+
+
+# a plain cache, sliding windows, latent keys
+@pytest.mark.parametrize("name", ["llama", "gemma3", "deepseek2"])
+def test_small_micro_batches_two_sequences_and_states(name: str, program: Path, tmp_path: Path) -> None:
+    path = architectures.save(program, name, tmp_path)[0]
+    expected, (kept, _) = told(path, TOP)
+
+    def connect(**options: Any) -> Client:
+        return Client(path, n_ctx=512, on_model=lambda model: pruned.set_profile(model, TOP), **options)
+
+    with connect(n_ubatch=16) as client:
+        np.testing.assert_allclose(tell(client), expected, rtol=0, atol=1e-5)
+
+    with connect(n_seq_max=2) as client:
+        client.text(QUESTION, seq=1)
+        alone = [client.logits().copy(), client.decode(NEXT_TOKENS[0], seq=1).copy()]
+        np.testing.assert_allclose(tell(client), expected, rtol=0, atol=1e-5)
+        assert list(pruned.kept(client, 0, 2)) == kept
+        llama_h.llama_memory_seq_rm(client.memory, 1, -1, -1)
+        client.next_pos[1] = 0
+        client.text(QUESTION, seq=1)
+        again = [client.logits().copy(), client.decode(NEXT_TOKENS[0], seq=1).copy()]
+        np.testing.assert_allclose(again, alone, rtol=0, atol=1e-5)
+
+    with connect() as client, connect() as other:
+        client.text(PREFIX, logits_last=False)
+        client.image(tiny_image(ROWS * COLS, client.n_embd_inp), None)
+        size = llama_h.llama_state_seq_get_size(client.ctx, 0)
+        data = (ctypes.c_uint8 * size)()
+        assert llama_h.llama_state_seq_get_data(client.ctx, data, size, 0) == size
+        assert llama_h.llama_state_seq_set_data(other.ctx, data, size, 0) == size
+        other.next_pos[0] = client.next_pos[0]
+        other.text(QUESTION)
+        logits = [other.logits().copy(), *(other.decode(token).copy() for token in NEXT_TOKENS)]
+        np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)
