@@ -53,7 +53,7 @@ def test_tokens_are_computed_together(vlms: Vlms, monkeypatch: pytest.MonkeyPatc
         evaluate(contexts, tokens)
 
     monkeypatch.setattr(Context, "evaluate_together", count)
-    outcomes = list(model.answer_many([(NEXT, ())] * 6, together=3, grammar=LONG, max_tokens=10))
+    outcomes = list(model.answer_many([(NEXT, ())] * 6, together=3, grammar="root ::= [a-z]{900}", max_tokens=10))
     assert [one.stats.n_generated for one in outcomes] == [10] * 6
     assert sum(sizes) == 6 * 9 and max(sizes) == 3 and len(sizes) < 30
 

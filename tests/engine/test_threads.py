@@ -62,9 +62,9 @@ def test_a_chat_answers_while_the_picture_of_another_is_encoded(ahead: bool, vlm
         work = (lambda: one.add_image(picture(1))) if ahead else lambda: one.answer(QUESTION, picture(1), max_tokens=2)
         encoding, _ = in_thread(work)
         assert slow.is_in.wait(PATIENCE_SEC)
-        answering, found = in_thread(lambda: two.answer(NEXT, grammar=LONG, max_tokens=20))
+        answering, found = in_thread(lambda: two.answer(NEXT, grammar=LONG))
         answering.join(PATIENCE_SEC)
-        assert found and isinstance(found[0], str) and two.stats.n_generated == 20
+        assert found and len(found[0]) == 60
         with model.chat() as three:  # and others may be opened and closed
             assert three.answer(NEXT, grammar=LONG, max_tokens=2)
         assert encoding.is_alive() and one.messages == []
