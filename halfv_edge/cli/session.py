@@ -255,7 +255,7 @@ class Session:
                 self.out.dim("(Ctrl-C again leaves, and so does Ctrl-D)")
                 continue
             try:
-                if not self._one(line):
+                if not self._take_line(line):
                     return 0
             except HalfVError as error:
                 self.out.say(errors.in_words(error))
@@ -266,12 +266,12 @@ class Session:
         """Questions and commands from a pipe or a file: one per line, and the first mistake ends it."""
         while True:
             try:
-                if not self._one(self.out.read()):
+                if not self._take_line(self.out.read()):
                     return 0
             except EOFError:
                 return 0
 
-    def _one(self, line: str) -> bool:
+    def _take_line(self, line: str) -> bool:
         """One question or command; False to leave."""
         if not line:
             return True
