@@ -289,6 +289,7 @@ HALFV_REASON_UNASKED = 6
 #     int64_t  us_stage3;
 #     uint32_t kv_cells[3];    // in use by this sequence, per stage
 #     uint64_t kv_bytes[3];
+#     uint32_t kv_size[3];     // cells that a stage has, for this sequence or, if unified, for all of them
 # };
 @structure
 class halfv_stats(Structure):  # noqa: N801
@@ -310,6 +311,7 @@ class halfv_stats(Structure):  # noqa: N801
     us_stage3: Int64
     kv_cells: Annotated[Any, c_uint32 * 3]
     kv_bytes: Annotated[Any, c_uint64 * 3]
+    kv_size: Annotated[Any, c_uint32 * 3]
 
     def __init__(self) -> None:
         super().__init__(sizeof(halfv_stats))

@@ -7,7 +7,7 @@ import ctypes
 import itertools
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeGuard
 
 import halfv_cpp
@@ -52,14 +52,23 @@ def common(items: Sequence[Item], others: Sequence[Item]) -> int:
 class Context:
     """A llama_context, the items that one sequence of it holds, and their positions.
 
-    Several may share a llama_context, each with a sequence and an equal part of the cells: see `sequences`.
+    Several may share a llama_context, each with a sequence and an equal part of the cells: see `sequences`. One that is
+    alone may have `roomier`, which makes a llama_context to go on in when text has filled this one's deeper stages.
     """
 
-    def __init__(self, pointer: int, encoder: Encoder, seq: int = SEQ, n_seq: int = 1):
+    def __init__(
+        self,
+        pointer: int,
+        encoder: Encoder,
+        seq: int = SEQ,
+        n_seq: int = 1,
+        roomier: Callable[[], int] | None = None,
+    ):
         self.pointer = pointer  # 0 when it is closed
         self.encoder = encoder
         self.seq = seq
         self._n_seq = n_seq
+        self._roomier = roomier
         self.items: list[Item] = []
         self.n_evaluated = 0  # tokens and visual tokens that went through llama_decode
         self.decode_sec = 0.0
@@ -71,14 +80,19 @@ class Context:
         self.is_own = False  # made as the model's own ones are
         self.n_cells = 0
         self._stop = ctypes.create_string_buffer(2)  # "" or "\1"
-        llama_h.llama_set_abort_callback(pointer, ABORT, ctypes.cast(self._stop, ctypes.c_void_p))
+        self._obey_stop()
+        sizes = self.stats().get("kv_size", ())
+        self._has_small_stage = 0 < min(filter(None, sizes), default=0) < self.n_ctx
+
+    def _obey_stop(self) -> None:
+        llama_h.llama_set_abort_callback(self.pointer, ABORT, ctypes.cast(self._stop, ctypes.c_void_p))
 
     def sequences(self) -> list[Context]:
         """One for each sequence of this llama_context. This one is the first, and the one to close; all stop as one."""
         others = [Context(self.pointer, self.encoder, seq, self._n_seq) for seq in range(1, self._n_seq)]
         for other in others:
             other._stop = self._stop
-        llama_h.llama_set_abort_callback(self.pointer, ABORT, ctypes.cast(self._stop, ctypes.c_void_p))
+        self._obey_stop()
         return [self, *others]
 
     def request_stop(self, wanted: bool = True) -> None:
@@ -104,6 +118,15 @@ class Context:
         else:
             llama_h.llama_memory_seq_rm(self.memory, self.seq, -1, -1)
         self.items, self._starts, self._next, self.n_cells = [], [], 0, 0
+
+    @property
+    def n_left(self) -> int:
+        """Tokens of text that still fit."""
+        left = [self.n_ctx - self.n_cells]
+        if self._has_small_stage and not self._roomier:
+            stats = self.stats()
+            left += [size - used for size, used in zip(stats["kv_size"], stats["kv_cells"], strict=True) if size]
+        return min(left)
 
     def common(self, items: Sequence[Item]) -> int:
         return common(self.items, items)
@@ -156,11 +179,9 @@ class Context:
 
     def _text(self, tokens: Sequence[int], output: bool) -> None:
         flags = [False] * (len(tokens) - 1) + [output]
+        positions = range(self._next, self._next + len(tokens))
         with self._timed():
-            log.clear()
-            self._check(
-                self._decode(tokens, range(self._next, self._next + len(tokens)), [self.seq] * len(tokens), flags)
-            )
+            self._run(lambda: self._decode(tokens, positions, [self.seq] * len(tokens), flags), len(tokens))
         self._append(tokens)
 
     def _decode(
@@ -210,15 +231,18 @@ class Context:
         assert chunk.embd is not None
         after = ctypes.c_int32(self._next)
         values = chunk.embd.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-        with self._timed():
-            log.clear()
+
+        def decode() -> int:
             rc = mtmd_helper_h.mtmd_helper_decode_image_chunk(
                 self.encoder.pointer, self.pointer, chunk.pointer, values, self._next, self.seq, self.n_batch,
                 ctypes.byref(after), mtmd_helper_h.mtmd_helper_post_decode_callback(0), None,
             )  # fmt: skip
             if rc != 0:  # of a picture in several batches some may be in
                 llama_h.llama_memory_seq_rm(self.memory, self.seq, self._next, -1)
-            self._check(rc)
+            return int(rc)
+
+        with self._timed():
+            self._run(decode, chunk.n_tokens)
         self._starts.append(self._next)
         self.items.append(chunk)
         self._next = after.value
@@ -233,17 +257,41 @@ class Context:
         finally:
             self.decode_sec += time.perf_counter() - start
 
-    def _check(self, rc: int) -> None:
-        if rc == 0:
-            return
-        if self.stopping:
-            raise StoppedError
-        if rc == 1 and "halfv.visual_share" in log.text():
+    def _run(self, decode: Callable[[], int], n_tokens: int) -> None:
+        """Decode, in a roomier context where text has filled a deeper stage of this one."""
+        log.clear()
+        rc = decode()
+        stage_is_full = rc == 1 and self._has_small_stage and self.n_cells + n_tokens <= self.n_ctx
+        if stage_is_full and self._roomier:
+            self._move(self._roomier())
+            log.clear()
+            rc = decode()
+        elif stage_is_full:
             raise HalfVError(
                 "Text and kept visual tokens fill the deeper layers' share of the context",
                 hint="start over, or load with a smaller {visual_share} or a larger {n_ctx}",
                 settings={"visual_share": None, "n_ctx": None},
             )
+        self._check(rc)
+
+    def _move(self, pointer: int) -> None:
+        """Go on in another llama_context, with all that this one holds."""
+        size = llama_h.llama_state_seq_get_size(self.pointer, self.seq)
+        state = (ctypes.c_uint8 * size)()
+        size = llama_h.llama_state_seq_get_data(self.pointer, state, size, self.seq)
+        if llama_h.llama_state_seq_set_data(pointer, state, size, self.seq) != size:
+            llama_h.llama_free(pointer)
+            raise RunError(f"The conversation could not move to a larger context: {log.last_words()}.")
+        llama_h.llama_free(self.pointer)
+        self.pointer, self._roomier, self.is_own = pointer, None, False
+        self._has_small_stage = False
+        self._obey_stop()
+
+    def _check(self, rc: int) -> None:
+        if rc == 0:
+            return
+        if self.stopping:
+            raise StoppedError
         if rc == 1:
             raise HalfVError(
                 f"The context of {self.n_ctx} tokens is full",
@@ -266,6 +314,9 @@ class Context:
         """Choose the coverage of the pictures that wait, and carry it through stage II."""
         with self._timed():
             rc = halfv_h.halfv_prepare(self.pointer, self.seq)
+            if rc == halfv_h.HALFV_ERR_MEMORY and self._roomier:
+                self._move(self._roomier())
+                rc = halfv_h.halfv_prepare(self.pointer, self.seq)
         if rc == halfv_h.HALFV_ERR_COMPUTE and self.stopping:
             raise StoppedError
         if rc not in (halfv_h.HALFV_OK, halfv_h.HALFV_NOTHING, halfv_h.HALFV_ERR_UNSUPPORTED):

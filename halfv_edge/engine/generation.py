@@ -101,7 +101,7 @@ class Generation:
     def is_full(self) -> bool:
         """Whether no other token may come."""
         context = self.conversation.context
-        if len(self._tokens) == self._max_tokens or context.n_cells + 1 > context.n_ctx:
+        if len(self._tokens) == self._max_tokens or context.n_left < 1:
             self._ended = "length"
         return self._ended == "length"
 

@@ -15,6 +15,7 @@ from halfv_edge.engine.encoder import MMPROJ_TYPES
 from halfv_edge.errors import HalfVError
 from halfv_edge.profile.profile import Profile
 
+FIRST_VISUAL_SHARE = 0.75  # of a context that may grow
 FLASH = {"auto": -1, False: 0, True: 1}
 LEAST = {
     "n_ctx": 1,
@@ -46,8 +47,9 @@ class ModelOptions:
     """In place of the profile's, for Qwen-VL: patches within so many of 255 levels of what their neighbours predict
     stay out of the encoder; 0 are equal ones, "off" is none."""
     visual_share: float | None = None
-    """Of n_ctx, set aside for visual tokens, in place of the profile's: with 0.75 text has a quarter of it, and the KV
-    cache of deeper layers is as much smaller as tokens are pruned. 0: text may fill all of it."""
+    """Of n_ctx, set aside for visual tokens: with 0.75 text has a quarter of it, and the KV cache of deeper layers is
+    as much smaller as tokens are pruned. 0: text may fill all of it from the start. None: the profile's; where that
+    names none, a chat begins with 0.75 and moves to 0 when its text needs that, so that nothing is refused."""
     n_ctx: int | None = None
     """Tokens of a conversation, pictures included; None is 8192, or what the model was trained for if that is less."""
     n_gpu_layers: int = -1
@@ -72,7 +74,8 @@ class ModelOptions:
     image_cache_mb: int = 512
     """Memory for encoded pictures that no chat uses."""
     undo_mb: int = 256
-    """For choosing again when a question is removed; a picture without room there is not pruned."""
+    """For choosing again when a question is removed; a picture without room there is not pruned. 0: nothing is chosen
+    again, and no room is needed: pictures keep the tokens of the question that they were first asked."""
     verbose: bool = False
     """llama.cpp's log on stderr, that of every model, as long as this one is open."""
 

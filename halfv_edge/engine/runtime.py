@@ -23,7 +23,7 @@ from halfv_edge.engine.context import Context, Item
 from halfv_edge.engine.encoder import Encoded, Encoder, find_mmproj
 from halfv_edge.engine.images import Picture
 from halfv_edge.engine.model_profile import if_supported, resolve_profile
-from halfv_edge.engine.options import FLASH, AnswerOptions, ModelOptions
+from halfv_edge.engine.options import FIRST_VISUAL_SHARE, FLASH, AnswerOptions, ModelOptions
 from halfv_edge.engine.template import Template
 from halfv_edge.engine.turn_lock import TurnLock
 from halfv_edge.errors import HalfVError
@@ -218,6 +218,24 @@ class Runtime:
             spare.close()  # who measures needs the memory
         encoder = encoder or self.encoder
         n_ctx = n_ctx or self.n_ctx
+        wanted = self.profile if profile == "own" else profile
+        undo_bytes = self.options.undo_mb << 20 if undo_bytes is None else undo_bytes
+
+        def make(profile: Profile | None) -> int:
+            pointer = self._make_pointer(profile, n_ctx, encoder, n_seq)
+            set_undo(pointer, undo_bytes)
+            return pointer
+
+        may_grow = profile == "own" and n_seq == 1 and self.options.visual_share is None
+        if may_grow and wanted and wanted.visual_share == 0:
+            small = dataclasses.replace(wanted, visual_share=FIRST_VISUAL_SHARE)
+            context = Context(make(small), encoder, roomier=lambda: make(wanted))
+        else:
+            context = Context(make(wanted), encoder, n_seq=n_seq)
+        context.is_own = is_own
+        return context
+
+    def _make_pointer(self, profile: Profile | None, n_ctx: int, encoder: Encoder, n_seq: int) -> int:
         params = llama_h.llama_context_default_params()
         params.n_ctx = n_ctx * n_seq
         params.n_batch = self.options.n_batch
@@ -227,7 +245,7 @@ class Runtime:
         params.flash_attn_type = FLASH[self.options.flash_attn]
         params.type_k = params.type_v = TENSOR_TYPES[self.options.kv_type].ggml_type
         log.clear()
-        with self._in_force(self.profile if profile == "own" else profile):
+        with self._in_force(profile):
             pointer = llama_h.llama_init_from_model(self.pointer, params)
         if not pointer:
             if log.out_of_memory():
@@ -237,13 +255,7 @@ class Runtime:
                     settings={"n_ctx": None, "kv_type": "q8_0"},
                 )
             raise HalfVError(f"No context can be made for {self.path.name}: {log.last_words()}.")
-        if undo_bytes is None:
-            undo_bytes = self.options.undo_mb << 20
-        halfv_cpp.halfv_set_undo_bytes(pointer, undo_bytes)
-        halfv_cpp.halfv_set_undo(pointer, undo_bytes > 0)  # with none, nothing limits what is pruned
-        context = Context(pointer, encoder, n_seq=n_seq)
-        context.is_own = is_own
-        return context
+        return int(pointer)
 
     def take_back(self, context: Context) -> None:
         """A context that is not needed any more; one is kept for the next."""
@@ -373,3 +385,9 @@ class Runtime:
         pointer = llama_h.llama_get_logits_ith(context.pointer, row)
         values: np.ndarray = np.ctypeslib.as_array(pointer, (self.n_vocab,)).copy()
         return values
+
+
+def set_undo(context: int, undo_bytes: int) -> None:
+    """What a llama_context may take to undo removed questions; with 0 they stay, and nothing limits pruning."""
+    halfv_cpp.halfv_set_undo_bytes(context, undo_bytes)
+    halfv_cpp.halfv_set_undo(context, undo_bytes > 0)

@@ -24,6 +24,7 @@ from halfv_cpp import llama_h, log
 
 from halfv_edge.engine import encoder, images, model_profile, stats
 from halfv_edge.engine import options as engine_options
+from halfv_edge.engine import runtime as engine_runtime
 from halfv_edge.engine.context import SEQ, Context, Item
 from halfv_edge.engine.encoder import Chunk, Encoded, Encoder
 from halfv_edge.engine.stats import Stats
@@ -66,7 +67,7 @@ class HalfVChatHandler:
         profile: Profile | Mapping[str, Any] | str | Path | None = None,
         keep: float | None = None,
         pixel_tau: float | Literal["off"] | None = None,
-        reselect: bool = False,
+        visual_share: float | None = None,
         mmproj_type: str = "auto",
         image_max_tokens: int | None = None,
         image_cache_mb: int = 512,
@@ -76,9 +77,7 @@ class HalfVChatHandler:
 
         like: the handler whose prompt format is used; by default that is the chat template in the GGUF.
         profile, keep, pixel_tau, mmproj_type, image_max_tokens, image_cache_mb, undo_mb: as in
-        halfv_edge.engine.model.Model.load.
-        reselect: an edited question chooses its visual tokens anew, as if the conversation came for the first time.
-        Without it those of the former question stay and the ones that matter to the new one join them: that is faster.
+        halfv_edge.engine.options.ModelOptions. visual_share too, but None is the profile's own.
         """
         self.stats = Stats()  # of the last request
         self.profile: Profile | None = None  # in force, from the first request on
@@ -89,7 +88,7 @@ class HalfVChatHandler:
         self._wanted = profile
         self._keep = keep
         self._pixel_tau = pixel_tau
-        self._reselect = reselect
+        self._visual_share = visual_share
         engine_options.check_choice("mmproj_type", mmproj_type, encoder.MMPROJ_TYPES)
         self._mmproj_type = mmproj_type
         self._image_max_tokens = image_max_tokens
@@ -184,7 +183,7 @@ class HalfVChatHandler:
         log.capture()
         showing = log.Showing() if llama.verbose else None
         about = model_file.ModelFile.read(llama.model_path)
-        wanted = model_profile.resolve_profile(about, self._wanted, self._keep, self._pixel_tau)
+        wanted = model_profile.resolve_profile(about, self._wanted, self._keep, self._pixel_tau, self._visual_share)
         resolved = model_profile.if_supported(wanted, llama.model, about.path)
         _set_profile(llama, resolved.profile)  # before the encoder, which takes pixel_tau from the model
         flash_attn = llama.context_params.flash_attn_type == llama_h.LLAMA_FLASH_ATTN_TYPE_ENABLED
@@ -203,8 +202,7 @@ class HalfVChatHandler:
         )
         self.profile = resolved.profile
         self.profile_source = f"preset {resolved.preset}" if resolved.preset else resolved.source
-        halfv_cpp.halfv_set_undo_bytes(llama.ctx, self._undo_bytes)
-        halfv_cpp.halfv_set_undo(llama.ctx, self._reselect)
+        engine_runtime.set_undo(llama.ctx, self._undo_bytes)
         self._session = _Session(llama, vision, showing)
         return self._session
 
@@ -223,7 +221,7 @@ class HalfVChatHandler:
         context.check_room(list(itertools.chain(*parts)), "This conversation")
         encode_sec = [session.encoder.encode(encoded) or 0.0 for encoded in fresh]
         session.remember({urls[mark]: picture for mark, picture in pictures.items()})
-        session.evaluate(llama, list(itertools.chain(*parts)), self._reselect)
+        session.evaluate(llama, list(itertools.chain(*parts)))
         self.stats = Stats(
             ttft_sec=time.perf_counter() - start,
             encode_sec=sum(encode_sec),
@@ -233,7 +231,7 @@ class HalfVChatHandler:
             **_pruning(context, counted),
         )
         # pictures with M-RoPE fill more cells than positions, and positions are what llama_cpp counts
-        room = context.n_ctx - context.n_cells
+        room = context.n_left
         wanted = sampling.pop("max_tokens", None) or 0
         sampling |= {"prompt": context.ids().tolist(), "max_tokens": min(wanted, room) if wanted > 0 else room}
         return llama.create_completion(**sampling)
@@ -277,7 +275,6 @@ class _Session:
         self.context = _SharedContext(llama, vision)
         self.by_url: dict[str, _Seen] = {}  # pictures of the last request
         self.by_digest: dict[str, list[Item]] = {}
-        self._chosen: list[tuple[int, int]] = []  # items: first picture and end of each prompt that chose tokens
         self.is_open = True
         llama._stack.callback(self.close)  # runs before the model and the context go
 
@@ -295,26 +292,18 @@ class _Session:
         for digest, items in self.by_digest.items():
             self.context.name_chunks(digest, [item for item in items if isinstance(item, Chunk)])
 
-    def evaluate(self, llama: llama_cpp.Llama, items: list[Item], reselect: bool) -> None:
+    def evaluate(self, llama: llama_cpp.Llama, items: list[Item]) -> None:
         """Make the context hold the prompt, from what it has in common with it."""
         context, ready = self.context, False
         context.catch_up(llama)
         try:
-            shared = same = context.common(items)
-            if reselect:
-                same = min([same, *(first for first, end in self._chosen if first < same < end)])
-            context.truncate(min(same, len(items) - 1))  # something must give logits
-            same = len(context.items)
-            self._chosen = [(first, end) for first, end in self._chosen if first < same]
-            if shared < len(items) and any(isinstance(item, Chunk) for item in context.items):
-                context.top_up()
-            context.evaluate(items[same:], output=True)
+            shared = context.common(items)
+            context.truncate(min(shared, len(items) - 1))  # something must give logits
+            context.top_up()  # of pictures that earlier questions have settled, if there are any
+            context.evaluate(items[len(context.items) :], output=True)
             ready = True
         finally:
             context.hand_over(llama, ready)
-        first = next((at for at in range(same, len(items)) if isinstance(items[at], Chunk)), None)
-        if first is not None:
-            self._chosen.append((first, len(items)))
 
 
 class _SharedContext(Context):

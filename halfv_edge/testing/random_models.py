@@ -59,7 +59,8 @@ def write_model(
     """Write a random model and return its path.
 
     `profile` holds halfv.* keys without the prefix; only the keys given are written, and `version` (1 unless given).
-    `extra_meta` overrides or adds metadata, `**{"some.key": value}`; a (value, GGUFValueType) pair forces the type.
+    `extra_meta` overrides or adds metadata, `**{"some.key": value}`; a (value, GGUFValueType) pair forces the type,
+    of a list that of its elements.
     """
     head_dim = head_dim or n_embd // n_head
     if arch not in ARCHS:
@@ -185,7 +186,10 @@ def write_gguf(
     for key, value in meta.items():
         if key != "general.architecture":
             value, type_ = value if isinstance(value, tuple) else (value, _value_type(value))
-            writer.add_key_value(key, value, type_)
+            if isinstance(value, list) and type_ != GGUFValueType.ARRAY:
+                writer.add_key_value(key, value, GGUFValueType.ARRAY, type_)
+            else:
+                writer.add_key_value(key, value, type_)
 
     def stored_type(shape: tuple[int, ...]) -> GGMLQuantizationType:
         return ftype if len(shape) == 2 else GGMLQuantizationType.F32

@@ -195,6 +195,7 @@ struct halfv_stats {
     int64_t  us_stage3;
     uint32_t kv_cells[3];    // in use by this sequence, per stage
     uint64_t kv_bytes[3];
+    uint32_t kv_size[3];     // cells that a stage has, for this sequence or, if unified, for all of them
 };
 
 // HALFV_OK, HALFV_ERR_ARGUMENT, HALFV_ERR_UNSUPPORTED

@@ -233,6 +233,7 @@ int32_t halfv_get_stats(const llama_context * ctx, llama_seq_id seq, halfv_stats
         for (int stage = 0; stage < halfv::n_stages; ++stage) {
             stats.kv_cells[stage] = memory.n_cells(stage, seq);
             stats.kv_bytes[stage] = stats.kv_cells[stage]*memory.cell_bytes(stage);
+            stats.kv_size [stage] = memory.stage_size(stage);
         }
         halfv::write_sized(out, stats);
         return HALFV_OK;

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <set>
 #include <stdexcept>
 
@@ -19,7 +20,7 @@ namespace halfv {
 //
 
 // cells of a stage in a context of n_ctx tokens: as many as are asked for, or as the profile's shares come to
-static uint32_t stage_size(const halfv_profile & p, int s, uint32_t n_ctx, uint32_t wanted) {
+static uint32_t cells_of_stage(const halfv_profile & p, int s, uint32_t n_ctx, uint32_t wanted) {
     const double reach[n_stages] = { 1.0, p.ivr_keep, p.ssr_rest == HALFV_REST_FROZEN ? p.ivr_keep : std::min(p.ivr_keep, p.ssr_update) };
     const double shares = std::ceil(n_ctx*(1.0 - p.visual_share*(1.0 - reach[s])));
     const uint64_t n = wanted > 0 ? wanted : std::max<uint64_t>(1, shares);
@@ -43,7 +44,7 @@ staged_memory::staged_memory(const llama_model & model, const llama_memory_param
         if (!has_stage(s)) {
             continue;
         }
-        const uint32_t size   = stage_size(profile, s, cparams.n_ctx_seq, wanted[s]);
+        const uint32_t size   = cells_of_stage(profile, s, cparams.n_ctx_seq, wanted[s]);
         const int32_t  first  = bounds[s], last = bounds[s + 1];
 
         stages[s] = std::make_unique<llama_kv_cache>(
@@ -151,7 +152,7 @@ void staged_memory::undo(llama_seq_id seq_id, llama_pos last_before) {
     if (it == sequences.end() || !undoes) {
         return;
     }
-    for (const auto & left : it->second.undo(last_before, seq_pos_max(seq_id))) {
+    for (const auto & left : it->second.undo(last_before, seq_pos_max(seq_id), adapters)) {
         alike[0] = false;
         for (int s = 1; s < n_stages; ++s) {
             if (!stages[s]) {
@@ -238,6 +239,11 @@ uint64_t staged_memory::undo_bytes() const {
     return res;
 }
 
+void staged_memory::use_adapters(uint64_t now) {
+    adapters = now;
+    for (auto & [id, s] : sequences) { undo(id, std::numeric_limits<llama_pos>::max()); }
+}
+
 void staged_memory::forget_questions() {
     for (auto & [id, s] : sequences) { s.turns.clear(); }
 }
@@ -259,6 +265,32 @@ uint32_t staged_memory::n_cells(int s, llama_seq_id seq_id) const {
         return 0;
     }
     return stages[s]->get_cells(seq_id).seq_pos_get(seq_id).size();
+}
+
+uint32_t staged_memory::stage_size(int s) const {
+    return stages[s] ? stages[s]->get_size() : 0;
+}
+
+// Text may fill a stage that is smaller than the context long before the context: the log says so once before it does,
+// and whenever a batch was refused for it.
+void staged_memory::warn_of_little_room(int s, const std::vector<llama_ubatch> & ubatches, bool fits) {
+    const uint32_t size = stage_size(s);
+    if (size == stage_size(0)) {
+        return;
+    }
+    if (!fits) {
+        LLAMA_LOG_WARN("HalfV: stage %d is full: it has cells for %u tokens, text and kept visual ones, with halfv.visual_share = %.3g\n",
+                s + 1, size, profile.visual_share);
+        return;
+    }
+    uint32_t used = 0;
+    for (uint32_t stream = 0; stream < n_stream(); ++stream) { used = std::max(used, stages[s]->get_cells(stream).get_used()); }
+    for (const auto & ubatch : ubatches) { used += ubatch.n_tokens; }
+    if (used > size - size/8 && !warned[s]) {
+        warned[s] = true;
+        LLAMA_LOG_WARN("HalfV: stage %d is nearly full, with %u of its %u cells in use: halfv.visual_share = %.3g sets the rest of the context's %u "
+                "aside for visual tokens, and a batch that does not fit is refused\n", s + 1, used, size, profile.visual_share, stage_size(0));
+    }
 }
 
 size_t staged_memory::cell_bytes(int s) const {

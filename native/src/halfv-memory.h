@@ -83,6 +83,7 @@ public:
 
     uint32_t n_stream() const { return stages[0]->get_n_stream(); }
     uint32_t n_cells(int s, llama_seq_id seq_id) const; // in use by a sequence
+    uint32_t stage_size(int s) const; // cells of one stream
     size_t   cell_bytes(int s) const;
 
     sequence & at(llama_seq_id seq_id); // made if it is not there
@@ -104,6 +105,11 @@ public:
     bool undoes = true;
     uint64_t undo_bytes() const; // that states kept for it take now, those that sequences share counted once
     void forget_questions();     // nothing is undone from here on
+
+    // Adapters and control vectors in force. Questions that are gone already, and were answered under these, are undone now.
+    void use_adapters(uint64_t adapters);
+    static constexpr uint64_t changing = ~0ull; // until the next batch, so that nothing is undone
+    uint64_t adapters = 0; // 0: none
 
     // What a batch puts into cells, and what it does to its sequences, is taken back unless commit() is called.
     // New tokens only ever go to empty cells, so it notes which: it costs what the batch costs, whatever the context holds.
@@ -153,6 +159,7 @@ private:
     std::vector<uint32_t> state_shape() const;
     void undo(llama_seq_id seq_id, llama_pos last_before);
     template <typename F> void change(llama_seq_id seq_id, F && f); // of all when negative
+    void warn_of_little_room(int s, const std::vector<llama_ubatch> & ubatches, bool fits);
 
     bool one_mask(const graph_pass & pass) const; // whether the stages that it reaches are alike
     bool equal_cells(int s) const;
@@ -164,6 +171,7 @@ private:
     std::map<llama_seq_id, sequence> sequences;
     transaction * running = nullptr;
     std::array<bool, n_stages - 1> alike = { true, true }; // stages s and s + 1 hold the same tokens in the same cells
+    std::array<bool, n_stages> warned = {}; // of little room in a stage
 
     template <typename F> void each_stage(F && f) {
         for (auto & stage : stages) { if (stage) { f(*stage); } }

@@ -1,6 +1,7 @@
 #include "halfv-prefill.h"
 #include "halfv-cut.h"
 #include "halfv-profile.h"
+#include "halfv-profile-json.h"
 
 #include "llama-batch.h"
 #include "llama-context.h"
@@ -8,6 +9,7 @@
 #include "llama-model.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <new>
 
 namespace halfv {
@@ -44,12 +46,30 @@ void prefill::report(image & im, halfv_reason reason) {
     }
 }
 
+// HALFV_UNDO_MB in the environment, for programs that do not know halfv.h; throws std::runtime_error when it is no number
+static std::optional<uint64_t> wanted_undo_mb() {
+    const char * given = getenv("HALFV_UNDO_MB");
+    if (!given || !*given) {
+        return std::nullopt;
+    }
+    const std::string text = given;
+    if (text.find_first_not_of("0123456789") != std::string::npos || text.size() > 9) {
+        throw std::runtime_error("halfv: HALFV_UNDO_MB = " + quoted(text, 64) + " is not valid: it must be a whole number of MiB, such as 256");
+    }
+    return std::stoull(text);
+}
+
 prefill_ptr prefill::attach(llama_context & ctx) {
     if (auto * memory = dynamic_cast<staged_memory *>(ctx.memory.get())) {
         const auto & p = memory->profile;
         LLAMA_LOG_INFO("%s: HalfV: keep %.3g of the visual tokens from layer %u, update %.3g from layer %u (rest %s)\n", __func__,
                 p.ivr_keep, p.ivr_layer, p.ssr_update, p.ssr_layer, p.ssr_rest == HALFV_REST_FROZEN ? "frozen" : "dropped");
-        return std::make_unique<prefill>(ctx, *memory);
+        auto res = std::make_unique<prefill>(ctx, *memory);
+        if (const auto mb = wanted_undo_mb()) {
+            res->undo_bytes = *mb << 20;
+            memory->undoes  = *mb > 0;
+        }
+        return res;
     }
     if (ctx.model.halfv_profile->exists()) {
         const auto & why = cuts_of(ctx.model).refusal;
@@ -139,6 +159,7 @@ std::optional<int> prefill::decode_batch(llama_memory_context_ptr & mctx) {
     const bool visual = batch.embd && !batch.token && media == HALFV_MEDIA_VISUAL;
 
     stopped = false;
+    note_adapters();
     if (held) {
         return hold_batch(batch, visual);
     }

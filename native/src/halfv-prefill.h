@@ -140,6 +140,8 @@ private:
     bool reserved  = false;
     bool stopped   = false; // the client's abort callback has said so, in this batch or call
     struct { std::vector<float> data; int32_t il_start = -1, il_end = -1; } control_vector; // the one in use
+    uint64_t adapters_in_force() const; // a number for them; 0: none
+    void note_adapters();
     uint32_t warned = 0; // bit per halfv_reason that the log has heard of
 #ifdef HALFV_NO_COMPARE
     static constexpr bool held = false;

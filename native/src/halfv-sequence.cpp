@@ -224,7 +224,7 @@ void sequence::unprepare() {
     }
 }
 
-std::vector<leftover> sequence::undo(llama_pos last_before, llama_pos last) {
+std::vector<leftover> sequence::undo(llama_pos last_before, llama_pos last, uint64_t adapters) {
     std::vector<leftover> res;
     if (divided) {
         return res;
@@ -235,7 +235,9 @@ std::vector<leftover> sequence::undo(llama_pos last_before, llama_pos last) {
     }
     cut_prepared = false;
 
-    const auto is_gone = [&](const turn & t) { return t.end >= last && (!t.asked || (t.by_next && t.end < last_before)); };
+    const auto is_gone = [&](const turn & t) {
+        return t.adapters == adapters && t.end >= last && (!t.asked || (t.by_next && t.end < last_before));
+    };
     while (!turns.empty() && is_gone(turns.back())) {
         const turn t = std::move(turns.back());
         turns.pop_back();

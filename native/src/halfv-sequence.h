@@ -78,6 +78,7 @@ struct turn {
     llama_pos end = 0;                         // where its last token is: nothing beyond, nothing has followed
     bool asked = true;                         // by its last token, which is still there
     bool by_next = false;                      // what followed could not wait with it: gone with that as well
+    uint64_t adapters = 0;                     // in force then: nothing is undone under others
 };
 
 // what a question that is gone leaves behind in the caches of the deeper stages
@@ -120,7 +121,7 @@ struct sequence {
 
     // Undoes questions that are gone and were followed by nothing that is left. `last` is the last position held, now and
     // before tokens were removed.
-    std::vector<leftover> undo(llama_pos last_before, llama_pos last);
+    std::vector<leftover> undo(llama_pos last_before, llama_pos last, uint64_t adapters);
 
     // pruned tokens whose states are kept, of one picture; of all
     void each_stored(int32_t image, const std::function<void(const row &, const states &)> & f) const;

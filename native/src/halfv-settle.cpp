@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <string_view>
 
 namespace halfv {
 
@@ -277,6 +278,7 @@ int prefill::settle(llama_seq_id seq_id, when moment, std::vector<step> * last) 
             t.recalled = std::move(recalled);
             t.end      = s.rows.back().pos[0];
             t.by_next  = !last;
+            t.adapters = memory.adapters;
             keep_turn(s, std::move(t));
         }
         s.rows.clear();
@@ -313,10 +315,32 @@ size_t prefill::first_open(const std::vector<row> & rows, const std::vector<imag
     return i;
 }
 
+static uint64_t hash_of(const void * data, size_t size) {
+    return std::hash<std::string_view>()({ (const char *) data, size });
+}
+
+uint64_t prefill::adapters_in_force() const {
+    const auto & cvec = control_vector;
+    uint64_t res = 0;
+    if (!cvec.data.empty()) {
+        const int32_t layers[] = { cvec.il_start, cvec.il_end };
+        res = hash_of(cvec.data.data(), cvec.data.size()*sizeof(float)) ^ hash_of(layers, sizeof(layers));
+    }
+    for (const auto & [adapter, scale] : *ctx.loras) { // in no order
+        res += hash_of(&adapter, sizeof(adapter)) ^ hash_of(&scale, sizeof(scale));
+    }
+    return res;
+}
+
+void prefill::note_adapters() {
+    if (memory.adapters == staged_memory::changing) { memory.use_adapters(adapters_in_force()); }
+}
+
 void prefill::settle_waiting() {
-    const auto seq_ids = memory.waiting();
     int rc = 0;
     try {
+        note_adapters();
+        const auto seq_ids = memory.waiting();
         if (!seq_ids.empty()) {
             ctx.sched_reserve();
             ctx.memory_update(false);
@@ -336,7 +360,7 @@ void prefill::settle_waiting() {
     if (rc != 0) {
         LLAMA_LOG_WARN("%s: HalfV: tokens that wait could not go on before the adapters changed; they will go on with the new ones\n", __func__);
     }
-    memory.forget_questions(); // undone, they would go on with adapters that they were not decoded under
+    memory.adapters = staged_memory::changing;
 }
 
 void prefill::before_control_vector(const float * data, size_t len, int32_t n_embd, int32_t il_start, int32_t il_end) {

@@ -206,6 +206,7 @@ void sequence::write(llama_io_write_i & io) const {
         for (const auto & r : t.recalled) { write_token(io, r); }
         put(io, t.end);
         put(io, (uint32_t) ((t.asked ? 1 : 0) | (t.by_next ? 2 : 0)));
+        put(io, t.adapters);
     }
     put(io, (uint32_t) ((new_question ? 1 : 0) | (divided ? 2 : 0)));
 
@@ -238,6 +239,7 @@ void sequence::read(llama_io_read_i & io, const state_limits & limits) {
         require(t.end >= -1 && t.end <= limits.last && flags < 4, "unknown flags of a question");
         t.asked   = flags & 1;
         t.by_next = flags & 2;
+        t.adapters = take<uint64_t>(io);
         turns.push_back(std::move(t));
     }
     const auto flags = take<uint32_t>(io);

@@ -179,12 +179,8 @@ staged_context::staged_context(staged_memory & memory, std::vector<step> steps_i
             continue;
         }
         const auto found = added.empty() ? llama_kv_cache::slot_info_vec_t() : memory.stages[s]->prepare(added);
+        memory.warn_of_little_room(s, added, found.size() == added.size());
         if (found.size() < added.size()) {
-            const uint32_t size = memory.stages[s]->get_size();
-            if (size < memory.stages[0]->get_size()) {
-                LLAMA_LOG_WARN("HalfV: stage %d is full: it has cells for %u tokens, text and kept visual ones, with halfv.visual_share = %.3g\n",
-                        s + 1, size, memory.profile.visual_share);
-            }
             status = LLAMA_MEMORY_STATUS_FAILED_PREPARE;
             return;
         }

@@ -248,6 +248,7 @@ static void test_picture(struct llama_context * ctx) {
     CHECK(stats.kv_cells[0] == 9 + N_IMG && stats.kv_cells[1] == 9 + N_IMG/2 && stats.kv_cells[2] == 9 + N_IMG/10);
     for (int i = 0; i < 3; ++i) {
         CHECK(stats.kv_bytes[i] > 0 && stats.kv_bytes[i] % stats.kv_cells[i] == 0);
+        CHECK(stats.kv_size[i] >= stats.kv_cells[i]);
     }
 
     int32_t kept[N_IMG], deep[N_IMG], few[N_IMG];

@@ -8,16 +8,18 @@ import sys
 from pathlib import Path
 
 import gguf
+import halfv_cpp
 import pytest
 from halfv_cpp import llama_h
 
+from halfv_edge.engine.chat import Chat
 from halfv_edge.engine.context import n_cells
 from halfv_edge.engine.encoder import Chunk, Encoder
 from halfv_edge.engine.model import Model
 from halfv_edge.errors import HalfVError
 from tests.support.tiny_mmproj import make_tiny_mmproj
 from tests.support.tiny_models import make_tiny
-from tests.support.vlm import CHATML, LONG, NEXT, PROFILE, QUESTION, Vlms, picture
+from tests.support.vlm import CHATML, KINDS, LONG, NEXT, PROFILE, QUESTION, Vlms, picture
 
 #
 # sampling
@@ -141,6 +143,37 @@ def test_text_fills_what_pictures_leave_it(vlms: Vlms) -> None:
             chat.answer("and " * 250, max_tokens=2, grammar=LONG)
         chat.reset()
         assert chat.answer(NEXT, [picture()], max_tokens=2, grammar=LONG)
+        chat.reset()
+        assert chat.answer("and " * 100, grammar="root ::= [a-z ]{800}")
+        assert chat.stats.stopped == "length" and chat.n_used < chat.n_ctx
+
+
+def stage_sizes(chat: Chat) -> list[int]:
+    return halfv_cpp.stats(chat._conversation.context.pointer)["kv_size"]
+
+
+@pytest.mark.parametrize("mode", ["prepare", "exact"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_text_never_lacks_the_room_that_pictures_may_take(vlms: Vlms, kind: str, mode: str) -> None:
+    """A chat begins with small deep stages and moves to full ones when its text needs them."""
+    model, roomy = vlms.load(kind), vlms.load(kind, visual_share=0)
+    turns = [(QUESTION, [picture()]), ("and " * 380, []), (NEXT, [picture(1)]), ("and " * 40, [])]
+    found = []
+    for loaded in (model, roomy):
+        with loaded.chat(mode=mode) as chat:
+            sizes = [stage_sizes(chat)]
+            texts = []
+            for question, pictures in turns:
+                for one in pictures:
+                    chat.add_image(one)
+                texts.append(chat.answer(question, temperature=0, max_tokens=30, grammar=LONG))
+                sizes.append(stage_sizes(chat))
+            found.append((texts, chat.n_used, [(m.tiles[0].kept, m.tiles[0].deep) for m in chat.token_maps]))
+        if loaded is model:
+            assert sizes[0][0] == sizes[-1][0] == sizes[-1][2] == 1024 > sizes[0][1] > sizes[0][2]
+    assert found[0] == found[1]
+    with model.chat() as chat:  # the next one begins small again
+        assert stage_sizes(chat)[2] < 1024
 
 
 #

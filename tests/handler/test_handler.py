@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import halfv_cpp
 import llama_cpp
 import pytest
 from halfv_cpp import llama_h
@@ -60,6 +61,10 @@ def without_chance(answer: dict[str, Any]) -> dict[str, Any]:
     """An answer or a chunk without its id, its time, and usage, where pictures count in positions."""
     text = json.dumps({name: value for name, value in answer.items() if name not in ("id", "created", "usage")})
     return json.loads(text.replace(answer["id"].removeprefix("chat"), "ID"))
+
+
+def chosen(chat: Chat) -> list[int]:
+    return halfv_cpp.image_tokens(chat.llama.ctx, seq=0, image=0, stage=3)
 
 
 def words_only(llama: Llama) -> dict[int, float]:
@@ -195,7 +200,7 @@ def test_one_output_for_a_prompt(place: Place, monkeypatch: pytest.MonkeyPatch) 
     assert [len(tokens) for tokens in evaluated] == [0, *[1] * (len(evaluated) - 1)]
 
 
-@pytest.mark.parametrize("options", [{"profile": "off"}, {"reselect": True}], ids=["off", "reselect"])
+@pytest.mark.parametrize("options", [{}, {"profile": "off"}], ids=["pruned", "off"])
 def test_cached_is_fresh(options: dict[str, Any], place: Place) -> None:
     """Whatever came before, a conversation gets the answer that it gets alone; no picture is encoded again."""
     chat = place.ours(**options)
@@ -210,14 +215,30 @@ def test_cached_is_fresh(options: dict[str, Any], place: Place) -> None:
 
 
 def test_edited_question(place: Place) -> None:
-    """Without `reselect` the picture stays in the KV cache, and tokens for the new question join."""
-    chat = place.ours()
-    chat(FIRST)
-    n_kept = chat.stats.n_kept
-    chat([user("what is that", PICTURE)])
-    assert chat.stats.n_prompt < 40
-    assert chat.stats.n_encoded == 0
-    assert chat.stats.n_kept > n_kept
+    """The picture is neither encoded nor goes through stage I again. Its tokens are chosen anew if that is wanted."""
+    edited = [user("where is the dog", PICTURE)]
+    kept = {}
+    for undo_mb in (256, 0):
+        chat = place.ours(undo_mb=undo_mb)
+        chat(FIRST)
+        first = chosen(chat)
+        chat(edited)
+        assert chat.stats.n_prompt < 40
+        assert chat.stats.n_encoded == 0
+        kept[undo_mb] = chosen(chat)
+        assert (kept[undo_mb] == first) == (undo_mb == 0)
+    alone = place.ours()
+    alone(edited)
+    assert kept[256] == chosen(alone)
+
+
+def test_visual_share(place: Place) -> None:
+    """Of the context that the Llama had made before its handler came: it is made again, with smaller deep stages."""
+    chats = [place.ours(), place.ours(visual_share=0.5)]
+    texts = [chat.text(FIRST) for chat in chats]
+    assert texts[0] == texts[1]
+    whole, smaller = (halfv_cpp.stats(chat.llama.ctx)["kv_size"] for chat in chats)
+    assert whole[2] == whole[1] == whole[0] == smaller[0] > smaller[1] > smaller[2]
 
 
 def test_cache_budget(place: Place) -> None:
@@ -311,8 +332,8 @@ def test_abandoned_stream(llava: Place) -> None:
 
 def test_threads(llava: Place) -> None:
     conversations = [FIRST, [user("where is the dog", data_uri(1))], TEXT_ONLY]
-    wanted = [llava.ours(reselect=True).text(messages) for messages in conversations]
-    chat = llava.ours(reselect=True)
+    wanted = [llava.ours().text(messages) for messages in conversations]
+    chat = llava.ours()
     found: list[list[str]] = [[] for _ in conversations]
 
     def ask(number: int) -> None:

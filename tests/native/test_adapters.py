@@ -126,7 +126,55 @@ def test_the_last_token_before_the_change_is_the_question(files, change):
         assert pruned.kept(client) == kept
 
 
-def test_question_from_before_the_change_is_not_undone(files):
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("rest", ["another question", "the same text, nothing more", "all of it"])
+def test_what_is_left_is_as_fresh_when_adapters_come_back(files, change, rest):
+    """Adapters that some text switches on do so: picture and question without them, the answer with them."""
+    first, second = CHANGES[change]
+    other = [41, 42, 43]
+
+    def begin(client: Client) -> tuple[Adapters, int]:
+        adapters = Adapters(client, files["lora"])
+        first(adapters)
+        show(client)
+        return adapters, client.next_pos[0]
+
+    def back(adapters: Adapters) -> None:
+        adapters.set_lora()
+        adapters.set_vector(None)
+        first(adapters)
+
+    def go_on(client: Client, adapters: Adapters, start: int) -> tuple[np.ndarray, list[int]]:
+        if rest == "all of it":  # asked at once under the other adapters
+            client.text(AFTER, pos=start)
+        elif rest == "another question":
+            back(adapters)
+            client.text(other, logits_last=False, pos=start)
+            second(adapters)
+            client.text(AFTER)
+        else:
+            back(adapters)
+            client.text(other, pos=start)
+        return client.logits(), pruned.kept(client)
+
+    with Client(files["pruned"]) as client:
+        adapters, start = begin(client)
+        if rest == "all of it":
+            second(adapters)
+        logits, kept = go_on(client, adapters, start)
+    with Client(files["pruned"]) as client:
+        adapters, start = begin(client)
+        if rest == "another question":
+            client.text([51, 52], logits_last=False)
+        second(adapters)
+        client.text([61, 62, 63])
+        assert llama_h.llama_memory_seq_rm(client.memory, 0, start, -1)
+        again, kept_again = go_on(client, adapters, start)
+    assert kept_again == kept
+    np.testing.assert_allclose(again, logits, rtol=0, atol=1e-4)
+
+
+def test_question_from_before_the_change_is_not_undone_under_others(files):
     """Its picture would go on with adapters that it was not decoded under."""
     with Client(files["pruned"]) as client:
         adapters = Adapters(client, files["lora"])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from gguf import GGMLQuantizationType
+from gguf import GGMLQuantizationType, GGUFValueType
 
 from halfv_edge.measure.bench.pictures import grid_positions
 from halfv_edge.measure.bench.pictures import random_image as tiny_image
@@ -38,8 +39,12 @@ def make_tiny_lora(
     head_dim: int | None = None,
     rank: int = 4,
     alpha: float = 8.0,
+    invocation: Sequence[int] = (),
 ) -> Path:
-    """Write a random LoRA adapter for the model that `make_tiny` makes from the same shape arguments."""
+    """Write a random LoRA adapter for the model that `make_tiny` makes from the same shape arguments.
+
+    With `invocation`, tokens, it is an aLoRA: servers switch it on where a prompt has them.
+    """
     head_dim = head_dim or n_embd // n_head
     shapes = dict(layer_shapes(arch, n_embd, n_head * head_dim, n_head_kv * head_dim, n_ff, head_dim))
     meta = {
@@ -48,6 +53,8 @@ def make_tiny_lora(
         "adapter.type": "lora",
         "adapter.lora.alpha": alpha,
     }
+    if invocation:
+        meta["adapter.alora.invocation_tokens"] = (list(invocation), GGUFValueType.UINT32)
     plan: list[tuple[str, tuple[int, ...], float | None]] = []
     for layer in range(n_layer):
         for name in ("attn_q.weight", "attn_k.weight", "attn_v.weight", "ffn_down.weight"):
