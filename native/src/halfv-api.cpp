@@ -169,14 +169,14 @@ int32_t halfv_prepare(llama_context * ctx, llama_seq_id seq) {
 
 int32_t halfv_set_undo_bytes(llama_context * ctx, uint64_t bytes) {
     return with_prefill(ctx, [&](halfv::prefill & prefill) -> int32_t {
-        prefill.undo_bytes = bytes;
+        prefill.memory.undo_limit = bytes;
         return HALFV_OK;
     });
 }
 
 int32_t halfv_get_undo_bytes(const llama_context * ctx, uint64_t * bytes, uint64_t * used) {
     return with_prefill(ctx, [&](const halfv::prefill & prefill) -> int32_t {
-        if (bytes) { *bytes = prefill.undo_bytes; }
+        if (bytes) { *bytes = prefill.memory.undo_limit; }
         if (used)  { *used  = prefill.memory.undo_bytes(); }
         return HALFV_OK;
     });

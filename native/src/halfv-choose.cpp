@@ -149,7 +149,7 @@ void prefill::choose_stage2(sequence & s, when moment, std::vector<row> & go, st
         }
     }
 
-    if (moment == when::question && s.new_question && !s.query.empty()) {
+    if (moment == when::question && s.new_question && !s.query.empty() && fits == 0) {
         go = recalled = recall(s);
     }
     for (size_t i = 0; i < s.rows.size(); ++i) {
@@ -199,10 +199,6 @@ std::vector<uint8_t> prefill::choose_stage3(sequence & s, const std::vector<floa
 // undoing and top-up
 //
 
-uint64_t prefill::bytes_of(const row & r) const {
-    return (memory.n_hidden + (r.first_key >= 0 ? memory.n_key : 0))*sizeof(float);
-}
-
 // From this row on, the states that undoing takes fit. They are needed from the first pruned picture to the end of its
 // question, so pictures before this row go on whole.
 size_t prefill::first_that_fits(const sequence & s) const {
@@ -210,19 +206,38 @@ size_t prefill::first_that_fits(const sequence & s) const {
         return 0;
     }
     const uint64_t used = memory.undo_bytes();
-    uint64_t room = undo_bytes - std::min(undo_bytes, used);
+    uint64_t room = memory.undo_limit - std::min(memory.undo_limit, used);
     size_t first = s.rows.size();
-    while (first > 0 && bytes_of(s.rows[first - 1]) <= room) { room -= bytes_of(s.rows[--first]); }
+    while (first > 0 && memory.undo_bytes(s.rows[first - 1]) <= room) { room -= memory.undo_bytes(s.rows[--first]); }
     return first;
+}
+
+// The text of a question may be longer than what was left when its picture was prepared. The picture then goes on whole, like
+// any that does not fit, and so has to wait again. Comes before a batch changes anything.
+void prefill::unprepare_what_will_not_fit(llama_seq_id seq_id, size_t n_text) {
+    const auto * s = memory.find(seq_id);
+    if (!memory.undoes || !s) {
+        return;
+    }
+    const auto covered = [&](const row & r) { return r.image >= 0 && s->images[r.image].covered; };
+    const auto first = std::find_if(s->rows.begin(), s->rows.end(), covered);
+    if (first == s->rows.end()) {
+        return;
+    }
+    uint64_t bytes = n_text*memory.n_hidden*sizeof(float);
+    for (auto r = first; r != s->rows.end(); ++r) { bytes += memory.undo_bytes(*r); }
+    if (memory.undo_bytes() + bytes > memory.undo_limit) {
+        memory.unprepare(seq_id);
+    }
 }
 
 // Where nothing is undone, states are only for top-up: the oldest give way.
 void prefill::keep_turn(sequence & s, turn t) {
     if (!memory.undoes) {
         uint64_t bytes = 0;
-        for (const auto & r : t.rows) { bytes += bytes_of(r); }
-        while (!s.turns.empty() && memory.undo_bytes() + bytes > undo_bytes) { s.turns.erase(s.turns.begin()); }
-        if (memory.undo_bytes() + bytes > undo_bytes) {
+        for (const auto & r : t.rows) { bytes += memory.undo_bytes(r); }
+        while (!s.turns.empty() && memory.undo_bytes() + bytes > memory.undo_limit) { s.turns.erase(s.turns.begin()); }
+        if (memory.undo_bytes() + bytes > memory.undo_limit) {
             return;
         }
     }

@@ -233,10 +233,23 @@ uint64_t staged_memory::undo_bytes() const {
     uint64_t res = 0;
     for (const auto & [id, s] : sequences) {
         for (const auto & t : s.turns) {
-            if (t.kept && counted.insert(t.kept.get()).second) { res += t.kept->bytes(); }
+            if (!t.kept) { // of the batch that is being decoded
+                for (const auto & r : t.rows) { res += undo_bytes(r); }
+            } else if (counted.insert(t.kept.get()).second) {
+                res += t.kept->bytes();
+            }
         }
     }
     return res;
+}
+
+uint64_t staged_memory::undo_bytes(const row & r) const {
+    return (n_hidden + (r.first_key >= 0 ? n_key : 0))*sizeof(float);
+}
+
+void staged_memory::unprepare(llama_seq_id seq_id) {
+    at(seq_id).forget_preparation();
+    undo(seq_id, seq_pos_max(seq_id));
 }
 
 void staged_memory::use_adapters(uint64_t now) {
@@ -427,6 +440,13 @@ void staged_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_
             sequences.erase(seq_id);
         }
         sequences.merge(loaded);
+        if (undo_bytes() > undo_limit) {
+            if (undoes) {
+                throw std::runtime_error("halfv: the saved state takes more to undo its questions than is left of " +
+                        std::to_string(undo_limit >> 20) + " MiB (halfv_set_undo_bytes)");
+            }
+            change(seq_id, [](sequence & s) { s.turns.clear(); });
+        }
         alike = {};
         find_alike();
     } catch (...) {

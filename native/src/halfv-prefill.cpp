@@ -36,7 +36,7 @@ void prefill::report(image & im, halfv_reason reason) {
             break;
         case HALFV_REASON_BUDGET:
             LLAMA_LOG_WARN("HalfV: a picture was not pruned: the states that undoing its question takes do not fit into %.0f MiB (halfv_set_undo_bytes)\n",
-                    undo_bytes/1048576.0);
+                    memory.undo_limit/1048576.0);
             break;
         case HALFV_REASON_UNASKED:
             LLAMA_LOG_WARN("HalfV: a picture was not pruned: it had to go on before a token that could be its question\n");
@@ -66,8 +66,8 @@ prefill_ptr prefill::attach(llama_context & ctx) {
                 p.ivr_keep, p.ivr_layer, p.ssr_update, p.ssr_layer, p.ssr_rest == HALFV_REST_FROZEN ? "frozen" : "dropped");
         auto res = std::make_unique<prefill>(ctx, *memory);
         if (const auto mb = wanted_undo_mb()) {
-            res->undo_bytes = *mb << 20;
-            memory->undoes  = *mb > 0;
+            memory->undo_limit = *mb << 20;
+            memory->undoes     = *mb > 0;
         }
         return res;
     }
@@ -185,6 +185,9 @@ std::optional<int> prefill::decode_batch(llama_memory_context_ptr & mctx) {
         return decode_whole(mctx, batch, visual, HALFV_REASON_NONE);
     }
 
+    for (const auto & part : lazy) {
+        if (part.output) { unprepare_what_will_not_fit(part.seq_id, part.idxs.size()); }
+    }
     auto transaction = std::make_unique<staged_memory::transaction>(memory, sequences_of(batch));
     if (!visual) {
         memory.close_images(batch);
@@ -242,6 +245,7 @@ std::optional<int> prefill::decode_batch(llama_memory_context_ptr & mctx) {
 // A batch through all layers. What its sequences still wait with goes first, taking their last token for the question.
 std::optional<int> prefill::decode_whole(llama_memory_context_ptr & mctx, const llama_batch & batch, bool visual, halfv_reason reason) {
     const auto seq_ids = sequences_of(batch);
+    for (const auto id : seq_ids) { unprepare_what_will_not_fit(id, 0); }
     auto transaction = std::make_unique<staged_memory::transaction>(memory, seq_ids);
     for (const auto id : seq_ids) {
         if (const auto * s = memory.find(id); s && s->lazy()) {

@@ -51,7 +51,6 @@ public:
     staged_memory & memory;
 
     bool     enabled     = true;
-    uint64_t undo_bytes  = 256ull << 20;
 
     // how tokens are chosen; other ways than our own are in compare/, and not in a build without it
 #ifdef HALFV_NO_COMPARE
@@ -96,10 +95,10 @@ private:
     void choose_stage2(sequence & s, when moment, std::vector<row> & go, std::vector<row> & wait, std::vector<row> & recalled);
     std::vector<uint8_t> choose_stage3(sequence & s, const std::vector<float> & query, const std::vector<row> & deep);
     std::vector<row> recall(sequence & s);
-    uint64_t bytes_of(const row & r) const;
     size_t   first_that_fits(const sequence & s) const;
     size_t   first_open(const std::vector<row> & rows, const std::vector<image> & images, size_t fits) const;
     void     keep_turn(sequence & s, turn t);
+    void     unprepare_what_will_not_fit(llama_seq_id seq_id, size_t n_text);
     std::vector<float> score(const sequence & s, const std::vector<row> & rows, const std::vector<float> & query) const;
     std::vector<float> attention(const sequence & s, const std::vector<row> & rows, std::vector<float> query) const;
     std::vector<int32_t> choose_otherwise(sequence & s, const std::vector<row> & rows, const std::vector<size_t> & members,

@@ -127,6 +127,8 @@ struct sequence {
     void each_stored(int32_t image, const std::function<void(const row &, const states &)> & f) const;
     uint32_t n_stored() const;
 
+    void forget_preparation() { cut_prepared = true; } // with the next undo()
+
     // a batch is through: what it asked can be undone from now on
     void close_turns();
 
@@ -139,7 +141,7 @@ struct sequence {
 private:
     template <typename F> void drop_if(F && gone);
     void unprepare();
-    bool cut_prepared = false; // a prepared picture has lost tokens
+    bool cut_prepared = false; // a prepared picture has lost tokens, or cannot stay as it is
 };
 
 // What a failed batch has to put back. While a batch only adds tokens, lists and slabs grow at their ends, and their

@@ -346,6 +346,7 @@ void prefill::settle_waiting() {
             ctx.memory_update(false);
         }
         stopped = false;
+        for (const auto id : seq_ids) { unprepare_what_will_not_fit(id, 0); }
         staged_memory::transaction transaction(memory, seq_ids);
         for (size_t i = 0; i < seq_ids.size() && rc == 0; ++i) {
             rc = settle(seq_ids[i], when::question, nullptr);

@@ -86,6 +86,14 @@ def test_prompt(bench) -> None:
     assert row["peak_bytes"] is None or row["peak_bytes"] > 10 << 20
 
 
+def test_runs_where_chats_do(bench) -> None:
+    """On the GPU, with as many threads."""
+    report = json.loads(bench("--json")[0])
+    options = ModelOptions()
+    assert report["n_gpu_layers"] == options.n_gpu_layers == BenchOptions().n_gpu_layers == -1
+    assert options.n_threads is BenchOptions().n_threads is None
+
+
 def test_several_policies_with_the_encoder(bench, tmp_path: Path) -> None:
     plot = tmp_path / "speed.png"
     report = measured(

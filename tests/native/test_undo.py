@@ -178,3 +178,79 @@ def test_copy_takes_the_place_of_what_was_there(model: Callable[..., Model], kv_
         assert pruned.stats(client, 1).outcome == OUTCOME["none"]
         client.text(A, seq=1, pos=len(B))
         assert list(pruned.stats(client, 1).kv_cells) == [len(A) + len(B)] * 3
+
+
+def bytes_of(reference: object, n_visual: int, n_text: int) -> int:
+    """What undoing takes."""
+    return 4 * (n_visual * (reference.n_embd + reference.n_head_kv * reference.head_dim) + n_text * reference.n_embd)
+
+
+@pytest.mark.parametrize("n_short", [0, 1])
+def test_prepared_picture_and_a_question_that_is_too_long(model: Callable[..., Model], n_short: int) -> None:
+    """It is not pruned, as if it had not been prepared; a question that just fits leaves it as it was prepared."""
+    path, reference = model("llama", seed=5)
+    segments = make_prompt(reference, [(9, 12)], seed=5)
+    limit = bytes_of(reference, N_VISUAL, len(A) - n_short)
+    found = []
+    for prepares in (True, False):
+        with connect(path, FREEZE, limit) as client:
+            start = begin(client, segments)
+            if prepares:
+                pruned.prepare(client)
+            client.text(A[:2], logits_last=False)
+            client.text(A[2:])
+            stats = pruned.stats(client)
+            assert (stats.outcome, stats.reason) == (
+                (OUTCOME["unpruned"], REASON["budget"]) if n_short else (OUTCOME["pruned"], REASON["none"])
+            )
+            assert pruned.undo_bytes(client)[1] == (0 if n_short else limit)
+            found.append(client.logits())
+            remove(client, start)
+            assert np.abs(ask(client, start, B) - fresh(path, segments, FREEZE, B)[0]).max() > TOLERANCE or not n_short
+    if n_short:
+        np.testing.assert_allclose(*found, rtol=0, atol=TOLERANCE)
+
+
+def test_second_question_without_room_brings_nothing_back(model: Callable[..., Model]) -> None:
+    path, reference = model("llama", seed=6)
+    segments = make_prompt(reference, [(9, 12)], seed=6)
+    for room in (0, 1):
+        with connect(path, TOP, bytes_of(reference, N_VISUAL, len(A) + len(B) - 1 + room)) as client:
+            ask(client, begin(client, segments), A)
+            n_kept = pruned.stats(client).n_kept
+            assert pruned.topup(client) == pruned.OK
+            client.text(B)
+            limit, used = pruned.undo_bytes(client)
+            assert used <= limit
+            assert (pruned.stats(client).n_kept > n_kept) == room
+
+
+def test_budget_of_sequences_that_are_asked_in_one_batch(model: Callable[..., Model]) -> None:
+    path, reference = model("llama", seed=7)
+    segments = make_prompt(reference, [(9, 12)], seed=7)
+    with connect(path, TOP, bytes_of(reference, N_VISUAL, 1) * 3 // 2, n_seq_max=2) as client:
+        for seq in (0, 1):
+            client.text(segments[0].ids, logits_last=False, seq=seq)
+            client.image(segments[1].embd, seq=seq)
+        client.batch([21, 21], np.array(client.next_pos), [0, 1], [True, True])
+        limit, used = pruned.undo_bytes(client)
+        assert 0 < used <= limit
+        outcomes = [pruned.stats(client, seq).outcome for seq in (0, 1)]
+        assert sorted(outcomes) == sorted([OUTCOME["pruned"], OUTCOME["unpruned"]])
+
+
+def test_state_that_takes_more_than_there_is_room_for(model: Callable[..., Model]) -> None:
+    """It is refused, as it could not be undone; where nothing is to be undone, only what top-up needs is left out."""
+    path, reference = model("llama", seed=8)
+    segments = make_prompt(reference, [(9, 12)], seed=8)
+    with connect(path, FREEZE) as client:
+        ask(client, begin(client, segments), A)
+        state, logits = save(client, 0), client.decode(300)
+    with connect(path, FREEZE, bytes_of(reference, N_VISUAL, 0)) as client:
+        assert load(client, state, 0) == 0
+        assert pruned.undo_bytes(client)[1] == 0
+        pruned.set_undo(client, False)
+        assert load(client, state, 0) == len(state)
+        assert pruned.undo_bytes(client)[1] == 0
+        client.next_pos[0] = llama_h.llama_memory_seq_pos_max(client.memory, 0) + 1
+        np.testing.assert_allclose(client.decode(300), logits, rtol=0, atol=TOLERANCE)

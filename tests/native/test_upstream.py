@@ -6,7 +6,7 @@ Left out, with what they do on the unpatched pin:
   test-backend-ops                        compares the CPU with itself, for ten minutes
   test-fusion, test-export-graph-ops, test-quantize-stats, test-quantize-perf, test-chat-analysis, test-gbnf-validator
                                           programs that want arguments, not tests
-  test-chat                               links the server, which is not built
+  test-chat                               links the server, which takes minutes to compile
 HALFV_UPSTREAM=all adds those of ggml or libcommon alone, which no patch touches.
 """
 
