@@ -284,28 +284,6 @@ uint32_t staged_memory::stage_size(int s) const {
     return stages[s] ? stages[s]->get_size() : 0;
 }
 
-// Text may fill a stage that is smaller than the context long before the context: the log says so once before it does,
-// and whenever a batch was refused for it.
-void staged_memory::warn_of_little_room(int s, const std::vector<llama_ubatch> & ubatches, bool fits) {
-    const uint32_t size = stage_size(s);
-    if (size == stage_size(0)) {
-        return;
-    }
-    if (!fits) {
-        LLAMA_LOG_WARN("HalfV: stage %d is full: it has cells for %u tokens, text and kept visual ones, with halfv.visual_share = %.3g\n",
-                s + 1, size, profile.visual_share);
-        return;
-    }
-    uint32_t used = 0;
-    for (uint32_t stream = 0; stream < n_stream(); ++stream) { used = std::max(used, stages[s]->get_cells(stream).get_used()); }
-    for (const auto & ubatch : ubatches) { used += ubatch.n_tokens; }
-    if (used > size - size/8 && !warned[s]) {
-        warned[s] = true;
-        LLAMA_LOG_WARN("HalfV: stage %d is nearly full, with %u of its %u cells in use: halfv.visual_share = %.3g sets the rest of the context's %u "
-                "aside for visual tokens, and a batch that does not fit is refused\n", s + 1, used, size, profile.visual_share, stage_size(0));
-    }
-}
-
 size_t staged_memory::cell_bytes(int s) const {
     if (!stages[s]) {
         return 0;
