@@ -16,7 +16,7 @@ library.load()
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="halfv-state-")  # not the conversations of whoever runs this
 
 from halfv_edge.engine.model import Model  # noqa: E402
-from tests.support import ROOT  # noqa: E402
+from tests.support import ROOT, pretend_device  # noqa: E402
 from tests.support.vlm import KINDS, Vlms  # noqa: E402
 
 # What can change the bits must be the same in both builds.
@@ -38,6 +38,12 @@ def build_dir() -> Path:
     if not (folder / "CMakeCache.txt").is_file():
         pytest.fail(f"{folder} is not a CMake build folder: run `make test`, or set HALFV_BUILD_DIR.")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def device(request: pytest.FixtureRequest) -> None:
+    if pretend_device.asked_for():
+        pretend_device.use_everywhere(request.getfixturevalue("build_dir"))
 
 
 @pytest.fixture(scope="session")

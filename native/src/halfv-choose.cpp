@@ -1,6 +1,5 @@
 // Which tokens go on: applies halfv-selection to the rows of a sequence.
 
-#include "halfv-gram.h"
 #include "halfv-prefill.h"
 #include "halfv-selection.h"
 
@@ -11,30 +10,38 @@
 
 namespace halfv {
 
-// the rows' entries in a slab as one block, copied only where they are not one already
-template <typename F>
-static const float * block(const slab<float> & slab, const std::vector<row> & rows, size_t width, F && slot, std::vector<float> & copy) {
-    bool contiguous = width == slab.width;
-    for (size_t i = 0; i < rows.size() && contiguous; ++i) {
-        contiguous = slot(rows[i]) == slot(rows[0]) + i;
+std::vector<float> prefill::values_of(const state_ref & ref) const {
+    std::vector<float> res;
+    if (ref) {
+        if (ref.on_device()) { wait_for_device(); }
+        ref.read(res);
     }
-    if (contiguous) {
-        return slab.at(slot(rows[0]));
-    }
-    copy.resize(rows.size()*width);
-    for (size_t i = 0; i < rows.size(); ++i) {
-        std::copy_n(slab.at(slot(rows[i])), width, copy.data() + i*width);
-    }
-    return copy.data();
+    return res;
 }
 
-std::vector<float> prefill::score(const sequence & s, const std::vector<row> & rows, const std::vector<float> & query) const {
-    std::vector<float> res(rows.size()), copy;
+std::vector<float> prefill::score(const std::vector<row> & rows, const state_ref & query) {
+    const auto & hparams = ctx.model.hparams;
+    const int32_t il = memory.bounds[1] - 1;
+    const int n = rows.size(), n_head = hparams.n_head(il);
+    const auto keys = refs_of(rows, &row::key);
+    if (n > 0 && query.on_device() && std::all_of(keys.begin(), keys.end(), [](const state_ref & k) { return k.on_device(); })) {
+        std::vector<float> res(n), dots((size_t) n*n_head);
+        if (run(dots_graph(memory.stores.keys, memory.stores.queries, query, n, n_head, hparams.n_head_kv(il)), memory.stores.keys, keys, dots.data())) {
+            for (auto & x : dots) { x *= dots_scale; }
+            scores_of_dots(dots.data(), n, n_head, res.data());
+            return res;
+        }
+    }
+    return score(rows, values_of(query));
+}
+
+std::vector<float> prefill::score(const std::vector<row> & rows, const std::vector<float> & query) const {
+    std::vector<float> res(rows.size()), keys(rows.size()*memory.n_key);
     if (!rows.empty()) {
         const auto & hparams = ctx.model.hparams;
         const int32_t il = memory.bounds[1] - 1;
-        const float * keys = block(s.keys, rows, memory.n_key, [](const row & r) { return (size_t) r.key; }, copy);
-        visual_scores(query.data(), keys, memory.n_key, rows.size(), hparams.n_head(il), hparams.n_head_kv(il), hparams.n_embd_head_k(il), res.data());
+        memory.stores.keys.read(refs_of(rows, &row::key), keys.data());
+        visual_scores(query.data(), keys.data(), memory.n_key, rows.size(), hparams.n_head(il), hparams.n_head_kv(il), hparams.n_embd_head_k(il), res.data());
     }
     return res;
 }
@@ -59,30 +66,34 @@ worker_pool & prefill::cover_workers() {
     return *workers;
 }
 
-std::vector<int32_t> prefill::cover(const sequence & s, const std::vector<row> & rows, const std::vector<int32_t> & anchors, int k) {
+std::vector<int32_t> prefill::cover(const std::vector<row> & rows, const std::vector<int32_t> & anchors, int k) {
     const int n = rows.size(), d = ctx.model.hparams.n_embd;
     if (n == 0 || k <= 0) {
         return anchors;
     }
-    std::vector<float> copy, features((size_t) n*d);
-    const float * hidden = block(s.hidden, rows, d, [](const row & r) { return (size_t) r.hidden; }, copy);
-    final_norm_features(hidden, final_norm().data(), n, d, features.data());
-
-    const auto stop = [this]() { return aborted(); };
-    if (!device) {
-        return halfv::cover(features.data(), n, d, anchors, k, &cover_workers(), stop);
-    }
-    std::vector<int32_t> res;
-    std::vector<float> gram;
-    for (const auto & group : cover_groups(n, anchors, k)) {
-        if (!device_gram(device, features.data() + (size_t) group.first*d, group.count, d, gram)) {
-            return halfv::cover(features.data(), n, d, anchors, k, &cover_workers(), stop);
+    if (on_device(rows)) {
+        std::vector<int32_t> res;
+        for (const auto & group : cover_groups(n, anchors, k)) {
+            const std::vector<row> members(rows.begin() + group.first, rows.begin() + group.first + group.count);
+            if (!run(similarities_graph(memory.stores.hidden, group.count), memory.stores.hidden, refs_of(members, &row::hidden), gram)) {
+                break;
+            }
+            for (size_t i = 0, size = gram_size(group.count, gram_block); i < size; ++i) {
+                gram[i] = gram[i] == gram[i] ? gram[i] : 0.0f; // of a state that is not finite
+            }
+            for (const int32_t i : cover_gram(gram, group.count, group.anchors, group.k, gram_block)) { res.push_back(group.first + i); }
+            if (group.first + group.count == n) {
+                return res;
+            }
         }
-        for (const int32_t i : cover_gram(gram.data(), group.count, group.anchors, group.k)) {
-            res.push_back(group.first + i);
-        }
+        wait_for_device();
     }
-    return res;
+    std::vector<float> state, features((size_t) n*d);
+    for (int i = 0; i < n; ++i) {
+        rows[i].hidden.read(state);
+        final_norm_features(state.data(), final_norm().data(), 1, d, features.data() + (size_t) i*d);
+    }
+    return halfv::cover(features.data(), n, d, anchors, k, &cover_workers(), [this]() { return aborted(); });
 }
 
 // Anchors of a picture that is in already, prepared or asked about: few, as they are what the person waits for after Enter.
@@ -112,7 +123,7 @@ void prefill::choose_stage2(sequence & s, when moment, std::vector<row> & go, st
             report(im, prunes_now() ? HALFV_REASON_SMALL : HALFV_REASON_DISABLED);
         } else if (!im.covered && members[i][0] < fits) {
             report(im, HALFV_REASON_BUDGET);
-        } else if (moment == when::question && s.query.empty()) {
+        } else if (moment == when::question && !s.query) {
             report(im, HALFV_REASON_UNASKED);
         } else if (p.ivr_keep < 1.0f) {
             std::vector<row> rows;
@@ -125,19 +136,19 @@ void prefill::choose_stage2(sequence & s, when moment, std::vector<row> & go, st
 
             std::vector<int32_t> chosen;
             if (choice != HALFV_CHOICE_HALFV) {
-                chosen = choose_otherwise(s, s.rows, members[i], s.query, n_kept, false);
+                chosen = choose_otherwise(s, s.rows, members[i], values_of(s.query), n_kept, false);
             } else if (moment == when::before_question) {
                 if (!im.covered) {
-                    chosen = cover(s, rows, {}, n_kept - n_anchors);
+                    chosen = cover(rows, {}, n_kept - n_anchors);
                     s.stats.flops_spent += cost.cover(rows.size(), n_kept - n_anchors);
                 }
             } else {
                 if (n_anchors > 0) {
-                    chosen = top_k(score(s, rows, s.query).data(), rows.size(), n_anchors);
+                    chosen = top_k(score(rows, s.query).data(), rows.size(), n_anchors);
                     s.stats.flops_spent += cost.scores(rows.size(), memory.bounds[1] - 1);
                 }
                 if (!im.covered) {
-                    chosen = cover(s, rows, chosen, n_kept);
+                    chosen = cover(rows, chosen, n_kept);
                     s.stats.flops_spent += cost.cover(rows.size(), n_kept);
                 }
             }
@@ -149,7 +160,7 @@ void prefill::choose_stage2(sequence & s, when moment, std::vector<row> & go, st
         }
     }
 
-    if (moment == when::question && s.new_question && !s.query.empty() && fits == 0) {
+    if (moment == when::question && s.new_question && s.query && fits == 0) {
         go = recalled = recall(s);
     }
     for (size_t i = 0; i < s.rows.size(); ++i) {
@@ -164,7 +175,7 @@ bool prefill::thins(const image & im) const {
 }
 
 // which of these rows stage III updates
-std::vector<uint8_t> prefill::choose_stage3(sequence & s, const std::vector<float> & query, const std::vector<row> & deep) {
+std::vector<uint8_t> prefill::choose_stage3(sequence & s, const state_ref & query, const std::vector<row> & deep) {
     const auto & p = memory.profile;
     std::vector<uint8_t> stays(deep.size(), 1);
 
@@ -182,9 +193,9 @@ std::vector<uint8_t> prefill::choose_stage3(sequence & s, const std::vector<floa
             }
             const int n_deep = quota(im.n(), p.ssr_update);
             if (n_deep > 0 && choice != HALFV_CHOICE_HALFV) {
-                for (const int32_t c : choose_otherwise(s, deep, members[i], query, n_deep, true)) { stays[members[i][c]] = 1; }
+                for (const int32_t c : choose_otherwise(s, deep, members[i], values_of(query), n_deep, true)) { stays[members[i][c]] = 1; }
             } else if (n_deep > 0) {
-                for (const int32_t c : top_k(score(s, rows, query).data(), rows.size(), n_deep)) { stays[members[i][c]] = 1; }
+                for (const int32_t c : top_k(score(rows, query).data(), rows.size(), n_deep)) { stays[members[i][c]] = 1; }
                 s.stats.flops_spent += cost.scores(rows.size(), memory.bounds[2] - 1);
             }
         }
@@ -250,20 +261,14 @@ std::vector<row> prefill::recall(sequence & s) {
     for (size_t i = 0; i < s.images.size(); ++i) {
         auto & im = s.images[i];
         std::vector<row> rows;
-        std::vector<const states *> from;
-        s.each_stored(i, [&](const row & stored, const states & kept) {
+        s.each_stored(i, [&](const row & stored) {
             row r = stored;
             r.group = -1; // alone, later: causal
-            r.key   = s.keys.grow(1);
-            std::copy_n(kept.keys.at(stored.first_key), memory.n_key, s.keys.at(r.key));
             rows.push_back(r);
-            from.push_back(&kept);
         });
         const auto & p = memory.profile;
         const int n_anchors = late_anchors(im.n(), quota(std::max(1, quota(im.n(), p.ivr_keep)), p.ivr_anchors));
-        for (const int32_t c : top_k(score(s, rows, s.query).data(), rows.size(), n_anchors)) {
-            rows[c].hidden = s.hidden.grow(1);
-            std::copy_n(from[c]->hidden.at(rows[c].first), memory.n_hidden, s.hidden.at(rows[c].hidden));
+        for (const int32_t c : top_k(score(rows, s.query).data(), rows.size(), n_anchors)) {
             im.kept.push_back(rows[c].index);
             res.push_back(rows[c]);
         }

@@ -190,12 +190,11 @@ void at_name(const llm_graph_context & graph, ggml_tensor * cur, const char * na
         cut.hidden = build_inp_hidden(graph);
         become_view(cur, cut.hidden);
     } else if (il == pass.end(graph.n_layer) - 1 && pass.last <= graph.n_layer) {
-        ggml_build_forward_expand(graph.gf, cur);
-        res.t_embd = cur;
+        give_states(graph, cur);
         throw end_of_pass();
     } else if (il >= pass.first && il == pass.kv_from - 1) {
-        ggml_build_forward_expand(graph.gf, cur);
-        res.t_embd = cut.hidden = cur;
+        give_states(graph, cur);
+        cut.hidden = cur;
     } else if (il >= pass.first && pass.kv_only(il)) {
         keep_nodes(graph.gf, cut.kept);
         become_view(cur, cut.hidden);

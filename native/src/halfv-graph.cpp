@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <functional>
 
 namespace halfv {
 
@@ -66,8 +67,8 @@ static void share_mask(ggml_context * ctx0, per_stage<T> & stages, const staged_
 }
 
 template <typename T>
-static bool can_reuse_stages(per_stage<T> & stages, const staged_context * staged, bool one_mask, const llm_graph_params & params) {
-    if (!staged || one_mask != staged->one_mask()) {
+static bool can_reuse_stages(per_stage<T> & stages, const staged_context * staged, bool one_mask, bool stored, const llm_graph_params & params) {
+    if (!staged || one_mask != staged->one_mask() || stored != staged->stored()) {
         return false;
     }
     for (int s = 0; s < n_stages; ++s) {
@@ -136,7 +137,7 @@ void attn_input::set_input(const llama_ubatch * ubatch) {
 
 bool attn_input::can_reuse(const llm_graph_params & params) {
     staged = as_staged(params.mctx);
-    if (!can_reuse_stages(stages, staged, one_mask, params)) {
+    if (!can_reuse_stages(stages, staged, one_mask, stored, params)) {
         return false;
     }
     for (int s = 0; s < n_stages; ++s) {
@@ -175,7 +176,7 @@ void latent_input::set_input(const llama_ubatch * ubatch) {
 
 bool latent_input::can_reuse(const llm_graph_params & params) {
     staged = as_staged(params.mctx);
-    return can_reuse_stages(stages, staged, one_mask, params);
+    return can_reuse_stages(stages, staged, one_mask, stored, params);
 }
 
 // states that a pass takes up where another ended
@@ -195,9 +196,67 @@ private:
     ggml_tensor * states;
 };
 
+// the rows of a store on a device that a graph reads or writes
+class store_rows : public llm_graph_input_i {
+public:
+    using list = std::function<std::vector<state_ref>(const struct step::io &)>;
+
+    store_rows(const llm_graph_context & graph, const state_store & store, int64_t n, list refs) :
+        ids(ggml_new_tensor_1d(graph.ctx0, GGML_TYPE_I32, n)), store(store), refs(std::move(refs)), staged(as_staged(graph.mctx)), whole(n == graph.n_tokens) {
+        ggml_set_input(ids);
+    }
+
+    void set_input(const llama_ubatch *) override {
+        std::vector<int32_t> values;
+        for (const auto & ref : refs(staged->io())) { values.push_back(store.row_of(ref)); }
+        GGML_ASSERT((int64_t) values.size() == ids->ne[0]);
+        ggml_backend_tensor_set(ids, values.data(), 0, ggml_nbytes(ids));
+    }
+
+    bool can_reuse(const llm_graph_params & params) override {
+        staged = as_staged(params.mctx);
+        return staged && (!whole || ids->ne[0] == params.ubatch.n_tokens);
+    }
+
+    ggml_tensor * const ids;
+
+private:
+    const state_store & store;
+    const list refs;
+    const staged_context * staged;
+    const bool whole; // one for each token
+};
+
+static ggml_tensor * rows_of(const llm_graph_context & graph, const state_store & store, int64_t n, store_rows::list refs) {
+    auto inp = std::make_unique<store_rows>(graph, store, n, std::move(refs));
+    ggml_tensor * ids = inp->ids;
+    graph.res->add_input(std::move(inp));
+    return ids;
+}
+
+static void put_rows(const llm_graph_context & graph, const state_store & store, ggml_tensor * values, store_rows::list refs) {
+    values = ggml_reshape_2d(graph.ctx0, values, store.width, ggml_nelements(values)/store.width);
+    ggml_tensor * ids = rows_of(graph, store, values->ne[1], std::move(refs));
+    ggml_build_forward_expand(graph.gf, ggml_set_rows(graph.ctx0, store.tensor(), values, ids));
+}
+
+static const state_stores & stores_of(const llm_graph_context & graph) {
+    return as_staged(graph.mctx)->stores();
+}
+
 ggml_tensor * build_inp_hidden(const llm_graph_context & graph) {
     const int64_t n_embd = graph.hparams.n_embd;
     const int64_t width  = input_width(graph.hparams, graph.halfv_pass.first);
+
+    if (as_staged(graph.mctx)->stored()) {
+        const auto & hidden = stores_of(graph).hidden;
+        ggml_tensor * ids = rows_of(graph, hidden, graph.n_tokens, [](const auto & io) { return io.in; });
+        ggml_tensor * cur = ggml_get_rows(graph.ctx0, hidden.tensor(), ids);
+        graph.cb(cur, "inp_hidden", -1);
+        graph.res->t_inp_embd = cur;
+        ggml_build_forward_expand(graph.gf, cur);
+        return cur;
+    }
 
     ggml_tensor * cur = ggml_new_tensor_2d(graph.ctx0, GGML_TYPE_F32, width, graph.n_tokens);
     graph.cb(cur, "inp_hidden", -1);
@@ -211,6 +270,15 @@ ggml_tensor * build_inp_hidden(const llm_graph_context & graph) {
     }
     ggml_build_forward_expand(graph.gf, cur);
     return cur;
+}
+
+void give_states(const llm_graph_context & graph, ggml_tensor * states) {
+    ggml_build_forward_expand(graph.gf, states);
+    if (as_staged(graph.mctx)->stored()) {
+        put_rows(graph, stores_of(graph).hidden, states, [](const auto & io) { return io.out; });
+    } else {
+        graph.res->t_embd = states;
+    }
 }
 
 // What a query or key would be without RoPE. Some builders have a norm or a scale after it, or rotate a part and join it to the rest.
@@ -255,6 +323,13 @@ void tap(const llm_graph_context & graph, ggml_tensor * q, ggml_tensor * k, int 
         q = without_rope(graph, q);
         k = without_rope(graph, k);
     }
+    ggml_tensor * q_last = ggml_view_3d(graph.ctx0, q, q->ne[0], q->ne[1], 1, q->nb[1], q->nb[2], (q->ne[2] - 1)*q->nb[2]);
+    if (as_staged(graph.mctx)->stored()) {
+        const auto & stores = stores_of(graph);
+        put_rows(graph, stores.queries, ggml_cont(graph.ctx0, q_last), [](const auto & io) { return std::vector<state_ref>{ io.query }; });
+        put_rows(graph, stores.keys,    ggml_cont(graph.ctx0, k),      [](const auto & io) { return io.keys; });
+        return;
+    }
     const auto exported = [&](ggml_tensor * t, const char * name) {
         t = ggml_cont(graph.ctx0, t);
         graph.cb(t, name, il);
@@ -262,7 +337,6 @@ void tap(const llm_graph_context & graph, ggml_tensor * q, ggml_tensor * k, int 
         ggml_build_forward_expand(graph.gf, t);
         return t;
     };
-    ggml_tensor * q_last = ggml_view_3d(graph.ctx0, q, q->ne[0], q->ne[1], 1, q->nb[1], q->nb[2], (q->ne[2] - 1)*q->nb[2]);
     graph.res->t_halfv_q = exported(q_last, "halfv_q");
     graph.res->t_halfv_k = exported(k,      "halfv_k");
 }

@@ -33,8 +33,8 @@ staged_memory::staged_memory(const llama_model & model, const llama_memory_param
     profile(profile),
     n_hidden(input_width(model.hparams, bounds[1])),
     n_key(model.hparams.n_embd_k_gqa(bounds[1])),
-    n_query(model.hparams.n_head(bounds[1] - 1)*model.hparams.n_embd_head_k(bounds[1] - 1)),
     n_vocab(model.vocab.n_tokens()),
+    stores{ state_store(n_hidden), state_store(n_key), state_store(model.hparams.n_head(bounds[1] - 1)*model.hparams.n_embd_head_k(bounds[1] - 1)) },
     hparams(model.hparams),
     cparams(cparams) {
     static const char * const tags[n_stages] = { "stage1_", "stage2_", "stage3_" };
@@ -51,6 +51,31 @@ staged_memory::staged_memory(const llama_model & model, const llama_memory_param
                 model, model.hparams, params.type_k, params.type_v, !cparams.flash_attn, cparams.offload_kqv, cparams.kv_unified,
                 size, cparams.n_seq_max, 1, 0, LLAMA_SWA_TYPE_NONE, nullptr,
                 [first, last](int32_t il) { return il >= first && il < last; }, nullptr, nullptr, tags[s]);
+    }
+    reserve_states(model);
+}
+
+// Rows for the states of all tokens that may wait, and of those that go on, where stage I ends: if that is a device, up to
+// what undoing takes at most by default. What does not fit is on the host.
+void staged_memory::reserve_states(const llama_model & model) {
+    constexpr uint64_t most = 256ull << 20;
+    auto * device = model.dev_layer(bounds[1] - 1);
+    if (!device || ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_CPU || n_hidden != model.hparams.n_embd) {
+        return; // rows that deep-stack layers add later go through the host
+    }
+    auto * type = ggml_backend_dev_buffer_type(device);
+    if (ggml_backend_buft_is_host(type)) {
+        return;
+    }
+    const uint64_t n_cells = (uint64_t) stages[0]->get_size()*n_stream();
+    const uint64_t n_rows  = std::min<uint64_t>(n_cells*(1.0 + profile.ivr_keep), most/((n_hidden + n_key)*sizeof(float)));
+    const bool no_alloc = model.hparams.no_alloc;
+    if (stores.keys.reserve(type, n_rows, no_alloc) && stores.queries.reserve(type, 4*cparams.n_seq_max, no_alloc) &&
+        stores.hidden.reserve(type, n_rows, no_alloc)) {
+        LLAMA_LOG_INFO("HalfV: states of %u tokens in a %s buffer of %.2f MiB\n", (uint32_t) n_rows, ggml_backend_buft_name(type),
+                (stores.hidden.device_bytes() + stores.keys.device_bytes())/1048576.0);
+    } else {
+        LLAMA_LOG_WARN("HalfV: no room for states in %s memory: they go through the host\n", ggml_backend_buft_name(type));
     }
 }
 
@@ -229,22 +254,20 @@ void staged_memory::seq_div(llama_seq_id seq_id, llama_pos p0, llama_pos p1, int
 }
 
 uint64_t staged_memory::undo_bytes() const {
-    std::set<const states *> counted;
-    uint64_t res = 0;
+    std::vector<state_ref> hidden, keys;
     for (const auto & [id, s] : sequences) {
         for (const auto & t : s.turns) {
-            if (!t.kept) { // of the batch that is being decoded
-                for (const auto & r : t.rows) { res += undo_bytes(r); }
-            } else if (counted.insert(t.kept.get()).second) {
-                res += t.kept->bytes();
+            for (const auto & r : t.rows) {
+                hidden.push_back(r.first);
+                keys.push_back(r.first_key);
             }
         }
     }
-    return res;
+    return stores.hidden.bytes(hidden) + stores.keys.bytes(keys);
 }
 
 uint64_t staged_memory::undo_bytes(const row & r) const {
-    return (n_hidden + (r.first_key >= 0 ? n_key : 0))*sizeof(float);
+    return (n_hidden + (r.first_key ? n_key : 0))*sizeof(float);
 }
 
 void staged_memory::unprepare(llama_seq_id seq_id) {
@@ -270,6 +293,9 @@ std::map<ggml_backend_buffer_type_t, size_t> staged_memory::memory_breakdown() c
     each_stage([&](const llama_kv_cache & kv) {
         for (const auto & [buft, size] : kv.memory_breakdown()) { res[buft] += size; }
     });
+    for (const auto * store : { &stores.hidden, &stores.keys, &stores.queries }) {
+        if (store->tensor()) { res[store->buffer_type()] += store->device_bytes(); }
+    }
     return res;
 }
 
@@ -297,16 +323,8 @@ size_t staged_memory::cell_bytes(int s) const {
     return bytes;
 }
 
-sequence staged_memory::empty_sequence() const {
-    sequence s;
-    s.hidden.width = n_hidden;
-    s.keys  .width = n_key;
-    return s;
-}
-
 sequence & staged_memory::at(llama_seq_id seq_id) {
-    const auto it = sequences.find(seq_id);
-    return it != sequences.end() ? it->second : sequences.emplace(seq_id, empty_sequence()).first->second;
+    return sequences[seq_id];
 }
 
 const sequence * staged_memory::find(llama_seq_id seq_id) const {
@@ -357,7 +375,7 @@ static constexpr uint32_t state_tag = 0x33564c48; // "HLV3"
 
 std::vector<uint32_t> staged_memory::state_shape() const {
     std::vector<uint32_t> res(bounds.begin(), bounds.end());
-    res.insert(res.end(), { n_hidden, n_key, n_query });
+    res.insert(res.end(), { n_hidden, n_key, stores.queries.width });
     return res;
 }
 
@@ -409,8 +427,8 @@ void staged_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_
             } else if (id < 0 || id >= (llama_seq_id) cparams.n_seq_max || loaded.count(id)) {
                 throw std::runtime_error("halfv: the saved state names sequence " + std::to_string(id));
             }
-            auto & s = loaded[id] = empty_sequence();
-            s.read(io, { stages[0]->get_size(), n_query, cparams.n_ubatch, seq_pos_max(id), n_vocab });
+            auto & s = loaded[id];
+            s.read(io, { stages[0]->get_size(), cparams.n_ubatch, seq_pos_max(id), n_vocab }, stores);
         }
         if (seq_id < 0) {
             sequences.clear();

@@ -29,6 +29,14 @@ struct step {
     graph_pass   pass = {};
     std::optional<bool> causal = {}; // not given: as the context is set
     std::vector<uint32_t> cells = {}; // of stage II, where its tokens are already
+
+    // A row for each token: what it takes, what it gives; none where nobody will ask. Of a stored step they are on a device, which
+    // reads and writes them; else what it takes is in the ubatch, and what it gives is brought down.
+    struct io {
+        bool stored = false;
+        std::vector<state_ref> in, out, keys;
+        state_ref query; // of the last token
+    } io = {};
 };
 
 // Three KV caches behind one memory, split by layer: each holds only the tokens that reached its stage.
@@ -44,7 +52,7 @@ public:
 
     std::unique_ptr<staged_context> init_batch(llama_batch_allocr & balloc, uint32_t n_ubatch);
     std::unique_ptr<staged_context> init_steps(std::vector<step> steps); // a batch made by hand
-    std::unique_ptr<staged_context> init_full(const graph_pass & pass);
+    std::unique_ptr<staged_context> init_full(const graph_pass & pass, bool stored = false);
 
     bool get_can_shift() const override;
 
@@ -95,11 +103,12 @@ public:
 
     halfv_profile profile;
 
-    // floats per token: the input of stage II (with the rows that deep-stack layers add later), keys and the query at a tapped layer
+    // floats per token: the input of stage II (with the rows that deep-stack layers add later), keys at a tapped layer
     const uint32_t n_hidden;
     const uint32_t n_key;
-    const uint32_t n_query;
     const int32_t  n_vocab;
+
+    state_stores stores; // goes after everything that holds its rows
 
     // Whether a question that is removed is undone. If not, pictures stay as it left them.
     bool undoes = true;
@@ -158,7 +167,7 @@ public:
 private:
     friend class staged_context;
 
-    sequence empty_sequence() const;
+    void reserve_states(const llama_model & model);
     std::vector<uint32_t> state_shape() const;
     void undo(llama_seq_id seq_id, llama_pos last_before);
     template <typename F> void change(llama_seq_id seq_id, F && f); // of all when negative
@@ -197,6 +206,9 @@ public:
 
     // the current step's
     const graph_pass & pass() const { return steps.empty() ? full : steps[i_cur].pass; }
+    const struct step::io & io() const { return steps[i_cur].io; }
+    const state_stores & stores() const { return memory->stores; }
+    bool stored() const { return steps.empty() ? full_stored : io().stored; }
     std::optional<bool> causal() const { return steps.empty() ? std::nullopt : steps[i_cur].causal; }
 
     // null where the current step does not reach the stage
@@ -223,6 +235,7 @@ private:
     std::vector<bool> alike; // the stages that each step reaches, after it
     size_t i_cur = 0;
     graph_pass full = {}; // of a context without steps
+    bool full_stored = false;
     llama_memory_status status;
 };
 

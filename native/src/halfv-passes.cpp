@@ -2,6 +2,7 @@
 
 #include "halfv-cut.h"
 #include "halfv-prefill.h"
+#include "halfv-selection.h"
 
 #include "llama-context.h"
 #include "llama-impl.h"
@@ -22,11 +23,17 @@ void prefill::reserve(uint32_t n_tokens) {
         { b[1], memory.has_stage(2) ? b[2] : INT32_MAX, INT32_MAX, b[2] - 1, true },
         { b[2] - may_split(), b[3] },
     };
+    std::vector<std::pair<graph_pass, bool>> all;
     for (const auto & pass : passes) {
-        if (pass.first >= pass.last) {
+        all.emplace_back(pass, false);
+        all.emplace_back(pass, true);
+    }
+    reserve_choice();
+    for (const auto & [pass, stored] : all) {
+        if (pass.first >= pass.last || (stored && !memory.stores.hidden.tensor())) {
             continue;
         }
-        const auto mctx = memory.init_full(pass);
+        const auto mctx = memory.init_full(pass, stored);
         if (!ctx.graph_reserve(n_tokens, ctx.cparams.n_seq_max, 1, mctx.get())) {
             if (!reserved) {
                 throw std::runtime_error("HalfV: failed to allocate the compute buffers of a stage");
@@ -36,6 +43,52 @@ void prefill::reserve(uint32_t n_tokens) {
         }
     }
     reserved = true;
+}
+
+// the largest graphs that choose on the device, and where their results come down to
+void prefill::reserve_choice() {
+    const auto & stores  = memory.stores;
+    const auto & hparams = ctx.model.hparams;
+    const int32_t il = memory.bounds[1] - 1;
+    if (!stores.hidden.tensor()) {
+        return;
+    }
+    const int n = std::min<uint64_t>({ cover_group_max, ctx.cparams.n_ctx, (uint64_t) stores.hidden.tensor()->ne[1] });
+    for (const auto & g : { similarities_graph(stores.hidden, n), dots_graph(stores.keys, stores.queries, {}, n, hparams.n_head(il), hparams.n_head_kv(il)) }) {
+        ggml_backend_sched_reset(ctx.sched.get());
+        if (!ggml_backend_sched_reserve(ctx.sched.get(), g.graph)) {
+            LLAMA_LOG_WARN("%s: HalfV: no room to choose tokens on the device: it needs memory when it is done\n", __func__);
+        }
+    }
+    if (gram) {
+        return;
+    }
+    auto * type = ggml_backend_dev_host_buffer_type(ggml_backend_buft_get_device(stores.hidden.buffer_type()));
+    if (type) { pinned.reset(ggml_backend_buft_alloc_buffer(type, gram_size(n, gram_block)*sizeof(float))); }
+    if (!pinned) { gram_memory.reset(new float[gram_size(n, gram_block)]); }
+    gram = pinned ? (float *) ggml_backend_buffer_get_base(pinned.get()) : gram_memory.get();
+}
+
+bool prefill::run(const device_graph & g, const state_store & store, const std::vector<state_ref> & rows, float * out) {
+    auto * sched = ctx.sched.get();
+    ctx.gf_res_prev_active = nullptr; // its memory is given to this one
+    ggml_backend_sched_reset(sched);
+    ggml_backend_sched_set_eval_callback(sched, nullptr, nullptr);
+    if (!ggml_backend_sched_alloc_graph(sched, g.graph)) {
+        return false;
+    }
+    std::vector<int32_t> ids;
+    for (const auto & r : rows) { ids.push_back(store.row_of(r)); }
+    ggml_backend_tensor_set(g.ids, ids.data(), 0, ggml_nbytes(g.ids));
+    if (g.norm) { ggml_backend_tensor_set(g.norm, final_norm().data(), 0, ggml_nbytes(g.norm)); }
+
+    bool ok = ggml_backend_sched_graph_compute_async(sched, g.graph) == GGML_STATUS_SUCCESS;
+    for (auto * tensor : g.outputs) {
+        if (ok) { read(tensor, out); }
+        out += ggml_nelements(tensor);
+    }
+    wait_for_device();
+    return ok;
 }
 
 int prefill::run(std::vector<step> steps, const std::function<void(const llama_ubatch &, const llm_graph_result &)> & collect) {
@@ -59,10 +112,23 @@ int prefill::run(std::vector<step> steps, const std::function<void(const llama_u
         }
         if (collect) {
             collect(ubatch, *res);
-            ggml_backend_sched_synchronize(ctx.sched.get());
         }
     } while (mctx->next());
     return 0;
+}
+
+void prefill::wait_for_device() const {
+    ggml_backend_sched_synchronize(ctx.sched.get());
+}
+
+// the rows of a tensor, which may be narrower than those that take them on the host
+void prefill::read(ggml_tensor * tensor, state_store & store, const std::vector<state_ref> & refs) const {
+    ggml_backend_t backend = ggml_backend_sched_get_tensor_backend(ctx.sched.get(), tensor);
+    const size_t size = ggml_nbytes(tensor)/refs.size();
+    for (size_t i = 0, n; i < refs.size(); i += n) {
+        n = size == store.width*sizeof(float) ? store.run(refs, i) : 1;
+        if (refs[i]) { ggml_backend_tensor_get_async(backend, tensor, store.host(refs[i]), i*size, n*size); }
+    }
 }
 
 void prefill::read(ggml_tensor * tensor, float * dst) const {
@@ -142,14 +208,18 @@ llama_ubatch prefill::ubatch_of_batch(const llama_batch & batch, const std::vect
 
 static bool is_text(const row & r) { return r.token >= 0; }
 
-llama_ubatch prefill::ubatch_of_rows(llama_seq_id seq_id, const row * rows, uint32_t n, size_t width, const slab<float> & hidden) const {
+llama_ubatch prefill::ubatch_of_rows(llama_seq_id seq_id, const row * rows, uint32_t n, size_t width) const {
     const uint32_t n_pos = ctx.model.hparams.n_pos_per_embd();
 
     const bool tokens = is_text(rows[0]) && cuts_of(ctx.model).by_kind; // which is what the builder asks
+    std::vector<float> state;
     llama_ubatch res = new_ubatch(n, 1, n_pos, width, tokens, memory.n_stream() > 1);
     for (uint32_t i = 0; i < n; ++i) {
         if (tokens) { res.token[i] = rows[i].token; }
-        memcpy(res.embd + i*width, hidden.at(rows[i].hidden), width*sizeof(float));
+        if (width > 0) {
+            rows[i].hidden.read(state);
+            memcpy(res.embd + i*width, state.data(), width*sizeof(float));
+        }
         for (uint32_t j = 0; j < n_pos; ++j) {
             res.pos[j*n + i] = rows[i].pos[j];
         }
@@ -215,8 +285,46 @@ std::vector<step> prefill::whole_steps(const llama_batch & batch, std::vector<sh
     return steps;
 }
 
-std::vector<step> prefill::steps_of(llama_seq_id seq_id, const std::vector<row> & rows, const slab<float> & hidden, const graph_pass & pass) const {
-    const size_t width = input_width(ctx.model.hparams, pass.first);
+prefill::given prefill::room_for(const std::vector<bool> & has_key, bool has_query, bool on_device) {
+    auto & stores = memory.stores;
+    const size_t n_keys = std::count(has_key.begin(), has_key.end(), true);
+    const auto take = [&](state_store & store, uint32_t n) { return on_device ? store.take_on_device(n) : store.take_on_host(n); };
+
+    given res;
+    res.stored = on_device;
+    res.hidden = take(stores.hidden, has_key.size());
+    const auto keys  = take(stores.keys, n_keys);
+    const auto query = take(stores.queries, has_query);
+    if (res.hidden.size() < has_key.size() || keys.size() < n_keys || query.size() < has_query) {
+        res = {};
+        return room_for(has_key, has_query, false);
+    }
+    auto key = keys.begin();
+    for (const bool has : has_key) { res.keys.push_back(has ? *key++ : state_ref()); }
+    if (has_query) { res.query = query[0]; }
+    return res;
+}
+
+struct step::io prefill::given::rows(size_t first, size_t end) const {
+    return { stored, {}, { hidden.begin() + first, hidden.begin() + end }, { keys.begin() + first, keys.begin() + end }, query };
+}
+
+// of a pass that is not stored
+void prefill::bring_down(const llm_graph_result & res, const struct step::io & rows) {
+    read(res.t_embd, memory.stores.hidden, rows.out);
+    if (rows.query) {
+        read(res.t_halfv_k, memory.stores.keys, rows.keys);
+        read(res.t_halfv_q, memory.stores.queries, { rows.query });
+    }
+    wait_for_device();
+}
+
+std::vector<step> prefill::steps_of(llama_seq_id seq_id, const std::vector<row> & rows, const graph_pass & pass, const given * gives) const {
+    const bool stored = memory.stores.hidden.tensor() && (gives ? gives->stored : on_device(rows));
+    if (!stored && std::any_of(rows.begin(), rows.end(), [](const row & r) { return r.hidden.on_device(); })) {
+        wait_for_device();
+    }
+    const size_t width = stored ? 0 : input_width(ctx.model.hparams, pass.first);
     const size_t n_ubatch = memory.ubatch_size(pass, rows.size());
     const bool by_kind = cuts_of(ctx.model).by_kind;
     std::vector<step> steps;
@@ -227,7 +335,12 @@ std::vector<step> prefill::steps_of(llama_seq_id seq_id, const std::vector<row> 
                (!by_kind || is_text(rows[end]) == is_text(rows[i]))) {
             ++end;
         }
-        steps.push_back({ ubatch_of_rows(seq_id, &rows[i], end - i, width, hidden), pass, rows[i].group < 0 });
+        steps.push_back({ ubatch_of_rows(seq_id, &rows[i], end - i, width), pass, rows[i].group < 0 });
+        if (stored) {
+            if (gives) { steps.back().io = gives->rows(i, end); }
+            steps.back().io.stored = true;
+            steps.back().io.in = refs_of({ rows.begin() + i, rows.begin() + end }, &row::hidden);
+        }
         for (size_t j = i; j < end && rows[j].cell >= 0; ++j) { steps.back().cells.push_back(rows[j].cell); }
         i = end;
     }

@@ -79,15 +79,7 @@ prefill_ptr prefill::attach(llama_context & ctx) {
     return nullptr;
 }
 
-prefill::prefill(llama_context & ctx, staged_memory & memory) : memory(memory), ctx(ctx), cost(ctx.model) {
-    for (const auto & backend : ctx.backends) {
-        const auto type = ggml_backend_dev_type(ggml_backend_get_device(backend.get()));
-        if (type == GGML_BACKEND_DEVICE_TYPE_GPU || type == GGML_BACKEND_DEVICE_TYPE_IGPU) {
-            device = backend.get();
-            break;
-        }
-    }
-}
+prefill::prefill(llama_context & ctx, staged_memory & memory) : memory(memory), ctx(ctx), cost(ctx.model) {}
 
 bool prefill::prunes_now() const {
     return enabled && prunes(memory.profile, memory.bounds[n_stages]);
@@ -297,10 +289,10 @@ bool prefill::aborted() {
 
 // llama_perf takes a batch of one token for generation; one that waits, or settles a picture, is still the prompt
 void prefill::book_as_prompt() {
-    const bool one = ctx.n_queued_tokens == 1;
-    if (one) { ctx.n_queued_tokens = 2; }
-    ctx.synchronize();
-    if (one) { ctx.n_p_eval--; }
+    if (ctx.n_queued_tokens == 1) {
+        ctx.n_queued_tokens = 2;
+        ctx.n_p_eval--;
+    }
 }
 
 } // namespace halfv

@@ -2,6 +2,7 @@
 
 #include "halfv-compare.h"
 #include "halfv-cost.h"
+#include "halfv-device.h"
 #include "halfv-memory.h"
 #include "halfv-workers.h"
 
@@ -93,47 +94,67 @@ private:
 
     // choosing, in halfv-choose.cpp
     void choose_stage2(sequence & s, when moment, std::vector<row> & go, std::vector<row> & wait, std::vector<row> & recalled);
-    std::vector<uint8_t> choose_stage3(sequence & s, const std::vector<float> & query, const std::vector<row> & deep);
+    std::vector<uint8_t> choose_stage3(sequence & s, const state_ref & query, const std::vector<row> & deep);
     std::vector<row> recall(sequence & s);
     size_t   first_that_fits(const sequence & s) const;
     size_t   first_open(const std::vector<row> & rows, const std::vector<image> & images, size_t fits) const;
     void     keep_turn(sequence & s, turn t);
     void     unprepare_what_will_not_fit(llama_seq_id seq_id, size_t n_text);
-    std::vector<float> score(const sequence & s, const std::vector<row> & rows, const std::vector<float> & query) const;
-    std::vector<float> attention(const sequence & s, const std::vector<row> & rows, std::vector<float> query) const;
+    std::vector<float> values_of(const state_ref & ref) const;
+    std::vector<float> score(const std::vector<row> & rows, const state_ref & query);
+    std::vector<float> score(const std::vector<row> & rows, const std::vector<float> & query) const; // on the host
+    std::vector<float> attention(const std::vector<row> & rows, std::vector<float> query) const;
     std::vector<int32_t> choose_otherwise(sequence & s, const std::vector<row> & rows, const std::vector<size_t> & members,
                                           const std::vector<float> & query, int k, bool deep);
     const std::vector<float> & final_norm();
     worker_pool & cover_workers();
-    std::vector<int32_t> cover(const sequence & s, const std::vector<row> & rows, const std::vector<int32_t> & anchors, int k);
+    std::vector<int32_t> cover(const std::vector<row> & rows, const std::vector<int32_t> & anchors, int k);
 
     // passes, in halfv-passes.cpp
     int run(std::vector<step> steps, const std::function<void(const llama_ubatch &, const llm_graph_result &)> & collect);
-    std::vector<step> steps_of(llama_seq_id seq_id, const std::vector<row> & rows, const slab<float> & hidden, const graph_pass & pass) const;
-    llama_ubatch ubatch_of_rows(llama_seq_id seq_id, const row * rows, uint32_t n, size_t width, const slab<float> & hidden) const;
+
+    // rows for what a pass gives: a state for each token, keys of some, the query of the last
+    struct given {
+        bool stored = false; // they are on the device, and the pass writes them
+        std::vector<state_ref> hidden, keys;
+        state_ref query;
+
+        struct step::io rows(size_t first, size_t end) const;
+    };
+    given room_for(const std::vector<bool> & has_key, bool has_query, bool on_device); // or on the host, if there is no room
+    void  bring_down(const llm_graph_result & res, const struct step::io & rows);
+
+    std::vector<step> steps_of(llama_seq_id seq_id, const std::vector<row> & rows, const graph_pass & pass, const given * gives = nullptr) const;
+    llama_ubatch ubatch_of_rows(llama_seq_id seq_id, const row * rows, uint32_t n, size_t width) const;
     llama_ubatch ubatch_of_token(llama_seq_id seq_id, const row & r) const;
     llama_ubatch ubatch_of_batch(const llama_batch & batch, const std::vector<int32_t> & idxs, uint32_t n_seqs) const;
     std::vector<step> whole_steps(const llama_batch & batch, std::vector<share> parts) const;
+    bool run(const device_graph & graph, const state_store & store, const std::vector<state_ref> & rows, float * out);
+    void reserve_choice();
+    void wait_for_device() const;
     void read(ggml_tensor * tensor, float * dst) const;
+    void read(ggml_tensor * tensor, state_store & store, const std::vector<state_ref> & refs) const;
 
     // a prompt of one sequence, and the states that enter the layer it has come to
     struct held_prompt {
         llama_seq_id seq_id = -1;
+        std::unique_ptr<state_store> states; // of the layer's input, deep-stack rows with it
         std::vector<row> rows;
-        slab<float> states;
     };
     int hold_batch(const llama_batch & batch, bool visual);
     int observe_layers(held_prompt & prompt, const uint8_t * freeze, halfv_observer observer, void * user);
     int observe_layer(const held_prompt & prompt, int32_t il, float * out, float * attention);
     int frozen_logits(const held_prompt & prompt, int32_t il, float * logits);
-    int last_logits(const held_prompt & prompt, const slab<float> & states, const std::vector<row> & rows, int32_t first, float * logits);
+    int last_logits(const held_prompt & prompt, const std::vector<row> & rows, int32_t first, float * logits);
 
     llama_context & ctx;
     cost_model cost;
     std::vector<float> output_norm;
     std::optional<worker_pool> workers; // from the first choice on
     int n_workers = 0;
-    ggml_backend_t device = nullptr; // for the Gram matrix; null: on the host
+    ggml_backend_buffer_ptr pinned;      // what `gram` is in, if the device prefers that
+    std::unique_ptr<float[]> gram_memory; // or else
+    float * gram = nullptr;              // the similarities of a group of tokens, from the device
     halfv_media media = HALFV_MEDIA_VISUAL;
     bool new_image = false;
     bool reserved  = false;

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstring>
 #include <numeric>
+#include <queue>
 
 namespace halfv {
 
@@ -21,24 +22,11 @@ std::vector<int32_t> clean(std::vector<int32_t> idx, int n) {
     return idx;
 }
 
-// nearest[i] = max(nearest[i], row[i]), NaN ignored; returns the smallest
-float absorb(const float * row, int n, float * nearest) {
-    const int L = 16;
-    float low[L];
-    std::fill(low, low + L, INFINITY);
-    int i = 0;
-    for (; i + L <= n; i += L) {
-        for (int l = 0; l < L; ++l) {
-            const float s = row[i + l] > nearest[i + l] ? row[i + l] : nearest[i + l];
-            nearest[i + l] = s;
-            low[l] = s < low[l] ? s : low[l];
-        }
-    }
-    for (; i < n; ++i) {
+// nearest[i] = max(nearest[i], row[i]), NaN ignored
+void absorb(const float * row, int n, float * nearest) {
+    for (int i = 0; i < n; ++i) {
         nearest[i] = row[i] > nearest[i] ? row[i] : nearest[i];
-        low[0] = std::min(low[0], nearest[i]);
     }
-    return *std::min_element(low, low + L);
 }
 
 // Orders tokens by the similarity to their nearest chosen token, then by index: the smallest is the next to choose.
@@ -185,8 +173,7 @@ void visual_scores(const float * q, const float * k, size_t k_stride, int n, int
     const dots_fn dots = best_dots();
     const int group = n_head / n_head_kv;
     std::vector<const float *> qs(group), ks(n);
-    std::vector<float> weights((size_t) group * n);
-    int heads = 0;
+    std::vector<float> weights((size_t) n_head * n);
     for (int g = 0; g < n_head_kv; ++g) {
         for (int h = 0; h < group; ++h) {
             qs[h] = q + (size_t) (g * group + h) * head_dim;
@@ -194,28 +181,34 @@ void visual_scores(const float * q, const float * k, size_t k_stride, int n, int
         for (int i = 0; i < n; ++i) {
             ks[i] = k + i * k_stride + (size_t) g * head_dim;
         }
-        dots(qs.data(), group, ks.data(), n, head_dim, weights.data(), n);
-        for (int h = 0; h < group; ++h) {
-            float * w = &weights[(size_t) h * n];
-            float top = -INFINITY;
-            for (int i = 0; i < n; ++i) {
-                w[i] = std::isnan(w[i]) ? -INFINITY : w[i];
-                top = std::max(top, w[i]);
-            }
-            if (!std::isfinite(top)) {
-                continue;
-            }
-            double sum = 0;
-            for (int i = 0; i < n; ++i) {
-                w[i] = std::exp(w[i] - top);
-                sum += w[i];
-            }
-            const float scale = (float) (1 / sum);
-            for (int i = 0; i < n; ++i) {
-                out[i] += w[i] * scale;
-            }
-            ++heads;
+        dots(qs.data(), group, ks.data(), n, head_dim, &weights[(size_t) g * group * n], n);
+    }
+    scores_of_dots(weights.data(), n, n_head, out);
+}
+
+void scores_of_dots(float * dots, int n, int n_head, float * out) {
+    std::fill(out, out + n, 0.0f);
+    int heads = 0;
+    for (int h = 0; h < n_head; ++h) {
+        float * w = dots + (size_t) h * n;
+        float top = -INFINITY;
+        for (int i = 0; i < n; ++i) {
+            w[i] = std::isnan(w[i]) ? -INFINITY : w[i];
+            top = std::max(top, w[i]);
         }
+        if (!std::isfinite(top)) {
+            continue;
+        }
+        double sum = 0;
+        for (int i = 0; i < n; ++i) {
+            w[i] = std::exp(w[i] - top);
+            sum += w[i];
+        }
+        const float scale = (float) (1 / sum);
+        for (int i = 0; i < n; ++i) {
+            out[i] += w[i] * scale;
+        }
+        ++heads;
     }
     for (int i = 0; heads > 0 && i < n; ++i) {
         out[i] /= heads;
@@ -271,31 +264,63 @@ void final_norm_features(const float * rows, const float * norm_weight, int n, i
     }
 }
 
-std::vector<int32_t> cover_gram(const float * gram, int n, const std::vector<int32_t> & anchors, int k) {
-    if (n < 1) {
+// where block i of a lower triangle begins
+static size_t gram_offset(int64_t i, int64_t block) {
+    return (size_t) (block * block * (i * (i + 1) / 2));
+}
+
+size_t gram_size(int n, int block) {
+    const int64_t whole = n / block, rest = n % block;
+    return gram_offset(whole, block) + (size_t) (rest * n);
+}
+
+// A similarity to the nearest chosen token only grows as tokens are chosen, so one that has not seen the latest is a lower bound.
+// What follows a chosen token in memory is brought up to date at once; where its similarities are a column of blocks below, a
+// row there is only when it would be chosen.
+std::vector<int32_t> cover_gram(const float * gram, int n, const std::vector<int32_t> & anchors, int k, int block) {
+    if (n < 1 || block < 1) {
         return {};
     }
+    block = std::min(block, n);
     std::vector<int32_t> chosen = clean(anchors, n);
     k = std::min(n, std::max(k, (int) chosen.size()));
-    std::vector<float> nearest(n, -FLT_MAX); // similarity to the nearest chosen token; infinite once chosen
+    std::vector<float> nearest(n, -FLT_MAX);
+    std::vector<int> seen(n, 0); // how many of the chosen a token has seen
     std::vector<char> in(n, 0);
-    size_t absorbed = 0;
-    float least = -FLT_MAX;
-    while (true) {
-        for (; absorbed < chosen.size(); ++absorbed) {
-            const int32_t c = chosen[absorbed];
-            in[c] = 1;
-            nearest[c] = INFINITY;
-            least = absorb(gram + (size_t) c * n, n, nearest.data());
+    const auto row = [&](int32_t i) {
+        const int b = i / block;
+        return gram + gram_offset(b, block) + (size_t) (i - b * block) * std::min(n, (b + 1) * block);
+    };
+    const auto take_in = [&](int32_t c) {
+        in[c] = 1;
+        absorb(row(c), std::min(n, (c / block + 1) * block), nearest.data());
+    };
+    for (const int32_t c : chosen) {
+        take_in(c);
+    }
+    using entry = std::pair<float, int32_t>; // the smallest is the next to choose, of equals the first
+    std::priority_queue<entry, std::vector<entry>, std::greater<entry>> next;
+    for (int32_t i = 0; i < n; ++i) {
+        if (!in[i]) {
+            next.push({ nearest[i], i });
         }
-        if ((int) chosen.size() >= k) {
-            break;
+    }
+    while ((int) chosen.size() < k) {
+        const auto [sim, i] = next.top();
+        const float * own = row(i);
+        for (; seen[i] < (int) chosen.size(); ++seen[i]) {
+            const int32_t c = chosen[seen[i]];
+            if (c / block < i / block && own[c] > nearest[i]) {
+                nearest[i] = own[c];
+            }
         }
-        int32_t i = 0;
-        while (nearest[i] != least || in[i]) {
-            ++i;
+        next.pop();
+        if (nearest[i] > sim) {
+            next.push({ nearest[i], i });
+        } else {
+            chosen.push_back(i);
+            take_in(i);
         }
-        chosen.push_back(i);
     }
     std::sort(chosen.begin(), chosen.end());
     return chosen;

@@ -31,6 +31,9 @@ int quota(int n, float ratio);
 void visual_scores(const float * q, const float * k, size_t k_stride, int n, int n_head, int n_head_kv, int head_dim,
                    float * out);
 
+// The same from the dots, [n_head][n], which it overwrites.
+void scores_of_dots(float * dots, int n, int n_head, float * out);
+
 // The k largest scores, the lower index first among equals, NaN as -inf; `skip` are not chosen and do not count.
 std::vector<int32_t> top_k(const float * scores, int n, int k, const std::vector<int32_t> & skip = {});
 
@@ -49,8 +52,12 @@ void final_norm_features(const float * rows, const float * norm_weight, int n, i
 std::vector<int32_t> cover(const float * features, int n, int d, const std::vector<int32_t> & anchors, int k,
                            worker_pool * workers = nullptr, const std::function<bool()> & stop = nullptr);
 
-// The same over a symmetric matrix of similarities [n][n]; never grouped.
-std::vector<int32_t> cover_gram(const float * gram, int n, const std::vector<int32_t> & anchors, int k);
+// The same over a symmetric matrix of similarities, of which only the lower triangle is there, in blocks of rows: the rows of
+// a block follow each other and all reach to the block's last token. With one block of n or more: the whole, [n][n].
+// Never grouped.
+std::vector<int32_t> cover_gram(const float * gram, int n, const std::vector<int32_t> & anchors, int k, int block = INT32_MAX);
+size_t gram_size(int n, int block); // floats
+constexpr int gram_block = 256;     // what devices compute
 
 struct cover_group {
     int first;

@@ -34,24 +34,6 @@ void each_position(sequence & s, F && f) {
     for (auto & t : s.turns) { f(t.end); }
 }
 
-// copies an entry to the end of another slab
-uint32_t gather(const slab<float> & from, uint32_t slot, slab<float> & to) {
-    const uint32_t copy = to.grow(1);
-    std::copy_n(from.at(slot), from.width, to.at(copy));
-    return copy;
-}
-
-// a row as it was after stage I, its slots moved to other slabs
-row as_after_stage1(const row & r, const slab<float> & hidden, const slab<float> & keys, states & to) {
-    row res = r;
-    res.first     = res.hidden = gather(hidden, r.first, to.hidden);
-    res.first_key = res.key    = r.first_key < 0 ? -1 : (int32_t) gather(keys, r.first_key, to.keys);
-    res.stage     = 1;
-    res.batch_idx = 0;
-    res.output    = false;
-    return res;
-}
-
 void erase_value(std::vector<int32_t> & values, int32_t value) {
     values.erase(std::remove(values.begin(), values.end(), value), values.end());
 }
@@ -60,6 +42,30 @@ void erase_value(std::vector<int32_t> & values, int32_t value) {
 
 bool prompt_order(const row & a, const row & b) {
     return std::tie(a.pos[0], a.image, a.index) < std::tie(b.pos[0], b.image, b.index);
+}
+
+row as_after_stage1(row r) {
+    r.hidden    = r.first;
+    r.key       = r.first_key;
+    r.stage     = 1;
+    r.batch_idx = 0;
+    r.output    = false;
+    return r;
+}
+
+row token_of(row r) {
+    r.first = r.hidden = r.first_key = r.key = {};
+    return r;
+}
+
+std::vector<state_ref> refs_of(const std::vector<row> & rows, state_ref row::* which) {
+    std::vector<state_ref> res;
+    for (const auto & r : rows) { res.push_back(r.*which); }
+    return res;
+}
+
+bool on_device(const std::vector<row> & rows) {
+    return std::all_of(rows.begin(), rows.end(), [](const row & r) { return r.hidden.on_device(); });
 }
 
 int32_t next_group(const std::vector<row> & rows) {
@@ -121,12 +127,11 @@ void sequence::drop_if(F && gone) {
     });
 
     if (last_gone) {
-        query.clear();
+        query = {};
     }
     if (rows.size() < n_rows && !rows.empty() && rows.back().image == (int32_t) images.size() - 1 && !images.empty()) {
         images.back().closed = false; // nothing follows it any more
     }
-    compact();
 }
 
 void sequence::remove(llama_pos p0, llama_pos p1) {
@@ -167,16 +172,7 @@ void sequence::append(const sequence & other) {
         return r;
     };
     images.insert(images.end(), other.images.begin(), other.images.end());
-    for (auto r : other.rows) {
-        r = moved(r);
-        const bool first_is_current = r.first == r.hidden, key_is_current = r.first_key == r.key;
-        r.hidden = gather(other.hidden, r.hidden, hidden);
-        r.first  = first_is_current ? r.hidden : gather(other.hidden, r.first, hidden);
-        if (r.key >= 0)       { r.key = gather(other.keys, r.key, keys); }
-        if (key_is_current)   { r.first_key = r.key; }
-        else if (r.first_key >= 0) { r.first_key = gather(other.keys, r.first_key, keys); }
-        rows.push_back(r);
-    }
+    for (const auto & r : other.rows) { rows.push_back(moved(r)); }
     for (auto t : other.turns) {
         for (auto * list : { &t.rows, &t.recalled }) {
             for (auto & r : *list) { r = moved(r); }
@@ -184,7 +180,7 @@ void sequence::append(const sequence & other) {
         turns.push_back(std::move(t));
     }
     const bool last = rows.empty() || other.rows.empty() || &rows.back() == &*std::max_element(rows.begin(), rows.end(), prompt_order);
-    query = last && !other.rows.empty() ? other.query : std::vector<float>();
+    query = last && !other.rows.empty() ? other.query : state_ref();
     new_question = new_question || other.new_question;
     divided      = divided || other.divided;
     std::stable_sort(rows.begin(),  rows.end(),  prompt_order);
@@ -247,42 +243,22 @@ std::vector<leftover> sequence::undo(llama_pos last_before, llama_pos last, uint
         }
         res.push_back({ t.rows.empty() ? last + 1 : t.rows.front().pos[0], t.recalled });
 
-        states back = { { hidden.width, {} }, { keys.width, {} } };
         std::vector<row> waiting;
-        for (const auto & r : t.rows) { waiting.push_back(as_after_stage1(r, t.kept->hidden, t.kept->keys, back)); }
-        for (const auto & r : rows)   { waiting.push_back(as_after_stage1(r, hidden, keys, back)); }
-        rows   = std::move(waiting);
-        hidden = std::move(back.hidden);
-        keys   = std::move(back.keys);
+        for (const auto & r : t.rows) { waiting.push_back(as_after_stage1(r)); }
+        for (const auto & r : rows)   { waiting.push_back(as_after_stage1(r)); }
+        rows = std::move(waiting);
         unprepare();
-        query.clear();
+        query = {};
     }
     return res;
 }
 
-void sequence::close_turns() {
-    for (auto & t : turns) {
-        if (t.kept) {
-            continue;
-        }
-        size_t n_keys = 0;
-        for (const auto & r : t.rows) { n_keys += r.first_key >= 0; }
-        auto kept = std::make_shared<states>();
-        kept->hidden.width = hidden.width;
-        kept->keys  .width = keys.width;
-        kept->hidden.data.reserve(t.rows.size()*hidden.width);
-        kept->keys  .data.reserve(n_keys*keys.width);
-        for (auto & r : t.rows) { r = as_after_stage1(r, hidden, keys, *kept); }
-        t.kept = std::move(kept);
-    }
-}
-
-void sequence::each_stored(int32_t image, const std::function<void(const row &, const states &)> & f) const {
+void sequence::each_stored(int32_t image, const std::function<void(const row &)> & f) const {
     std::vector<bool> kept(images[image].n());
     for (const auto i : images[image].kept) { kept[i] = true; }
     for (const auto & t : turns) {
         for (const auto & r : t.rows) {
-            if (t.kept && r.image == image && !kept[r.index]) { f(r, *t.kept); }
+            if (r.image == image && !kept[r.index]) { f(r); }
         }
     }
 }
@@ -290,35 +266,13 @@ void sequence::each_stored(int32_t image, const std::function<void(const row &, 
 uint32_t sequence::n_stored() const {
     uint32_t res = 0;
     for (size_t i = 0; i < images.size(); ++i) {
-        each_stored(i, [&](const row &, const states &) { ++res; });
+        each_stored(i, [&](const row &) { ++res; });
     }
     return res;
 }
 
-void sequence::compact() {
-    if (rows.empty()) {
-        hidden.data = {};
-        keys.data   = {};
-        return;
-    }
-    if (hidden.size() <= 3*rows.size()) {
-        return;
-    }
-    slab<float> h = { hidden.width, {} }, k = { keys.width, {} };
-    for (auto & r : rows) {
-        const bool same = r.first == r.hidden, same_key = r.first_key == r.key;
-        r.first     = gather(hidden, r.first, h);
-        r.hidden    = same ? r.first : gather(hidden, r.hidden, h);
-        r.first_key = r.first_key < 0 ? -1 : (int32_t) gather(keys, r.first_key, k);
-        r.key       = same_key || r.key < 0 ? (r.key < 0 ? -1 : r.first_key) : (int32_t) gather(keys, r.key, k);
-    }
-    hidden = std::move(h);
-    keys   = std::move(k);
-}
-
 sequence_mark::sequence_mark(const sequence & s) :
     n_rows(s.rows.size()), n_turns(s.turns.size()), n_images(s.images.size()),
-    n_hidden(s.hidden.size()), n_keys(s.keys.size()),
     query(s.query), new_question(s.new_question), stats(s.stats) {
     if (n_images > 0) {
         n_last      = s.images.back().positions.size();
@@ -345,8 +299,6 @@ void sequence_mark::restore(sequence & s) {
     s.query        = std::move(query);
     s.new_question = new_question;
     s.stats        = stats;
-    s.hidden.resize(n_hidden);
-    s.keys  .resize(n_keys);
 }
 
 } // namespace halfv

@@ -1,7 +1,8 @@
 #pragma once
 
-#include "llama.h"
 #include "halfv.h"
+#include "halfv-states.h"
+#include "llama.h"
 
 #include <array>
 #include <cstdint>
@@ -15,18 +16,9 @@ class llama_io_read_i;
 
 namespace halfv {
 
-// rows of equal width that are added at the end and referred to by slot
-template <typename T>
-struct slab {
-    size_t width = 0;
-    std::vector<T> data;
-
-    uint32_t size() const { return width == 0 ? 0 : (uint32_t) (data.size()/width); }
-    void     resize(uint32_t n) { data.resize(n*width); }
-    uint32_t grow(uint32_t n) { const uint32_t first = size(); resize(first + n); return first; }
-
-          T * at(uint32_t slot)       { return data.data() + slot*width; }
-    const T * at(uint32_t slot) const { return data.data() + slot*width; }
+// what tokens of all sequences carry
+struct state_stores {
+    state_store hidden, keys, queries;
 };
 
 // A token that has been through stage I, and whose way through the later stages depends on a question.
@@ -34,10 +26,10 @@ struct row {
     std::array<llama_pos, 4> pos;
     int32_t  image;      // its picture in sequence::images, -1: not visual
     int32_t  index;      // its place in that picture
-    uint32_t first;      // slot of its state after stage I
-    int32_t  first_key;  // slot of its key at the layer that is asked before stage II, -1: nobody will ask
-    uint32_t hidden;     // slot of its state now: the input of the next stage
-    int32_t  key;        // slot of its key at the layer that is asked next, -1
+    state_ref first;     // its state after stage I
+    state_ref first_key; // its key at the layer that is asked before stage II; none: nobody will ask
+    state_ref hidden;    // its state now: the input of the next stage
+    state_ref key;       // its key at the layer that is asked next, or none
     int32_t  stage;      // the last stage it has been through: 1, 2, or 3 when it is done
     llama_token token;   // LLAMA_TOKEN_NULL: not text
     int32_t  group;      // tokens of one non-causal batch share a group and travel together; -1: causal
@@ -47,6 +39,13 @@ struct row {
 };
 
 bool prompt_order(const row & a, const row & b);
+
+row as_after_stage1(row r);
+row token_of(row r); // without states
+
+bool on_device(const std::vector<row> & rows); // their states
+
+std::vector<state_ref> refs_of(const std::vector<row> & rows, state_ref row::* which);
 
 // for the tokens of a non-causal batch that join these
 int32_t next_group(const std::vector<row> & rows);
@@ -64,21 +63,15 @@ struct image {
     void reset(); // waits for a question again
 };
 
-struct states {
-    slab<float> hidden, keys;
-    size_t bytes() const { return (hidden.data.size() + keys.data.size())*sizeof(float); }
-};
-
 // What it takes to undo a question: tokens from the first picture that it pruned to its own last one, as they left
 // stage I. When the question is removed they wait again, as if it had never been asked.
 struct turn {
-    std::vector<row> rows;                     // in prompt order; slots are of `kept`
-    std::shared_ptr<const states> kept;        // shared by copies of the sequence; null until the batch is through
-    std::vector<row> recalled;                 // tokens of earlier pictures that it brought into the deeper stages
-    llama_pos end = 0;                         // where its last token is: nothing beyond, nothing has followed
-    bool asked = true;                         // by its last token, which is still there
-    bool by_next = false;                      // what followed could not wait with it: gone with that as well
-    uint64_t adapters = 0;                     // in force then: nothing is undone under others
+    std::vector<row> rows;     // in prompt order
+    std::vector<row> recalled; // tokens of earlier pictures that it brought into the deeper stages
+    llama_pos end = 0;         // where its last token is: nothing beyond, nothing has followed
+    bool asked = true;         // by its last token, which is still there
+    bool by_next = false;      // what followed could not wait with it: gone with that as well
+    uint64_t adapters = 0;     // in force then: nothing is undone under others
 };
 
 // what a question that is gone leaves behind in the caches of the deeper stages
@@ -90,7 +83,6 @@ struct leftover {
 // what a saved state may hold; whoever wrote it
 struct state_limits {
     uint32_t  max_rows;  // cells of stage I
-    uint32_t  n_query;   // floats
     uint32_t  n_ubatch;  // a non-causal group is one micro-batch
     llama_pos last;      // position in stage I's cache
     int32_t   n_vocab;
@@ -99,9 +91,7 @@ struct state_limits {
 // What one sequence carries between batches beside its KV.
 struct sequence {
     std::vector<row>   rows;   // tokens that wait, and those done whose choice may still be undone, in prompt order
-    slab<float>        hidden;
-    slab<float>        keys;
-    std::vector<float> query;  // of the last token at the layer before stage II, before RoPE; empty: it was removed
+    state_ref          query;  // of the last token at the layer before stage II, before RoPE; none: it was removed
 
     std::vector<turn>  turns;  // questions that can be undone, in order
     std::vector<image> images;
@@ -124,19 +114,13 @@ struct sequence {
     std::vector<leftover> undo(llama_pos last_before, llama_pos last, uint64_t adapters);
 
     // pruned tokens whose states are kept, of one picture; of all
-    void each_stored(int32_t image, const std::function<void(const row &, const states &)> & f) const;
+    void each_stored(int32_t image, const std::function<void(const row &)> & f) const;
     uint32_t n_stored() const;
 
     void forget_preparation() { cut_prepared = true; } // with the next undo()
 
-    // a batch is through: what it asked can be undone from now on
-    void close_turns();
-
-    // frees what no row refers to any more
-    void compact();
-
     void write(llama_io_write_i & io) const;
-    void read(llama_io_read_i & io, const state_limits & limits); // throws std::runtime_error on what cannot be
+    void read(llama_io_read_i & io, const state_limits & limits, state_stores & stores); // throws std::runtime_error on what cannot be
 
 private:
     template <typename F> void drop_if(F && gone);
@@ -144,8 +128,8 @@ private:
     bool cut_prepared = false; // a prepared picture has lost tokens, or cannot stay as it is
 };
 
-// What a failed batch has to put back. While a batch only adds tokens, lists and slabs grow at their ends, and their
-// lengths will do; keep_lists() comes before anything else changes.
+// What a failed batch has to put back. While a batch only adds tokens, lists grow at their ends, and their lengths will do;
+// keep_lists() comes before anything else changes.
 struct sequence_mark {
     explicit sequence_mark(const sequence & s);
     void keep_lists(const sequence & s);
@@ -160,8 +144,7 @@ struct sequence_mark {
     size_t n_rows, n_turns, n_images;
     size_t n_last = 0; // tokens of the last picture
     bool last_closed = false;
-    uint32_t n_hidden, n_keys;
-    std::vector<float> query;
+    state_ref query;
     bool new_question;
     halfv_stats stats;
 };

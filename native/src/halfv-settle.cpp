@@ -21,10 +21,12 @@ int prefill::stage1(const share & part, bool visual) {
     const bool keeps_keys = visual || wants_attention();
     const graph_pass pass = { bounds[0], bounds[1], INT32_MAX, bounds[1] - 1, wants_attention() };
 
+    const auto gives = room_for(std::vector<bool>(part.idxs.size(), keeps_keys), true, memory.stores.hidden.tensor());
     std::vector<step> steps;
     for (size_t i = 0; i < part.idxs.size(); i += ctx.cparams.n_ubatch) {
         const auto end = std::min(part.idxs.size(), i + ctx.cparams.n_ubatch);
         steps.push_back({ ubatch_of_batch(batch, { part.idxs.begin() + i, part.idxs.begin() + end }, 1), pass });
+        steps.back().io = gives.rows(i, end);
     }
 
     auto & s = memory.at(part.seq_id);
@@ -40,28 +42,17 @@ int prefill::stage1(const share & part, bool visual) {
         }
     }
 
+    size_t done = 0;
+    const std::vector<float> none(memory.n_hidden - hparams.n_embd, 0.0f); // what deep-stack layers add to text
     const int rc = run(std::move(steps), [&](const llama_ubatch & ubatch, const llm_graph_result & res) {
-        const uint32_t n      = ubatch.n_tokens;
-        const uint32_t hidden = s.hidden.grow(n);
-        const uint32_t keys   = keeps_keys ? s.keys.grow(n) : 0;
-
-        // a wider row has room for what deep-stack layers add later
-        std::vector<float> narrow(memory.n_hidden == hparams.n_embd ? 0 : (size_t) n*hparams.n_embd);
-        read(res.t_embd, narrow.empty() ? s.hidden.at(hidden) : narrow.data());
-        if (keeps_keys) {
-            read(res.t_halfv_k, s.keys.at(keys));
+        const uint32_t n = ubatch.n_tokens;
+        if (!gives.stored) {
+            bring_down(res, gives.rows(done, done + n));
         }
-        s.query.resize(ggml_nelements(res.t_halfv_q));
-        read(res.t_halfv_q, s.query.data());
-        ggml_backend_sched_synchronize(ctx.sched.get());
-
-        for (uint32_t i = 0; i < n; ++i) {
-            if (!narrow.empty()) {
-                float * dst = s.hidden.at(hidden + i);
-                memcpy(dst, narrow.data() + (size_t) i*hparams.n_embd, hparams.n_embd*sizeof(float));
-                if (ubatch.embd) {
-                    memcpy(dst + hparams.n_embd, ubatch.embd + (size_t) i*memory.n_hidden + hparams.n_embd, (memory.n_hidden - hparams.n_embd)*sizeof(float));
-                }
+        for (uint32_t i = 0; i < n; ++i, ++done) {
+            if (!none.empty()) {
+                const float * more = ubatch.embd ? ubatch.embd + (size_t) i*memory.n_hidden + hparams.n_embd : none.data();
+                memory.stores.hidden.write(gives.hidden[done], more, none.size(), hparams.n_embd);
             }
             row r = {};
             for (uint32_t j = 0; j < ubatch.n_pos; ++j) {
@@ -79,8 +70,8 @@ int prefill::stage1(const share & part, bool visual) {
                 r.index = im.n();
                 im.positions.push_back(r.pos[0]);
             }
-            r.first     = r.hidden = hidden + i;
-            r.first_key = r.key    = keeps_keys ? (int32_t) (keys + i) : -1;
+            r.first     = r.hidden = gives.hidden[done];
+            r.first_key = r.key    = gives.keys[done];
             r.stage     = 1;
             r.group     = group;
             r.batch_idx = ubatch.data->batch_idxs[i];
@@ -89,6 +80,7 @@ int prefill::stage1(const share & part, bool visual) {
         }
     });
 
+    s.query = gives.query;
     s.stats.us_stage1   += ggml_time_us() - t_start;
     s.stats.flops_dense += cost.span(bounds[0], bounds[n_stages], n_all, before);
     s.stats.flops_spent += cost.span(bounds[0], bounds[1],        n_all, before);
@@ -99,20 +91,23 @@ int prefill::stage1(const share & part, bool visual) {
 // was removed since; then stage I runs for this one again, and leaves its cell as it is.
 int prefill::ask_by_last_text(llama_seq_id seq_id, sequence & s) {
     if (s.rows.empty() || s.rows.back().token == LLAMA_TOKEN_NULL) {
-        s.query.clear();
+        s.query = {};
         return 0;
     }
-    if (!s.query.empty()) {
+    if (s.query) {
         return 0;
     }
     const auto & bounds = memory.bounds;
     const row & r = s.rows.back();
     const staged_memory::rehearsal rehearsal(memory, seq_id, r.pos.data());
-    return run({ { ubatch_of_token(seq_id, r), { bounds[0], bounds[1], INT32_MAX, bounds[1] - 1, wants_attention() } } },
-            [&](const llama_ubatch &, const llm_graph_result & res) {
-        s.query.resize(ggml_nelements(res.t_halfv_q));
-        read(res.t_halfv_q, s.query.data());
+    const auto gives = room_for({ false }, true, memory.stores.hidden.tensor());
+    step step = { ubatch_of_token(seq_id, r), { bounds[0], bounds[1], INT32_MAX, bounds[1] - 1, wants_attention() } };
+    step.io = gives.rows(0, 1);
+    const int rc = run({ std::move(step) }, [&](const llama_ubatch &, const llm_graph_result & res) {
+        if (!gives.stored) { bring_down(res, gives.rows(0, 1)); }
     });
+    s.query = gives.query;
+    return rc;
 }
 
 // Of the last layer of stage II, tokens that stage III drops have only K and V to give. What the choice asks for is there
@@ -171,51 +166,47 @@ int prefill::settle(llama_seq_id seq_id, when moment, std::vector<step> * last) 
         s.stats.flops_spent += cost.kv_only(begin3, bounds[2], go.size()) + (asks_deep ? cost.queries(begin3, go.size()) : 0);
     }
     const graph_pass pass2 = { bounds[1], three ? bounds[2] : INT32_MAX, split ? begin3 : INT32_MAX, asks_deep ? bounds[2] - 1 : -1, true };
-    std::vector<float> query;
+    state_ref query;
 
     // anchors that join a non-causal picture after the question must not see what followed it: they go causally
     auto fed = go;
     for (auto & r : fed) {
         if (r.image >= 0 && s.images[r.image].covered) { r.group = -1; }
     }
-    if (!three && last) {
-        for (auto & step : steps_of(seq_id, fed, s.hidden, pass2)) { last->push_back(std::move(step)); }
+    if (!three) {
+        auto steps = steps_of(seq_id, fed, pass2);
+        if (last) {
+            for (auto & step : steps) { last->push_back(std::move(step)); }
+        } else if (const int rc = run(std::move(steps), nullptr)) {
+            return rc;
+        }
+        lap(s.stats.us_stage2);
     } else {
-        uint32_t i_go = 0;
-        const size_t n_embd = ctx.model.hparams.n_embd;
-        const int rc = run(steps_of(seq_id, fed, s.hidden, pass2), [&](const llama_ubatch & ubatch, const llm_graph_result & res) {
-            if (!three) {
-                return;
+        std::vector<bool> has_key;
+        for (const auto & r : go) { has_key.push_back(asks_deep && (r.image >= 0 || wants_attention())); }
+        const auto gives = room_for(has_key, asks_deep, on_device(go));
+        size_t done = 0;
+        const int rc = run(steps_of(seq_id, fed, pass2, &gives), [&](const llama_ubatch & ubatch, const llm_graph_result & res) {
+            if (!gives.stored) {
+                bring_down(res, gives.rows(done, done + ubatch.n_tokens));
             }
-            const uint32_t n = ubatch.n_tokens;
-            std::vector<float> hidden(n*n_embd), keys(asks_deep ? n*memory.n_key : 0);
-            read(res.t_embd, hidden.data());
-            if (asks_deep) {
-                read(res.t_halfv_k, keys.data());
-                query.resize(ggml_nelements(res.t_halfv_q));
-                read(res.t_halfv_q, query.data());
-            }
-            ggml_backend_sched_synchronize(ctx.sched.get());
-
-            const uint32_t slot = s.hidden.grow(n);
-            for (uint32_t i = 0; i < n; ++i, ++i_go) {
-                auto & r = go[i_go];
-                float * dst = s.hidden.at(slot + i);
-                memcpy(dst, hidden.data() + i*n_embd, n_embd*sizeof(float));
-                if (memory.n_hidden > n_embd) {
-                    memcpy(dst + n_embd, s.hidden.at(r.hidden) + n_embd, (memory.n_hidden - n_embd)*sizeof(float));
-                }
-                r.hidden = slot + i;
-                r.stage  = 2;
-                if (asks_deep && (r.image >= 0 || wants_attention())) {
-                    r.key = s.keys.grow(1);
-                    std::copy_n(keys.data() + i*memory.n_key, memory.n_key, s.keys.at(r.key));
-                }
-            }
+            done += ubatch.n_tokens;
         });
         if (rc != 0) {
             return rc;
         }
+        const size_t n_embd = ctx.model.hparams.n_embd;
+        std::vector<float> before;
+        for (size_t i = 0; i < go.size(); ++i) {
+            if (memory.n_hidden > n_embd) {
+                go[i].hidden.read(before);
+                memory.stores.hidden.write(gives.hidden[i], before.data() + n_embd, memory.n_hidden - n_embd, n_embd);
+            }
+            go[i].hidden = gives.hidden[i];
+            go[i].stage  = 2;
+            if (gives.keys[i]) { go[i].key = gives.keys[i]; }
+        }
+        query = gives.query;
         if (split) {
             const auto cells = memory.last_cells(1, go.size());
             for (size_t i = 0; i < go.size(); ++i) { go[i].cell = cells[i]; }
@@ -250,7 +241,7 @@ int prefill::settle(llama_seq_id seq_id, when moment, std::vector<step> * last) 
             }
             if (p.ssr_rest == HALFV_REST_FROZEN) {
                 s.stats.flops_spent += cost.kv_only(bounds[2], bounds[3], frozen.size());
-                if (const int rc = run(steps_of(seq_id, frozen, s.hidden, { bounds[2], bounds[3], bounds[2] }), nullptr)) {
+                if (const int rc = run(steps_of(seq_id, frozen, { bounds[2], bounds[3], bounds[2] }), nullptr)) {
                     return rc;
                 }
                 lap(s.stats.us_frozen);
@@ -259,7 +250,7 @@ int prefill::settle(llama_seq_id seq_id, when moment, std::vector<step> * last) 
             if (split) { // counted as if they came last
                 s.stats.flops_spent += cost.span(begin3, bounds[2], moving.size(), memory.n_cells(1, seq_id) - moving.size());
             }
-            auto steps = steps_of(seq_id, moving, s.hidden, { begin3 });
+            auto steps = steps_of(seq_id, moving, { begin3 });
             if (last && i == deep.size()) { // outputs are asked of the end of the prompt
                 for (auto & step : steps) { last->push_back(std::move(step)); }
             } else if (const int rc = run(std::move(steps), nullptr)) {
@@ -274,15 +265,15 @@ int prefill::settle(llama_seq_id seq_id, when moment, std::vector<step> * last) 
         const size_t open = first_open(s.rows, s.images, first_that_fits(s));
         if (open < s.rows.size() || !recalled.empty()) {
             turn t;
-            t.rows.assign(s.rows.begin() + (recalled.empty() ? open : 0), s.rows.end());
-            t.recalled = std::move(recalled);
+            for (size_t i = recalled.empty() ? open : 0; i < s.rows.size(); ++i) { t.rows.push_back(as_after_stage1(s.rows[i])); }
+            for (const auto & r : recalled) { t.recalled.push_back(token_of(r)); }
             t.end      = s.rows.back().pos[0];
             t.by_next  = !last;
             t.adapters = memory.adapters;
             keep_turn(s, std::move(t));
         }
         s.rows.clear();
-        s.query.clear();
+        s.query = {};
         s.new_question = false;
     } else {
         std::sort(wait.begin(), wait.end(), prompt_order);

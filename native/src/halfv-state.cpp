@@ -133,30 +133,38 @@ row read_token(llama_io_read_i & io, const std::vector<image> & images, const st
 
 enum : uint32_t { HAS_FIRST_KEY = 1, HAS_KEY = 2 };
 
-// keys and states that only a row between stages II and III needs follow those of stage I
-void write_rows(llama_io_write_i & io, const std::vector<row> & rows, const slab<float> & hidden, const slab<float> & keys) {
-    const auto put_entry = [&](const slab<float> & slab, uint32_t slot) { io.write(slab.at(slot), slab.width*sizeof(float)); };
+// what a row refers to: keys and states that only one between stages II and III needs follow those of stage I
+template <typename F>
+void each_ref(const row & r, F && f) {
+    f(r.first);
+    if (r.first_key) { f(r.first_key); }
+    if (r.stage == 2) {
+        f(r.hidden);
+        if (r.key) { f(r.key); }
+    }
+}
+
+void write_rows(llama_io_write_i & io, const std::vector<row> & rows) {
+    std::vector<float> values;
     put(io, (uint32_t) rows.size());
     for (const auto & r : rows) {
         write_token(io, r);
         put(io, r.stage);
         put(io, r.group);
-        put(io, (uint32_t) ((r.first_key >= 0 ? HAS_FIRST_KEY : 0) | (r.key >= 0 ? HAS_KEY : 0)));
-        put_entry(hidden, r.first);
-        if (r.first_key >= 0) { put_entry(keys, r.first_key); }
-        if (r.stage == 2) {
-            put_entry(hidden, r.hidden);
-            if (r.key >= 0) { put_entry(keys, r.key); }
-        }
+        put(io, (uint32_t) ((r.first_key ? (uint32_t) HAS_FIRST_KEY : 0) | (r.key ? (uint32_t) HAS_KEY : 0)));
+        each_ref(r, [&](const state_ref & ref) {
+            ref.read(values);
+            io.write(values.data(), values.size()*sizeof(float));
+        });
     }
 }
 
-std::vector<row> read_rows(llama_io_read_i & io, const std::vector<image> & images, bool settled, slab<float> & hidden, slab<float> & keys,
-                           const state_limits & limits) {
-    const auto take_entry = [&](slab<float> & slab) {
-        const uint32_t slot = slab.grow(1);
-        io.read(slab.at(slot), slab.width*sizeof(float));
-        return slot;
+std::vector<row> read_rows(llama_io_read_i & io, const std::vector<image> & images, bool settled, state_stores & stores, const state_limits & limits) {
+    std::vector<float> values;
+    const auto take_state = [&](state_store & store) {
+        values.resize(store.width);
+        io.read(values.data(), values.size()*sizeof(float));
+        return store.add(values.data());
     };
     std::vector<row> rows;
     uint32_t n_group = 0;
@@ -178,12 +186,11 @@ std::vector<row> read_rows(llama_io_read_i & io, const std::vector<image> & imag
         n_group = r.group >= 0 && !rows.empty() && rows.back().group == r.group ? n_group + 1 : 1;
         require(r.group < 0 || n_group <= limits.n_ubatch, "a group of tokens is longer than a micro-batch");
 
-        r.first     = r.hidden = take_entry(hidden);
-        r.first_key = has & HAS_FIRST_KEY ? (int32_t) take_entry(keys) : -1;
-        r.key       = r.first_key;
+        r.first = r.hidden = take_state(stores.hidden);
+        if (has & HAS_FIRST_KEY) { r.first_key = r.key = take_state(stores.keys); }
         if (r.stage == 2) {
-            r.hidden = take_entry(hidden);
-            r.key    = has & HAS_KEY ? (int32_t) take_entry(keys) : -1;
+            r.hidden = take_state(stores.hidden);
+            r.key    = has & HAS_KEY ? take_state(stores.keys) : state_ref();
         }
         rows.push_back(r);
     }
@@ -196,12 +203,14 @@ void sequence::write(llama_io_write_i & io) const {
     put(io, (uint32_t) images.size());
     for (const auto & im : images) { write_image(io, im); }
 
-    write_rows(io, rows, hidden, keys);
-    put(io, rows.empty() ? std::vector<float>() : query);
+    write_rows(io, rows);
+    std::vector<float> values;
+    if (!rows.empty() && query) { query.read(values); }
+    put(io, values);
 
     put(io, (uint32_t) turns.size());
     for (const auto & t : turns) {
-        write_rows(io, t.rows, t.kept->hidden, t.kept->keys);
+        write_rows(io, t.rows);
         put(io, (uint32_t) t.recalled.size());
         for (const auto & r : t.recalled) { write_token(io, r); }
         put(io, t.end);
@@ -215,21 +224,18 @@ void sequence::write(llama_io_write_i & io) const {
     for (const auto us : { stats.us_stage1, stats.us_select, stats.us_stage2, stats.us_frozen, stats.us_stage3 }) { put(io, us); }
 }
 
-void sequence::read(llama_io_read_i & io, const state_limits & limits) {
+void sequence::read(llama_io_read_i & io, const state_limits & limits, state_stores & stores) {
     for (uint32_t n = take_count(io, limits.max_rows, "pictures"); images.size() < n;) {
         images.push_back(read_image(io, limits));
     }
-    rows  = read_rows(io, images, false, hidden, keys, limits);
-    query = take_values<float>(io, limits.n_query, "values of a query");
-    require(query.empty() || (query.size() == limits.n_query && !rows.empty()), "a query of another model");
+    rows = read_rows(io, images, false, stores, limits);
+    const auto values = take_values<float>(io, stores.queries.width, "values of a query");
+    require(values.empty() || (values.size() == stores.queries.width && !rows.empty()), "a query of another model");
+    if (!values.empty()) { query = stores.queries.add(values.data()); }
 
     for (uint32_t n = take_count(io, limits.max_rows, "questions"); turns.size() < n;) {
         turn t;
-        auto kept = std::make_shared<states>();
-        kept->hidden.width = hidden.width;
-        kept->keys  .width = keys.width;
-        t.rows = read_rows(io, images, true, kept->hidden, kept->keys, limits);
-        t.kept = std::move(kept);
+        t.rows = read_rows(io, images, true, stores, limits);
         for (uint32_t n_recalled = take_count(io, limits.max_rows, "tokens"); t.recalled.size() < n_recalled;) {
             t.recalled.push_back(read_token(io, images, limits));
             require(t.recalled.back().image >= 0 && images[t.recalled.back().image].settled, "text that was brought back");

@@ -43,9 +43,10 @@ llama_memory_context_ptr staged_memory::init_full() {
     return init_full(graph_pass{});
 }
 
-std::unique_ptr<staged_context> staged_memory::init_full(const graph_pass & pass) {
+std::unique_ptr<staged_context> staged_memory::init_full(const graph_pass & pass, bool stored) {
     auto res = std::make_unique<staged_context>(*this, std::vector<step>{});
     res->full = pass;
+    res->full_stored = stored;
     for (int s = 0; s < n_stages; ++s) {
         if (stages[s]) { res->stages[s] = stages[s]->init_full(); }
     }
@@ -107,12 +108,6 @@ void staged_memory::transaction::commit() {
     memory.running = outer;
     memory.find_alike(); // a picture that was kept whole, for one
     open = false;
-    for (const auto id : seq_ids) {
-        if (const auto it = memory.sequences.find(id); it != memory.sequences.end()) {
-            it->second.close_turns();
-            it->second.compact();
-        }
-    }
 }
 
 staged_memory::rehearsal::rehearsal(staged_memory & memory, llama_seq_id seq_id, const llama_pos * pos) :

@@ -7,6 +7,16 @@
 
 static halfv::worker_pool two(2), three(3);
 
+static std::vector<float> lower_triangle(const std::vector<double> & g, int n, int block) {
+    std::vector<float> res;
+    for (int i = 0; i < n; ++i) {
+        for (int j = 0; j < std::min(n, (i / block + 1) * block); ++j) {
+            res.push_back((float) g[(size_t) i * n + j]);
+        }
+    }
+    return res;
+}
+
 static void test_cover_exact() {
     randoms r(4);
     for (int round = 0; round < 120; ++round) {
@@ -24,6 +34,10 @@ static void test_cover_exact() {
         CHECK(halfv::cover(f.data(), n, d, anchors, k) == want);
         CHECK(halfv::cover(f.data(), n, d, anchors, k, &three) == want);
         CHECK(halfv::cover_gram(narrow(g).data(), n, anchors, k) == want);
+        const int block = r.upto(1, n + 3);
+        const std::vector<float> lower = lower_triangle(g, n, block);
+        CHECK(lower.size() == halfv::gram_size(n, block));
+        CHECK(halfv::cover_gram(lower.data(), n, anchors, k, block) == want);
     }
 }
 

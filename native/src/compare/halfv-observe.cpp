@@ -21,7 +21,7 @@ void prefill::hold(bool on) {
     held.reset();
     if (on) {
         held = held_prompt{};
-        held->states.width = ctx.model.hparams.n_embd_inp();
+        held->states = std::make_unique<state_store>(ctx.model.hparams.n_embd_inp());
     }
 }
 
@@ -48,13 +48,13 @@ int prefill::hold_batch(const llama_batch & batch, bool visual) {
     }
     const uint32_t n_pos = ctx.model.hparams.n_pos_per_embd();
     const int32_t  group = ctx.cparams.causal_attn ? -1 : next_group(held->rows);
-    const size_t   width = held->states.width;
-    const uint32_t first = held->states.grow(batch.n_tokens);
+    const size_t   width = held->states->width;
+    const auto     refs  = held->states->take_on_host(batch.n_tokens);
     for (int32_t i = 0; i < batch.n_tokens; ++i) {
         if (batch.token) {
-            embedding(ctx.model.tok_embd, batch.token[i], held->states.at(first + i));
+            embedding(ctx.model.tok_embd, batch.token[i], held->states->host(refs[i]));
         } else {
-            memcpy(held->states.at(first + i), batch.embd + i*width, width*sizeof(float));
+            memcpy(held->states->host(refs[i]), batch.embd + i*width, width*sizeof(float));
         }
         row r = {};
         for (uint32_t j = 0; j < n_pos && !(batch.token && j == 3); ++j) { // the fourth is 0 for text
@@ -62,8 +62,7 @@ int prefill::hold_batch(const llama_batch & batch, bool visual) {
         }
         r.image  = visual ? 0 : -1;
         r.token  = batch.token ? batch.token[i] : LLAMA_TOKEN_NULL;
-        r.hidden = first + i;
-        r.key    = -1;
+        r.hidden = refs[i];
         r.group  = group;
         held->rows.push_back(r);
     }
@@ -98,7 +97,7 @@ int prefill::observe_layers(held_prompt & prompt, const uint8_t * freeze, halfv_
     std::vector<uint8_t> visual(n);
     for (size_t i = 0; i < n; ++i) {
         visual[i] = prompt.rows[i].image >= 0;
-        memcpy(now.data() + i*n_embd, prompt.states.at(i), n_embd*sizeof(float));
+        memcpy(now.data() + i*n_embd, prompt.states->host(prompt.rows[i].hidden), n_embd*sizeof(float));
     }
     const auto & norm = final_norm();
     halfv_boundary seen = {
@@ -131,14 +130,14 @@ int prefill::observe_layers(held_prompt & prompt, const uint8_t * freeze, halfv_
         }
         if (il == n_layer - 1) { // over the same states, so that frozen and unfrozen logits differ by the freezing alone
             memory.rewind(prompt.seq_id, { il });
-            if (const int rc = last_logits(prompt, prompt.states, prompt.rows, il, logits.data())) {
+            if (const int rc = last_logits(prompt, prompt.rows, il, logits.data())) {
                 return rc;
             }
         }
         now.swap(next);
         seen.states = now.data();
         for (size_t i = 0; i < n; ++i) {
-            memcpy(prompt.states.at(i), now.data() + i*n_embd, n_embd*sizeof(float));
+            memcpy(prompt.states->host(prompt.rows[i].hidden), now.data() + i*n_embd, n_embd*sizeof(float));
         }
     }
     seen.attention = nullptr;
@@ -159,10 +158,11 @@ int prefill::observe_layer(const held_prompt & prompt, int32_t il, float * out, 
 
     std::vector<float> query((size_t) hparams.n_head(il)*n_head_embd), keys(n*memory.n_key);
     size_t i = 0;
-    const int rc = run(steps_of(prompt.seq_id, rows, prompt.states, pass), [&](const llama_ubatch & ubatch, const llm_graph_result & res) {
+    const int rc = run(steps_of(prompt.seq_id, rows, pass), [&](const llama_ubatch & ubatch, const llm_graph_result & res) {
         read(res.t_embd, out + i*n_embd);
         read(res.t_halfv_k, keys.data() + i*memory.n_key);
         read(res.t_halfv_q, query.data());
+        wait_for_device();
         i += ubatch.n_tokens;
     });
 
@@ -180,42 +180,53 @@ int prefill::frozen_logits(const held_prompt & prompt, int32_t il, float * logit
     for (const auto & r : prompt.rows) { (r.image >= 0 ? visual : text).push_back(r); }
 
     memory.rewind(prompt.seq_id, { il });
-    if (const int rc = run(steps_of(prompt.seq_id, visual, prompt.states, { il, il + 1, il }), nullptr)) {
+    if (const int rc = run(steps_of(prompt.seq_id, visual, { il, il + 1, il }), nullptr)) {
         return rc;
     }
     if (il + 1 == memory.bounds[n_stages]) {
-        return last_logits(prompt, prompt.states, text, il, logits);
+        return last_logits(prompt, text, il, logits);
     }
-    slab<float> states = prompt.states;
+    auto & states = *prompt.states;
+    const size_t width = states.width;
+    auto rows = prompt.rows; // each with a state of its own
+    std::vector<float *> moving;
+    std::vector<float> state, out;
+    for (auto & r : rows) {
+        r.hidden.read(state);
+        r.hidden = states.take_on_host(1)[0];
+        states.write(r.hidden, state.data(), width);
+        if (r.image < 0) { moving.push_back(states.host(r.hidden)); }
+    }
     size_t i = 0;
-    std::vector<float> out;
-    const int rc = run(steps_of(prompt.seq_id, text, prompt.states, { il, il + 1 }), [&](const llama_ubatch & ubatch, const llm_graph_result & res) {
+    const int rc = run(steps_of(prompt.seq_id, text, { il, il + 1 }), [&](const llama_ubatch & ubatch, const llm_graph_result & res) {
         out.resize(ubatch.n_tokens*n_embd);
         read(res.t_embd, out.data());
-        ggml_backend_sched_synchronize(ctx.sched.get());
+        wait_for_device();
         for (uint32_t j = 0; j < ubatch.n_tokens; ++j) {
-            memcpy(states.at(text[i++].hidden), out.data() + j*n_embd, n_embd*sizeof(float));
+            memcpy(moving[i++], out.data() + j*n_embd, n_embd*sizeof(float));
         }
     });
     if (rc != 0) {
         return rc;
     }
     // what a deep-stack layer adds is not the layer's own work
-    for (const auto & r : visual) {
-        for (size_t j = 0; j < n_embd && deep_stack_follows(hparams, il); ++j) {
-            states.at(r.hidden)[j] += states.at(r.hidden)[(il + 1)*n_embd + j];
+    for (const auto & r : rows) {
+        float * x = states.host(r.hidden);
+        for (size_t j = 0; j < n_embd && r.image >= 0 && deep_stack_follows(hparams, il); ++j) {
+            x[j] += x[(il + 1)*n_embd + j];
         }
     }
     memory.rewind(prompt.seq_id, { il + 1 });
-    return last_logits(prompt, states, prompt.rows, il + 1, logits);
+    return last_logits(prompt, rows, il + 1, logits);
 }
 
-int prefill::last_logits(const held_prompt & prompt, const slab<float> & states, const std::vector<row> & rows, int32_t first, float * logits) {
+int prefill::last_logits(const held_prompt & prompt, const std::vector<row> & rows, int32_t first, float * logits) {
     auto asking = rows;
     asking.back().output = true;
-    return run(steps_of(prompt.seq_id, asking, states, { first }), [&](const llama_ubatch & ubatch, const llm_graph_result & res) {
+    return run(steps_of(prompt.seq_id, asking, { first }), [&](const llama_ubatch & ubatch, const llm_graph_result & res) {
         if (ubatch.output[ubatch.n_tokens - 1]) {
             read(res.t_logits, logits);
+            wait_for_device();
         }
     });
 }

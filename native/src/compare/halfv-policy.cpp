@@ -82,18 +82,18 @@ static uint64_t prompt_seed(uint32_t seed, const std::vector<float> & query) {
 }
 
 // the last token's attention to each of these rows, over those whose keys are there
-std::vector<float> prefill::attention(const sequence & s, const std::vector<row> & rows, std::vector<float> query) const {
+std::vector<float> prefill::attention(const std::vector<row> & rows, std::vector<float> query) const {
     const float scale = 1.0f/std::sqrt((float) ctx.model.hparams.n_embd_head_k(memory.bounds[1] - 1));
     for (auto & x : query) { x *= scale; }
 
     std::vector<row> known;
     for (const auto & r : rows) {
-        if (r.key >= 0) { known.push_back(r); }
+        if (r.key) { known.push_back(r); }
     }
-    const auto scores = score(s, known, query);
+    const auto scores = score(known, query);
     std::vector<float> res;
     for (size_t i = 0, j = 0; i < rows.size(); ++i) {
-        res.push_back(rows[i].key >= 0 ? scores[j++] : 0.0f);
+        res.push_back(rows[i].key ? scores[j++] : 0.0f);
     }
     return res;
 }
@@ -112,19 +112,20 @@ std::vector<int32_t> prefill::choose_otherwise(sequence & s, const std::vector<r
         std::vector<row> both;
         for (const size_t m : members) { both.push_back(rows[m]); }
         for (size_t i = members.back() + 1; i < rows.size(); ++i) {
-            if (rows[i].image < 0 && rows[i].key >= 0) { both.push_back(rows[i]); }
+            if (rows[i].image < 0 && rows[i].key) { both.push_back(rows[i]); }
         }
         const size_t d = ctx.model.hparams.n_embd, width = memory.n_key;
-        std::vector<float> keys, features;
+        std::vector<float> keys(both.size()*width), features, state;
+        memory.stores.keys.read(refs_of(both, &row::key), keys.data());
         for (const auto & r : both) {
-            keys.insert(keys.end(), s.keys.at(r.key), s.keys.at(r.key) + width);
-            features.insert(features.end(), s.hidden.at(r.hidden), s.hidden.at(r.hidden) + d);
+            r.hidden.read(state);
+            features.insert(features.end(), state.begin(), state.begin() + d);
         }
         final_norm_features(features.data(), final_norm().data(), both.size(), d, features.data());
         s.stats.flops_spent += cost.cover(n, 2*dart_pivots);
         return choose_dart(keys.data(), width, features.data(), d, n, both.size() - n, k);
     }
-    const auto scores = attention(s, rows, query);
+    const auto scores = attention(rows, query);
     std::vector<float> mine;
     for (const size_t m : members) { mine.push_back(scores[m]); }
     s.stats.flops_spent += cost.scores(rows.size(), memory.bounds[deep ? 2 : 1] - 1);

@@ -1,0 +1,47 @@
+"""The device that native/tests/device makes of the CPU: everything that crosses to it and back is counted."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+
+from halfv_edge.testing.client import Client
+
+
+class Counts(ctypes.Structure):
+    bytes_up: int
+    bytes_down: int
+    graphs: int
+    waits: int
+    round_trips: int
+    _fields_ = [(name, ctypes.c_uint64) for name in ("bytes_up", "bytes_down", "graphs", "waits", "round_trips")]
+
+
+class PretendDevice:
+    """Once made, models of this process find a GPU. It stays until the process ends."""
+
+    def __init__(self, build_dir: Path) -> None:
+        self._lib = ctypes.CDLL(str(build_dir / "bin" / "libpretend-device.so"))
+        self._lib.pretend_device_register()
+
+    def compute(self, on: bool) -> None:
+        self._lib.pretend_device_compute(ctypes.c_bool(on))
+
+    def counts(self) -> Counts:
+        """Since the last call."""
+        counts = Counts()
+        self._lib.pretend_device_counts(ctypes.byref(counts))
+        return counts
+
+
+def use_everywhere(build_dir: Path) -> None:
+    """Every Client offloads all layers to it, unless a test says how many."""
+    PretendDevice(build_dir)
+    defaults = Client.__init__.__kwdefaults__
+    assert defaults is not None
+    defaults["n_gpu_layers"] = 99
+
+
+def asked_for() -> bool:
+    return os.environ.get("HALFV_TEST_DEVICE") == "pretend"
