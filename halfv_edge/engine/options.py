@@ -73,7 +73,7 @@ class ModelOptions:
     """Visual tokens per picture, for encoders that take any size."""
     image_cache_mb: int = 512
     """Memory for encoded pictures that no chat uses."""
-    undo_mb: int = 256
+    undo_mb: int = 512
     """For choosing again when a question is removed; a picture without room there is not pruned. 0: nothing is chosen
     again, and no room is needed: pictures keep the tokens of the question that they were first asked."""
     verbose: bool = False

@@ -71,7 +71,7 @@ class HalfVChatHandler:
         mmproj_type: str = "auto",
         image_max_tokens: int | None = None,
         image_cache_mb: int = 512,
-        undo_mb: int = 256,
+        undo_mb: int = 512,
     ):
         """Take the place of a handler of llama_cpp.
 

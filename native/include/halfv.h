@@ -118,7 +118,7 @@ LLAMA_API int32_t halfv_prepare(struct llama_context * ctx, llama_seq_id seq);
 // A question that is removed (llama_memory_seq_rm and its like) leaves no trace: the pictures that it pruned, and the text
 // between them and it, wait again, and the next question settles them as it would have in a fresh context. That takes
 // their states of stage I, on the device or the host: n_embd and n_embd_k_gqa floats a token, up to this many bytes for all
-// sequences of a context; the default is 256 MiB. A picture whose states do not fit is not pruned (HALFV_REASON_BUDGET).
+// sequences of a context; the default is 512 MiB. A picture whose states do not fit is not pruned (HALFV_REASON_BUDGET).
 // HALFV_OK, HALFV_ERR_UNSUPPORTED
 LLAMA_API int32_t halfv_set_undo_bytes(struct llama_context * ctx, uint64_t bytes);
 

@@ -112,7 +112,7 @@ public:
 
     // Whether a question that is removed is undone. If not, pictures stay as it left them.
     bool undoes = true;
-    uint64_t undo_limit = 256ull << 20; // of all sequences, in bytes
+    uint64_t undo_limit = 512ull << 20; // of all sequences, in bytes
     uint64_t undo_bytes() const; // that states kept for it take now, those that sequences share counted once
     uint64_t undo_bytes(const row & r) const;
     void     unprepare(llama_seq_id seq_id); // a prepared picture waits from stage I on

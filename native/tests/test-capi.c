@@ -303,7 +303,7 @@ static void test_prepare_and_topup(struct llama_context * ctx) {
 
     uint64_t budget = 0, used = 1;
     CHECK_RC(halfv_get_undo_bytes(ctx, &budget, &used), HALFV_OK);
-    CHECK(budget == 256u << 20);
+    CHECK(budget == 512u << 20);
     CHECK_RC(halfv_set_undo_bytes(ctx, UINT64_MAX), HALFV_OK);
     llama_pos pos = prompt_without_question(ctx, N_IMG);
     CHECK_RC(halfv_prepare(ctx, 0), HALFV_OK);

@@ -20,7 +20,7 @@ from halfv_edge.measure.eval.questions import Question
 from halfv_edge.measure.policies import Policy
 from halfv_edge.measure.work_file import WorkFile
 
-UNDO_BYTES = 256 << 20  # as in a conversation
+UNDO_BYTES = 512 << 20  # as in a conversation
 MEASURED = (
     "text",
     "kl",
