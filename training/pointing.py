@@ -61,7 +61,7 @@ class Places:
                 found[i][self._patches[start + i]] = True
         return found
 
-    def of(self, tokens: Sequence[int], vocabulary: Vocabulary) -> list[np.ndarray | None]:
+    def of_tokens(self, tokens: Sequence[int], vocabulary: Vocabulary) -> list[np.ndarray | None]:
         """Patches that each token is about, None where there are none."""
         found: list[np.ndarray | None] = [None] * len(tokens)
         run: list[int] = []  # of tokens that spell
@@ -101,16 +101,16 @@ def targets(
     places: Places, asked: Sequence[int], answer: Sequence[int], vocabulary: Vocabulary
 ) -> tuple[list[np.ndarray | None], list[np.ndarray | None]]:
     """For each token of question and answer: the patches that it is about, and those of the answer's next token."""
-    about = places.of(asked, vocabulary)
-    told = places.of(answer, vocabulary)
+    about = places.of_tokens(asked, vocabulary)
+    answered = places.of_tokens(answer, vocabulary)
     clues = [patches for patches in about if patches is not None]
-    for i, patches in enumerate(told):
+    for i, patches in enumerate(answered):
         if patches is not None and answer[i] >= FIRST_WORD:
             for clue in clues:  # the red of the square that was asked for
                 both = patches & clue
                 patches = both if both.any() else patches
-            told[i] = patches
-    if clues and told[0] is None:  # yes, no or a number: about what was asked for
+            answered[i] = patches
+    if clues and answered[0] is None:  # yes, no or a number: about what was asked for
         both = np.logical_and.reduce(clues)
-        told[0] = both if both.any() else np.logical_or.reduce(clues)
-    return [*about, *told], [*[None] * (len(asked) - 1), *told, None]
+        answered[0] = both if both.any() else np.logical_or.reduce(clues)
+    return [*about, *answered], [*[None] * (len(asked) - 1), *answered, None]

@@ -43,14 +43,14 @@ def quotas(questions: int) -> Counter[str]:
 
 
 def line(name: str, question: pictures.Question) -> str:
-    told = {
+    record = {
         "image": name,
         "question": question.text,
         "answers": [question.answer],
         "task": question.task,
         "metric": "exact",
     }
-    return json.dumps(told, ensure_ascii=False) + "\n"
+    return json.dumps(record, ensure_ascii=False) + "\n"
 
 
 def write(folder: Path, questions: int, seed: int, split: str) -> int:

@@ -49,12 +49,12 @@ class StudentRun(Run):
         features = self.model.vision(normalised(pixels).bfloat16())
         labels = torch.from_numpy(batch.labels)
         patch_loss, found = self.heads(features, labels)
-        told = {"patch_loss": patch_loss.item()} | char_accuracy(found, labels)
+        figures = {"patch_loss": patch_loss.item()} | char_accuracy(found, labels)
         if batch.patches_only or not self.answers:
             alike = self.likeness(pixels, features, labels)
-            return patch_loss + LIKENESS_WEIGHT * alike, told | {"alike": alike.item()}
+            return patch_loss + LIKENESS_WEIGHT * alike, figures | {"alike": alike.item()}
         loss, more = self.answered(batch, features)
-        return loss + PATCH_WEIGHT * patch_loss, told | more
+        return loss + PATCH_WEIGHT * patch_loss, figures | more
 
     def smaller(self, pixels: Tensor) -> Tensor:
         """All pictures at the same smaller size, shrunk in one of two ways, as nobody knows how a user's are."""

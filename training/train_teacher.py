@@ -127,26 +127,26 @@ class Run:
         return warm * max(LEAST, min(1.0, left)) * (self.rate_later if self.answers else 1.0)
 
     def step(self, batch: Batch) -> dict[str, float]:
-        loss, told = self.loss(batch)
+        loss, figures = self.loss(batch)
         loss.backward()
         rate = self.rate()
         self.optimizer.step(MUON_RATE * rate, ADAM_RATE * rate, self.encoder_later if self.answers else 1.0)
-        return told
+        return figures
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        pixels, told = normalised(torch.from_numpy(batch.pixels)).bfloat16(), {}
+        pixels, figures = normalised(torch.from_numpy(batch.pixels)).bfloat16(), {}
         if batch.patches_only or self.together:
             features = self.model.vision(pixels)
             labels = torch.from_numpy(batch.labels)
             patch_loss, found = self.heads(features, labels)
-            told = {"patch_loss": patch_loss.item()} | char_accuracy(found, labels)
+            figures = {"patch_loss": patch_loss.item()} | char_accuracy(found, labels)
             if batch.patches_only:
-                return patch_loss, told
+                return patch_loss, figures
         else:
             with torch.no_grad():
                 features = self.model.vision(pixels)
         loss, more = self.answered(batch, features)
-        return (loss + PATCH_WEIGHT * patch_loss if self.together else loss), told | more
+        return (loss + PATCH_WEIGHT * patch_loss if self.together else loss), figures | more
 
     def answered(
         self, batch: Batch, features: Tensor, grid: tuple[int, int] | None = None
@@ -160,8 +160,8 @@ class Run:
         if grid:  # where patches are is known at full size only
             return loss, {"loss_small": loss.item(), "tokens_small": right}
         pointing = pointing_loss(looked, batch, self.vocabulary.assistant)
-        told = {"loss": loss.item(), "tokens": right, "pointing": pointing.item()}
-        return loss + POINTING_WEIGHT * pointing, told
+        figures = {"loss": loss.item(), "tokens": right, "pointing": pointing.item()}
+        return loss + POINTING_WEIGHT * pointing, figures
 
     def read(
         self, batch: Batch, features: Tensor, grid: tuple[int, int] | None = None
@@ -194,11 +194,11 @@ class Run:
             for number, task in enumerate(batch.tasks):
                 asked[task] += 1
                 right[task] += number not in wrong
-        told: dict[str, object] = {"chars": round(sum(chars) / len(chars), 4)}
+        figures: dict[str, object] = {"chars": round(sum(chars) / len(chars), 4)}
         if asked:
-            told["accuracy"] = {task: round(right[task] / asked[task], 3) for task in sorted(asked)}
-            told["all"] = round(sum(right.values()) / sum(asked.values()), 4)
-        return {"validation": told}
+            figures["accuracy"] = {task: round(right[task] / asked[task], 3) for task in sorted(asked)}
+            figures["all"] = round(sum(right.values()) / sum(asked.values()), 4)
+        return {"validation": figures}
 
     def train(self, size: int, core: int | None) -> None:
         started_with = self.progress.sec
@@ -216,12 +216,12 @@ class Run:
         n_noted = 0
         try:
             while self.progress.sec < self.end_sec:
-                told = self.step(next(drawer))
+                figures = self.step(next(drawer))
                 self.progress.step += 1
                 self.progress.pictures += size
                 self.progress.sec = started_with + time.monotonic() - begin
-                sums.update(told)
-                counts.update(told.keys())
+                sums.update(figures)
+                counts.update(figures.keys())
                 n_noted += 1
                 passed = self.progress.sec - started_with - overhead
                 if passed - noted > 20:

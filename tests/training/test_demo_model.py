@@ -180,11 +180,11 @@ def test_pointing(vocabulary: Vocabulary) -> None:
     shapes = [("star", "red", 0, 0, 40, 40), ("star", "blue", 200, 0, 240, 40)]
     places = Places(Sample(make(1, "train").image, [], chars, shapes, "", ""))
     word = vocabulary.encode(' "Kettle"?')
-    about = places.of(word, vocabulary)
+    about = places.of_tokens(word, vocabulary)
     assert [patches if patches is None else patches.nonzero()[0].tolist() for patches in about] == [
         None, *([160 + column] for column in range(6)), None
     ]  # fmt: skip
-    assert places.of(vocabulary.encode(" Kettel"), vocabulary) == [None] * 7
+    assert places.of_tokens(vocabulary.encode(" Kettel"), vocabulary) == [None] * 7
     assert places.spelled("t") == []  # twice
 
     asked, answer = vocabulary.encode("what color is the blue star"), [*vocabulary.encode("star"), vocabulary.end]

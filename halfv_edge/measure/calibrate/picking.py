@@ -55,8 +55,8 @@ def stage2(curves: Curves) -> Pick:
     if not cast:
         return Pick(_clip(2 if n >= DEEP else round(2 * n / 28), 1, n - 1), "no cliff in the first layers: by depth")
     layer = sorted(cast.values())[len(cast) // 2]
-    told = ", ".join(f"{name} {vote}" for name, vote in cast.items())
-    return Pick(_clip(layer, 1, max(1, min(n - 1, math.ceil(EARLY * n)))), f"the cliffs end at: {told}")
+    listed = ", ".join(f"{name} {vote}" for name, vote in cast.items())
+    return Pick(_clip(layer, 1, max(1, min(n - 1, math.ceil(EARLY * n)))), f"the cliffs end at: {listed}")
 
 
 def stage3(curves: Curves, ivr_layer: int) -> Pick:
