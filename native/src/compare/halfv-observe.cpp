@@ -51,10 +51,12 @@ int prefill::hold_batch(const llama_batch & batch, bool visual) {
     const size_t   width = held->states->width;
     const auto     refs  = held->states->take_on_host(batch.n_tokens);
     for (int32_t i = 0; i < batch.n_tokens; ++i) {
+        float * state = held->states->host(refs[i]);
         if (batch.token) {
-            embedding(ctx.model.tok_embd, batch.token[i], held->states->host(refs[i]));
+            embedding(ctx.model.tok_embd, batch.token[i], state);
+            std::fill(state + ctx.model.hparams.n_embd, state + width, 0.0f); // what deep-stack layers add to text
         } else {
-            memcpy(held->states->host(refs[i]), batch.embd + i*width, width*sizeof(float));
+            memcpy(state, batch.embd + i*width, width*sizeof(float));
         }
         row r = {};
         for (uint32_t j = 0; j < n_pos && !(batch.token && j == 3); ++j) { // the fourth is 0 for text
