@@ -46,6 +46,7 @@ def test_windows_looks_for_cuda_where_it_is_installed(folder: Path, monkeypatch:
     monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.setattr(os, "add_dll_directory", asked.append, raising=False)
     monkeypatch.setattr(library.ctypes, "CDLL", lambda path: path)
+    monkeypatch.delitem(sys.modules, "llama_cpp.llama_cpp", raising=False)  # other tests load it, from our real folder
     (folder / "llama.dll").touch()
     library.open_library("llama")
     assert asked == []
