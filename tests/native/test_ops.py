@@ -209,17 +209,18 @@ def complaint(tree: Path, backend: str, node: Node) -> str | None:
 
 ADDED = {Node("CONT", "f32", ("f32",), ())}  # queries and keys on their way out
 PRODUCT = Node("MUL_MAT", "f32", ("f32", "f32"), (("per", "[0,1,2,3]"), ("nr3", "1")))
-# what devices compute: states as rows of a store, their scores and similarities
+# what devices compute: states as rows of a store, their scores and similarities; keys without RoPE, joined as builders do
 ON_DEVICES = (
     Node("SET_ROWS", "f32", ("f32", "i32"), ()),
     Node("GET_ROWS", "f32", ("f32", "i32"), ()),
     PRODUCT,
     Node("CPY", "f16", ("f32",), ()),
     Node("CPY", "f32", ("f16",), ()),
+    Node("CONCAT", "f32", ("f32", "f32"), ()),
     *(Node(op, "f32", ("f32",), ()) for op in ("CONT", "SCALE", "L2_NORM")),
     *(Node(op, "f32", ("f32", "f32"), (("perm1", "0"),)) for op in ("ADD", "SUB", "MUL")),
 )
-DEVICE_MAKERS = ("add", "cast", "cont", "get_rows", "l2_norm", "mul", "mul_mat", "scale", "set_rows", "sub")
+DEVICE_MAKERS = "add", "cast", "concat", "cont", "get_rows", "l2_norm", "mul", "mul_mat", "scale", "set_rows", "sub"
 # the vision encoder's attention by windows, in heads of 80 as Qwen2.5-VL has them; ADD joins halves on a CPU
 ENCODER_MAKERS = ("add", "cast", "concat", "cont", "cont_2d", "flash_attn_ext", "mul_mat", "soft_max_ext")
 WINDOWS = (
