@@ -209,7 +209,7 @@ def complaint(tree: Path, backend: str, node: Node) -> str | None:
 
 ADDED = {Node("CONT", "f32", ("f32",), ())}  # queries and keys on their way out
 PRODUCT = Node("MUL_MAT", "f32", ("f32", "f32"), (("per", "[0,1,2,3]"), ("nr3", "1")))
-# what devices compute: states as rows of a store, their scores and similarities; keys without RoPE, joined as builders do
+# what devices compute: states as rows of a store, their scores and similarities; keys without RoPE, joined again
 ON_DEVICES = (
     Node("SET_ROWS", "f32", ("f32", "i32"), ()),
     Node("GET_ROWS", "f32", ("f32", "i32"), ()),
