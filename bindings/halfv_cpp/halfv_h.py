@@ -282,7 +282,7 @@ HALFV_REASON_UNASKED = 6
 #     uint32_t n_stored;       // pruned tokens whose states are kept
 #     double   flops_dense;    // from the first picture on: what the whole model would have cost, and what was spent
 #     double   flops_spent;
-#     int64_t  us_stage1;
+#     int64_t  us_stage1;      // on a GPU, stages are timed until they are launched, and us_select waits for them
 #     int64_t  us_select;
 #     int64_t  us_stage2;
 #     int64_t  us_frozen;      // the K and V of frozen tokens
