@@ -21,7 +21,7 @@ from halfv_edge.profile.profile import DROPPED, FROZEN, Profile
 from halfv_edge.testing.client import Client
 from tests.support import pruned
 from tests.support.reference.halfv_torch import Image, Reference, Text
-from tests.support.tiny_models import ARCHS, grid_positions, make_tiny, tiny_image
+from tests.support.tiny_models import ARCHS, DROP, grid_positions, make_tiny, tiny_image
 from tests.support.vlm import picture, poisoned
 
 N_LAYER = 6
@@ -123,9 +123,7 @@ def test_taps_are_what_torch_computes(arch: str, tmp_path: Path) -> None:
 
 def test_observing_leaves_pruning_alone(tmp_path: Path) -> None:
     """The same bits before and after, and while nothing is held."""
-    profile = {"ivr.layer": 2, "ivr.keep": 0.5, "ivr.anchors": 0.2, "ssr.layer": 4, "ssr.update": 0.1,
-               "ssr.rest": "dropped"}  # fmt: skip
-    path = make_tiny(tmp_path / "model.gguf", "llama", n_layer=N_LAYER, profile=profile)
+    path = make_tiny(tmp_path / "model.gguf", "llama", n_layer=N_LAYER, profile=DROP)
     logits = []
     with Client(path) as client:
         embd = tiny_image(90, client.n_embd_inp)

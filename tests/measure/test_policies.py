@@ -18,10 +18,10 @@ from halfv_edge.measure.policies import Policy, PolicyModel
 from halfv_edge.profile.profile import Profile
 from halfv_edge.testing.client import Client
 from tests.support import pruned
-from tests.support.dialogue import FREEZE, N_LAYER, NEXT_TOKENS, TOP, feed, make_prompt
+from tests.support.dialogue import N_LAYER, NEXT_TOKENS, feed, make_prompt
 from tests.support.reference.halfv_torch import Reference, share
 from tests.support.reference.policies_torch import PolicyReference
-from tests.support.tiny_models import ARCHS, make_tiny
+from tests.support.tiny_models import ARCHS, DROP, FREEZE, make_tiny
 
 GRID, GRIDS = [(9, 12)], [(9, 12), (7, 19)]
 IVR = FREEZE | {"ssr.layer": N_LAYER}
@@ -93,7 +93,7 @@ def test_pieces_and_pictures(model: Callable, choice: str) -> None:
     assert kept == (counts if choice == "attention" else [4 + 8 * (count // 8) for count in counts])
 
 
-@pytest.mark.parametrize("profile", [TOP, FREEZE], ids=["top", "freeze"])
+@pytest.mark.parametrize("profile", [DROP, FREEZE], ids=["top", "freeze"])
 @pytest.mark.parametrize("choice", ["random", "uniform"])
 def test_blind_choices(model: Callable, choice: str, profile: dict) -> None:
     path, reference = model("llama")
@@ -114,7 +114,7 @@ def test_blind_choices(model: Callable, choice: str, profile: dict) -> None:
 
 
 def kept_by(path: Path, reference: PolicyReference, seed: int, prompt: int) -> list[int]:
-    with connect(path, TOP, "random", seed) as client:
+    with connect(path, DROP, "random", seed) as client:
         feed(client, make_prompt(reference, GRID, prompt))
         return pruned.kept(client)
 
@@ -148,9 +148,9 @@ def test_back_to_our_own(model: Callable) -> None:
     """A context that has chosen otherwise chooses as ever afterwards, bit for bit."""
     path, reference = model("qwen2vl")
     segments = make_prompt(reference, GRID, seed=8)
-    with connect(path, TOP, "halfv") as client:
+    with connect(path, DROP, "halfv") as client:
         expected, kept = feed(client, segments), pruned.kept(client)
-    with connect(path, TOP, "attention") as client:
+    with connect(path, DROP, "attention") as client:
         feed(client, segments)
         set_choice(client, "halfv")
         pruned.llama_clear(client)
@@ -161,7 +161,7 @@ def test_back_to_our_own(model: Callable) -> None:
 
 def test_not_while_a_picture_waits(model: Callable) -> None:
     path, reference = model("llama")
-    with connect(path, TOP, "halfv") as client:
+    with connect(path, DROP, "halfv") as client:
         feed_part = make_prompt(reference, GRID, seed=9)[:2]
         client.text(feed_part[0].ids, logits_last=False)
         client.image(feed_part[1].embd)
@@ -173,7 +173,7 @@ def test_not_while_a_picture_waits(model: Callable) -> None:
 
 def test_neither_prepared_nor_topped_up(model: Callable) -> None:
     path, reference = model("llama")
-    with connect(path, TOP, "uniform") as client:
+    with connect(path, DROP, "uniform") as client:
         text, image, question = make_prompt(reference, GRID, seed=9)
         client.text(text.ids, logits_last=False)
         client.image(image.embd)

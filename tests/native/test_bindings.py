@@ -29,7 +29,7 @@ from halfv_cpp import (
 from halfv_cpp.tensor_types import BY_NUMBER, TENSOR_TYPES
 
 from halfv_edge.testing.client import Client
-from tests.support.tiny_models import make_tiny, tiny_image
+from tests.support.tiny_models import DROP, make_tiny, tiny_image
 
 HEADERS = {
     "native/include/halfv.h": (halfv_h,),
@@ -57,15 +57,7 @@ NUMBERS |= {name: getattr(ctypes, f"c_{name}") for name in ("bool", "float", "do
 NUMBERS |= {f"{name}_t": getattr(ctypes, f"c_{name}") for name in ("int32", "int64", "uint8", "uint32", "uint64")}
 NUMBERS["size_t"] = ctypes.c_size_t
 HANDLES = ("llama_memory_t", "ggml_backend_dev_t", "ggml_backend_reg_t")
-PROFILE = {
-    "ivr.layer": 2,
-    "ivr.keep": 0.5,
-    "ivr.anchors": 0.2,
-    "ssr.layer": 4,
-    "ssr.update": 0.1,
-    "ssr.rest": "dropped",
-    "min_visual_tokens": 8,
-}
+PROFILE = DROP | {"min_visual_tokens": 8}
 
 
 def squeeze(text: str) -> str:

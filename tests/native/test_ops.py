@@ -19,6 +19,7 @@ import pytest
 from halfv_cpp import ggml_backend_h, library, llama_h
 
 from halfv_edge.testing.client import Client
+from tests.support.ggml_tensor import Tensor
 from tests.support.tiny_models import ARCHS, grid_positions, make_tiny, tiny_image
 
 BACKENDS = ("CUDA", "Metal", "Vulkan")
@@ -41,27 +42,6 @@ class Node(NamedTuple):
     sources: tuple[str, ...]
     facts: tuple[tuple[str, str], ...]  # as the tables write them
 
-
-class Tensor(ctypes.Structure):
-    """struct ggml_tensor"""
-
-
-Tensor._fields_ = (
-    ("type", ctypes.c_int),
-    ("buffer", ctypes.c_void_p),
-    ("ne", ctypes.c_int64 * 4),
-    ("nb", ctypes.c_size_t * 4),
-    ("op", ctypes.c_int),
-    ("op_params", ctypes.c_int32 * 16),
-    ("flags", ctypes.c_int32),
-    ("src", ctypes.POINTER(Tensor) * 10),
-    ("view_src", ctypes.c_void_p),
-    ("view_offs", ctypes.c_size_t),
-    ("data", ctypes.c_void_p),
-    ("name", ctypes.c_char * 64),
-    ("extra", ctypes.c_void_p),
-    ("padding", ctypes.c_char * 8),
-)
 
 #
 # walking the graphs

@@ -14,12 +14,10 @@ from hypothesis import strategies as st
 from halfv_edge.testing.client import Client
 from tests.support import pruned
 from tests.support.dialogue import (
-    FREEZE,
     MODES,
     N_LAYER,
     NEXT_TOKENS,
     QUESTION,
-    TOP,
     Model,
     assert_agree,
     connect,
@@ -31,7 +29,7 @@ from tests.support.dialogue import (
     placed,
 )
 from tests.support.reference.halfv_torch import Reference, Segment, Text, share
-from tests.support.tiny_models import ARCHS, MROPE_ARCHS, make_tiny, make_tiny_lora
+from tests.support.tiny_models import ARCHS, DROP, FREEZE, MROPE_ARCHS, make_tiny, make_tiny_lora
 
 PLAIN_ARCHS = [arch for arch in ARCHS if arch not in MROPE_ARCHS]
 GRID, GRIDS = [(9, 12)], [(9, 12), (7, 19)]
@@ -53,7 +51,7 @@ def test_mode(model: Callable[..., Model], mode: str, arch: str, seed: int) -> N
     assert np.abs(expected.logits - reference.run(segments).logits).max() > 1e-2
 
 
-@pytest.mark.parametrize("profile", [FREEZE, TOP], ids=["freeze", "top"])
+@pytest.mark.parametrize("profile", [FREEZE, DROP], ids=["freeze", "top"])
 @pytest.mark.parametrize("arch", ARCHS)
 def test_pictures_and_questions_in_pieces(model: Callable[..., Model], arch: str, profile: dict) -> None:
     path, reference = model(arch, seed=2)
@@ -76,28 +74,28 @@ def test_ubatches_of_any_size(model: Callable[..., Model], arch: str) -> None:
     path, reference = model(arch, seed=3)
     segments = make_prompt(reference, GRIDS, seed=3)
     for n_batch, n_ubatch in ((512, 512), (512, 64), (100, 30), (7, 7), (1, 1)):
-        with connect(path, TOP, n_batch=n_batch, n_ubatch=n_ubatch) as client:
-            assert_agree(client, reference, segments, TOP)
+        with connect(path, DROP, n_batch=n_batch, n_ubatch=n_ubatch) as client:
+            assert_agree(client, reference, segments, DROP)
 
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_profile_in_the_file(tmp_path: Path, arch: str) -> None:
-    path = make_tiny(tmp_path / "model.gguf", arch, seed=4, profile=TOP)
+    path = make_tiny(tmp_path / "model.gguf", arch, seed=4, profile=DROP)
     reference = Reference(path)
     with Client(path) as client:
-        assert_agree(client, reference, make_prompt(reference, GRID, seed=4), TOP)
+        assert_agree(client, reference, make_prompt(reference, GRID, seed=4), DROP)
 
 
 @pytest.mark.parametrize(("ivr_layer", "ssr_layer"), [(1, 2), (1, 6), (1, 5), (3, 5), (5, 6)])
 @pytest.mark.parametrize("arch", ["llama", "qwen3vl"])
 def test_layers(model: Callable[..., Model], arch: str, ivr_layer: int, ssr_layer: int) -> None:
-    profile = TOP | {"ivr.layer": ivr_layer, "ssr.layer": ssr_layer}
+    profile = DROP | {"ivr.layer": ivr_layer, "ssr.layer": ssr_layer}
     path, reference = model(arch, seed=5)
     with connect(path, profile) as client:
         assert_agree(client, reference, make_prompt(reference, GRID, seed=5), profile)
 
 
-@pytest.mark.parametrize("profile", [FREEZE, TOP], ids=["freeze", "top"])
+@pytest.mark.parametrize("profile", [FREEZE, DROP], ids=["freeze", "top"])
 @pytest.mark.parametrize(("ivr_layer", "ssr_layer"), [(1, 2), (1, 4), (2, 3), (3, 4), (4, 5)])
 def test_deep_stack(model: Callable[..., Model], ivr_layer: int, ssr_layer: int, profile: dict) -> None:
     # layers 0, 1 and 2 add to visual tokens, which stage II and III may have dropped, moved or frozen by then
@@ -122,7 +120,7 @@ def test_deep_stack(model: Callable[..., Model], ivr_layer: int, ssr_layer: int,
 )
 def test_heads(model: Callable[..., Model], arch: str, shape: dict) -> None:
     path, reference = model(arch, seed=7, **shape)
-    profile = TOP | {"ssr.rest": "frozen"}
+    profile = DROP | {"ssr.rest": "frozen"}
     with connect(path, profile) as client:
         assert_agree(client, reference, make_prompt(reference, GRID, seed=7), profile)
 
@@ -135,7 +133,7 @@ def test_pictures_that_are_not_causal(model: Callable[..., Model], arch: str, mo
         assert_agree(client, reference, make_prompt(reference, GRIDS, seed=8, causal=False), MODES[mode])
 
 
-@pytest.mark.parametrize("profile", [FREEZE, TOP], ids=["freeze", "top"])
+@pytest.mark.parametrize("profile", [FREEZE, DROP], ids=["freeze", "top"])
 @pytest.mark.parametrize("arch", ["llama", "qwen2vl"])
 def test_lora(model: Callable[..., Model], tmp_path: Path, arch: str, profile: dict) -> None:
     path, plain = model(arch, seed=9)
@@ -191,8 +189,8 @@ def test_rounded_caches(model: Callable[..., Model], arch: str, mode: str, optio
 def test_choices_from_rounded_states(model: Callable[..., Model], arch: str, options: dict) -> None:
     path, reference = model(arch, seed=10, **WIDE)
     segments = make_prompt(reference, GRID, seed=10)
-    expected = reference.run(segments, TOP)
-    with connect(path, TOP, **options) as client:
+    expected = reference.run(segments, DROP)
+    with connect(path, DROP, **options) as client:
         assert nmse(feed(client, segments), expected.logits) < 0.1
         assert_mostly_same(pruned.kept(client), expected.kept[0], 0.85)
         assert_mostly_same(pruned.kept(client, stage=3), expected.deep[0], 0.6)

@@ -14,12 +14,10 @@ from hypothesis import strategies as st
 from halfv_edge.testing.client import Client
 from tests.support import pruned
 from tests.support.dialogue import (
-    FREEZE,
     MODES,
     NEXT_TOKENS,
     PREFIX,
     QUESTION,
-    TOP,
     Model,
     assert_agree,
     connect,
@@ -32,7 +30,7 @@ from tests.support.dialogue import (
 )
 from tests.support.pruned import NOTHING, OK, OUTCOME
 from tests.support.reference.halfv_torch import Image, Prepare, Reference, Segment, Text
-from tests.support.tiny_models import ARCHS
+from tests.support.tiny_models import ARCHS, DROP, FREEZE
 
 GRID, GRIDS = [(9, 12)], [(9, 12), (7, 13)]
 N_VISUAL = 108
@@ -64,7 +62,7 @@ def test_prepared_picture(model: Callable[..., Model], mode: str, arch: str) -> 
         assert_agree(client, reference, [*before, Prepare(), question], MODES[mode])
 
 
-@pytest.mark.parametrize("profile", [FREEZE, TOP], ids=["freeze", "top"])
+@pytest.mark.parametrize("profile", [FREEZE, DROP], ids=["freeze", "top"])
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("layout", ["text between", "two at once", "one by one", "one of two", "pieces", "twice"])
 def test_prepared_prompt(model: Callable[..., Model], layout: str, arch: str, profile: dict) -> None:
@@ -94,7 +92,7 @@ def test_prepared_in_small_ubatches(model: Callable[..., Model], arch: str, rest
         assert_agree(client, reference, [*before, Prepare(), question], profile)
 
 
-@pytest.mark.parametrize("profile", [FREEZE, TOP], ids=["freeze", "top"])
+@pytest.mark.parametrize("profile", [FREEZE, DROP], ids=["freeze", "top"])
 @pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3"])
 def test_prepared_picture_that_is_not_causal(model: Callable[..., Model], arch: str, profile: dict) -> None:
     path, reference = model(arch, seed=3)
@@ -168,7 +166,7 @@ def test_second_question(model: Callable[..., Model], mode: str, arch: str) -> N
     assert len(expected.kept[0]) == (N_VISUAL if mode.startswith("ssr-only") else n_first + LATE)
 
 
-@pytest.mark.parametrize("profile", [FREEZE, TOP], ids=["freeze", "top"])
+@pytest.mark.parametrize("profile", [FREEZE, DROP], ids=["freeze", "top"])
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("layout", ["third question", "pieces", "after prepare", "new picture", "prepared new picture"])
 def test_later_questions(model: Callable[..., Model], layout: str, arch: str, profile: dict) -> None:
@@ -190,12 +188,12 @@ def test_later_questions(model: Callable[..., Model], layout: str, arch: str, pr
 def test_second_question_about_a_picture_that_is_not_causal(model: Callable[..., Model]) -> None:
     path, reference = model("llama", seed=10)
     segments = [*asked(make_prompt(reference, GRID, seed=10, causal=False)), Text(SECOND, topup=True)]
-    with connect(path, TOP, PLENTY) as client:
-        assert_agree(client, reference, segments, TOP)
+    with connect(path, DROP, PLENTY) as client:
+        assert_agree(client, reference, segments, DROP)
 
 
 @pytest.mark.parametrize("arch", ["llama", "qwen2vl"])
-@pytest.mark.parametrize("profile", [FREEZE, TOP], ids=["freeze", "top"])
+@pytest.mark.parametrize("profile", [FREEZE, DROP], ids=["freeze", "top"])
 def test_storing_changes_nothing(model: Callable[..., Model], arch: str, profile: dict) -> None:
     path, reference = model(arch, seed=11)
     segments = [*asked(make_prompt(reference, GRIDS, seed=11)), Text(SECOND)]

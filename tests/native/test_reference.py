@@ -11,18 +11,10 @@ import torch
 from halfv_edge.testing.client import Client, DecodeError
 from tests.support.dialogue import feed, make_prompt, nmse
 from tests.support.reference.halfv_torch import Prepare, Profile, Reference, Text, cover, share, top, visual_scores
-from tests.support.tiny_models import ARCHS, MROPE_ARCHS, make_tiny, make_tiny_lora
+from tests.support.tiny_models import ARCHS, DROP, MROPE_ARCHS, make_tiny, make_tiny_lora
 
 N_LAYER = 6
-PROFILE = {
-    "ivr.layer": 2,
-    "ivr.keep": 0.5,
-    "ivr.anchors": 0.2,
-    "ssr.layer": 4,
-    "ssr.update": 0.1,
-    "ssr.rest": "dropped",
-    "min_visual_tokens": 8,
-}
+PROFILE = DROP | {"min_visual_tokens": 8}
 
 
 @pytest.fixture(scope="module", params=ARCHS)

@@ -10,9 +10,10 @@ from halfv_cpp import llama_h
 
 from halfv_edge.testing.client import Client
 from tests.support import pruned
-from tests.support.dialogue import FREEZE, TOP, Model, connect, make_prompt, model_maker, tell
+from tests.support.dialogue import Model, connect, make_prompt, model_maker, tell
 from tests.support.pruned import OUTCOME, REASON
 from tests.support.reference.halfv_torch import Segment
+from tests.support.tiny_models import DROP, FREEZE
 from tests.support.waiting import load, save
 
 A, B = [21, 22, 23, 24, 25], [43, 44, 45]
@@ -46,7 +47,7 @@ def fresh(path: object, segments: list[Segment], profile: dict, question: list[i
         return ask(client, begin(client, segments), question), pruned.kept(client)
 
 
-@pytest.mark.parametrize("profile", [FREEZE, TOP], ids=["freeze", "top"])
+@pytest.mark.parametrize("profile", [FREEZE, DROP], ids=["freeze", "top"])
 @pytest.mark.parametrize("arch", ["llama", "qwen2vl", "qwen3vl"])
 @pytest.mark.parametrize("way", ["removed", "last token", "prepared", "topped up", "saved", "copied"])
 def test_removed_question(model: Callable[..., Model], way: str, arch: str, profile: dict) -> None:
@@ -122,8 +123,8 @@ def test_question_asked_with_pruning_off_leaves_no_trace(model: Callable[..., Mo
 def test_not_undone_where_that_is_not_wanted(model: Callable[..., Model]) -> None:
     path, reference = model("llama", seed=1)
     segments = make_prompt(reference, [(9, 12)], seed=1)
-    wanted, _ = fresh(path, segments, TOP, B)
-    with connect(path, TOP) as client:
+    wanted, _ = fresh(path, segments, DROP, B)
+    with connect(path, DROP) as client:
         pruned.set_undo(client, False)
         start = begin(client, segments)
         ask(client, start, A)
@@ -215,7 +216,7 @@ def test_second_question_without_room_brings_nothing_back(model: Callable[..., M
     path, reference = model("llama", seed=6)
     segments = make_prompt(reference, [(9, 12)], seed=6)
     for room in (0, 1):
-        with connect(path, TOP, bytes_of(reference, N_VISUAL, len(A) + len(B) - 1 + room)) as client:
+        with connect(path, DROP, bytes_of(reference, N_VISUAL, len(A) + len(B) - 1 + room)) as client:
             ask(client, begin(client, segments), A)
             n_kept = pruned.stats(client).n_kept
             assert pruned.topup(client) == pruned.OK
@@ -228,7 +229,7 @@ def test_second_question_without_room_brings_nothing_back(model: Callable[..., M
 def test_budget_of_sequences_that_are_asked_in_one_batch(model: Callable[..., Model]) -> None:
     path, reference = model("llama", seed=7)
     segments = make_prompt(reference, [(9, 12)], seed=7)
-    with connect(path, TOP, bytes_of(reference, N_VISUAL, 1) * 3 // 2, n_seq_max=2) as client:
+    with connect(path, DROP, bytes_of(reference, N_VISUAL, 1) * 3 // 2, n_seq_max=2) as client:
         for seq in (0, 1):
             client.text(segments[0].ids, logits_last=False, seq=seq)
             client.image(segments[1].embd, seq=seq)

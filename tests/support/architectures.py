@@ -19,21 +19,13 @@ from halfv_cpp import llama_h
 from halfv_edge.testing.client import Client
 from tests.support import ROOT, pruned
 from tests.support.masking import Masking
-from tests.support.tiny_models import grid_positions, tiny_image
+from tests.support.tiny_models import DROP, grid_positions, tiny_image
 
 PAGE = ROOT / "docs" / "models.md"
 PREFIX, QUESTION, NEXT_TOKENS = [1, 5, 6, 7], list(range(60, 72)), [7, 90, 42]
 ROWS, COLS = 6, 8
 
-TOP = {
-    "ivr.layer": 2,
-    "ivr.keep": 0.5,
-    "ivr.anchors": 0.2,
-    "ssr.layer": 4,
-    "ssr.update": 0.1,
-    "ssr.rest": "dropped",
-    "min_visual_tokens": 8,
-}
+TOP = DROP | {"min_visual_tokens": 8}
 MODES = {
     "freeze": TOP | {"ssr.update": 0.0, "ssr.rest": "frozen"},
     "freeze-and-update": TOP | {"ssr.rest": "frozen"},

@@ -13,29 +13,20 @@ from halfv_cpp import llama_h
 from halfv_edge.testing.client import Client
 from tests.support import pruned
 from tests.support.reference.halfv_torch import Image, Prepare, Reference, Result, Segment, Text
-from tests.support.tiny_models import grid_positions, make_tiny, tiny_image
+from tests.support.tiny_models import DROP, FREEZE, grid_positions, make_tiny, tiny_image
 
 PREFIX = [1, 5, 6, 7]
 QUESTION = list(range(260, 272))
 NEXT_TOKENS = [7, 300, 42]
 
 N_LAYER = 6
-FREEZE = {
-    "ivr.layer": 2,
-    "ivr.keep": 0.5,
-    "ivr.anchors": 0.2,
-    "ssr.layer": 4,
-    "ssr.update": 0.0,
-    "ssr.rest": "frozen",
-}
-TOP = FREEZE | {"ssr.update": 0.1, "ssr.rest": "dropped"}
 MODES = {
     "ivr-only": FREEZE | {"ssr.layer": N_LAYER},
     "ssr-only-freeze": FREEZE | {"ivr.keep": 1.0},
-    "ssr-only-top": TOP | {"ivr.keep": 1.0},
+    "ssr-only-top": DROP | {"ivr.keep": 1.0},
     "freeze": FREEZE,
     "freeze-and-update": FREEZE | {"ssr.update": 0.1},
-    "top": TOP,
+    "top": DROP,
     "drop-all": FREEZE | {"ssr.rest": "dropped"},
     "update-all": FREEZE | {"ssr.update": 1.0},
 }

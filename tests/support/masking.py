@@ -5,38 +5,12 @@ Tokens that leave at a layer are masked from there on. Frozen ones get back, aft
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from halfv_cpp.ggml_backend_h import ggml_backend_sched_eval_callback
 
-
-class Tensor(ctypes.Structure):
-    """ggml_tensor of the pinned ggml.h."""
-
-    _fields_ = (
-        ("type", ctypes.c_int),
-        ("buffer", ctypes.c_void_p),
-        ("ne", ctypes.c_int64 * 4),
-        ("nb", ctypes.c_size_t * 4),
-        ("op", ctypes.c_int),
-        ("op_params", ctypes.c_int32 * 16),
-        ("flags", ctypes.c_int32),
-        ("src", ctypes.c_void_p * 10),
-        ("view_src", ctypes.c_void_p),
-        ("view_offs", ctypes.c_size_t),
-        ("data", ctypes.c_void_p),
-        ("name", ctypes.c_char * 64),
-    )
-
-    def rows(self) -> np.ndarray:
-        """Its rows in place, in host memory."""
-        assert self.type == 0, "f32"
-        assert self.nb[0] == 4
-        assert self.nb[1] == 4 * self.ne[0]
-        data = ctypes.cast(self.data, ctypes.POINTER(ctypes.c_float))
-        return np.ctypeslib.as_array(data, (self.ne[1], self.ne[0]))
+from tests.support.ggml_tensor import Tensor
 
 
 class Masking:
@@ -65,7 +39,7 @@ class Masking:
             return True
         # asked about once what comes before its layer is done
         if ask and name == "kq_soft_max":
-            mask = Tensor.from_address(tensor.src[1]).rows()  # of all layers, or of those with a window
+            mask = tensor.src[1].contents.rows()  # of all layers, or of those with a window
             for since, tokens in self.gone.items():
                 if int(layer) >= since:
                     mask[:, tokens] = -np.inf

@@ -16,17 +16,10 @@ from halfv_edge.engine.chat import Chat
 from halfv_edge.engine.model import Model
 from halfv_edge.testing.client import Client
 from tests.support.tiny_mmproj import make_tiny_mmproj
-from tests.support.tiny_models import make_tiny
+from tests.support.tiny_models import DROP, make_tiny
 
 KINDS = {"llava": "llama", "qwen2vl": "qwen2vl"}
-PROFILE = {
-    "ivr.layer": 2,
-    "ivr.keep": 0.5,
-    "ivr.anchors": 0.2,
-    "ssr.layer": 4,
-    "ssr.update": 0.1,
-    "ssr.rest": "dropped",
-}
+PROFILE = DROP
 QUESTION, NEXT = "what is in the picture", "where is the cat"
 LONG = "root ::= [a-z ]{60}"  # random models end an answer when they like
 CHATML = (
