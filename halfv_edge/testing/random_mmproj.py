@@ -9,7 +9,15 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType
 
-KINDS = ("llava", "llava-next", "qwen2vl", "qwen2.5vl", "qwen3vl")
+PROJECTORS = {
+    "llava": "mlp",
+    "llava-next": "mlp",
+    "qwen2vl": "qwen2vl_merger",
+    "qwen2.5vl": "qwen2.5vl_merger",
+    "qwen3vl": "qwen3vl_merger",
+    "qwen3.5vl": "qwen3vl_merger",
+    "gemma3": "gemma3",
+}
 BLOCK = 1 << 20  # elements generated before a tensor starts to repeat
 WINDOW, FULL_EVERY = 112, 8  # of Qwen2.5-VL: pixels of a window, and which layers see everything
 FTYPES = {name: GGMLQuantizationType[name.upper()] for name in ("f32", "f16")}
@@ -37,17 +45,18 @@ def write_mmproj(
     llava: a fixed square of (image_size / patch)^2 tokens. llava-next: the same in tiles and an overview; pinpoints are
     width, height of each resolution that it may choose. qwen2vl, qwen2.5vl: one token per 2 x 2 patches of whatever
     size the picture has, placed with M-RoPE. qwen3vl: the same with learned positions, and what three of the layers see
-    behind the embeddings, so that it takes 6 layers or more.
+    behind the embeddings, so that it takes 6 layers or more. qwen3.5vl: that without those. gemma3: a fixed square, its
+    patches averaged 4 x 4.
     """
-    if kind not in KINDS:
-        raise ValueError(f"unknown kind '{kind}'; known: {', '.join(KINDS)}")
-    is_qwen, is_qwen25, is_qwen3 = kind.startswith("qwen"), kind == "qwen2.5vl", kind == "qwen3vl"
+    if kind not in PROJECTORS:
+        raise ValueError(f"unknown kind '{kind}'; known: {', '.join(PROJECTORS)}")
+    is_qwen, is_qwen25, is_qwen3 = kind.startswith("qwen"), kind == "qwen2.5vl", kind in ("qwen3vl", "qwen3.5vl")
     n_ff = n_ff or 2 * n_vision
     meta: dict[str, Any] = {
         "general.name": f"random-{kind}-{seed}",
         "general.type": "mmproj",
         "clip.has_vision_encoder": True,
-        "clip.projector_type": f"{kind}_merger" if is_qwen else "mlp",
+        "clip.projector_type": PROJECTORS[kind],
         "clip.use_silu" if is_qwen25 else "clip.use_gelu": True,
         "clip.vision.embedding_length": n_vision,
         "clip.vision.feed_forward_length": n_ff,
@@ -74,10 +83,16 @@ def write_mmproj(
         if is_qwen3:
             plan["v.patch_embd.bias"] = ((n_vision,), 0.1)
             plan["v.position_embd.weight"] = (((image_size // patch) ** 2, n_vision), 1.0)
-            for layer in deepstack_layers(n_layer):
+            for layer in deepstack_layers(n_layer) if kind == "qwen3vl" else ():
                 name = f"v.deepstack.{layer}"
                 plan |= _norm(f"{name}.norm", merged)
                 plan |= _linear(f"{name}.fc1", merged, merged) | _linear(f"{name}.fc2", n_embd, merged)
+    elif kind == "gemma3":
+        plan["v.patch_embd.bias"] = ((n_vision,), 0.1)
+        plan["v.position_embd.weight"] = (((image_size // patch) ** 2, n_vision), 1.0)
+        plan["mm.soft_emb_norm.weight"] = ((n_vision,), None)
+        plan["mm.input_projection.weight"] = ((n_vision, n_embd), 1.0)
+        plan |= _norm("v.post_ln", n_vision)
     else:
         n_positions = (image_size // patch) ** 2 + 1
         plan["v.class_embd"] = ((n_vision,), 1.0)

@@ -7,7 +7,7 @@ BLOCK elements repeats a random block of rows, so a 7B model takes about as long
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,13 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType
 
+from halfv_edge.testing.random_layers import ATTENTION_EVERY, DECAY, delta_net_shapes, layer_shapes, qwen35_metadata
+
+__all__ = ["ARCHS", "MROPE_ARCHS", "layer_shapes", "write_gguf", "write_model"]
+
 ARCHS = ("llama", "qwen2", "qwen3", "qwen2vl", "qwen3vl")
 MROPE_ARCHS = ("qwen2vl", "qwen3vl")
+OTHER_ARCHS = ("gemma3", "qwen35")  # no reference in torch is written for these: they are for speed
 
 BLOCK = 1 << 22  # elements generated and quantised before a matrix starts to repeat
 FTYPES = {name: GGMLQuantizationType[name.upper()] for name in ("f32", "f16", "q8_0", "q4_0")}
@@ -52,6 +57,7 @@ def write_model(
     head_dim: int | None = None,
     n_vocab: int | None = None,
     n_deepstack_layers: int = 2,
+    window: int = 1024,
     ftype: str = "f32",
     profile: Mapping[str, Any] | None = None,
     **extra_meta: Any,
@@ -60,18 +66,18 @@ def write_model(
 
     `profile` holds halfv.* keys without the prefix; only the keys given are written, and `version` (1 unless given).
     `extra_meta` overrides or adds metadata, `**{"some.key": value}`; a (value, GGUFValueType) pair forces the type,
-    of a list that of its elements.
+    of a list that of its elements. `window` is that of gemma3's sliding layers.
     """
     head_dim = head_dim or n_embd // n_head
-    if arch not in ARCHS:
-        raise ValueError(f"unknown architecture '{arch}'; known: {', '.join(ARCHS)}")
+    if arch not in ARCHS + OTHER_ARCHS:
+        raise ValueError(f"unknown architecture '{arch}'; known: {', '.join(ARCHS + OTHER_ARCHS)}")
     if ftype not in FTYPES:
         raise ValueError(f"unknown ftype '{ftype}'; known: {', '.join(FTYPES)}")
     if arch in ("qwen2", "qwen2vl") and head_dim * n_head != n_embd:
         raise ValueError(f"{arch} needs head_dim = n_embd / n_head, got {head_dim} with {n_embd} / {n_head}")
 
     tokens, types = _vocabulary(n_vocab)
-    shapes = dict(layer_shapes(arch, n_embd, n_head * head_dim, n_head_kv * head_dim, n_ff, head_dim))
+    n_q, n_kv = n_head * head_dim, n_head_kv * head_dim
 
     meta: dict[str, Any] = {
         "general.architecture": arch,
@@ -100,18 +106,27 @@ def write_model(
         meta[f"{arch}.rope.dimension_sections"] = _rope_sections(arch, head_dim // 2)
     if arch == "qwen3vl":
         meta["qwen3vl.n_deepstack_layers"] = n_deepstack_layers
+    if arch == "gemma3":
+        meta["gemma3.attention.sliding_window"] = window
+    if arch == "qwen35":
+        meta |= qwen35_metadata(n_embd, head_dim)
     for key, value in ({"version": 1} | dict(profile) if profile is not None else {}).items():
         meta[f"halfv.{key}"] = (value, PROFILE_TYPES[key]) if key in PROFILE_TYPES else value
     meta |= extra_meta
 
-    # (name, shape, scale of the elements times sqrt(row length)); None marks a norm weight
+    # (name, shape, scale of the elements times sqrt(row length)); None marks a norm weight, DECAY a negative one
     plan: list[tuple[str, tuple[int, ...], float | None]] = [
         ("token_embd.weight", (len(tokens), n_embd), n_embd**0.5),
         ("output_norm.weight", (n_embd,), None),
-        ("output.weight", (len(tokens), n_embd), 2.0),
     ]
+    if arch != "gemma3":  # its output is its input's transposed
+        plan.append(("output.weight", (len(tokens), n_embd), 2.0))
     for layer in range(n_layer):
-        plan += [(f"blk.{layer}.{name}", shape, scale) for name, (shape, scale) in shapes.items()]
+        if arch == "qwen35" and (layer + 1) % ATTENTION_EVERY:
+            shapes = delta_net_shapes(n_embd, n_ff)
+        else:
+            shapes = layer_shapes(arch, n_embd, n_q, n_kv, n_ff, head_dim)
+        plan += [(f"blk.{layer}.{name}", shape, scale) for name, (shape, scale) in shapes]
     write_gguf(Path(path), meta, plan, FTYPES[ftype], seed)
     return Path(path)
 
@@ -136,28 +151,6 @@ def _rope_sections(arch: str, half: int) -> list[int]:
     """The published proportions (16:24:24 and 24:20:20) over `half` rotary pairs."""
     first = half // 4 if arch == "qwen2vl" else half * 3 // 8
     return [first, (half - first + 1) // 2, (half - first) // 2, 0]
-
-
-def layer_shapes(
-    arch: str, n_embd: int, n_q: int, n_kv: int, n_ff: int, head_dim: int
-) -> Iterator[tuple[str, tuple[tuple[int, ...], float | None]]]:
-    # q and k are large enough that attention is far from uniform: kept sets must not hang on float noise
-    yield "attn_norm.weight", ((n_embd,), None)
-    yield "attn_q.weight", ((n_q, n_embd), 1.2)
-    yield "attn_k.weight", ((n_kv, n_embd), 1.2)
-    yield "attn_v.weight", ((n_kv, n_embd), 1.0)
-    yield "attn_output.weight", ((n_embd, n_q), 0.7)
-    if arch in ("qwen2", "qwen2vl"):
-        yield "attn_q.bias", ((n_q,), 0.3 * n_q**0.5)
-        yield "attn_k.bias", ((n_kv,), 0.3 * n_kv**0.5)
-        yield "attn_v.bias", ((n_kv,), 0.3 * n_kv**0.5)
-    if arch in ("qwen3", "qwen3vl"):
-        yield "attn_q_norm.weight", ((head_dim,), None)
-        yield "attn_k_norm.weight", ((head_dim,), None)
-    yield "ffn_norm.weight", ((n_embd,), None)
-    yield "ffn_gate.weight", ((n_ff, n_embd), 1.0)
-    yield "ffn_up.weight", ((n_ff, n_embd), 1.0)
-    yield "ffn_down.weight", ((n_embd, n_ff), 0.7)
 
 
 def _value_type(value: Any) -> GGUFValueType:
@@ -191,11 +184,11 @@ def write_gguf(
             else:
                 writer.add_key_value(key, value, type_)
 
-    def stored_type(shape: tuple[int, ...]) -> GGMLQuantizationType:
-        return ftype if len(shape) == 2 else GGMLQuantizationType.F32
+    def stored_type(name: str, shape: tuple[int, ...]) -> GGMLQuantizationType:
+        return ftype if len(shape) == 2 and "conv1d" not in name else GGMLQuantizationType.F32
 
     for name, shape, _ in plan:
-        type_ = stored_type(shape)
+        type_ = stored_type(name, shape)
         if shape[-1] % gguf.GGML_QUANT_SIZES[type_][0]:
             raise ValueError(f"{name} has rows of {shape[-1]}, not a multiple of the block size of {type_.name}")
         n_bytes = int(np.prod(shape)) // gguf.GGML_QUANT_SIZES[type_][0] * gguf.GGML_QUANT_SIZES[type_][1]
@@ -203,8 +196,8 @@ def write_gguf(
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for index, (_, shape, scale) in enumerate(plan):
-        writer.write_tensor_data(_random_tensor(shape, scale, stored_type(shape), (seed, index)))
+    for index, (name, shape, scale) in enumerate(plan):
+        writer.write_tensor_data(_random_tensor(shape, scale, stored_type(name, shape), (seed, index)))
     writer.close()
     _random_block.cache_clear()
     partial.replace(path)
@@ -213,8 +206,9 @@ def write_gguf(
 def _random_tensor(
     shape: tuple[int, ...], scale: float | None, type_: GGMLQuantizationType, key: tuple[int, int]
 ) -> np.ndarray:
-    if scale is None:
-        return np.random.default_rng(key).uniform(0.6, 1.6, shape).astype(np.float32)
+    if scale is None or scale == DECAY:
+        near_one = np.random.default_rng(key).uniform(0.6, 1.6, shape).astype(np.float32)
+        return -near_one if scale == DECAY else near_one
     n_rows, n_cols = shape if len(shape) == 2 else (1, shape[0])
     deviation = scale / n_cols**0.5
     if n_rows * n_cols <= BLOCK:

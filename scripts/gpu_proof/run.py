@@ -18,7 +18,8 @@ from gpu_proof.place import ROOT, Place, ProofError, ended, kill
 
 PARTS = ("parity", "profile", "speed", "exact")
 SHAPES = (
-    "qwen2.5-vl-7b:1024+4096,qwen2.5-vl-3b:1024+4096,qwen3-vl-8b:1024+4096,llava-1.5-7b:576,llava-next-mistral-7b:2880"
+    "qwen2.5-vl-7b:1024+4096,qwen3-vl-8b:1024+4096,qwen3.5-9b:1024+4096,qwen2.5-vl-3b:1024+4096,gemma-3-4b:256,"
+    "llava-1.5-7b:576,llava-next-mistral-7b:2880"
 )
 MEMORY_FOR_MODELS = 40 << 30
 MOST_FOR_PARITY = 0.35  # of the budget

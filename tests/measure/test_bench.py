@@ -147,6 +147,21 @@ def test_an_encoder_of_one_size(bench) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("shape", "kept", "deep"),
+    [
+        ("tiny-qwen3vl", 64, 12),
+        ("tiny-gemma-3", 32, 3),
+        pytest.param("tiny-qwen3.5", 64, 12, marks=pytest.mark.xfail(strict=True, reason="runs unpruned")),
+    ],
+)
+def test_other_families(bench, shape: str, kept: int, deep: int) -> None:
+    row = measured(bench, shape=shape)["rows"][-1]
+    assert row["run"] == "profile"
+    assert (row["n_kept"], row["n_deep"]) == (kept, deep)
+    assert row["encode_s"]["median"] > 0
+
+
 def test_a_model_with_its_encoder(bench, vlms: Vlms, tmp_path: Path) -> None:
     path = vlms.path("qwen2vl")
     picture(1, 420, 308).save(tmp_path / "a.png")

@@ -74,10 +74,13 @@ ARCHS = ("llama", "qwen2", "qwen3", "qwen2vl", "qwen3vl")
 STEPS = (576, 1024, 2048, 4096)
 
 LLAVA = _profile(3, 0.5, 0.2, 15, 0.0, "frozen")
+GEMMA3 = _profile(3, 0.5, 0.2, 26, 0.05, "dropped")  # not published: a pruned run of the usual shares
 LLAVA_NEXT = _profile(2, 0.5, 0.1, 16, 0.0, "frozen")
 
 QWEN_VIT = Vision("qwen2.5vl", 1280, 32, 16, 3420, 560, pixels_per_token=28)
 QWEN3_VIT = Vision("qwen3vl", 1152, 27, 16, 4304, 768, pixels_per_token=32, patch=16)
+QWEN35_VIT = dataclasses.replace(QWEN3_VIT, kind="qwen3.5vl")  # without what Qwen3-VL's layers add on the way
+SIGLIP = Vision("gemma3", 1152, 27, 16, 4304, 896)
 CLIP_L = Vision("llava", 1024, 23, 16, 4096, 336)  # the last of 24 layers is not used
 CLIP_L_TILES = dataclasses.replace(
     CLIP_L, kind="llava-next", pinpoints=(336, 672, 672, 336, 672, 672, 1008, 336, 336, 1008)
@@ -90,6 +93,8 @@ SHAPES = {
     "qwen2.5-vl-3b": Shape("qwen2vl", 36, 2048, 16, 2, 11008, 151936, (1024,), _qwen(27), QWEN_VIT),
     "qwen2.5-vl-7b": Shape("qwen2vl", 28, 3584, 28, 4, 18944, 151936, (1024,), _qwen(21), QWEN_VIT),
     "qwen3-vl-8b": Shape("qwen3vl", 36, 4096, 32, 8, 12288, 151936, (1024,), _qwen(27), QWEN3_VIT),
+    "qwen3.5-9b": Shape("qwen35", 32, 4096, 16, 4, 12288, 248320, (1024,), _qwen(24), QWEN35_VIT, head_dim=256),
+    "gemma-3-4b": Shape("gemma3", 34, 2560, 8, 4, 10240, 262208, (256,), GEMMA3, SIGLIP, head_dim=256),
     "llava-1.5-7b": Shape("llama", 32, 4096, 32, 32, 11008, 32064, (576,), LLAVA, CLIP_L),
     "llava-next-mistral-7b": Shape("llama", 32, 4096, 32, 8, 14336, 32064, (2880,), LLAVA_NEXT, CLIP_L_TILES),
     # for tests of the bench itself
@@ -97,6 +102,10 @@ SHAPES = {
                   Vision("qwen2.5vl", 64, 4, 2, 128, 560, pixels_per_token=28), head_dim=32),
     "tiny-qwen3vl": Shape("qwen3vl", 8, 128, 4, 2, 256, 512, (256,), _qwen(6),
                           Vision("qwen3vl", 64, 6, 2, 128, 768, pixels_per_token=32, patch=16), head_dim=32),
+    "tiny-qwen3.5": Shape("qwen35", 8, 128, 4, 2, 256, 512, (256,), _qwen(6),
+                          Vision("qwen3.5vl", 64, 6, 2, 128, 768, pixels_per_token=32, patch=16), head_dim=64),
+    "tiny-gemma-3": Shape("gemma3", 8, 128, 4, 2, 256, 512, (64,), GEMMA3 | {"ssr.layer": 6},
+                          Vision("gemma3", 64, 3, 2, 128, 448), head_dim=32),
     "tiny-llava": Shape("llama", 8, 128, 4, 2, 256, 512, (100,), LLAVA | {"ssr.layer": 5},
                         Vision("llava", 32, 3, 2, 64, 140), head_dim=32),
 }  # fmt: skip
