@@ -71,5 +71,17 @@ def as_table(found: dict[str, Any]) -> list[str]:
         )
     bad = [test for test in found["tests"] if test["outcome"] == "failed"]
     lines += ["", *(f"- failed: `{test['test']}`: {test['why'].strip().splitlines()[-1][:200]}" for test in bad[:20])]
+    lines += [
+        f"- `{test['test']}`: {test['kept_otherwise']} of {test['kept']} tokens were others"
+        for test in found["tests"]
+        if test.get("kept_otherwise")
+    ]
+    lines += [
+        f"- `{test['test']}`: errors of similarities {test['similarity']:.1e} (the host's {test['similarity_host']:.1e}), "
+        f"of dots {test['dot']:.1e}; of {test['chosen']} chosen tokens {test['others']} were others than the exact ones "
+        f"(the host's: {test['others_host']})"
+        for test in found["tests"]
+        if "similarity" in test
+    ]
     lines += [] if found["complete"] else ["", "The run was stopped before its end."]
     return lines
