@@ -77,9 +77,9 @@ def as_table(found: dict[str, Any]) -> list[str]:
         if test.get("kept_otherwise")
     ]
     lines += [
-        f"- `{test['test']}`: errors of similarities {test['similarity']:.1e} (the host's {test['similarity_host']:.1e}), "
-        f"of dots {test['dot']:.1e}; of {test['chosen']} chosen tokens {test['others']} were others than the exact ones "
-        f"(the host's: {test['others_host']})"
+        f"- `{test['test']}`: error of similarities {test['similarity']:.1e} (host {test['similarity_host']:.1e}), "
+        f"of dots {test['dot']:.1e}; of {test['chosen']} chosen tokens {test['others']} were not the exact ones "
+        f"(host: {test['others_host']})"
         for test in found["tests"]
         if "similarity" in test
     ]
