@@ -32,7 +32,7 @@ test: build $(VENV)/ready-tests
 test-vulkan: build $(VENV)/ready-tests
 	@sdk=$$(bash scripts/vulkan-sdk.sh) || { [ $$? = 77 ] && echo "Vulkan is not tested here." >&2 && exit 0; exit 1; }; \
 	. $$sdk/env && set -e; \
-	$(VENV)/bin/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV))/bin/ninja -C $$sdk/sdk.cmake -S . -B build/vulkan -DGGML_VULKAN=ON; \
+	$(VENV)/bin/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV))/bin/ninja -C $$sdk/sdk.cmake -S . -B build/vulkan -DGGML_VULKAN=ON -DHALFV_SERVER=OFF; \
 	$(VENV)/bin/cmake --build build/vulkan --target halfv device-errors; \
 	HALFV_LIB_DIR=build/vulkan/bin HALFV_BUILD_DIR=build/vulkan $(PY) -m pytest tests/gpu
 

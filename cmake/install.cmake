@@ -9,7 +9,7 @@ file(GLOB headers "${HALFV_TREE}/ggml/include/*.h" "${HALFV_TREE}/include/*.h"
      "${HALFV_TREE}/tools/mtmd/mtmd.h" "${HALFV_TREE}/tools/mtmd/mtmd-helper.h")
 install(FILES ${headers} ${HALFV_HEADERS} DESTINATION ${prefix}include)
 
-foreach(target ggml-base ggml llama mtmd ${HALFV_BACKENDS})
+foreach(target ggml-base ggml llama mtmd ${HALFV_BACKENDS} ${HALFV_SERVER_TARGETS})
     set_target_properties(${target} PROPERTIES PUBLIC_HEADER "" PRIVATE_HEADER "")
     if (SKBUILD)
         # A wheel has no links: a versioned name would be a second copy, and could be loaded beside the first.
@@ -36,13 +36,15 @@ set(patched true)
 if (HALFV_STOCK)
     set(patched false)
 endif()
-set(HALFV_COMMIT "@HALFV_COMMIT@") # for the script to fill in
+set(HALFV_COMMIT   "@HALFV_COMMIT@") # for the script to fill in
+set(web_page       "@HALFV_WEB_PAGE@")
 file(CONFIGURE OUTPUT "${CMAKE_BINARY_DIR}/build.json.in" CONTENT [[{
   "version": "@HALFV_VERSION@",
   "commit": "@HALFV_COMMIT@",
   "llama_cpp_python": "@HALFV_PIN_VERSION@",
   "llama_cpp_commit": "@commit@",
   "patched": @patched@,
+  "web_page": @web_page@,
   "build_type": "@CMAKE_BUILD_TYPE@",
   "compiler": "@CMAKE_CXX_COMPILER_ID@ @CMAKE_CXX_COMPILER_VERSION@"
 }
@@ -50,7 +52,10 @@ file(CONFIGURE OUTPUT "${CMAKE_BINARY_DIR}/build.json.in" CONTENT [[{
 # Our commit is asked for at every build: it changes without anything that makes CMake configure again.
 add_custom_target(halfv-manifest
     COMMAND "${CMAKE_COMMAND}" "-DSOURCE=${CMAKE_SOURCE_DIR}" "-DIN=${CMAKE_BINARY_DIR}/build.json.in"
-            "-DOUT=${CMAKE_BINARY_DIR}/bin/build.json" -P "${CMAKE_SOURCE_DIR}/cmake/manifest.cmake"
+            "-DOUT=${CMAKE_BINARY_DIR}/bin/build.json" "-DTREE=${HALFV_TREE}" -P "${CMAKE_SOURCE_DIR}/cmake/manifest.cmake"
     BYPRODUCTS "${CMAKE_BINARY_DIR}/bin/build.json" VERBATIM)
 add_dependencies(halfv halfv-manifest)
+if (TARGET halfv-web-page)
+    add_dependencies(halfv-manifest halfv-web-page)
+endif()
 install(FILES "${CMAKE_BINARY_DIR}/bin/build.json" DESTINATION ${prefix}lib)

@@ -3,11 +3,15 @@
 
     python scripts/measure-server.py exact  --halfv build/py/bin --stock build/stock/bin
     python scripts/measure-server.py second --halfv build/py/bin --stock build/stock/bin --shape scaled --tokens 1024
+    python scripts/measure-server.py load   --halfv build/py/bin --stock build/stock/bin --requests 1000
+    python scripts/measure-server.py again  --halfv build/py/bin --stock build/stock/bin
 
 `exact` sends 200 requests about four pictures, some at the same time, to a server with several slots, and then each of
 them again with the prompt cache off. `second` asks one question after the other about one picture, which is in the
 cache, of three servers in turn: stock, HalfV, and HalfV with HALFV_UNDO_MB=0, which leaves pictures as the last
-question left them. Both print Markdown.
+question left them. `load` sends mixed requests, some with pictures, to servers with several slots: answers, times,
+memory. `again` asks about a picture that each server has seen, where its prompt cache does not help: in another slot,
+and after a restart, for which HalfV keeps a folder. All print Markdown.
 `cmake --build build/py --target llama-server` builds the program (docs/llama-server.md).
 """
 
@@ -29,6 +33,7 @@ from tqdm import tqdm
 
 from halfv_edge.hub import demo
 from halfv_edge.measure.bench import pictures, shapes
+from halfv_edge.testing import load
 from halfv_edge.testing.server import Reply, Server, about
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -101,6 +106,58 @@ def exact(args: argparse.Namespace, model: Path, mmproj: Path) -> str:
 
 
 #
+# many at once
+#
+
+
+def under_load(args: argparse.Namespace, model: Path, mmproj: Path) -> str:
+    requests = load.mixed(PICTURES, QUESTIONS, args.requests, args.seed)
+    rows = [
+        ["", "requests", "errors", "other answers than alone", "p50 s", "p99 s", "MB after a fifth", "MB at the end"]
+    ]
+    flags = ("-np", str(args.slots), "-c", str(2048 * args.slots))
+    for name, (folder, env) in contenders(args).items():
+        if env:
+            continue
+        with (
+            Server(folder, model, mmproj, *flags, env=env, n_threads=args.threads) as server,
+            tqdm(total=2 * len(requests), desc=name, unit="request", file=sys.stderr) as bar,
+        ):
+            found = load.run(server, requests, args.at_once, bar.update)
+            alone = load.run(server, [request | {"cache_prompt": False} for request in requests], 1, bar.update)
+        pairs = zip(found.replies, alone.replies, strict=True)
+        n_other = sum(isinstance(a, Reply) and isinstance(b, Reply) and a.text != b.text for a, b in pairs)
+        times = [f"{found.percentile(share):.2f}" for share in (0.5, 0.99)]
+        memory = [f"{found.rss_mb[at]:.0f}" for at in (len(found.rss_mb) // 5, -1)]
+        rows.append([name, str(len(requests)), str(len(found.errors + alone.errors)), str(n_other), *times, *memory])
+    return table(rows)
+
+
+#
+# a picture that was seen before
+#
+
+
+def again(args: argparse.Namespace, model: Path, mmproj: Path, picture: Path) -> str:
+    rows = [["", "first s", "another slot s", "after a restart s"]]
+    flags = ("-np", "2", "-c", str(2 * args.ctx))
+    with tempfile.TemporaryDirectory() as cache:
+        for name, (folder, env) in contenders(args).items():
+            if env:
+                continue
+            times = []
+            for slots in ((0, 1), (0,)):
+                keep = {"HALFV_ENCODER_CACHE": cache}
+                with Server(folder, model, mmproj, *flags, env=keep, n_threads=args.threads) as server:
+                    server.ask([{"role": "user", "content": "Hello"}], max_tokens=1)
+                    for slot in slots:
+                        reply = server.ask(about(picture, QUESTIONS[0]), max_tokens=1, id_slot=slot, cache_prompt=False)
+                        times.append(f"{reply.ttft_sec:.2f}")
+            rows.append([name, *times])
+    return table(rows)
+
+
+#
 # second questions
 #
 
@@ -152,17 +209,17 @@ def shaped(args: argparse.Namespace, folder: Path) -> tuple[Path, Path, Path]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("measurement", choices=("exact", "second"))
+    parser.add_argument("measurement", choices=("exact", "second", "load", "again"))
     parser.add_argument("--halfv", type=Path, required=True, metavar="DIR", help="folder with HalfV's llama-server")
     parser.add_argument("--stock", type=Path, metavar="DIR", help="folder with an unpatched llama-server")
     parser.add_argument("--threads", type=int, default=1, help="of each server (1)")
-    parser.add_argument("--requests", type=int, default=200, help="exact: how many (200)")
-    parser.add_argument("--slots", type=int, default=4, help="exact: of the server (4)")
-    parser.add_argument("--at-once", type=int, default=3, help="exact: clients that ask at the same time (3)")
+    parser.add_argument("--requests", type=int, default=200, help="exact, load: how many (200)")
+    parser.add_argument("--slots", type=int, default=4, help="exact, load: of the server (4)")
+    parser.add_argument("--at-once", type=int, default=3, help="exact, load: clients at the same time (3)")
     parser.add_argument("--max-tokens", type=int, default=24, help="exact: of an answer (24)")
-    parser.add_argument("--seed", type=int, default=1, help="exact: of the order of requests (1)")
+    parser.add_argument("--seed", type=int, default=1, help="exact, load: of the order of requests (1)")
     parser.add_argument("--repeats", type=int, default=20, help="second: questions to each server (20)")
-    parser.add_argument("--shape", choices=shapes.SHAPES, help="second: random weights in place of the demo model")
+    parser.add_argument("--shape", choices=shapes.SHAPES, help="second, again: random weights")
     parser.add_argument("--tokens", type=int, default=1024, help="second, with --shape: of the picture (1024)")
     parser.add_argument("--ctx", type=int, default=8192, help="second: tokens of the context (8192)")
     parser.add_argument("--models", type=Path, default=ROOT / "build" / "shapes", help="second: where shapes are kept")
@@ -175,12 +232,13 @@ def main() -> int:
             model, mmproj, picture = shaped(args, Path(folder))
         else:
             model, mmproj, picture = demo.DEMO_FOLDER / demo.MODEL, demo.DEMO_FOLDER / demo.MMPROJ, PICTURES[0]
-        run: Callable[[], str] = (
-            (lambda: exact(args, model, mmproj))
-            if args.measurement == "exact"
-            else (lambda: second(args, model, mmproj, picture))
-        )
-        print(run())
+        measurements: dict[str, Callable[[], str]] = {
+            "exact": lambda: exact(args, model, mmproj),
+            "second": lambda: second(args, model, mmproj, picture),
+            "load": lambda: under_load(args, model, mmproj),
+            "again": lambda: again(args, model, mmproj, picture),
+        }
+        print(measurements[args.measurement]())
     return 0
 
 

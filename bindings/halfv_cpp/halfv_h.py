@@ -167,6 +167,16 @@ def halfv_set_enabled(ctx: MaybeHandle, enabled: Bool, /) -> Int32:
 def halfv_set_keep(ctx: MaybeHandle, keep: Float, /) -> Int32: ...
 
 
+# LLAMA_API int32_t halfv_seq_set_enabled(struct llama_context * ctx, llama_seq_id seq, bool enabled);
+@function
+def halfv_seq_set_enabled(ctx: MaybeHandle, seq: Int32, enabled: Bool, /) -> Int32: ...
+
+
+# LLAMA_API int32_t halfv_seq_set_keep(struct llama_context * ctx, llama_seq_id seq, float keep);
+@function
+def halfv_seq_set_keep(ctx: MaybeHandle, seq: Int32, keep: Float, /) -> Int32: ...
+
+
 # enum halfv_media {
 #     HALFV_MEDIA_VISUAL = 0, // the default for batches of embeddings
 #     HALFV_MEDIA_OTHER  = 1, // audio and the like: never pruned

@@ -16,21 +16,31 @@ from halfv_edge.cli import (
     calibrate,
     chat,
     convert,
+    doctor,
     errors,
     eval,
     info,
     profile,
     quantize_mmproj,
+    run_program,
+    serve,
     tokens,
 )
 from halfv_edge.errors import HalfVError
 
-COMMANDS = (chat, tokens, profile, convert, quantize_mmproj, bench, eval, calibrate)  # as --help lists them
+# as --help lists them
+COMMANDS = (chat, serve, run_program, tokens, profile, convert, quantize_mmproj, bench, eval, calibrate, doctor)
+FOR_PROGRAMS = {module.NAME: module.split for module in (serve, run_program)}  # whose other flags are a program's
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; a foreseen mistake is one sentence on stderr and the exit code of its kind."""
-    args = _parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    rest: list[str] = []
+    if words and words[0] in FOR_PROGRAMS:
+        words[1:], rest = FOR_PROGRAMS[words[0]](words[1:])
+    args = _parser().parse_args(words)
+    args.rest = rest
     code = 0
     try:
         code = args.run(args) or 0

@@ -28,28 +28,22 @@ class Reply:
     ttft_sec: float  # as the client sees it
     n_cached: int  # tokens of the prompt that the server had
     n_prompt: int  # and that it had to compute
+    pictures: dict[str, Any] | None = None  # timings.halfv, which a stock server does not send
 
 
-class Server(contextlib.AbstractContextManager["Server"]):
-    """llama-server from a folder of programs. `env` is added to this process's environment."""
+class RunningServer(contextlib.AbstractContextManager["RunningServer"]):
+    """A program that serves as llama-server does, on a free port: `command` gets --host and --port appended.
 
-    def __init__(
-        self,
-        folder: Path,
-        model: Path,
-        mmproj: Path,
-        *flags: str,
-        env: Mapping[str, str] | None = None,
-        n_threads: int = 1,
-    ):
+    `env` is added to this process's environment.
+    """
+
+    def __init__(self, command: Sequence[str], env: Mapping[str, str] | None = None):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - until the server is stopped
-        command = [str(folder / "llama-server"), "-m", str(model), "--mmproj", str(mmproj), "-t", str(n_threads)]
-        command += ["--host", "127.0.0.1", "--port", str(self.port), "--no-warmup", *flags]
-        self._process = subprocess.Popen(
-            command,
+        self.process = subprocess.Popen(
+            [*command, "--host", "127.0.0.1", "--port", str(self.port)],
             env=os.environ | (env or {}),
             stdin=subprocess.DEVNULL,
             stdout=self._log,
@@ -61,13 +55,17 @@ class Server(contextlib.AbstractContextManager["Server"]):
             self.close()
             raise
 
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"http://127.0.0.1:{self.port}"
+
     def _wait(self) -> None:
         end = time.monotonic() + START_SEC
         while time.monotonic() < end:
-            if self._process.poll() is not None:
-                raise RuntimeError(f"llama-server ended with {self._process.returncode}: {self.log()[-1000:]}")
-            health = f"http://127.0.0.1:{self.port}/health"
-            with contextlib.suppress(OSError), urllib.request.urlopen(health, timeout=5):
+            if self.process.poll() is not None:
+                raise RuntimeError(f"llama-server ended with {self.process.returncode}: {self.log()[-1000:]}")
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.url}/health", timeout=5):
                 return
             time.sleep(0.1)
         raise RuntimeError(f"llama-server was not ready after {START_SEC} s: {self.log()[-1000:]}")
@@ -77,12 +75,12 @@ class Server(contextlib.AbstractContextManager["Server"]):
         return self._log.read()
 
     def close(self) -> None:
-        self._process.terminate()
+        self.process.terminate()
         try:
-            self._process.wait(30)
+            self.process.wait(30)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            self.process.kill()
+            self.process.wait()
         self._log.close()
 
     def __exit__(self, *_: object) -> None:
@@ -97,7 +95,7 @@ class Server(contextlib.AbstractContextManager["Server"]):
         logprobs: list[float] = []
         timings: dict[str, Any] = {}
         request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}/v1/chat/completions",
+            f"{self.url}/v1/chat/completions",
             json.dumps(body | options).encode(),
             {"Content-Type": "application/json"},
         )
@@ -115,7 +113,25 @@ class Server(contextlib.AbstractContextManager["Server"]):
                     texts.append(choice["delta"].get("content") or "")
         if first is None:
             raise RuntimeError("llama-server answered without a token")
-        return Reply("".join(texts), tuple(logprobs), first, timings["cache_n"], timings["prompt_n"])
+        return Reply(
+            "".join(texts), tuple(logprobs), first, timings["cache_n"], timings["prompt_n"], timings.get("halfv")
+        )
+
+
+class Server(RunningServer):
+    """llama-server from a folder of programs."""
+
+    def __init__(
+        self,
+        folder: Path,
+        model: Path,
+        mmproj: Path,
+        *flags: str,
+        env: Mapping[str, str] | None = None,
+        n_threads: int = 1,
+    ):
+        command = [str(folder / "llama-server"), "-m", str(model), "--mmproj", str(mmproj), "-t", str(n_threads)]
+        super().__init__([*command, "--no-warmup", *flags], env)
 
 
 def about(picture: Path, question: str) -> list[dict[str, Any]]:

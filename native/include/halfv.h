@@ -101,6 +101,12 @@ LLAMA_API int32_t halfv_set_enabled(struct llama_context * ctx, bool enabled);
 // HALFV_OK, HALFV_ERR_ARGUMENT, HALFV_ERR_UNSUPPORTED
 LLAMA_API int32_t halfv_set_keep(struct llama_context * ctx, float keep);
 
+// The same for one sequence, for servers whose requests choose. It holds for whatever the sequence settles until it is set
+// again. enabled: only where the context is. keep: 0 is the context's. What other sequences do is not touched.
+// HALFV_OK, HALFV_ERR_ARGUMENT, HALFV_ERR_UNSUPPORTED
+LLAMA_API int32_t halfv_seq_set_enabled(struct llama_context * ctx, llama_seq_id seq, bool enabled);
+LLAMA_API int32_t halfv_seq_set_keep(struct llama_context * ctx, llama_seq_id seq, float keep);
+
 enum halfv_media {
     HALFV_MEDIA_VISUAL = 0, // the default for batches of embeddings
     HALFV_MEDIA_OTHER  = 1, // audio and the like: never pruned

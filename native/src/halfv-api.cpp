@@ -150,6 +150,32 @@ int32_t halfv_set_keep(llama_context * ctx, float keep) {
     });
 }
 
+int32_t halfv_seq_set_enabled(llama_context * ctx, llama_seq_id seq, bool enabled) {
+    return with_prefill(ctx, [&](halfv::prefill & prefill) -> int32_t {
+        if (const int32_t rc = check_seq(ctx, seq)) {
+            return rc;
+        }
+        prefill.own[seq].enabled = enabled;
+        return HALFV_OK;
+    });
+}
+
+int32_t halfv_seq_set_keep(llama_context * ctx, llama_seq_id seq, float keep) {
+    return with_prefill(ctx, [&](halfv::prefill & prefill) -> int32_t {
+        if (const int32_t rc = check_seq(ctx, seq)) {
+            return rc;
+        }
+        halfv_profile wanted = prefill.memory.profile;
+        wanted.ivr_keep = keep == 0.0f ? wanted.ivr_keep : keep;
+        const std::string wrong = halfv::validate(wanted, prefill.memory.bounds[halfv::n_stages]);
+        if (!wrong.empty()) {
+            return fail(HALFV_ERR_ARGUMENT, "halfv: " + wrong);
+        }
+        prefill.own[seq].keep = keep;
+        return HALFV_OK;
+    });
+}
+
 void halfv_begin_media(llama_context * ctx, halfv_media media) {
     if (ctx && ctx->halfv_prefill) {
         ctx->halfv_prefill->begin_media(media);

@@ -7,6 +7,7 @@
 #include "halfv-workers.h"
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -53,6 +54,9 @@ public:
 
     bool     enabled     = true;
 
+    struct own_settings { bool enabled = true; float keep = 0.0f; }; // 0: the profile's
+    std::map<llama_seq_id, own_settings> own;
+
     // how tokens are chosen; other ways than our own are in compare/, and not in a build without it
 #ifdef HALFV_NO_COMPARE
     static constexpr int32_t choice = HALFV_CHOICE_HALFV;
@@ -63,6 +67,15 @@ public:
 
 private:
     enum class when { question, before_question };
+
+    // A sequence's own settings, in force while it is settled.
+    struct settings_of {
+        settings_of(prefill & all, llama_seq_id seq_id);
+        ~settings_of();
+        prefill & all;
+        const bool  enabled;
+        const float keep;
+    };
 
     // rows of one batch that belong to one sequence
     struct share {

@@ -122,9 +122,24 @@ bool prefill::splits(const std::vector<image> & images, const std::vector<row> &
            std::all_of(go.begin(), go.end(), [](const row & r) { return r.group < 0; });
 }
 
+prefill::settings_of::settings_of(prefill & all, llama_seq_id seq_id) :
+    all(all), enabled(all.enabled), keep(all.memory.profile.ivr_keep) {
+    const auto found = all.own.find(seq_id);
+    if (found != all.own.end()) {
+        all.enabled = enabled && found->second.enabled;
+        all.memory.profile.ivr_keep = found->second.keep > 0.0f ? found->second.keep : keep;
+    }
+}
+
+prefill::settings_of::~settings_of() {
+    all.enabled = enabled;
+    all.memory.profile.ivr_keep = keep;
+}
+
 // Carries a sequence's pending tokens through the later stages. The last pass goes to `last` when that is given.
 // Before the question only what needs none is done; the rest stays pending.
 int prefill::settle(llama_seq_id seq_id, when moment, std::vector<step> * last) {
+    const settings_of in_force(*this, seq_id);
     const auto & p = memory.profile;
     const auto & bounds = memory.bounds;
     const bool three     = memory.has_stage(2);

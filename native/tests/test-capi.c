@@ -180,6 +180,8 @@ static void test_refusals(struct llama_context * ctx, int32_t code, const char *
     CHECK_ERR(halfv_get_profile(ctx, &profile), code, word);
     CHECK_ERR(halfv_set_enabled(ctx, false), code, word);
     CHECK_ERR(halfv_set_keep(ctx, 0.5f), code, word);
+    CHECK_ERR(halfv_seq_set_enabled(ctx, 0, false), code, word);
+    CHECK_ERR(halfv_seq_set_keep(ctx, 0, 0.5f), code, word);
     CHECK_ERR(halfv_prepare(ctx, 0), code, word);
     CHECK_ERR(halfv_set_undo_bytes(ctx, 1 << 20), code, word);
     CHECK_ERR(halfv_get_undo_bytes(ctx, NULL, NULL), code, word);
@@ -205,6 +207,10 @@ static void test_arguments(struct llama_context * ctx, const struct halfv_profil
     CHECK_ERR(halfv_set_keep(ctx, NAN), HALFV_ERR_ARGUMENT, "halfv.ivr.keep");
     CHECK_RC(halfv_get_profile(ctx, &out), HALFV_OK);
     CHECK(out.ivr_keep == profile->ivr_keep);
+    CHECK_ERR(halfv_seq_set_keep(ctx, 0, 1.01f), HALFV_ERR_ARGUMENT, "halfv.ivr.keep = 1.01 ");
+    CHECK_ERR(halfv_seq_set_keep(ctx, 0, NAN), HALFV_ERR_ARGUMENT, "halfv.ivr.keep");
+    CHECK_ERR(halfv_seq_set_keep(ctx, -1, 0.5f), HALFV_ERR_ARGUMENT, "sequence -1 ");
+    CHECK_ERR(halfv_seq_set_enabled(ctx, -1, false), HALFV_ERR_ARGUMENT, "sequence -1 ");
     CHECK_RC(halfv_set_keep(ctx, 1.0f), HALFV_OK);
     CHECK_RC(halfv_set_keep(ctx, profile->ivr_keep), HALFV_OK);
 
@@ -280,6 +286,25 @@ static void test_switches(struct llama_context * ctx, float keep) {
     CHECK(feed(ctx, false, 5, true, &pos) == 0);
     CHECK(stats_of(ctx).n_kept == N_IMG/4);
     CHECK_RC(halfv_set_keep(ctx, keep), HALFV_OK);
+
+    // the same for one sequence, and back
+    CHECK_RC(halfv_seq_set_keep(ctx, 0, 0.75f), HALFV_OK);
+    pos = prompt_without_question(ctx, N_IMG);
+    CHECK(feed(ctx, false, 5, true, &pos) == 0);
+    CHECK(stats_of(ctx).n_kept == N_IMG*3/4);
+    CHECK_RC(halfv_seq_set_enabled(ctx, 0, false), HALFV_OK);
+    pos = prompt_without_question(ctx, N_IMG);
+    CHECK(feed(ctx, false, 5, true, &pos) == 0);
+    stats = stats_of(ctx);
+    CHECK(stats.outcome == HALFV_OUTCOME_UNPRUNED && stats.reason == HALFV_REASON_DISABLED && stats.kv_cells[2] == 9 + N_IMG);
+    CHECK_RC(halfv_seq_set_enabled(ctx, 0, true), HALFV_OK);
+    CHECK_RC(halfv_seq_set_keep(ctx, 0, 0.0f), HALFV_OK);
+    struct halfv_profile profile = { .size = sizeof(profile) };
+    CHECK_RC(halfv_get_profile(ctx, &profile), HALFV_OK);
+    CHECK(profile.ivr_keep == keep);
+    pos = prompt_without_question(ctx, N_IMG);
+    CHECK(feed(ctx, false, 5, true, &pos) == 0);
+    CHECK(stats_of(ctx).n_kept == (uint32_t) (N_IMG*keep + 0.5f));
 
     // sound is left whole
     halfv_begin_media(ctx, HALFV_MEDIA_OTHER);

@@ -14,6 +14,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sanitizers'
 # Light optimisation compiles fast and keeps stacks readable; OpenMP's pool would be reported as a leak.
 OPTIONS = (
     "-DHALFV_BUILD_TESTS=ON",
+    "-DHALFV_SERVER=OFF",
     "-DGGML_OPENMP=OFF",
     "-DGGML_LLAMAFILE=OFF",
     *(f"-D{project}_SANITIZE_{kind}=ON" for project in ("LLAMA", "GGML") for kind in ("ADDRESS", "UNDEFINED")),

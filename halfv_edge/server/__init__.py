@@ -1,0 +1,1 @@
+"""llama-server and other programs on our libraries: `halfv serve`, `halfv run`."""

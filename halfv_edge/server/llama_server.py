@@ -1,0 +1,79 @@
+"""llama-server as it was built with our libraries: where it is, and how it is started for a model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from halfv_cpp import library
+
+from halfv_edge.errors import HalfVError
+from halfv_edge.profile.resolve import switched_off
+from halfv_edge.server.outlook import Outlook, whole
+
+NAME = "llama-server.exe" if sys.platform == "win32" else "llama-server"
+NO_ENCODER = ("--no-mmproj", "--no-mmproj-auto")
+HOST, PORT = "127.0.0.1", "8080"  # upstream's own
+
+
+def program() -> Path:
+    path = library.lib_dir() / NAME
+    if not path.is_file():
+        raise HalfVError(
+            f"{path} is missing: build it with `make build`, or `pip install .`, without -DHALFV_SERVER=OFF."
+        )
+    return path
+
+
+def has_web_page() -> bool:
+    return bool(library.manifest().get("web_page"))
+
+
+def command(outlook: Outlook, flags: Sequence[str]) -> list[str]:
+    """The command line: the model's files, then what the user gave for llama-server."""
+    words = [str(program()), "--model", str(outlook.about.path)]
+    if outlook.mmproj and not set(flags) & set(NO_ENCODER):
+        words += ["--mmproj", str(outlook.mmproj)]
+    return [*words, *flags]
+
+
+def environment(outlook: Outlook, given: Mapping[str, str]) -> dict[str, str]:
+    """llama-server takes the profile from its environment, which leaves the model's file as it is."""
+    profile = outlook.resolved.profile
+    if profile is None and outlook.resolved.source == "flag":
+        profile = whole(outlook.about.n_layer)
+    if profile is None or switched_off():
+        return dict(given)
+    # without the evidence, which may be long
+    text = json.dumps(dataclasses.replace(profile, calibration=None).to_json(), separators=(",", ":"))
+    return {**given, "HALFV_PROFILE": text}
+
+
+def address(flags: Sequence[str], env: Mapping[str, str] = os.environ) -> str:
+    """Where it will listen, as llama-server reads its flags and environment."""
+    host = _value(flags, "--host") or env.get("LLAMA_ARG_HOST") or HOST
+    port = _value(flags, "--port") or env.get("LLAMA_ARG_PORT") or PORT
+    secure = _value(flags, "--ssl-key-file") or env.get("LLAMA_ARG_SSL_KEY_FILE")
+    if host.endswith(".sock"):
+        return f"unix:{host}"
+    return f"{'https' if secure else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def is_local(flags: Sequence[str], env: Mapping[str, str] = os.environ) -> bool:
+    host = _value(flags, "--host") or env.get("LLAMA_ARG_HOST") or HOST
+    return host.startswith("127.") or host in ("localhost", "::1") or host.endswith(".sock")
+
+
+def has_key(flags: Sequence[str], env: Mapping[str, str] = os.environ) -> bool:
+    """Whether clients must have an API key."""
+    return bool({"--api-key", "--api-key-file"} & set(flags) or env.get("LLAMA_API_KEY"))
+
+
+def _value(flags: Sequence[str], name: str) -> str | None:
+    """The last one counts."""
+    places = [at for at, word in enumerate(flags[:-1]) if word == name]
+    return flags[places[-1] + 1] if places else None

@@ -1,0 +1,159 @@
+// what a request may make the server load, and how a picture is encoded once
+
+#include "halfv-server.h"
+
+#include "halfv-encoder-cache.h"
+#include "halfv-fetch.h"
+#include "halfv-settings.h"
+
+#include "build-info.h"
+#include "halfv.h"
+#include "log.h"
+#include "mtmd.h"
+#include "server-common.h"
+
+#define STB_IMAGE_STATIC
+#define STB_IMAGE_IMPLEMENTATION
+#include "stb/stb_image.h"
+
+#include <optional>
+
+namespace halfv::server {
+
+//
+// the encoder's cache
+//
+
+static constexpr int64_t CACHE_MB = 512, DISK_MB = 4096;
+
+static struct {
+    std::optional<encoder_cache> cache;
+    std::string encoder; // which file and settings the embeddings are of
+    size_t      n_embd = 0;
+} remembered;
+
+static uint64_t hash_of(const std::string & text) {
+    uint64_t sum = 0xcbf29ce484222325ull;
+    for (const unsigned char c : text) { sum = (sum ^ c)*0x100000001b3ull; }
+    return sum;
+}
+
+void remember_encoder(const std::string & mmproj, const mtmd_context_params & params, const void * model) {
+    namespace fs = std::filesystem;
+    const auto * text_model = static_cast<const llama_model *>(model);
+    const char * weights = "";
+    halfv_attention attention = HALFV_ATTENTION_STOCK;
+    halfv_get_encoder(&weights, &attention);
+    halfv_profile profile = {};
+    profile.size = sizeof(profile);
+    const bool prunes_pixels = halfv_model_get_profile(text_model, &profile) == HALFV_OK && profile.pixel_prune;
+
+    std::error_code failed;
+    std::ostringstream about;
+    about << fs::absolute(mmproj, failed).string() << ' ' << fs::file_size(mmproj, failed) << ' '
+          << fs::last_write_time(mmproj, failed).time_since_epoch().count() << ' ' << params.image_min_tokens << ' ' << params.image_max_tokens
+          << ' ' << params.use_gpu << ' ' << params.flash_attn_type << ' ' << weights << ' ' << attention << ' '
+          << (prunes_pixels ? profile.pixel_tau : -1.0f) << ' ' << halfv_version() << ' ' << llama_build_info();
+    std::ostringstream hex;
+    hex << std::hex << hash_of(about.str());
+    remembered.encoder = hex.str();
+    remembered.n_embd  = llama_model_n_embd_inp(text_model);
+    const uint64_t most = number_setting("HALFV_ENCODER_CACHE_MB", CACHE_MB) << 20;
+    const uint64_t disk = number_setting("HALFV_ENCODER_CACHE_DISK_MB", DISK_MB) << 20;
+    remembered.cache.emplace(most, text_setting("HALFV_ENCODER_CACHE"), disk);
+}
+
+// A picture may be several chunks, which share its id: they are told apart by how many of that id come before.
+static std::string name_of(const server_tokens & tokens, size_t at) {
+    const auto id_of = [](const mtmd::input_chunk_ptr & chunk) {
+        const char * id = mtmd_input_chunk_get_id(chunk.get());
+        return std::string(id ? id : "");
+    };
+    std::string id = id_of(tokens.find_chunk(at));
+    if (id.empty()) {
+        return "";
+    }
+    size_t n_before = 0;
+    const auto count = [&](size_t place, const mtmd::input_chunk_ptr & chunk) { n_before += place < at && id_of(chunk) == id; };
+    if (tokens.size() > 0 && tokens[0] == LLAMA_TOKEN_NULL) {
+        count(0, tokens.find_chunk(0));
+    }
+    for (auto [chunk, place] = tokens.find_next_media_chunk(0); chunk; std::tie(chunk, place) = tokens.find_next_media_chunk(place)) {
+        count(place, *chunk);
+    }
+    id.erase(std::min(id.find("+whole"), std::min(id.find("+keep="), id.size()))); // a request's wish is not the encoder's matter
+    return id + "-" + std::to_string(n_before) + "-" + remembered.encoder;
+}
+
+static size_t size_of(const server_tokens & tokens, size_t at) {
+    return mtmd_input_chunk_get_n_tokens(tokens.find_chunk(at).get())*remembered.n_embd;
+}
+
+bool is_remembered(const server_tokens & tokens, size_t at) {
+    const std::string name = remembered.cache ? name_of(tokens, at) : "";
+    return !name.empty() && remembered.cache->has(name, size_of(tokens, at));
+}
+
+float * embeddings(mtmd_batch * batch, const server_tokens & tokens, size_t at, figures & f) {
+    static thread_local encoder_cache::entry in_use;
+    const std::string name = remembered.cache ? name_of(tokens, at) : "";
+    const size_t n = size_of(tokens, at);
+    if (!name.empty() && (in_use = remembered.cache->find(name, n))) {
+        f.n_given += n/remembered.n_embd;
+        f.n_remembered++;
+        return in_use->data();
+    }
+    float * made = batch ? mtmd_batch_get_output_embd(batch, tokens.find_chunk(at).get()) : nullptr;
+    if (made) {
+        f.n_given += n/remembered.n_embd;
+        f.n_encoded++;
+        if (!name.empty()) {
+            remembered.cache->add(name, made, n);
+        }
+    }
+    return made;
+}
+
+int32_t encode(mtmd_batch * batch, figures & f) {
+    const int64_t start = ggml_time_us();
+    const int32_t rc = mtmd_batch_encode(batch);
+    f.us_encode += ggml_time_us() - start;
+    if (rc == 0) {
+        LOG_INF("halfv: pictures encoded in %.2f s\n", (ggml_time_us() - start)/1e6);
+    }
+    return rc;
+}
+
+//
+// limits
+//
+
+static constexpr int64_t MOST_PICTURES = 64, MOST_MEGAPIXELS = 100;
+
+void check_media(const std::vector<std::vector<uint8_t>> & files) {
+    static const int64_t most = number_setting("HALFV_MAX_PICTURES", MOST_PICTURES);
+    static const int64_t most_megapixels = number_setting("HALFV_MAX_MEGAPIXELS", MOST_MEGAPIXELS);
+    if ((int64_t) files.size() > most) {
+        throw std::invalid_argument("the request has " + std::to_string(files.size()) + " pictures, and this server takes " +
+                                    std::to_string(most) + " at most (HALFV_MAX_PICTURES)");
+    }
+    for (const auto & file : files) {
+        int width = 0, height = 0, channels = 0;
+        if (file.size() < INT32_MAX && stbi_info_from_memory(file.data(), (int) file.size(), &width, &height, &channels) &&
+            (int64_t) width*height > most_megapixels*1000000) {
+            throw std::invalid_argument("a picture has " + std::to_string(width) + " x " + std::to_string(height) +
+                                        " pixels, and this server takes " + std::to_string(most_megapixels) + " million at most (HALFV_MAX_MEGAPIXELS)");
+        }
+    }
+}
+
+bool is_url(const std::string & text) {
+    return url_scheme(text) != "";
+}
+
+std::vector<uint8_t> fetch(const std::string & url) {
+    static const fetch_rules rules = fetch_rules::from_environment();
+    return fetch(url, rules);
+}
+
+} // namespace halfv::server

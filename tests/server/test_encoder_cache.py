@@ -1,0 +1,77 @@
+"""A picture is encoded once: for every slot and request, within a budget, and on disk if that is asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from halfv_edge.testing.server import Reply, Server, about
+from tests.support.demo_server import PICTURES, QUESTIONS, start
+
+NOISE = 5e-3  # of a log-probability, with K and V in f16
+
+
+def ask(server: Server, slot: int = 0, picture: Path = PICTURES[0], question: int = 0) -> Reply:
+    messages = about(picture, QUESTIONS[question])
+    return server.ask(messages, max_tokens=6, cache_prompt=False, id_slot=slot)
+
+
+def counts(reply: Reply) -> tuple[int, int]:
+    assert reply.pictures is not None
+    return reply.pictures["encoded_n"], reply.pictures["remembered_n"]
+
+
+def test_once_for_all_slots(programs: Path) -> None:
+    with start(programs, "-np", "2", "-c", "4096") as server:
+        first, again, elsewhere = ask(server), ask(server), ask(server, slot=1, question=1)
+        other = ask(server, picture=PICTURES[1])
+        parts = [about(PICTURES[picture], "")[0]["content"][0] for picture in (2, 0, 2)]
+        both = server.ask([{"role": "user", "content": parts}], max_tokens=1, cache_prompt=False)
+    assert [counts(reply) for reply in (first, again, elsewhere, other)] == [(1, 0), (0, 1), (0, 1), (1, 0)]
+    assert counts(both) == (2, 1)  # its second place in one prompt is another entry
+    assert again.text == first.text
+    assert max(abs(a - b) for a, b in zip(again.logprobs, first.logprobs, strict=True)) < NOISE
+
+
+def test_budget(programs: Path, tmp_path: Path) -> None:
+    pictures = [tmp_path / f"{number}.png" for number in range(6)]  # a quarter of a megabyte each, as embeddings
+    for number, picture in enumerate(pictures):
+        picture.write_bytes(PICTURES[0].read_bytes() + bytes([number]))  # another file, of the same pixels
+    with start(programs, "-np", "1", "-c", "2048", env={"HALFV_ENCODER_CACHE_MB": "0"}) as server:
+        assert [counts(ask(server)), counts(ask(server))] == [(1, 0), (1, 0)]
+    with start(programs, "-np", "1", "-c", "2048", env={"HALFV_ENCODER_CACHE_MB": "1"}) as server:
+        for picture in pictures:
+            assert counts(ask(server, picture=picture)) == (1, 0)
+        assert counts(ask(server, picture=pictures[-1])) == (0, 1)
+        assert counts(ask(server, picture=pictures[0])) == (1, 0)
+
+
+def test_on_disk(programs: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "cache"
+    env = {"HALFV_ENCODER_CACHE": str(folder)}
+    with start(programs, "-np", "1", "-c", "2048", env=env) as server:
+        first = ask(server)
+    (file,) = folder.iterdir()
+    with start(programs, "-np", "1", "-c", "2048", env=env) as server:
+        again = ask(server)
+    assert counts(again) == (0, 1) and again.text == first.text
+
+    whole = file.read_bytes()
+    for broken in (whole[:-4], whole[:2000] + b"\x01\x02" + whole[2002:], b"", whole + b"0000"):
+        file.write_bytes(broken)
+        with start(programs, "-np", "1", "-c", "2048", env=env) as server:
+            reply = ask(server)
+        assert counts(reply) == (1, 0) and reply.text == first.text
+        assert file.read_bytes() == whole  # and is mended
+
+
+def test_another_size_is_another_entry(programs: Path, tmp_path: Path) -> None:
+    env = {"HALFV_ENCODER_CACHE": str(tmp_path)}
+    for flags in ((), ("--image-max-tokens", "100")):
+        with start(programs, "-np", "1", "-c", "2048", *flags, env=env) as server:
+            assert counts(ask(server)) == (1, 0)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_folder_that_cannot_be_written(programs: Path) -> None:
+    with start(programs, "-np", "1", "-c", "2048", env={"HALFV_ENCODER_CACHE": "/proc/none"}) as server:
+        assert [counts(ask(server)), counts(ask(server))] == [(1, 0), (0, 1)]
