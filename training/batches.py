@@ -16,7 +16,7 @@ from training import pictures
 from training.pages import page
 from training.pictures.canvas import CHARACTERS, SHAPE_KINDS
 from training.pictures.colours import COLOURS
-from training.pointing import Places, nearest, targets
+from training.pointing import SQUARE, Grid, Places, targets
 from training.teacher import GRID, IMAGE_SIZE, N_PATCHES, N_PREFIX, sized
 from training.vocabulary import Vocabulary
 
@@ -26,7 +26,6 @@ N_SLOTS = 4  # characters of a patch that are told apart
 CHAINED = 0.3  # pictures whose questions follow each other as in a conversation
 NOTHING = -100  # no label here
 FIRST_TOKEN = 2.0  # of an answer weighs more: it takes finding the place, the others going on from there
-HALF = pictures.SIZE / GRID / 2  # a patch, in pixels of the drawn picture
 
 CHAR_CLASS = {char: i + 1 for i, char in enumerate(CHARACTERS)}
 KIND_CLASS = {kind: i + 1 for i, kind in enumerate(SHAPE_KINDS)}
@@ -61,29 +60,23 @@ class Batch:
     patches_only: bool  # nothing to answer here
 
 
-def patch_labels(sample: pictures.Sample) -> np.ndarray:
-    labels = np.zeros((N_PATCHES, len(HEADS)), np.int16)
+def patch_labels(sample: pictures.Sample, grid: Grid = SQUARE) -> np.ndarray:
+    labels = np.zeros((grid.n, len(HEADS)), np.int16)
     columns = {name: i for i, name in enumerate(HEADS)}
-    labels[:, columns["row"]], labels[:, columns["column"]] = np.divmod(np.arange(N_PATCHES), GRID)
+    labels[:, columns["row"]], labels[:, columns["column"]] = np.divmod(np.arange(grid.n), grid.columns)
 
-    def patch(x: float, y: float) -> int:
-        return nearest(y) * GRID + nearest(x)
-
-    for kind, colour, x0, y0, x1, y1 in sample.shapes:
-        grid, centre = labels.reshape(GRID, GRID, -1), patch((x0 + x1) / 2, (y0 + y1) / 2)
-        rows, cols = (
-            slice(nearest(y0 + HALF), nearest(y1 - HALF) + 1),
-            slice(nearest(x0 + HALF), nearest(x1 - HALF) + 1),
-        )
+    for kind, colour, *box in sample.shapes:
+        places, centre = labels.reshape(grid.rows, grid.columns, -1), grid.patch(box)
+        rows, cols = grid.covered(box, grid.side / 2)
         for name, number in (("kind", KIND_CLASS.get(kind, 0)), ("colour", COLOUR_CLASS.get(colour, 0))):
-            grid[rows, cols, columns[name]] = number
+            places[rows, cols, columns[name]] = number
             labels[centre, columns[name]] = number
         labels[centre, columns["centre"]] = KIND_CLASS.get(kind, 0)
 
     chars = [(CHAR_CLASS.get(char, 0), *box) for char, *box in sample.chars]
     inside: dict[int, list[int]] = {}
-    for i, (_, x0, y0, x1, y1) in enumerate(chars):
-        inside.setdefault(patch((x0 + x1) / 2, (y0 + y1) / 2), []).append(i)
+    for i, (_, *box) in enumerate(chars):
+        inside.setdefault(grid.patch(box), []).append(i)
     for at, found in inside.items():
         found.sort(key=lambda i: chars[i][1])
         for slot, i in enumerate(found[:N_SLOTS]):
@@ -115,11 +108,13 @@ class Row:
     ahead: np.ndarray | None
 
 
-def lay_out(vocabulary: Vocabulary, sample: pictures.Sample, chained: bool) -> tuple[list[Row], list[str]]:
+def lay_out(
+    vocabulary: Vocabulary, sample: pictures.Sample, chained: bool, grid: Grid = SQUARE, most: int = N_TEXT
+) -> tuple[list[Row], list[str]]:
     """Questions and answers, and the tasks of those that fit. Chained ones are one group, as in a conversation."""
     rows: list[Row] = []
     tasks: list[str] = []
-    places = Places(sample)
+    places = Places(sample, grid)
     questions = sample.questions
     if chained:  # long readings last: later answers could be copied from them
         questions = sorted(questions, key=lambda q: q.task in pictures.EXTRA_TASKS)
@@ -129,7 +124,7 @@ def lay_out(vocabulary: Vocabulary, sample: pictures.Sample, chained: bool) -> t
         if chained and tasks:
             asked = [vocabulary.user, *asked]
         tokens = [*asked, *answer]
-        if len(rows) + len(tokens) > N_TEXT:
+        if len(rows) + len(tokens) > most:
             continue
         start = N_PREFIX + (len(rows) if chained else 0)
         about, ahead = targets(places, asked, answer, vocabulary)
@@ -241,10 +236,12 @@ def _draw(
         os.sched_setaffinity(0, {core})
     parent = multiprocessing.parent_process()
     for batch in batches("train", size, first, Vocabulary(words), patches, side=side):
-        while True:
+        is_waiting = True
+        while is_waiting:
+            if not parent.is_alive():  # killed: nobody will take what waits
+                os._exit(1)
             try:
-                filled.put(batch, timeout=5)
-                break
+                filled.put(batch, timeout=1)
+                is_waiting = False
             except queue.Full:
-                if not parent.is_alive():  # killed: nobody will take what waits
-                    os._exit(1)
+                pass

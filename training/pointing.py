@@ -7,11 +7,12 @@ more questions than there is time for.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from training import pictures
-from training.teacher import GRID, N_PATCHES
+from training.teacher import GRID
 from training.vocabulary import FIRST_WORD, PRINTABLE, SPECIALS, Vocabulary
 
 MOST_PLACES = 3  # of the same text; more say nothing
@@ -20,24 +21,50 @@ LEAST_CHARS = 2  # of a text that is looked for, unless it is there once
 PUNCTUATION = ",.?!;:\"'"  # around what is read, of the question
 
 
-def nearest(place: float) -> int:
-    """The row or column of patches in which a pixel of the drawn picture is."""
-    return min(max(int(place * GRID / pictures.SIZE), 0), GRID - 1)
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The patches of a picture."""
+
+    rows: int = GRID
+    columns: int = GRID
+    side: float = pictures.SIZE / GRID  # of a patch, in pixels of the drawn picture
+
+    @property
+    def n(self) -> int:
+        return self.rows * self.columns
+
+    def row(self, y: float) -> int:
+        return min(max(int(y / self.side), 0), self.rows - 1)
+
+    def column(self, x: float) -> int:
+        return min(max(int(x / self.side), 0), self.columns - 1)
+
+    def patch(self, box: Sequence[float]) -> int:
+        """The one in which the middle of x0, y0, x1, y1 is."""
+        return self.row((box[1] + box[3]) / 2) * self.columns + self.column((box[0] + box[2]) / 2)
+
+    def covered(self, box: Sequence[float], inset: float) -> tuple[slice, slice]:
+        """Rows and columns of what is inside a box by so many pixels."""
+        x0, y0, x1, y1 = box
+        rows = slice(self.row(y0 + inset), self.row(y1 - inset) + 1)
+        return rows, slice(self.column(x0 + inset), self.column(x1 - inset) + 1)
+
+
+SQUARE = Grid()
 
 
 class Places:
     """Where what is in a picture can be seen."""
 
-    def __init__(self, sample: pictures.Sample):
+    def __init__(self, sample: pictures.Sample, grid: Grid = SQUARE):
         self._text = "".join(char for char, *_ in sample.chars)
-        self._patches = [nearest((y0 + y1) / 2) * GRID + nearest((x0 + x1) / 2) for _, x0, y0, x1, y1 in sample.chars]
+        self._patches = [grid.patch(box) for _, *box in sample.chars]
+        self._n = grid.n
         self._named: dict[str, np.ndarray] = {}
-        for kind, colour, x0, y0, x1, y1 in sample.shapes:
-            rows = slice(nearest(y0 + 4), nearest(y1 - 4) + 1)
-            columns = slice(nearest(x0 + 4), nearest(x1 - 4) + 1)
+        for kind, colour, *box in sample.shapes:
             for name in (kind, colour):
-                grid = self._named.setdefault(name, np.zeros((GRID, GRID), bool))
-                grid[rows, columns] = True
+                there = self._named.setdefault(name, np.zeros((grid.rows, grid.columns), bool))
+                there[grid.covered(box, 4)] = True
 
     def named(self, word: str) -> np.ndarray | None:
         """Patches of the shapes that a word names by kind or colour."""
@@ -55,7 +82,7 @@ class Places:
             at = self._text.find(text, at + 1)
         if not starts or len(starts) > (1 if len(text) < LEAST_CHARS else MOST_PLACES):
             return []
-        found = [np.zeros(N_PATCHES, bool) for _ in text]
+        found = [np.zeros(self._n, bool) for _ in text]
         for start in starts:
             for i in range(len(text)):
                 found[i][self._patches[start + i]] = True

@@ -177,9 +177,12 @@ class Projector(nn.Module):
 
 def rotation(positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Of positions [B, N], or of [B, N, 3] in time, row and column, each for its section of the frequencies."""
-    frequency = ROPE_BASE ** (-torch.arange(0, HEAD_DIM, 2, dtype=torch.float32) / HEAD_DIM)
+    device = positions.device
+    frequency = ROPE_BASE ** (-torch.arange(0, HEAD_DIM, 2, dtype=torch.float32, device=device) / HEAD_DIM)
     if positions.dim() == 3:
-        positions = positions.repeat_interleave(torch.tensor(SECTIONS), dim=-1)
+        positions = positions.repeat_interleave(
+            torch.tensor(SECTIONS, device=device), dim=-1, output_size=sum(SECTIONS)
+        )
     else:
         positions = positions[..., None]
     angle = (positions * frequency)[:, None]
@@ -191,10 +194,11 @@ def placed(positions: Tensor, rows: int, columns: int) -> Tensor:
 
     A picture takes as many positions as its longer side has tokens, as M-RoPE counts them.
     """
-    y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    device = positions.device
+    y, x = torch.meshgrid(torch.arange(rows, device=device), torch.arange(columns, device=device), indexing="ij")
     picture = N_BEFORE + torch.stack([torch.zeros_like(y), y, x], dim=-1).flatten(0, 1)
     after = N_BEFORE + max(rows, columns)
-    before, behind = torch.arange(N_BEFORE), after + torch.arange(N_AFTER)
+    before, behind = torch.arange(N_BEFORE, device=device), after + torch.arange(N_AFTER, device=device)
     text = (positions - N_PREFIX + after + N_AFTER)[..., None].expand(-1, -1, 3)
     prefix = torch.cat([before[:, None].expand(-1, 3), picture, behind[:, None].expand(-1, 3)])
     return torch.cat([prefix.expand(len(text), -1, -1), text], dim=1)

@@ -48,8 +48,16 @@ class Face:
         return round(sum(self.glyph(char)[3] for char in text))
 
 
-@cache
+# families besides these, of the training split, that a process has chosen to draw with
+EXTRA: list[tuple[Path, Path]] = []
+
+
 def families(split: str) -> list[tuple[Path, Path]]:
+    return _packaged(split) + (EXTRA if split == "train" else [])
+
+
+@cache
+def _packaged(split: str) -> list[tuple[Path, Path]]:
     """(regular, bold) of every family of a split."""
     found = []
     for package, files in FAMILIES[split].items():
