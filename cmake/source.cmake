@@ -4,15 +4,18 @@ set(HALFV_UNPACK
     CMakeLists.txt LICENSE convert_hf_to_gguf.py docs/ops/*.csv
     app cmake common conversion examples ggml gguf-py grammars include licenses models pocs scripts src tests tools vendor)
 
+# as halfv_edge/files.py has it
 function(halfv_cache_dir out)
     if (HALFV_CACHE)
         set(dir "${HALFV_CACHE}")
-    elseif (DEFINED ENV{HALFV_CACHE})
+    elseif (NOT "$ENV{HALFV_CACHE}" STREQUAL "")
         set(dir "$ENV{HALFV_CACHE}")
-    elseif (DEFINED ENV{XDG_CACHE_HOME})
+    elseif (NOT "$ENV{XDG_CACHE_HOME}" STREQUAL "")
         set(dir "$ENV{XDG_CACHE_HOME}/halfv-edge")
     elseif (WIN32)
         set(dir "$ENV{LOCALAPPDATA}/halfv-edge")
+    elseif (APPLE)
+        set(dir "$ENV{HOME}/Library/Caches/halfv-edge")
     else()
         set(dir "$ENV{HOME}/.cache/halfv-edge")
     endif()

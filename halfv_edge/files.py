@@ -7,6 +7,7 @@ import errno
 import os
 import shutil
 import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -18,13 +19,22 @@ FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def cache_folder() -> Path:
-    """For what can be made again, by the XDG base directories."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / OURS
+    """For what can be made again."""
+    return _user_folder("XDG_CACHE_HOME", "Library/Caches", ".cache")
 
 
 def state_folder() -> Path:
     """For what cannot, such as a history."""
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / OURS
+    return _user_folder("XDG_STATE_HOME", "Library/Application Support", ".local/state")
+
+
+def _user_folder(variable: str, mac: str, other: str) -> Path:
+    """Where the system keeps such things; the XDG base directories' variable goes before it everywhere."""
+    if given := os.environ.get(variable):
+        return Path(given) / OURS
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / OURS
+    return Path.home() / (mac if sys.platform == "darwin" else other) / OURS
 
 
 @contextlib.contextmanager
@@ -79,6 +89,13 @@ def write(target: Path, data: bytes) -> None:
     """All of a file at once."""
     with writing(target, len(data)) as out:
         out.write(data)
+
+
+def write_private(target: Path, data: bytes) -> None:
+    """The same for the owner alone, in a folder that is made where there is none."""
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write(target, data)
+    target.chmod(0o600)
 
 
 def _sync_folder(folder: Path) -> None:

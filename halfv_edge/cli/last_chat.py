@@ -22,10 +22,7 @@ MODEL_FLAGS = ("model", "hf", "mmproj")
 def save(messages: list[Message], args: argparse.Namespace) -> None:
     """Remember what was said, and which model said it."""
     model = {flag: _lasting(getattr(args, flag)) for flag in MODEL_FLAGS}
-    path = _path()
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    files.write(path, json.dumps({"version": VERSION, "messages": messages, **model}).encode())
-    path.chmod(0o600)
+    files.write_private(_path(), json.dumps({"version": VERSION, "messages": messages, **model}).encode())
 
 
 def load(args: argparse.Namespace) -> list[Message]:
