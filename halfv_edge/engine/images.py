@@ -159,6 +159,9 @@ def _opened(raw: bytes) -> Image.Image:
     """Not decoded yet. Opened directly, as Image.open refuses a JPEG of the size that draft() is about to divide."""
     if raw[:3] == JPEG_START:
         return JpegImageFile(io.BytesIO(raw))
+    if _is_heic(raw) and (reader := _heic_reader()):
+        opened: Image.Image = reader(io.BytesIO(raw))
+        return opened
     return Image.open(io.BytesIO(raw), formats=FORMATS)
 
 
@@ -189,9 +192,24 @@ def _decode(raw: bytes, name: str, source: str | bytes) -> Picture:
 _LIMIT_TEXT = f"{MAX_PIXELS // 1_000_000} million pixels"
 
 
+def _is_heic(raw: bytes) -> bool:
+    return raw[4:8] == b"ftyp" and raw[8:12] in (b"heic", b"heix", b"mif1", b"hevc")
+
+
+def _heic_reader() -> Any:
+    """Of phones' pictures: pillow-heif, where it is installed."""
+    try:
+        from pillow_heif import HeifImageFile
+    except ImportError:
+        return None
+    return HeifImageFile
+
+
 def _unknown(raw: bytes, name: str) -> str:
-    if raw[4:8] == b"ftyp" and raw[8:12] in (b"heic", b"heix", b"mif1", b"hevc"):
-        return f"{name} is HEIC, which cannot be read: convert it to JPEG."
+    if _is_heic(raw):
+        if _heic_reader():
+            return f"{name} is cut short or damaged: get it again."
+        return f"{name} is HEIC, which cannot be read: convert it to JPEG, or `pip install pillow-heif`."
     if raw[:4] == b"%PDF":
         return f"{name} is a PDF, not an image: convert the page to PNG."
     return f"{name} is not an image that can be read: give {FORMATS_TEXT}."

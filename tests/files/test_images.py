@@ -160,7 +160,6 @@ BAD = {
     "png header only": (b"\x89PNG\r\n\x1a\n", "is not an image that can be read"),
     "bomb": (bomb(20000, 20000), "million pixels"),
     "bomb below Pillow's limit": (bomb(12000, 10000), "12000 x 10000: scale it down to at most 100 million pixels"),
-    "heic": (b"\0\0\0\x18ftypheic" + bytes(40), "is HEIC, which cannot be read: convert it to JPEG"),
     "pdf": (b"%PDF-1.7 ...", "is a PDF, not an image"),
     "eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not an image that can be read"),
     "number": (7, "A int is not an image"),
@@ -187,6 +186,28 @@ def test_what_cannot_be_used_is_one_sentence(name: str) -> None:
     message = str(error.value)
     assert expected in message
     assert "\n" not in message and message.endswith(".")
+
+
+HEIC = b"\0\0\0\x18ftypheic" + bytes(40)
+
+
+def test_heic_without_its_reader_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(HalfVError, match="is HEIC, which cannot be read: convert it to JPEG, or `pip install pillow"):
+        images.load(HEIC)
+
+
+def test_heic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what is HEIC goes to its reader, which adds no format to Pillow."""
+    heif = pytest.importorskip("pillow_heif", reason="pillow-heif is not installed: pip install 'halfv-edge[heic]'")
+    file = io.BytesIO()
+    heif.from_pillow(Image.new("RGB", (64, 48), (200, 30, 30))).save(file)
+    picture = images.load(file.getvalue()).image
+    assert picture.size == (64, 48) and np.abs(np.asarray(picture, int) - (200, 30, 30)).max() <= 4
+    for damaged in (file.getvalue()[:-20], HEIC):
+        with pytest.raises(HalfVError, match="is cut short or damaged"):
+            images.load(damaged)
+    assert "HEIF" not in Image.OPEN
 
 
 def test_the_file_is_named(tmp_path: Path) -> None:
