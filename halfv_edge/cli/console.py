@@ -13,8 +13,12 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from halfv_edge import files
+
+if TYPE_CHECKING:
+    from halfv_edge.cli.toolkit import Toolkit
 
 DIM, BOLD, PLAIN = "\x1b[2m", "\x1b[1m", "\x1b[0m"
 CLEAR_LINE = "\r\x1b[K"
@@ -23,6 +27,7 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 HISTORY_LINES = 1000
 WAKE_SEC = 0.1
 QUOTES = '"""'
+PROMPT = "> "
 
 
 class Console:
@@ -39,6 +44,7 @@ class Console:
         self._lock = threading.RLock()
         self._reading: str | None = None  # the prompt, while a line is being typed
         self._readline: ModuleType | None = None
+        self._toolkit: Toolkit | None = None
         for stream in (sys.stdin, sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # in tests it may be something simpler
                 stream.reconfigure(errors="replace")
@@ -54,7 +60,7 @@ class Console:
         """A line for the person; one that is typing sees it above what is typed."""
         with self._lock:
             self.clear_status()
-            if self._reading is not None and self.err_is_terminal:
+            if self._reading is not None and self.err_is_terminal and self._toolkit is None:
                 typed = self._readline.get_line_buffer() if self._readline else ""
                 sys.stderr.write(f"{CLEAR_LINE}{text}\n{self._reading}{typed}")
             else:
@@ -89,7 +95,17 @@ class Console:
         return sys.stdin.isatty() and self.err_is_terminal
 
     def edit_lines(self, commands: Sequence[str], history: Path) -> None:
-        """History and editing keys where Python has readline, completion of commands and files."""
+        """History, editing keys, completion of commands and files: by prompt_toolkit or as far as readline has them."""
+
+        def complete(line: str) -> tuple[str, list[str]]:
+            return _completions(line, commands)
+
+        with contextlib.suppress(ImportError):
+            from halfv_edge.cli.toolkit import Toolkit
+
+            if self.out_is_terminal and os.environ.get("TERM") != "dumb":
+                self._toolkit = Toolkit(complete, history, HISTORY_LINES, QUOTES, self.color)
+                return
         try:
             import readline
         except ImportError:
@@ -99,7 +115,7 @@ class Console:
             readline.read_history_file(history)
         readline.set_history_length(HISTORY_LINES)
         readline.set_completer_delims(" \t\n")
-        readline.set_completer(lambda _text, state: _completion(readline.get_line_buffer(), commands, state))
+        readline.set_completer(lambda _text, state: [*complete(readline.get_line_buffer())[1], None][state])
         libedit = "libedit" in (readline.__doc__ or "")
         readline.parse_and_bind("bind ^I rl_complete" if libedit else "tab: complete")
 
@@ -113,7 +129,7 @@ class Console:
 
     def read(self) -> str:
         """A question or a command; several lines between triple quotes. EOFError at the end."""
-        text = self._line("> ")
+        text = self._toolkit.read(PROMPT, bold=self.color) if self._toolkit else self._line(PROMPT)
         if not text.lstrip().startswith(QUOTES):
             return text.strip()
         text = text.lstrip()[len(QUOTES) :]
@@ -156,12 +172,10 @@ def history_path() -> Path:
     return files.state_folder() / "chat_history"
 
 
-def _completion(line: str, commands: Sequence[str], state: int) -> str | None:
+def _completions(line: str, commands: Sequence[str]) -> tuple[str, list[str]]:
+    """The last word of a line, and what it may become."""
     word = line.rsplit(maxsplit=1)[-1] if line and not line[-1].isspace() else ""
     if line.startswith("/") and " " not in line:
-        found = [command for command in commands if command.startswith(word)]
-    else:
-        found = [
-            name + "/" * os.path.isdir(name) for name in sorted(glob.glob(glob.escape(os.path.expanduser(word)) + "*"))
-        ]
-    return found[state] if state < len(found) else None
+        return word, [command for command in commands if command.startswith(word)]
+    names = sorted(glob.glob(glob.escape(os.path.expanduser(word)) + "*"))
+    return word, [name + "/" * os.path.isdir(name) for name in names]

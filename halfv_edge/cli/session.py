@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from halfv_edge.cli import answer_stats, console, errors, flags
 from halfv_edge.cli.console import Console
@@ -27,6 +28,7 @@ from halfv_edge.errors import HalfVError
 POLL_SEC = 0.1  # how soon Ctrl-C is noticed where a wait cannot be interrupted
 SHOW_AFTER_SEC = 0.5  # waits longer than this are explained
 TWICE_SEC = 2.0  # Ctrl-C twice within this leaves
+FILE_URL = "file://"  # on Windows one slash more
 GIVE_UP_SEC = 1.0  # for native code to notice that it should stop, when the program ends
 
 HELP = """\
@@ -351,10 +353,13 @@ class Session:
 
 
 def _paths(text: str) -> list[str]:
-    """Names as a shell splits them, or as a terminal pastes a dropped file; a lone name may have spaces."""
+    """Names as a shell splits them, or as a terminal pastes dropped files; a lone name may have spaces."""
     if os.path.isfile(os.path.expanduser(text)):
         return [text]
+    windows = sys.platform == "win32"
     try:
-        return shlex.split(text)
+        words = shlex.split(text, posix=not windows)  # else it would take backslashes out of paths
     except ValueError:
-        return text.split()
+        words = text.split()
+    words = [word[1:-1] if windows and word[:1] == word[-1:] == '"' else word for word in words]
+    return [unquote(word[len(FILE_URL) + windows :]) if word.startswith(FILE_URL) else word for word in words]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
+from halfv_edge.cli import session
 from halfv_edge.cli.session import TWICE_SEC
 from tests.support.chat_command import chat, talk
 from tests.support.terminal import Terminal
@@ -141,3 +144,19 @@ def test_questions_from_a_file(place: Path) -> None:
     assert (done.returncode, done.stdout) == (2, "yes\nyes\n")
     assert done.stderr.count("first token") == 2
     assert done.stderr.endswith("halfv: /stat is not a command: did you mean /stats.\n")
+
+
+@pytest.mark.parametrize(
+    ("platform", "typed", "files"),
+    [
+        ("linux", "'a b.png' c.png", ["a b.png", "c.png"]),
+        ("linux", r"a\ b.png", ["a b.png"]),
+        ("linux", "file:///tmp/a%20b.png", ["/tmp/a b.png"]),
+        ("win32", r'"C:\my pictures\a b.png" C:\c.png', [r"C:\my pictures\a b.png", r"C:\c.png"]),
+        ("win32", "file:///C:/a%20b.png", ["C:/a b.png"]),
+        ("linux", "it's not closed", ["it's", "not", "closed"]),
+    ],
+)
+def test_names_of_dropped_files(platform: str, typed: str, files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", platform)
+    assert session._paths(typed) == files

@@ -18,6 +18,8 @@ from types import TracebackType
 ROWS, COLUMNS = 50, 200
 PROGRAM = """
 import fcntl, sys, termios
+if {plain}:
+    sys.modules["prompt_toolkit"] = None  # as if it were not installed
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C reaches this process
 from halfv_edge.cli.main import main
 raise SystemExit(main(sys.argv[1:]))
@@ -27,11 +29,12 @@ raise SystemExit(main(sys.argv[1:]))
 class Terminal:
     """What a person sees and types."""
 
-    def __init__(self, *args: str | Path, cwd: Path, env: Mapping[str, str] | None = None):
+    def __init__(self, *args: str | Path, cwd: Path, env: Mapping[str, str] | None = None, plain: bool = True):
+        """plain: without prompt_toolkit."""
         self._ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
         self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, *map(str, args)],
+            [sys.executable, "-c", PROGRAM.format(plain=plain), *map(str, args)],
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
