@@ -113,8 +113,31 @@ def _share_with_llama_cpp() -> None:
                 f"llama_cpp was already imported with the libraries in {folder}: import halfv_edge.handler before "
                 "llama_cpp, or start a new process."
             )
-    elif (wanted := manifest().get("llama_cpp_python")) and wanted == installed_llama_cpp_python():
+        return
+    wanted, found = manifest().get("llama_cpp_python"), installed_llama_cpp_python()
+    if wanted is not None and wanted == found:
         os.environ.update(dict.fromkeys(LLAMA_CPP_PYTHON, str(lib_dir())))
+    elif wanted is not None and found is not None:
+        _refuse_llama_cpp(found, wanted)
+
+
+@functools.cache
+def _refuse_llama_cpp(found: str, wanted: str) -> None:
+    sys.meta_path.insert(0, _Refusal(found, wanted))
+
+
+class _Refusal:
+    """Finds a sentence in place of llama_cpp."""
+
+    def __init__(self, found: str, wanted: str):
+        self._sentence = (
+            f"llama-cpp-python {found} cannot share a process with HalfV's libraries, which are those of {wanted}: "
+            "install that version, or use two processes."
+        )
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name == "llama_cpp":
+            raise ImportError(self._sentence, name=name)
 
 
 def installed_llama_cpp_python() -> str | None:

@@ -241,3 +241,19 @@ def test_llama_cpp_with_other_libraries_came_first(tmp_path: Path) -> None:
     last = done.stderr.strip().splitlines()[-1]
     assert "llama_cpp was already imported with the libraries in" in last
     assert "import halfv_edge.handler before" in last
+
+
+def test_another_llama_cpp_is_refused_once_ours_is_loaded(tmp_path: Path) -> None:
+    """Its libraries would take functions from ours."""
+    (tmp_path / "llama_cpp").mkdir()
+    (tmp_path / "llama_cpp" / "__init__.py").write_text("print('imported')")
+    (tmp_path / "llama_cpp_python-9.8.7.dist-info").mkdir()
+    metadata = "Metadata-Version: 2.1\nName: llama-cpp-python\nVersion: 9.8.7\n"
+    (tmp_path / "llama_cpp_python-9.8.7.dist-info" / "METADATA").write_text(metadata)
+    code = "import sys; sys.path.insert(0, sys.argv[1]); from halfv_cpp import library as l; l.load(); import llama_cpp"
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True)
+    assert done.stdout == ""
+    assert done.stderr.strip().splitlines()[-1] == (
+        "ImportError: llama-cpp-python 9.8.7 cannot share a process with HalfV's libraries, which are those of "
+        f"{library.manifest()['llama_cpp_python']}: install that version, or use two processes."
+    )
