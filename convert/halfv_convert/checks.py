@@ -87,6 +87,7 @@ def loads(path: str, names: dict[str, str]) -> None:
 def vision_loads(path: str) -> None:
     """Has libmtmd load the encoder, weights and all."""
     lines = llama_log.collect()
+    llama_h.llama_backend_init()
     params = mtmd_h.mtmd_context_params_default()
     params.use_gpu = params.warmup = False
     context = mtmd_h.mtmd_init_from_file(path.encode(), None, params)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ctypes import byref, c_size_t
 from typing import Any
 
-from halfv_cpp import ggml_backend_h, library
+from halfv_cpp import ggml_backend_h, library, llama_h, log
 
 import halfv_edge
 
@@ -16,6 +16,8 @@ def collect() -> dict[str, Any]:
     """Everything `halfv info` tells, as plain values."""
     built = library.manifest()
     include_dir = library.include_dir()
+    log.capture()
+    llama_h.llama_backend_init()  # loads backends that are libraries of their own
     return {
         "version": halfv_edge.__version__,
         "commit": built.get("commit", "unknown"),
