@@ -1,0 +1,43 @@
+"""Upstream's own tests of llama-server, those of pictures, chat, slots and the prompt cache, with the demo model."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from halfv_edge.server import llama_server
+from tests.support import ROOT
+
+pytest.importorskip("requests", reason="upstream's tests ask with it")
+pytest.importorskip("filelock", reason="upstream's tests lock with it")
+
+FILES = ("vision_api", "slot_save", "kv_keep_only_active", "compat_anthropic", "metrics", "basic")
+LEAST = 60  # of them pass
+
+
+def test_upstreams_tests(programs: Path, llama_tree: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "tests"
+    shutil.copytree(llama_tree / "tools" / "server" / "tests", folder)
+    (folder / "tmp").mkdir()  # where slots are saved
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = {"LLAMA_SERVER_BIN_PATH": str(programs / llama_server.NAME), "PYTHONPATH": str(ROOT), "PORT": str(port)}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "tests.support.upstream_server", "-p", "no:cacheprovider"]
+        + [f"unit/test_{file}.py" for file in FILES],
+        cwd=folder,
+        env=os.environ | env,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed and int(passed[1]) >= LEAST, done.stdout[-500:]
