@@ -6,7 +6,7 @@ if (HALFV_SERVER)
     if (NOT HALFV_STOCK)
         add_dependencies(halfv llama-server)
     endif()
-    if (HALFV_WEB_PAGE)
+    if (HALFV_WEB_PAGE AND NOT HALFV_STOCK)
         halfv_cache_dir(cache)
         add_custom_target(halfv-web-page
             COMMAND "${CMAKE_COMMAND}" "-DTREE=${HALFV_TREE}" "-DCACHE=${cache}/web-page-${HALFV_PIN_COMMIT}"

@@ -17,7 +17,7 @@ if (NOT EXISTS "${CACHE}/index.html")
         separate_arguments(words UNIX_COMMAND "${step}")
         execute_process(
             COMMAND "${CMAKE_COMMAND}" -E env "LLAMA_UI_OUT_DIR=${scratch}/dist" "LLAMA_UI_VERSION=" "${HALFV_NPM}" ${words}
-            WORKING_DIRECTORY "${scratch}/source" RESULT_VARIABLE status OUTPUT_VARIABLE talk ERROR_VARIABLE talk)
+            WORKING_DIRECTORY "${scratch}/source" TIMEOUT 1200 RESULT_VARIABLE status OUTPUT_VARIABLE talk ERROR_VARIABLE talk)
         if (NOT status EQUAL 0)
             file(REMOVE_RECURSE "${scratch}")
             message(STATUS "npm ${step} failed (${status}): llama-server is built without its web page\n${talk}")

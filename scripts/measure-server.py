@@ -139,21 +139,32 @@ def under_load(args: argparse.Namespace, model: Path, mmproj: Path) -> str:
 
 
 def again(args: argparse.Namespace, model: Path, mmproj: Path, picture: Path) -> str:
-    rows = [["", "first s", "another slot s", "after a restart s"]]
-    flags = ("-np", "2", "-c", str(2 * args.ctx))
-    with tempfile.TemporaryDirectory() as cache:
-        for name, (folder, env) in contenders(args).items():
-            if env:
-                continue
-            times = []
-            for slots in ((0, 1), (0,)):
-                keep = {"HALFV_ENCODER_CACHE": cache}
-                with Server(folder, model, mmproj, *flags, env=keep, n_threads=args.threads) as server:
+    flags = ("-np", "2", "-c", str(2 * args.ctx), "--cache-ram", "0")
+    times: dict[tuple[str, str], list[float]] = {}
+    with tempfile.TemporaryDirectory() as place:
+        pictures = [Path(place) / f"{number}.png" for number in range(args.repeats)]
+        for number, path in enumerate(pictures):  # another file each, of the same pixels
+            path.write_bytes(picture.read_bytes() + number.to_bytes(2, "big"))
+        env = {"HALFV_ENCODER_CACHE": str(Path(place) / "cache")}
+        folders = {name: folder for name, (folder, env) in contenders(args).items() if not env}
+        for moments in (("first", "another slot"), ("after a restart",)):
+            with contextlib.ExitStack() as stack:
+                servers = {
+                    name: stack.enter_context(Server(folder, model, mmproj, *flags, env=env, n_threads=args.threads))
+                    for name, folder in folders.items()
+                }
+                for server in servers.values():
                     server.ask([{"role": "user", "content": "Hello"}], max_tokens=1)
-                    for slot in slots:
-                        reply = server.ask(about(picture, QUESTIONS[0]), max_tokens=1, id_slot=slot, cache_prompt=False)
-                        times.append(f"{reply.ttft_sec:.2f}")
-            rows.append([name, *times])
+                for path in tqdm(pictures, unit="picture", file=sys.stderr):
+                    for slot, moment in enumerate(moments):
+                        for name, server in servers.items():
+                            reply = server.ask(
+                                about(path, QUESTIONS[0]), max_tokens=1, id_slot=slot, cache_prompt=False
+                            )
+                            times.setdefault((name, moment), []).append(reply.ttft_sec)
+    moments = ("first", "another slot", "after a restart")
+    rows = [["", *(f"{moment} s" for moment in moments)]]
+    rows += [[name, *(spread(times[name, moment], ".2f") for moment in moments)] for name in folders]
     return table(rows)
 
 
@@ -218,7 +229,7 @@ def main() -> int:
     parser.add_argument("--at-once", type=int, default=3, help="exact, load: clients at the same time (3)")
     parser.add_argument("--max-tokens", type=int, default=24, help="exact: of an answer (24)")
     parser.add_argument("--seed", type=int, default=1, help="exact, load: of the order of requests (1)")
-    parser.add_argument("--repeats", type=int, default=20, help="second: questions to each server (20)")
+    parser.add_argument("--repeats", type=int, default=20, help="second, again: to each server (20)")
     parser.add_argument("--shape", choices=shapes.SHAPES, help="second, again: random weights")
     parser.add_argument("--tokens", type=int, default=1024, help="second, with --shape: of the picture (1024)")
     parser.add_argument("--ctx", type=int, default=8192, help="second: tokens of the context (8192)")

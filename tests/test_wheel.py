@@ -149,3 +149,10 @@ def test_what_a_package_index_shows(wheel: Path) -> None:
     assert len(links) > 10 and all("".join(link).startswith("https://") for link in links)
     assert metadata["Description-Content-Type"] == "text/markdown"
     assert {"Homepage", "Changelog"} <= {url.partition(",")[0] for url in metadata.get_all("Project-URL")}
+
+
+def test_the_server(installed: Installed, tmp_path: Path) -> None:
+    found = json.loads(installed.halfv("doctor", "--json", cwd=tmp_path))
+    assert found["problems"] == [] and found["model"]["prunes"]
+    assert Path(found["server"]["path"]).is_relative_to(installed.modules)
+    assert "--api-key" in installed.halfv("serve", "--help-all", cwd=tmp_path)

@@ -210,6 +210,7 @@ bool staged_memory::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
     for (const auto & [id, pos] : last) {
         if (seq_id < 0 || id == seq_id) { undo(id, pos); }
     }
+    change(seq_id, [](sequence &) {}); // what is empty now is gone, with its counters
     find_alike();
     return res;
 }

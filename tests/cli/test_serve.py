@@ -14,6 +14,8 @@ from halfv_cpp import library
 
 from halfv_edge.cli import serve
 from halfv_edge.hub import demo
+from halfv_edge.profile.model_file import ModelFile
+from halfv_edge.profile.stored import read_gguf
 from halfv_edge.server import llama_server
 from halfv_edge.testing.server import RunningServer, about
 from tests.support import ROOT
@@ -42,8 +44,11 @@ def test_the_demo_model_answers() -> None:
     assert "79.00" in reply.text
     assert models["data"][0]["id"] == "receipts"  # its own flags reach it
     assert f"halfv: {server.url}  model.gguf" in said
-    assert "halfv: Pictures keep 38% of their tokens from layer 4 on (profile: gguf)." in said
-    assert reply.pictures is not None and reply.pictures["visual_kept"] == round(0.38 * reply.pictures["visual_seen"])
+    profile = read_gguf(ModelFile.read(demo.DEMO_FOLDER / demo.MODEL))
+    assert profile is not None and reply.pictures is not None
+    kept = f"{100 * profile.ivr_keep:g}% of their tokens from layer {profile.ivr_layer} on"
+    assert f"halfv: Pictures keep {kept} (profile: gguf)." in said
+    assert reply.pictures["visual_kept"] == round(profile.ivr_keep * reply.pictures["visual_seen"])
 
 
 def test_keep_reaches_the_library() -> None:

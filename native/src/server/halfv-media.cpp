@@ -25,6 +25,7 @@ namespace halfv::server {
 //
 
 static constexpr int64_t CACHE_MB = 512, DISK_MB = 4096;
+static constexpr int64_t MOST_PICTURES = 64, MOST_MEGAPIXELS = 100;
 
 static struct {
     std::optional<encoder_cache> cache;
@@ -38,15 +39,35 @@ static uint64_t hash_of(const std::string & text) {
     return sum;
 }
 
-void remember_encoder(const std::string & mmproj, const mtmd_context_params & params, const void * model) {
+// of a request, by the environment
+struct media_limits {
+    int64_t pictures   = number_setting("HALFV_MAX_PICTURES", MOST_PICTURES);
+    int64_t megapixels = number_setting("HALFV_MAX_MEGAPIXELS", MOST_MEGAPIXELS);
+    fetch_rules remote = fetch_rules::from_environment();
+};
+
+static const media_limits & limits() {
+    static const media_limits res;
+    return res;
+}
+
+bool remember_encoder(const std::string & mmproj, const mtmd_context_params & params, const llama_model * model) {
     namespace fs = std::filesystem;
-    const auto * text_model = static_cast<const llama_model *>(model);
+    uint64_t most = 0, disk = 0;
+    try {
+        most = number_setting("HALFV_ENCODER_CACHE_MB", CACHE_MB) << 20;
+        disk = number_setting("HALFV_ENCODER_CACHE_DISK_MB", DISK_MB) << 20;
+        limits();
+    } catch (const std::exception & error) {
+        LOG_ERR("%s\n", error.what());
+        return false;
+    }
     const char * weights = "";
     halfv_attention attention = HALFV_ATTENTION_STOCK;
     halfv_get_encoder(&weights, &attention);
     halfv_profile profile = {};
     profile.size = sizeof(profile);
-    const bool prunes_pixels = halfv_model_get_profile(text_model, &profile) == HALFV_OK && profile.pixel_prune;
+    const bool prunes_pixels = halfv_model_get_profile(model, &profile) == HALFV_OK && profile.pixel_prune;
 
     std::error_code failed;
     std::ostringstream about;
@@ -57,10 +78,9 @@ void remember_encoder(const std::string & mmproj, const mtmd_context_params & pa
     std::ostringstream hex;
     hex << std::hex << hash_of(about.str());
     remembered.encoder = hex.str();
-    remembered.n_embd  = llama_model_n_embd_inp(text_model);
-    const uint64_t most = number_setting("HALFV_ENCODER_CACHE_MB", CACHE_MB) << 20;
-    const uint64_t disk = number_setting("HALFV_ENCODER_CACHE_DISK_MB", DISK_MB) << 20;
+    remembered.n_embd  = llama_model_n_embd_inp(model);
     remembered.cache.emplace(most, text_setting("HALFV_ENCODER_CACHE"), disk);
+    return true;
 }
 
 // A picture may be several chunks, which share its id: they are told apart by how many of that id come before.
@@ -116,6 +136,7 @@ float * embeddings(mtmd_batch * batch, const server_tokens & tokens, size_t at, 
 
 int32_t encode(mtmd_batch * batch, figures & f) {
     const int64_t start = ggml_time_us();
+    LOG_INF("halfv: encoding pictures ...\n");
     const int32_t rc = mtmd_batch_encode(batch);
     f.us_encode += ggml_time_us() - start;
     if (rc == 0) {
@@ -128,21 +149,18 @@ int32_t encode(mtmd_batch * batch, figures & f) {
 // limits
 //
 
-static constexpr int64_t MOST_PICTURES = 64, MOST_MEGAPIXELS = 100;
-
 void check_media(const std::vector<std::vector<uint8_t>> & files) {
-    static const int64_t most = number_setting("HALFV_MAX_PICTURES", MOST_PICTURES);
-    static const int64_t most_megapixels = number_setting("HALFV_MAX_MEGAPIXELS", MOST_MEGAPIXELS);
-    if ((int64_t) files.size() > most) {
+    const auto & most = limits();
+    if ((int64_t) files.size() > most.pictures) {
         throw std::invalid_argument("the request has " + std::to_string(files.size()) + " pictures, and this server takes " +
-                                    std::to_string(most) + " at most (HALFV_MAX_PICTURES)");
+                                    std::to_string(most.pictures) + " at most (HALFV_MAX_PICTURES)");
     }
     for (const auto & file : files) {
         int width = 0, height = 0, channels = 0;
         if (file.size() < INT32_MAX && stbi_info_from_memory(file.data(), (int) file.size(), &width, &height, &channels) &&
-            (int64_t) width*height > most_megapixels*1000000) {
+            (int64_t) width*height > most.megapixels*1000000) {
             throw std::invalid_argument("a picture has " + std::to_string(width) + " x " + std::to_string(height) +
-                                        " pixels, and this server takes " + std::to_string(most_megapixels) + " million at most (HALFV_MAX_MEGAPIXELS)");
+                                        " pixels, and this server takes " + std::to_string(most.megapixels) + " million at most (HALFV_MAX_MEGAPIXELS)");
         }
     }
 }
@@ -152,8 +170,7 @@ bool is_url(const std::string & text) {
 }
 
 std::vector<uint8_t> fetch(const std::string & url) {
-    static const fetch_rules rules = fetch_rules::from_environment();
-    return fetch(url, rules);
+    return fetch(url, limits().remote);
 }
 
 } // namespace halfv::server

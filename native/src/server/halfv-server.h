@@ -10,6 +10,7 @@
 #include <vector>
 
 struct llama_context;
+struct llama_model;
 struct mtmd_batch;
 struct mtmd_bitmap;
 struct mtmd_context;
@@ -61,7 +62,8 @@ std::string metrics(); // for Prometheus
 // the encoder's cache: embeddings by what a picture holds and how it is encoded, for all slots and requests
 //
 
-void remember_encoder(const std::string & mmproj, const mtmd_context_params & params, const void * model);
+// Once the encoder is loaded. false: a setting in the environment is not valid, and the log says which.
+bool remember_encoder(const std::string & mmproj, const mtmd_context_params & params, const llama_model * model);
 bool is_remembered(const server_tokens & tokens, size_t at);
 // of the chunk that begins at a token: remembered, or from the batch that was just encoded; null: neither.
 // They are valid until this thread's next call.
