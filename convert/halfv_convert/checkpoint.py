@@ -11,19 +11,8 @@ from typing import Any
 
 from halfv_edge.errors import HalfVError
 
-# architecture in config.json: what people call it
-ARCHITECTURES = {
-    "LlavaForConditionalGeneration": "LLaVA-1.5",
-    "LlavaNextForConditionalGeneration": "LLaVA-NeXT",
-    "Qwen2VLForConditionalGeneration": "Qwen2-VL",
-    "Qwen2_5_VLForConditionalGeneration": "Qwen2.5-VL",
-    "Qwen3VLForConditionalGeneration": "Qwen3-VL",
-    "SmolVLMForConditionalGeneration": "SmolVLM",
-    "Idefics3ForConditionalGeneration": "SmolVLM",  # as SmolVLM's first checkpoints say
-    "InternVLForConditionalGeneration": "InternVL",
-    "InternVLChatModel": "InternVL",
-}
-HINTS = {
+# Whether llama.cpp's converter knows an architecture is asked of it, in the worker. These it would take, and wrongly.
+OWN_LAYOUTS = {
     "LlavaLlamaForCausalLM": "this is the layout of the authors' own code: take the checkpoint of llava-hf",
     "LlavaMistralForCausalLM": "this is the layout of the authors' own code: take the checkpoint of llava-hf",
 }
@@ -45,10 +34,6 @@ class Checkpoint:
     architecture: str
     n_weights: int  # about, when the weights are not safetensors
 
-    @property
-    def model(self) -> str:
-        return ARCHITECTURES[self.architecture]
-
 
 def read(folder: Path) -> Checkpoint:
     """A checkpoint that is complete, as far as its files' headers tell."""
@@ -60,8 +45,8 @@ def read(folder: Path) -> Checkpoint:
     config = _read_json(folder, "config.json", "it is not a Hugging Face checkpoint, or the download is not complete")
     names = config.get("architectures")
     architecture = names[0] if isinstance(names, list) and names else None
-    if architecture not in ARCHITECTURES:
-        hint = HINTS.get(str(architecture), f"those are {', '.join(dict.fromkeys(ARCHITECTURES.values()))}")
+    if not isinstance(architecture, str) or architecture in OWN_LAYOUTS:
+        hint = OWN_LAYOUTS.get(str(architecture), "config.json has to name one in `architectures`")
         raise HalfVError(f"{folder} holds {architecture!r}, which is not a model that halfv converts: {hint}.")
     if not any((folder / name).is_file() for name in TOKENIZERS):
         raise HalfVError(f"{folder} has no tokenizer (none of {', '.join(TOKENIZERS)}): download its files too.")
@@ -100,6 +85,11 @@ def _check_processor(folder: Path) -> None:
 
 
 # --- weights ---
+
+
+def tensor_names(folder: Path) -> set[str]:
+    """Of a checkpoint's safetensors files; none when it has others."""
+    return {name for path in folder.glob("model*.safetensors") for name in _read_shapes(path)}
 
 
 def _count_weights(folder: Path) -> int:

@@ -5,55 +5,75 @@ Imported in the worker only: `conversion` and `gguf` are those of the pinned lla
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import gguf
-from conversion import TEXT_MODEL_MAP, ModelBase, ModelType, get_model_architecture, get_model_class
+from conversion import MMPROJ_MODEL_MAP, TEXT_MODEL_MAP, ModelBase, ModelType, get_model_architecture, get_model_class
 from conversion.base import MmprojModel
+from conversion.gemma import Gemma3VisionModel, Gemma4VisionAudioModel
 from conversion.internvl import InternVisionModel
+from conversion.lfm2 import LFM2VLModel
+from conversion.llava import LlavaVisionModel
+from conversion.qwen3vl import Qwen3VLMoeTextModel
 from conversion.qwenvl import Qwen2VLVisionModel
 from torch import Tensor
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL_MODELS
 
 from halfv_edge.errors import HalfVError
 
 Item = tuple[str, Callable[[], Tensor]]
 
-# transformers leaves the language model's architecture out of what it saves; this is what it had been.
-LANGUAGE_MODELS = {
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "qwen3_moe": "Qwen3MoeForCausalLM",
+# transformers leaves the architectures of the two halves out of what it saves; these are what they had been
+VISION_MODELS = {
+    "InternVLForConditionalGeneration": "InternVisionModel",
+    "InternVLChatModel": "InternVisionModel",
+    "PaddleOCRVLForConditionalGeneration": "PaddleOCRVisionModel",
 }
 
 
-def text_class(config: dict[str, Any]) -> type[ModelBase]:
+def text_class(config: dict[str, Any], names: Collection[str]) -> type[ModelBase]:
+    """`names` are those of the checkpoint's tensors."""
     architecture = get_model_architecture(config, ModelType.TEXT)
     if architecture not in TEXT_MODEL_MAP:
         kind = config.get("text_config", {}).get("model_type")
-        if kind not in LANGUAGE_MODELS:
+        architecture = CAUSAL_MODELS.get(kind, "")
+        if architecture not in TEXT_MODEL_MAP:
             raise HalfVError(
-                f"The language model in the checkpoint is a {kind!r}, which llama.cpp's converter does not know there: "
-                f"those are {', '.join(LANGUAGE_MODELS)}."
+                f"The language model in the checkpoint is a {kind!r}, which llama.cpp's converter does not know."
             )
-        architecture = LANGUAGE_MODELS[kind]
-    return get_model_class(architecture)
+    found = OUR_TEXT.get(architecture) or get_model_class(architecture)
+    found.no_mtp = not any(is_mtp(name, config) for name in names)
+    return found
 
 
-def vision_class(config: dict[str, Any]) -> type[ModelBase]:
-    architecture = config["architectures"][0]
+def is_mtp(name: str, config: dict[str, Any]) -> bool:
+    """Whether a tensor is of the layers that draft tokens ahead.
+
+    transformers leaves them out of what it saves, and their number in config.json: the converter would look for them.
+    """
+    n_layer = (config | config.get("text_config", {})).get("num_hidden_layers")
+    match = re.match(r"(?:model\.|language_model\.)*layers\.(\d+)\.", name)
+    return bool(re.match(r"(?:model\.)?mtp\.", name) or (match and n_layer and int(match[1]) >= n_layer))
+
+
+def vision_class(config: dict[str, Any]) -> type[MmprojModel]:
+    whole = config["architectures"][0]
     kind = config.get("vision_config", {}).get("model_type")
-    if architecture.startswith("Llava"):
+    if whole.startswith("Llava") and kind != "pixtral":
         if kind != "clip_vision_model":
-            raise HalfVError(f"The vision encoder in the checkpoint is a {kind!r}: for LLaVA it has to be CLIP.")
+            raise HalfVError(f"The checkpoint's vision encoder is a {kind!r}: for LLaVA it has to be CLIP or Pixtral.")
         return LlavaVision
-    if architecture.startswith("InternVL"):
-        return InternVision
-    if architecture.startswith("Qwen2"):
-        return QwenVision
-    return get_model_class(architecture, mmproj=True)
+    architecture = get_model_architecture(config, ModelType.MMPROJ)
+    if architecture not in MMPROJ_MODEL_MAP:
+        architecture = VISION_MODELS.get(whole, whole)
+    if architecture not in MMPROJ_MODEL_MAP:
+        raise HalfVError(f"The checkpoint holds {whole!r}, which llama.cpp does not convert as a model that sees.")
+    found = OUR_VISION.get(architecture) or get_model_class(architecture, mmproj=True)
+    if not found.has_vision_encoder:
+        raise HalfVError(f"The checkpoint holds {whole!r}, which hears and does not see.")
+    return found
 
 
 class LlavaVision(MmprojModel):
@@ -115,21 +135,90 @@ class LlavaVision(MmprojModel):
             yield from super().modify_tensors(data_torch, name, bid)
 
 
+def also_known_as(*pairs: tuple[str, str]) -> Callable[[Item], Item]:
+    """Names of tensors as transformers saves them, turned into the published ones: patterns and what replaces them."""
+
+    def rename(item: Item) -> Item:
+        name, load = item
+        for pattern, published in pairs:
+            name = re.sub(pattern, published, name)
+        return name, load
+
+    return rename
+
+
+SIGLIP = also_known_as((r"vision_tower\.(embeddings|encoder|post_layernorm|head)\.", r"vision_tower.vision_model.\1."))
+
+
 class QwenVision(Qwen2VLVisionModel):
-    """Also takes the names of checkpoints that transformers saved as it holds them."""
+    published = staticmethod(also_known_as((r"^model\.", "")))
 
     @classmethod
     def filter_tensors(cls, item: Item) -> Item | None:
-        name, load = item
-        return super().filter_tensors((name.removeprefix("model."), load))
+        return super().filter_tensors(cls.published(item))
 
 
 class InternVision(InternVisionModel):
-    """Also takes the names that transformers gives, with `model.` in front or without it."""
+    published = staticmethod(also_known_as((r"^(vision_tower|multi_modal_projector)\.", r"model.\1.")))
+
+    @classmethod
+    def filter_tensors(cls, item: Item) -> Item | None:
+        return super().filter_tensors(cls.published(item))
+
+
+class Gemma3Vision(Gemma3VisionModel):
+    @classmethod
+    def filter_tensors(cls, item: Item) -> Item | None:
+        return super().filter_tensors(SIGLIP(item))
+
+
+class Gemma4Vision(Gemma4VisionAudioModel):
+    """With its activation, without which llama.cpp computes another: quick GELU in place of GELU."""
+
+    def set_gguf_parameters(self) -> None:
+        super().set_gguf_parameters()
+        self.gguf_writer.add_vision_use_gelu(True)
+
+
+class Lfm2Vision(LFM2VLModel):
+    @classmethod
+    def filter_tensors(cls, item: Item) -> Item | None:
+        return super().filter_tensors(SIGLIP(item))
+
+
+class PixtralVision(LlavaVisionModel):
+    """With the embedding of [IMG_BREAK], which the pinned converter wants and drops with the language model."""
 
     @classmethod
     def filter_tensors(cls, item: Item) -> Item | None:
         name, load = item
-        if name.startswith(("vision_tower.", "multi_modal_projector.")):
-            name = f"model.{name}"
-        return super().filter_tensors((name, load))
+        if name.endswith("embed_tokens.weight"):
+            return name, load
+        return super().filter_tensors((re.sub(r"^model\.", "", name), load))
+
+
+class Qwen3VLMoeText(Qwen3VLMoeTextModel):
+    """Experts' matrices also with the output first, as newer transformers have them; published ones have it last."""
+
+    model_arch = Qwen3VLMoeTextModel.model_arch
+
+    def modify_tensors(self, data_torch: Tensor, name: str, bid: int | None) -> Iterable[tuple[str, Tensor]]:
+        width, inner = self.hparams["hidden_size"], self.hparams["moe_intermediate_size"]
+        ours = {"gate_up_proj": (2 * inner, width), "down_proj": (width, inner)}
+        kind = re.search(r"experts\.(\w+)", name)
+        if kind and tuple(data_torch.shape[1:]) == ours.get(kind[1]):
+            data_torch = data_torch.permute(0, 2, 1)
+        yield from super().modify_tensors(data_torch, name, bid)
+
+
+OUR_TEXT: dict[str, type[ModelBase]] = {"Qwen3VLMoeForConditionalGeneration": Qwen3VLMoeText}
+OUR_VISION: dict[str, type[MmprojModel]] = {
+    "Gemma3ForConditionalGeneration": Gemma3Vision,
+    "Gemma4ForConditionalGeneration": Gemma4Vision,
+    "InternVisionModel": InternVision,
+    "Lfm2VlForConditionalGeneration": Lfm2Vision,
+    "LlavaForConditionalGeneration": PixtralVision,
+    "Mistral3ForConditionalGeneration": PixtralVision,
+    "Qwen2VLForConditionalGeneration": QwenVision,
+    "Qwen2_5_VLForConditionalGeneration": QwenVision,
+}

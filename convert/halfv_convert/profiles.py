@@ -33,7 +33,8 @@ def choose(wanted: Mapping[str, Any], config: Mapping[str, Any], architecture: s
         family = family_of(config)
         preset = presets.match(architecture, (f"{family} {size[0] if size else ''}",), n_layer) if family else None
     if preset is None:
-        return Chosen(None, "none: no preset is known for this model, so it runs unpruned until it gets one")
+        kind = (config.get("architectures") or ["this model"])[0]
+        return Chosen(None, f"none, as there is no preset for {kind}: `halfv calibrate` finds a profile for it")
     how = "published" if preset.published else "scaled from a published one, not measured"
     return Chosen(preset.profile.validate(n_layer), f"the preset {preset.name} ({how})")
 

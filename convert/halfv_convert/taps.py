@@ -41,7 +41,7 @@ def observe(
     states: list[torch.Tensor] = []
     with _hooks(decoder, states):
         logits = run().double()
-    rows = [_final_norm(decoder.norm, state) for state in states]
+    rows = [decoder.norm(state.float()).double() for state in states]
     kl = None
     if freeze:
         kl = []
@@ -104,11 +104,6 @@ def _frozen(layer: torch.nn.Module, is_visual: torch.Tensor) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-def _final_norm(norm: Any, states: torch.Tensor) -> torch.Tensor:
-    scale = torch.rsqrt(states.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon)
-    return states * scale * norm.weight.double()
 
 
 def _kl(full: torch.Tensor, other: torch.Tensor) -> float:

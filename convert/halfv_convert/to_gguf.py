@@ -85,7 +85,7 @@ def convert(
     check_packages()
     size = round(found.n_weights / 8 * (DIRECT | QUANTISED)[type])
     check_space(output, size + (found.n_weights * 2 if type in QUANTISED else 0))
-    say(f"{found.folder}: {found.model}, {found.n_weights / 1e6:,.1f} million weights.")
+    say(f"{found.folder}: {found.architecture}, {found.n_weights / 1e6:,.1f} million weights.")
 
     with temporary_folder(output) as scratch, temporary_folder(mmproj) as vision_scratch:
         text, vision = scratch / "text.gguf", vision_scratch / "vision.gguf"

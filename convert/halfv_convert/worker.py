@@ -21,6 +21,7 @@ from typing import Any
 from halfv_cpp import llama_h, machine
 
 from halfv_convert import llama_log
+from halfv_convert.checkpoint import tensor_names
 from halfv_edge.errors import HalfVError
 from halfv_edge.files import FULL_DISK
 
@@ -49,13 +50,10 @@ def main() -> None:
 def run(job: dict[str, Any], report: Report) -> None:
     import torch
 
-    from halfv_convert import checks
-
     with torch.inference_mode():
         convert(job, report)
     if job["quantize"]:
         quantize(job, report)
-    checks.vision_loads(job["vision"])
 
 
 # --- the pinned converter ---
@@ -83,9 +81,11 @@ def convert(job: dict[str, Any], report: Report) -> None:
     vision = load(models.vision_class(config), job["vision"], job["vision_type"])
     with renamed(vision) as names:
         write(vision, lambda: checks.vision_shapes(vision, names))
+    checks.vision_loads(job["vision"])
 
     report(stage="language model")
-    text = load(models.text_class(config), job["text"], job["text_type"])
+    text: Any = load(models.text_class(config, tensor_names(folder)), job["text"], job["text_type"])
+    text = getattr(text, "impl", text)  # Mistral 3's class only chooses one
     chosen = profiles.choose(job, config, gguf.MODEL_ARCH_NAMES[text.model_arch], text.block_count)
     report(profile=chosen.profile and chosen.profile.to_json(), source=chosen.source)
     for key, (type_, value) in (chosen.profile.to_gguf() if chosen.profile else {}).items():

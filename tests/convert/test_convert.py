@@ -17,7 +17,7 @@ from halfv_edge.cli.main import main
 from halfv_edge.profile import presets, stored
 from halfv_edge.profile.model_file import ModelFile
 from halfv_edge.testing.client import Client
-from tests.support import tiny_checkpoints
+from tests.support import tiny_checkpoints, tiny_tokenizers
 from tests.support.checkpoint_edits import MINE, published_llava, read, rename, value
 from tests.support.converted import Pair, tokenizer_pre
 from tests.support.hf_reference import SIZES, random_picture
@@ -32,7 +32,7 @@ def published_qwen(folder: Path) -> None:
     text["rope_theta"] = rope["rope_theta"]
     text["rope_scaling"] = {"type": "mrope", "mrope_section": rope["mrope_section"]}
     del text["layer_types"], text["model_type"]
-    tiny_checkpoints.write_json(folder / "config.json", text | config | {"torch_dtype": "bfloat16"})
+    tiny_tokenizers.write_json(folder / "config.json", text | config | {"torch_dtype": "bfloat16"})
 
 
 def published_qwen3(folder: Path) -> None:
@@ -40,14 +40,14 @@ def published_qwen3(folder: Path) -> None:
     text = config["text_config"]
     rope = text.pop("rope_parameters")
     text |= {"rope_theta": rope.pop("rope_theta"), "rope_scaling": rope | {"mrope_interleaved": True}}
-    tiny_checkpoints.write_json(folder / "config.json", config)
+    tiny_tokenizers.write_json(folder / "config.json", config)
 
 
 def published_internvl(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["text_config"]["architectures"] = ["Qwen2ForCausalLM"]
     config["vision_config"]["architectures"] = ["InternVisionModel"]
-    tiny_checkpoints.write_json(folder / "config.json", config)
+    tiny_tokenizers.write_json(folder / "config.json", config)
     rename(folder, lambda name: name if name.startswith("language_model.") else f"model.{name}")
 
 
@@ -56,7 +56,7 @@ def published_smolvlm(folder: Path) -> None:
     config |= {"architectures": ["Idefics3ForConditionalGeneration"], "model_type": "idefics3"}
     config["text_config"]["architectures"] = ["VLlama3ForCausalLM"]
     config["vision_config"]["model_type"] = "idefics3"
-    tiny_checkpoints.write_json(folder / "config.json", config)
+    tiny_tokenizers.write_json(folder / "config.json", config)
 
 
 def held_by_transformers(folder: Path) -> None:
@@ -142,6 +142,14 @@ def test_profile_of_the_family(pairs: Callable[[str], Pair], tmp_path: Path, cap
     assert stored.read_gguf(ModelFile.read(out)) == expected
     assert value(out, "halfv.ivr.keep") == 0.25
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mmproj-out.gguf", "out.gguf"]
+
+
+def test_no_preset(pairs: Callable[[str], Pair], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    out = tmp_path / "out.gguf"
+    assert main(["convert", str(pairs("mistral3").folder), "-o", str(out), "--tokenizer-pre", "qwen2"]) == 0
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "no preset for Mistral3ForConditionalGeneration: `halfv calibrate` finds a profile for it" in said
+    assert stored.read_gguf(ModelFile.read(out)) is None
 
 
 def test_profile_from_a_file_survives_quantisation(

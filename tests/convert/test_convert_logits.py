@@ -15,11 +15,12 @@ import transformers
 from halfv_convert import convert
 from PIL import Image
 
-from tests.support import hf_reference, tiny_checkpoints
+from tests.support import hf_reference, tiny_checkpoints, tiny_tokenizers
 from tests.support.converted import Pair, convert_tiny
 from tests.support.hf_reference import SIZES, like_ggml, random_picture
 from tests.support.mtmd_prompt import MARKER, run_prompt
 from tests.support.tiny_checkpoints import CLIP_MEAN, CLIP_STD
+from tests.support.tiny_families import FAMILIES
 
 PROMPT = f"what is in {MARKER}the picture? it's 1314 o'clock\n\nyes."
 # The largest difference, in standard deviations of the logits. Measured: up to 0.004 and up to 0.0007.
@@ -35,14 +36,14 @@ def distance(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(np.abs(ours - theirs).max() / theirs.std())
 
 
-@pytest.mark.parametrize("family", tiny_checkpoints.FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_logits_of_a_picture(family: str, pairs: Callable[[str], Pair]) -> None:
     pair = pairs(family)
     picture = random_picture(*SIZES[family])
     seen = run_prompt(pair.text, pair.vision, picture, PROMPT)
-    plain = hf_reference.logits(family, pair.model, seen, picture)
-    with like_ggml():
-        rounded = hf_reference.logits(family, pair.model, seen, picture)
+    plain = hf_reference.logits(family, pair, seen, picture)
+    with like_ggml(family):
+        rounded = hf_reference.logits(family, pair, seen, picture)
 
     assert plain.std() > 1
     assert distance(seen.logits, plain) < PLAIN
@@ -61,7 +62,7 @@ def test_tiles(family: str, pairs: Callable[[str], Pair]) -> None:
     seen = run_prompt(pair.text, pair.vision, picture, PROMPT)
     assert [len(piece) for piece in seen.pictures] == [36, 36, 36]
     with like_ggml():
-        assert distance(seen.logits, hf_reference.logits(family, pair.model, seen, picture)) < LIKE_GGML
+        assert distance(seen.logits, hf_reference.logits(family, pair, seen, picture)) < LIKE_GGML
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
@@ -72,21 +73,24 @@ def test_windows_and_sizes(family: str, pairs: Callable[[str], Pair]) -> None:
     picture = random_picture(patch * 18, patch * 10)
     seen = run_prompt(pair.text, pair.vision, picture, PROMPT)
     with like_ggml():
-        assert distance(seen.logits, hf_reference.logits(family, pair.model, seen, picture)) < LIKE_GGML
+        assert distance(seen.logits, hf_reference.logits(family, pair, seen, picture)) < LIKE_GGML
 
 
 # --- what comes before the model ---
 
 
-@pytest.mark.parametrize("family", tiny_checkpoints.FAMILIES)
+OURS = [family for family in FAMILIES if family not in (*hf_reference.PREPARED, "lfm2_vl")]
+
+
+@pytest.mark.parametrize("family", OURS)
 def test_transformers_prepares_the_same_pixels(family: str, pairs: Callable[[str], Pair]) -> None:
     """The pixels that the reference was given are those that the checkpoint's own preprocessor makes."""
     picture = random_picture(*SIZES[family])
     load = transformers.AutoImageProcessor.from_pretrained
     prepared = tiny_checkpoints.quiet(load, pairs(family).folder)(images=Image.fromarray(picture), return_tensors="pt")
     pixels = prepared["pixel_values"]
-    if family in hf_reference.QWEN:
-        expected, grid = hf_reference.qwen_patches(picture, hf_reference.QWEN[family])
+    if patch := (hf_reference.QWEN | hf_reference.LATER_QWEN).get(family):
+        expected, grid = hf_reference.qwen_patches(picture, patch)
         assert torch.equal(prepared["image_grid_thw"], grid)
     elif family == "smolvlm":
         expected = hf_reference.smolvlm_pixels(picture)[None]
@@ -130,11 +134,11 @@ def test_llama_tokenizer_from_json_alone(pairs: Callable[[str], Pair], tmp_path:
     """Newer transformers save no tokenizer.model."""
     pair = pairs("llava")
     folder = Path(shutil.copytree(pair.folder, tmp_path / "tiny"))
-    tiny_checkpoints.write_llama_tokenizer_json(folder)
+    tiny_tokenizers.write_llama_tokenizer_json(folder)
     (folder / "tokenizer.model").unlink()
     done = convert(folder, tmp_path / "out.gguf", with_profile=False)
     picture = random_picture(*SIZES["llava"])
     jumble = "".join(np.random.default_rng(0).choice(list("theisnowr k?"), 300))  # where the order of joining shows
-    for text in (PROMPT, f"{tiny_checkpoints.TEXT}{MARKER}{jumble} 🦙"):
+    for text in (PROMPT, f"{tiny_tokenizers.TEXT}{MARKER}{jumble} 🦙"):
         pieces = [run_prompt(*files, picture, text).pieces for files in ((done.model, done.mmproj), pair[2:])]
         assert [pieces[0][i] for i in (0, 2)] == [pieces[1][i] for i in (0, 2)]

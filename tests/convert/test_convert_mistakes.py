@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from halfv_edge.cli.main import main
 from halfv_edge.errors import HalfVError
-from tests.support import tiny_checkpoints
+from tests.support import tiny_tokenizers
 from tests.support.checkpoint_edits import MINE, published_llava, weights
 from tests.support.converted import Pair
 
@@ -43,7 +43,7 @@ def list_config(folder: Path) -> None:
 def set_config(**changes: Any) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         path = folder / "config.json"
-        tiny_checkpoints.write_json(path, json.loads(path.read_text()) | changes)
+        tiny_tokenizers.write_json(path, json.loads(path.read_text()) | changes)
 
     return change
 
@@ -53,7 +53,7 @@ def no_file(name: str) -> Callable[[Path], None]:
 
 
 def no_mean(folder: Path) -> None:
-    tiny_checkpoints.write_json(folder / "preprocessor_config.json", {"image_mean": 0.5})
+    tiny_tokenizers.write_json(folder / "preprocessor_config.json", {"image_mean": 0.5})
 
 
 def no_shard(folder: Path) -> None:
@@ -66,7 +66,7 @@ def wrong_index(folder: Path) -> None:
     path = folder / "model.safetensors.index.json"
     index = json.loads(path.read_text())
     index["weight_map"]["extra.weight"] = "model-00001-of-00002.safetensors"
-    tiny_checkpoints.write_json(path, index)
+    tiny_tokenizers.write_json(path, index)
 
 
 def header(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
@@ -90,10 +90,6 @@ NORM = "language_model.model.norm.weight"
         (no_config, r"tiny has no config\.json: it is not a Hugging Face checkpoint"),
         (bad_json, r"config\.json is not valid JSON"),
         (list_config, r"config\.json is not a JSON object"),
-        (
-            set_config(architectures=["BertModel"]),
-            r"holds 'BertModel', which is not a model that halfv converts.*Qwen3",
-        ),
         (set_config(architectures=["LlavaLlamaForCausalLM"]), r"take the checkpoint of llava-hf"),
         (set_config(architectures=None), r"holds None"),
         (no_file("tokenizer.model"), r"has no tokenizer \(none of tokenizer\.json"),
@@ -260,6 +256,13 @@ def test_shapes_of_the_vision_encoder(name: str, shape: tuple[int, ...] | None, 
         (wrong_shape(UP, 96, 60), [], r"up_proj\.weight has the shape \[96, 60\]: expected \[96, 64\]"),
         (missing(UP), [], r"lacks a tensor: .*blk\.1\.ffn_up\.weight"),
         (wrong_shape(FC1, 96, 64), [], r"fc1\.(weight|bias) has the shape"),
+        (
+            set_config(architectures=["BertModel"]),
+            [],
+            r"holds 'BertModel', which llama\.cpp does not convert",
+        ),
+        (set_config(architectures=["Qwen2AudioForConditionalGeneration"]), [], r"which hears and does not see"),
+        (set_config(vision_config={"model_type": "siglip"}), [], r"encoder is a 'siglip': .* CLIP or Pixtral"),
         (set_config(vision_feature_layer=[-2, -5]), [], r"vision_feature_layer = \[-2, -5\] .*only one"),
         (lambda folder: None, ["--profile", "mine.json"], r"halfv\.ssr\.layer = 9 is not valid.*4 layers"),
     ],

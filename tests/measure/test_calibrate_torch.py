@@ -35,7 +35,7 @@ def as_seen(items: list[Item]) -> PromptRun:
     return PromptRun(pieces, np.zeros(0), 0)
 
 
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "qwen3_vl", "smolvlm"])
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "qwen3_vl", "smolvlm", "gemma3", "glm4v"])
 def test_curves_of_a_checkpoint(family: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     pair = convert_tiny(family, tmp_path_factory.getbasetemp())
     picture = random_picture(*SIZES[family])
@@ -55,10 +55,10 @@ def test_curves_of_a_checkpoint(family: str, tmp_path_factory: pytest.TempPathFa
     seen = as_seen(items)
     token = getattr(pair.model.config, "image_token_id", None) or pair.model.config.image_token_index
     is_visual = torch.tensor(seen.ids(token)) == token
-    with like_ggml():
+    with like_ggml(family):
         theirs = taps.observe(
             pair.model,
-            lambda: torch.from_numpy(hf_reference.logits(family, pair.model, seen, picture)),
+            lambda: torch.from_numpy(hf_reference.logits(family, pair, seen, picture)),
             is_visual,
             freeze=True,
         )

@@ -98,7 +98,7 @@ def test_the_model_sees_what_entered(
     assert len(whole.pictures[0]) == size[0] * size[1]
     assert np.abs(seen.logits - whole.logits).max() / expected.std() > 20 * LIKE_GGML
     with like_ggml():
-        everything = hf_reference.logits(family, pair.model, whole, picture)
+        everything = hf_reference.logits(family, pair, whole, picture)
     assert np.abs(whole.logits - everything).max() / everything.std() < LIKE_GGML
 
 

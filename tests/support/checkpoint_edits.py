@@ -11,7 +11,7 @@ import gguf
 from safetensors.torch import load_file, save_file
 
 from halfv_edge.profile.profile import Profile
-from tests.support import tiny_checkpoints
+from tests.support import tiny_tokenizers
 
 MINE = Profile(1, 0.5, 0.2, 3, 0.0, "frozen", 8)
 
@@ -40,12 +40,12 @@ def published_llava(folder: Path) -> None:
     for name, shard in zip(names, shards, strict=True):
         save_file(shard, folder / name, {"format": "pt"})
     index = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
-    tiny_checkpoints.write_json(folder / "model.safetensors.index.json", {"weight_map": index})
+    tiny_tokenizers.write_json(folder / "model.safetensors.index.json", {"weight_map": index})
     config = json.loads((folder / "config.json").read_text())
     text = config["text_config"]
     text |= {"architectures": ["LlamaForCausalLM"], "torch_dtype": "float16"}
     del text["rope_parameters"], text["head_dim"], text["num_key_value_heads"]
-    tiny_checkpoints.write_json(folder / "config.json", config)
+    tiny_tokenizers.write_json(folder / "config.json", config)
 
 
 def rename(folder: Path, name: Callable[[str], str]) -> None:

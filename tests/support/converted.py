@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from halfv_convert import convert
 
-from tests.support import tiny_checkpoints
+from tests.support import tiny_families
 
 
 class Pair(NamedTuple):
@@ -26,7 +26,7 @@ def convert_tiny(family: str, root: Path) -> Pair:
 @functools.cache
 def _convert_tiny(family: str, root: Path) -> Pair:
     folder = root / "checkpoints" / family
-    model = tiny_checkpoints.make(family, folder)
+    model = tiny_families.make(family, folder)
     out = root / f"{family}.gguf"
     pre = tokenizer_pre(family)
     done = convert(folder, out, type="f32", mmproj_type="f32", with_profile=False, tokenizer_pre=pre, name="tiny")

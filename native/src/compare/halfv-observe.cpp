@@ -36,6 +36,22 @@ static void embedding(const ggml_tensor * table, llama_token token, float * dst)
     }
 }
 
+// What a builder multiplies embeddings by before its first layer. A graph of one layer starts behind that.
+static float input_scale(const llama_model & model, bool is_text) {
+    const auto & hparams = model.hparams;
+    switch (model.arch) {
+        case LLM_ARCH_GEMMA:
+        case LLM_ARCH_GEMMA2:
+            return std::sqrt((float) hparams.n_embd);
+        case LLM_ARCH_GEMMA3:
+        case LLM_ARCH_GEMMA3N:
+        case LLM_ARCH_GEMMA4:
+            return is_text ? std::sqrt((float) hparams.n_embd) : 1.0f;
+        default: // as build_inp_embd has it
+            return hparams.f_embedding_scale != 0.0f && (is_text || hparams.n_deepstack_layers == 0) ? hparams.f_embedding_scale : 1.0f;
+    }
+}
+
 int prefill::hold_batch(const llama_batch & batch, bool visual) {
     if (held->seq_id < 0) {
         held->seq_id = batch.seq_id[0][0];
@@ -50,6 +66,7 @@ int prefill::hold_batch(const llama_batch & batch, bool visual) {
     const int32_t  group = ctx.cparams.causal_attn ? -1 : next_group(held->rows);
     const size_t   width = held->states->width;
     const auto     refs  = held->states->take_on_host(batch.n_tokens);
+    const float    scale = input_scale(ctx.model, batch.token);
     for (int32_t i = 0; i < batch.n_tokens; ++i) {
         float * state = held->states->host(refs[i]);
         if (batch.token) {
@@ -58,6 +75,7 @@ int prefill::hold_batch(const llama_batch & batch, bool visual) {
         } else {
             memcpy(state, batch.embd + i*width, width*sizeof(float));
         }
+        for (uint32_t j = 0; j < ctx.model.hparams.n_embd; ++j) { state[j] *= scale; }
         row r = {};
         for (uint32_t j = 0; j < n_pos && !(batch.token && j == 3); ++j) { // the fourth is 0 for text
             r.pos[j] = batch.pos[(batch.token ? 0 : (size_t) j*batch.n_tokens) + i];
