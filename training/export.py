@@ -35,6 +35,7 @@ from training.vocabulary import CHAT_TEMPLATE, IMAGE, IMAGE_END, PRINTABLE, SPEC
 
 NAME = "HalfV Demo"
 CONTEXT = 4096
+MOST_PIXELS = 640 * 640  # 1,024 tokens
 TYPES = {"f32": GGMLQuantizationType.F32, "f16": GGMLQuantizationType.F16, "q8_0": GGMLQuantizationType.Q8_0}
 LICENSE_ID = "mit"
 STUDENT_NAMES = {IMAGE: "<|vision_start|>", IMAGE_END: "<|vision_end|>"}  # what the runtime looks for there
@@ -154,7 +155,7 @@ def student_numbers(shape: StudentShape) -> dict[str, int]:
         "feed_forward_length": shape.n_vision_ff,
         "attention.head_count": shape.n_vision // HEAD_DIM,
         "n_wa_pattern": FULL_EVERY,
-        "image_max_pixels": pictures.SIZE**2,  # larger ones were never trained with
+        "image_max_pixels": MOST_PIXELS,  # larger ones were never trained with
     }
 
 

@@ -1,6 +1,6 @@
 """`python -m training.renderers.testset -o DIR`: questions for `halfv eval` about pictures unlike those of training.
 
-Plain ones, by Pillow with its own font; with --fonts plots in styles and fonts that are kept for tests; with --pages web
+Plain ones, by Pillow with its own font; with --fonts plots in styles and fonts kept for tests; with --pages web
 pages whose fonts, and in part layouts, are. Tasks are named by renderer.
 """
 
