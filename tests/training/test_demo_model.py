@@ -241,4 +241,4 @@ def test_a_killed_training_goes_on(tmp_path: Path, root: Path) -> None:
         chat.answer("What is this?", make(1, "test").image.resize((140, 200)), max_tokens=2)
         assert chat.stats.n_visual == 7 * 10
         chat.answer("What is this?", make(1, "test").image.resize((700, 700)), max_tokens=2)
-        assert chat.token_maps[-1].n_patches == GRID * GRID  # by the file's own limit
+        assert chat.token_maps[-1].n_patches == export.MOST_PIXELS // TOKEN**2  # by the file's own limit
