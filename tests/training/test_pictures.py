@@ -356,10 +356,10 @@ def test_a_test_set_replaces_nothing(tmp_path, capsys, monkeypatch):
 
 
 def test_a_missing_font_package_is_named(tmp_path, capsys, monkeypatch):
-    fonts.families.cache_clear()
+    fonts.packaged.cache_clear()
     monkeypatch.setitem(fonts.FAMILIES, "test", {"font_nowhere": [("A.ttf", "B.ttf")]})
     try:
         assert testset.main(["-o", str(tmp_path / "set")]) == 1
         assert "'font_nowhere' is missing" in capsys.readouterr().err
     finally:
-        fonts.families.cache_clear()
+        fonts.packaged.cache_clear()

@@ -53,11 +53,11 @@ EXTRA: list[tuple[Path, Path]] = []
 
 
 def families(split: str) -> list[tuple[Path, Path]]:
-    return _packaged(split) + (EXTRA if split == "train" else [])
+    return packaged(split) + (EXTRA if split == "train" else [])
 
 
 @cache
-def _packaged(split: str) -> list[tuple[Path, Path]]:
+def packaged(split: str) -> list[tuple[Path, Path]]:
     """(regular, bold) of every family of a split."""
     found = []
     for package, files in FAMILIES[split].items():
