@@ -7,14 +7,17 @@ loads other libraries, is used.
 
 from __future__ import annotations
 
+import base64
 import email
 import importlib.metadata
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
+import urllib.request
 import venv
 import zipfile
 from dataclasses import dataclass
@@ -62,6 +65,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if shutil.which("ccache"):
             options += [f"-Cbuild-dir={ROOT / 'build' / 'wheel-test'}"]
             options += ["-Ccmake.define.GGML_BACKEND_DL=ON", "-Ccmake.define.GGML_NATIVE=OFF"]
+            options += ["-Ccmake.define.HALFV_SERVER=OFF"]  # minutes more; tests/server has that of `make build`
         else:  # that of `make build`, with one backend that is linked: only what changed since then is compiled
             options += ["-Ccmake.define.HALFV_BUILD_TESTS=ON"]
         pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
@@ -110,6 +114,20 @@ def test_backends_are_loaded_from_the_package(installed: Installed, tmp_path: Pa
     assert names if "HALFV_WHEEL" not in os.environ else len(names) > 1  # one for each kind of processor
 
 
+def test_serve(installed: Installed) -> None:
+    if not any(installed.modules.glob("halfv_cpp/lib/llama-server*")):
+        pytest.skip("this wheel was built without llama-server")
+    picture = {"type": "image_url", "image_url": {"url": as_data_url(PICTURE.read_bytes())}}
+    message = {"role": "user", "content": [picture, {"type": "text", "text": QUESTION}]}
+    running = runpy.run_path(str(ROOT / "halfv_edge" / "testing" / "server.py"))["RunningServer"]  # not installed here
+    with running([str(installed.programs / "halfv"), "serve"], {"PATH": str(installed.programs)}) as server:
+        body = json.dumps({"messages": [message], "temperature": 0, "max_tokens": 16}).encode()
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{server.url}/v1/chat/completions", body, headers)
+        with urllib.request.urlopen(request, timeout=120) as reply:
+            assert ANSWER in json.load(reply)["choices"][0]["message"]["content"]
+
+
 @pytest.fixture(scope="module")
 def compiler() -> str:
     if COMPILER is None or os.name == "nt":
@@ -137,6 +155,10 @@ def test_no_library_of_the_current_folder_is_loaded(installed: Installed, compil
         run(compiler, "-shared", "-fPIC", "other.c", "-o", name, cwd=tmp_path)
     assert ANSWER in installed.halfv("chat", PICTURE, "-p", QUESTION, cwd=tmp_path)
     assert not (tmp_path / "loaded").exists()
+
+
+def as_data_url(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 def test_what_a_package_index_shows(wheel: Path) -> None:

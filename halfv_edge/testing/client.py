@@ -71,8 +71,8 @@ class Client(contextlib.AbstractContextManager["Client"]):
     ):
         self.model = self.ctx = 0  # none, or closed
         self.owns_model = beside is None
-        llama_h.llama_backend_init()
         llama_h.llama_log_set(collect_log, None)
+        llama_h.llama_backend_init()
 
         model_params = llama_h.llama_model_default_params()
         model_params.n_gpu_layers = n_gpu_layers
