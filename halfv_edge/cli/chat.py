@@ -13,7 +13,7 @@ from halfv_edge.cli import answer_stats, flags, last_chat
 from halfv_edge.cli.console import Console
 from halfv_edge.cli.errors import CODES, INTERRUPTED
 from halfv_edge.errors import HalfVError
-from halfv_edge.hub.find import known_models
+from halfv_edge.hub.find import MEMORY_NOTE, known_models
 
 if TYPE_CHECKING:
     from halfv_edge.cli.session import Session
@@ -34,10 +34,11 @@ def add_command(commands: flags.Commands) -> None:
     command.add_argument(
         "-c", "--continue", dest="go_on", action="store_true", help="go on with the last conversation, and its model"
     )
+    command.add_argument("--forget", action="store_true", help="do not keep this conversation for --continue")
     command.add_argument(
         "--json", action="store_true", help="with -p: one JSON object with the answer and what it took"
     )
-    command.add_argument("--list-models", action="store_true", help="names for -m, and where they are downloaded from")
+    command.add_argument("--list-models", action="store_true", help="names for -m, from where, and what they need")
     command.add_argument("--no-color", action="store_true", help="plain text; so does NO_COLOR in the environment")
     flags.add_flags(command)
     answers = command.add_argument_group("answers")
@@ -59,7 +60,7 @@ def add_command(commands: flags.Commands) -> None:
 def _chat(args: argparse.Namespace) -> int:
     if args.list_models:
         print(known_models())
-        print("Nobody has tried these files with this version: they are named by their publishers.", file=sys.stderr)
+        print(f"{MEMORY_NOTE} Nobody has tried these files with this version.", file=sys.stderr)
         return 0
     console = Console(False if args.no_color else None)
     if args.json and args.prompt is None:
@@ -92,6 +93,8 @@ def _chat(args: argparse.Namespace) -> int:
 
 def _save(chat: Chat, args: argparse.Namespace, console: Console) -> None:
     """For --continue; an answer is an answer without it too."""
+    if args.forget:
+        return
     try:
         last_chat.save(chat.messages, args)
     except (HalfVError, OSError) as error:

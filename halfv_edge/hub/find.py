@@ -13,20 +13,9 @@ from typing import Any, NoReturn
 from halfv_edge.errors import HalfVError
 from halfv_edge.gguf.read import read_metadata
 from halfv_edge.hub.demo import demo_model
+from halfv_edge.hub.known import CONTEXT, MODELS
 
-# Vision-language GGUFs that their publishers or llama.cpp's own documentation and tests name, by the name of their
-# preset. Nobody has run them here.
-KNOWN = {
-    "qwen2-vl-2b": "ggml-org/Qwen2-VL-2B-Instruct-GGUF:Q4_K_M",
-    "qwen2-vl-7b": "ggml-org/Qwen2-VL-7B-Instruct-GGUF:Q4_K_M",
-    "qwen2.5-vl-3b": "ggml-org/Qwen2.5-VL-3B-Instruct-GGUF:Q4_K_M",
-    "qwen2.5-vl-7b": "ggml-org/Qwen2.5-VL-7B-Instruct-GGUF:Q4_K_M",
-    "qwen3-vl-2b": "Qwen/Qwen3-VL-2B-Instruct-GGUF:Q4_K_M",
-    "qwen3-vl-4b": "Qwen/Qwen3-VL-4B-Instruct-GGUF:Q4_K_M",
-    "qwen3-vl-8b": "Qwen/Qwen3-VL-8B-Instruct-GGUF:Q4_K_M",
-    "llava-1.5-7b": "second-state/Llava-v1.5-7B-GGUF:Q4_K_M",
-    "llava-next-mistral-7b": "cjpais/llava-1.6-mistral-7b-gguf:Q4_K_M",
-}
+KNOWN = {name: model.source for name, model in MODELS.items()}
 
 # what is taken when no quantisation is named: the usual compromise first
 MODEL_TYPES = ("q4_k_m", "q4_0", "q5_k_m", "q8_0", "q6_k", "f16", "bf16")
@@ -210,6 +199,12 @@ def _hub() -> Any:
 
 
 def known_models() -> str:
-    """KNOWN for people."""
-    width = max(map(len, KNOWN))
-    return "\n".join(f"{name:<{width}}  {source}" for name, source in KNOWN.items())
+    """The known ones for people."""
+    names, sources = max(map(len, KNOWN)), max(map(len, KNOWN.values()))
+    rows = (f"{name:<{names}}  {model.source:<{sources}}  {model.memory_gb:4.1f} GB" for name, model in MODELS.items())
+    return "\n".join(rows)
+
+
+MEMORY_NOTE = (
+    f"GB of memory with {CONTEXT} tokens of context, reckoned from shapes, without working buffers."
+)

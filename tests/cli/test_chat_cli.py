@@ -21,7 +21,9 @@ from halfv_edge.engine.context import Context
 from halfv_edge.engine.model import Model
 from halfv_edge.errors import RunError
 from halfv_edge.hub.find import KNOWN
-from halfv_edge.profile import model_file, presets, stored
+from halfv_edge.hub.known import MODELS
+from halfv_edge.measure.bench.shapes import SHAPES
+from halfv_edge.profile import model_file, stored
 from tests.support import limited
 from tests.support.chat_command import ARCHS, chat, program
 from tests.support.vlm import QUESTION
@@ -247,8 +249,26 @@ def test_no_model(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: 
     assert capsys.readouterr().err.startswith("halfv: No model was given: name a GGUF with its mmproj")
     assert main(["chat", "--list-models"]) == 0
     listed = capsys.readouterr().out.splitlines()
-    assert [line.split() for line in listed] == [list(pair) for pair in KNOWN.items()]
-    assert set(KNOWN) <= set(presets.PRESETS)
+    assert [line.split()[:2] for line in listed] == [list(pair) for pair in KNOWN.items()]
+    assert all(re.fullmatch(r".* \d+\.\d GB", line) for line in listed)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_known_shapes(name: str) -> None:
+    """A model has about as many weights as its name says, and where the bench knows its shape too they agree."""
+    model = MODELS[name]
+    said = float(name.rsplit("-", 1)[1].removesuffix("b"))
+    assert abs(model.weights + model.encoder - said) < 0.3 * said
+    if shape := SHAPES.get(name):
+        for key in ("n_layer", "n_embd", "n_ff", "n_head", "n_head_kv", "head_dim"):
+            assert getattr(model, key) == getattr(shape, key), key
+
+
+def test_memory_of_a_known_shape() -> None:
+    """By hand: 6.74 billion weights of Llama 7B, 32 layers of 4096 keys and values."""
+    model = MODELS["llava-1.5-7b"]
+    assert model.weights == pytest.approx(6.74, abs=0.01)
+    assert model.memory_gb == pytest.approx(6.74 * 4.9 / 8 + 0.64 + 32 * 2 * 4096 * 8192 * 2 / 1e9, abs=0.02)
 
 
 def test_memory(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

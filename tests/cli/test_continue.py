@@ -44,6 +44,11 @@ def halfv(place: Path, *args: str, stdin: bytes = b"", cwd: Path | None = None) 
     return subprocess.CompletedProcess(command, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
+def test_forget_keeps_nothing(place: Path) -> None:
+    assert halfv(place, "-m", "models/m.gguf", "cat.png", "-p", QUESTION, "--forget", *GREEDY).returncode == 0
+    assert not (place / "state" / "halfv-edge" / "last-chat.json").exists()
+
+
 def test_it_goes_on_where_it_was(place: Path) -> None:
     first = halfv(place, "-m", "models/m.gguf", "cat.png", "-p", QUESTION, *GREEDY)
     assert first.returncode == 0, first.stderr
