@@ -83,6 +83,8 @@ HALFV_REST_DROPPED = 1
 #     float    pixel_tau;         // how far each of their 8-bit pixels may be from the prediction, [0, 255]
 #     float    visual_share;      // share of the context set aside for visual tokens, [0, 1]: deeper stages have cells
 #                                 // for the text of the rest and the visual tokens that reach them; 0: text fills all
+#     float    input_keep;        // share of a picture's rows that go on from the encoder, for libmtmd, (0, 1];
+#                                 // the shares above are of those
 # };
 @structure
 class halfv_profile(Structure):  # noqa: N801
@@ -97,6 +99,7 @@ class halfv_profile(Structure):  # noqa: N801
     pixel_prune: Bool
     pixel_tau: Float
     visual_share: Float
+    input_keep: Float
 
     def __init__(self, **values: Any) -> None:
         super().__init__(sizeof(halfv_profile), **values)
@@ -119,7 +122,7 @@ def halfv_profile_validate(
 # LLAMA_API bool halfv_model_supported(const struct llama_model * model);
 @function
 def halfv_model_supported(model: MaybeHandle, /) -> Bool:
-    """Whether contexts of this model can be pruned (its architecture has the hooks)."""
+    """Whether contexts of this model can be pruned: its graphs can be cut between layers."""
 
 
 # LLAMA_API int32_t halfv_model_get_profile(const struct llama_model * model, struct halfv_profile * out);
@@ -127,7 +130,7 @@ def halfv_model_supported(model: MaybeHandle, /) -> Bool:
 def halfv_model_get_profile(
     model: MaybeHandle, out: Annotated["To[halfv_profile]", POINTER(halfv_profile)], /
 ) -> Int32:
-    """The profile that contexts made from now on will use; HALFV_NOTHING: the model has none."""
+    """The profile that contexts and encoders made from now on will use; HALFV_NOTHING: the model has none."""
 
 
 # LLAMA_API int32_t halfv_model_set_profile(struct llama_model * model, const struct halfv_profile * profile);

@@ -152,6 +152,11 @@ def mtmd_bitmap_init(nx: UInt32, ny: UInt32, data: UInt8s, /) -> Handle: ...
 def mtmd_bitmap_free(bitmap: Handle, /) -> None: ...
 
 
+# MTMD_API void mtmd_bitmap_set_id(mtmd_bitmap * bitmap, const char * id);
+@function
+def mtmd_bitmap_set_id(bitmap: Handle, id: MaybeText, /) -> None: ...
+
+
 # MTMD_API void mtmd_bitmap_set_mergeable(mtmd_bitmap * bitmap, bool mergeable);
 @function
 def mtmd_bitmap_set_mergeable(bitmap: Handle, mergeable: Bool, /) -> None: ...
@@ -227,6 +232,11 @@ def mtmd_input_chunk_save(chunk: Handle, out_buf: Buffer, out_len: Size, expecte
 # MTMD_API mtmd_input_chunk * mtmd_input_chunk_load(const char * buf, size_t len);
 @function
 def mtmd_input_chunk_load(buf: Text, len: Size, /) -> MaybeHandle: ...
+
+
+# MTMD_API const char * mtmd_image_tokens_get_id(const mtmd_image_tokens * image_tokens);
+@function
+def mtmd_image_tokens_get_id(image_tokens: Handle, /) -> Text: ...
 
 
 # DEPRECATED(MTMD_API size_t mtmd_image_tokens_get_nx(const mtmd_image_tokens * image_tokens),

@@ -74,13 +74,13 @@ def model_json(chat: Chat) -> dict[str, Any]:
 
 def picture_json(picture: Picture, token_map: TokenMap) -> dict[str, Any]:
     width, height = picture.image.size
-    counts = {name: getattr(token_map, name) for name in ("n_patches", "n_visual", "n_kept", "n_deep")}
+    counts = {name: getattr(token_map, name) for name in ("n_patches", "n_rows", "n_visual", "n_kept", "n_deep")}
     return {"name": picture.name, "width": width, "height": height} | counts
 
 
 def why_whole(runtime: Runtime, maps: Sequence[TokenMap]) -> str:
     """Why nothing was pruned, "" when something was."""
-    if not maps or any(token_map.n_deep < token_map.n_visual for token_map in maps):
+    if not maps or any(token_map.n_deep < token_map.n_rows for token_map in maps):
         return ""
     if runtime.profile is None:
         if resolve.switched_off():
@@ -100,8 +100,8 @@ def _no_profile(runtime: Runtime) -> str:
     import halfv_cpp
 
     if not halfv_cpp.halfv_model_supported(runtime.pointer):
-        return "this architecture cannot be"
-    return "no profile is known for this model, --profile names one"
+        return "this architecture cannot be, --input-keep can"
+    return "no profile is known for this model: --profile names one, --input-keep needs none"
 
 
 def size_note(limit: int | None, maps: Sequence[TokenMap]) -> str:
@@ -130,8 +130,12 @@ def _spent(stats: Stats, wait_sec: float) -> str:
 
 
 def funnel(counts: Stats | TokenMap) -> str:
-    whole = f"{counts.n_patches} -> " if counts.n_patches > counts.n_visual else ""
-    return f"{whole}{counts.n_visual} -> {counts.n_kept} -> {counts.n_deep}"
+    steps = [counts.n_visual, counts.n_kept, counts.n_deep]
+    if counts.n_rows > counts.n_visual:
+        steps.insert(0, counts.n_rows)
+    if counts.n_patches > counts.n_rows:
+        steps.insert(0, counts.n_patches)
+    return " -> ".join(map(str, steps))
 
 
 def _seconds(seconds: float) -> str:
@@ -146,6 +150,8 @@ def _profile(runtime: Runtime) -> str:
         return "none"
     deep = "" if p.ssr_layer == runtime.n_layer else f", {100 * p.ssr_update:g}% updated from {p.ssr_layer}"
     encoder = "" if runtime.encoder.pixel_tau is None else f", pixel tau {runtime.encoder.pixel_tau:g}"
+    if (share := runtime.encoder.input_keep) < 1:
+        encoder += f", {100 * share:g}% of the encoder's rows"
     return (
         f"{runtime.profile_source}: keeps {100 * p.ivr_keep:g}% from layer {p.ivr_layer}{deep} ({p.ssr_rest}){encoder}"
     )

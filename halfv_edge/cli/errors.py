@@ -22,6 +22,7 @@ FLAGS = {
     "kl_tokens": "--kl-tokens",
     "kv_type": "--kv-type",
     "max_divergence": "--max-divergence",
+    "input_keep": "--input-keep",
     "max_tokens": "--max-tokens",
     "min_p": "--min-p",
     "mmproj": "--mmproj",

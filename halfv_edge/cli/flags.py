@@ -86,6 +86,12 @@ def add_encoder_pruning(group: argparse._ArgumentGroup) -> None:
         help="spare Qwen-VL's encoder patches within so many of 255 levels of what their neighbours predict (0: equal)",
     )
     group.add_argument(
+        "--input-keep",
+        metavar="SHARE",
+        type=number,
+        help="of a picture's visual tokens, given to the language model: any model and encoder (1: all)",
+    )
+    group.add_argument(
         "--visual-share",
         metavar="SHARE",
         type=number,
@@ -165,6 +171,7 @@ def model_options(args: argparse.Namespace) -> ModelOptions:
         profile=profile(args.profile),
         keep=args.keep,
         pixel_tau=args.pixel_tau,
+        input_keep=args.input_keep,
         visual_share=args.visual_share,
         n_ctx=args.ctx,
         n_gpu_layers=-1 if args.gpu_layers is None else args.gpu_layers,
@@ -204,7 +211,7 @@ def profile(given: str | None) -> str | Path | None:
 def _without_effect(args: argparse.Namespace, model: Model) -> Iterator[str]:
     from halfv_cpp import llama_h
 
-    given = (args.keep, args.profile, args.pixel_tau, args.visual_share)
+    given = (args.keep, args.profile, args.pixel_tau, args.input_keep, args.visual_share)
     if resolve.switched_off() and any(value not in (None, "off") for value in given):
         yield "HALFV=off is set in the environment, so the model runs whole whatever the flags say."
     elif args.pixel_tau not in (None, "off") and model.encoder.pixel_tau is None:

@@ -38,6 +38,7 @@ FIELDS: dict[str, tuple[Callable[[str], Any], str, str]] = {
         "LEVELS|off",
         "spare the encoder patches within so many of 255 levels of what their neighbours predict; 0: equal ones",
     ),
+    "input_keep": (float, "SHARE", "share of a picture's visual tokens given to the language model; 1: all"),
     "visual_share": (float, "SHARE", "share of the context set aside for pictures: less KV memory, less room for text"),
 }
 
@@ -246,6 +247,8 @@ def _rows(model: ModelFile, found: Resolved) -> list[tuple[str, str]]:
     if p.pixel_tau is not None:
         alike = f"within {p.pixel_tau:g} levels of" if p.pixel_tau else "equal to"
         rows.append(("encoder", f"is spared patches {alike} what their neighbours predict (Qwen-VL)"))
+    if p.input_keep < 1:
+        rows.append(("its output", f"{_share(p.input_keep)} of it goes on to the language model"))
     if p.visual_share:
         rows.append(("KV memory", f"{_share(p.visual_share)} of the context is set aside for visual tokens"))
     if p.calibration:

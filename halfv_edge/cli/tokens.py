@@ -54,6 +54,7 @@ def _tokens(args: argparse.Namespace) -> int:
                     "file": str(path),
                     "grid": [[t.columns, t.rows] for t in token_map.tiles],
                     "entered": [t.entered for t in token_map.tiles],
+                    "given": [t.given for t in token_map.tiles],
                     "kept": [t.kept for t in token_map.tiles],
                     "deep": [t.deep for t in token_map.tiles],
                 }

@@ -92,7 +92,7 @@ def _legend(token_map: TokenMap, outlined: bool, has_grid: bool) -> list[tuple[s
     total = token_map.n_patches
     if not has_grid:
         return [("none", f"{token_map.n_kept} of {total} tokens kept; this encoder does not lay them out as a grid")]
-    dropped, repeated = token_map.n_visual - token_map.n_kept, total - token_map.n_visual
+    dropped, repeated = token_map.n_rows - token_map.n_kept, total - token_map.n_rows
     notes = [("kept", f"kept {token_map.n_kept} of {total} ({token_map.n_kept / total:.0%})")]
     notes += [("dropped", f"dropped {dropped} ({dropped / total:.0%})")]
     if repeated:

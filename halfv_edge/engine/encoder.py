@@ -17,7 +17,7 @@ from pathlib import Path
 
 import halfv_cpp
 import numpy as np
-from halfv_cpp import llama_h, log, mtmd_h, mtmd_helper_h
+from halfv_cpp import halfv_mtmd_h, llama_h, log, mtmd_h
 
 from halfv_edge.engine.images import Picture
 from halfv_edge.engine.tokens import Layout, Tile, TokenMap
@@ -38,26 +38,33 @@ class Chunk:
         self.pointer = pointer  # owned
         self.n_tokens = mtmd_h.mtmd_input_chunk_get_n_tokens(pointer)
         self.n_pos = mtmd_h.mtmd_input_chunk_get_n_pos(pointer)
-        image = mtmd_h.mtmd_input_chunk_get_tokens_image(pointer) or 0
+        image = self._image()
         self._size = mtmd_h.mtmd_image_tokens_get_nx(image), mtmd_h.mtmd_image_tokens_get_ny(image)
-        self.n_patches = max(math.prod(self._size), self.n_tokens)  # visual tokens of the picture, were it whole
+        self.n_rows = halfv_mtmd_h.halfv_picture_rows(image)  # visual tokens that the encoder gives
+        self.n_patches = max(math.prod(self._size), self.n_rows)  # visual tokens of the picture, were it whole
         self.embd: np.ndarray | None = None
 
     def grid(self, is_mrope: bool) -> tuple[int, int]:
         """Columns and rows of the whole picture: those of M-RoPE, else a square; (0, 0) when there is no grid."""
-        side = math.isqrt(self.n_tokens)
+        side = math.isqrt(self.n_rows)
         columns, rows = self._size if is_mrope else (side, side)
         return (columns, rows) if columns * rows == self.n_patches else (0, 0)
 
     def places(self) -> list[int]:
-        """Where in the grid each token is, row by row."""
-        if self.n_patches == self.n_tokens:
-            return list(range(self.n_tokens))
-        found = (mtmd_h.mtmd_decoder_pos * self.n_tokens)()
-        mtmd_helper_h.mtmd_helper_image_get_decoder_pos(
-            mtmd_h.mtmd_input_chunk_get_tokens_image(self.pointer) or 0, 0, found
-        )
-        return [place.y * self._size[0] + place.x for place in found]
+        """Where in the grid each token is that the encoder gives, row by row."""
+        found = (ctypes.c_int32 * self.n_rows)()
+        halfv_mtmd_h.halfv_picture_places(self._image(), found, len(found))
+        return list(found)
+
+    def given(self) -> list[int]:
+        """Which of those the language model gets; the picture has been encoded."""
+        found = (ctypes.c_int32 * self.n_tokens)()
+        if halfv_mtmd_h.halfv_picture_kept(self._image(), found, len(found)) < 0:
+            raise RuntimeError("the picture is not encoded")
+        return list(found)
+
+    def _image(self) -> int:
+        return mtmd_h.mtmd_input_chunk_get_tokens_image(self.pointer) or 0
 
     def __del__(self) -> None:
         if self.pointer:
@@ -96,6 +103,7 @@ class Encoder:
     n_embd: int
     layout: Layout
     pixel_tau: float | None  # None: pictures are taken whole
+    input_keep: float = 1.0  # share of its rows that go on
     batches: bool = False  # several tiles of a picture at once, for encoders that can
     n_encoded: int = 0  # pictures that went through the encoder, the remembered ones not counted
     _cache: collections.OrderedDict[str, list[int | Chunk]] = field(default_factory=collections.OrderedDict)
@@ -114,11 +122,12 @@ class Encoder:
         image_max_tokens: int | None,
         pixel_tau: float | None,
         cache_bytes: int,
+        input_keep: float = 1.0,
         weights: str = "auto",
         attention: int | None = None,
     ) -> Encoder:
-        """pixel_tau: of the model's profile in force, where libmtmd takes it from. weights: of MMPROJ_TYPES.
-        attention: enum halfv_attention; by default the fastest, llama.cpp's for "off".
+        """pixel_tau, input_keep: of the model's profile in force, where libmtmd takes them from.
+        weights: of MMPROJ_TYPES. attention: enum halfv_attention; by default the fastest, llama.cpp's for "off".
         """
         if attention is None:
             attention = halfv_cpp.HALFV_ATTENTION_STOCK if weights == "off" else halfv_cpp.HALFV_ATTENTION_FAST
@@ -145,7 +154,7 @@ class Encoder:
         n_embd = llama_h.llama_model_n_embd_inp(model)
         # a tile fills a CPU, and one call cannot be interrupted
         batches = use_gpu and llama_h.llama_supports_gpu_offload()
-        return cls(path, pointer, cache_bytes, n_embd, _layout(metadata), tau, batches)
+        return cls(path, pointer, cache_bytes, n_embd, _layout(metadata), tau, input_keep, batches)
 
     def close(self) -> None:
         with self._lock:
@@ -177,16 +186,18 @@ class Encoder:
         boxes = self.layout.boxes(len(chunks), encoded.picture.image.size, columns, rows)
         tiles = []
         for chunk, (kept, deep), (box, overview) in zip(chunks, chosen, boxes, strict=True):
-            places = chunk.places()
-            kept, deep = (places if some is None else [places[token] for token in some] for some in (kept, deep))
-            tiles.append(Tile(*chunk.grid(self.is_mrope), chunk.n_patches, places, kept, deep, box, overview))
+            entered = chunk.places()
+            given = [entered[row] for row in chunk.given()]
+            kept, deep = (given if some is None else [given[token] for token in some] for some in (kept, deep))
+            tiles.append(Tile(*chunk.grid(self.is_mrope), chunk.n_patches, entered, given, kept, deep, box, overview))
         return TokenMap(encoded.picture.image, tiles)
 
     def tokens(self, picture: Picture) -> Encoded:
         """What the picture will be, with embeddings only if it is remembered."""
         digest = picture.digest()
-        if self.pixel_tau is not None:
-            digest = hashlib.blake2b(f"{digest} {self.pixel_tau}".encode(), digest_size=32).hexdigest()
+        if self.pixel_tau is not None or self.input_keep < 1:
+            settings = f"{digest} {self.pixel_tau} {self.input_keep}"
+            digest = hashlib.blake2b(settings.encode(), digest_size=32).hexdigest()
         with self._held() as pointer:
             if digest in self._cache:
                 self._cache.move_to_end(digest)

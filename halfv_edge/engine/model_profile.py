@@ -6,9 +6,10 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import halfv_cpp
+from halfv_cpp import llama_h
 
 from halfv_edge.engine.options import ProfileSource, check_pruning
 from halfv_edge.errors import HalfVError
@@ -24,9 +25,10 @@ def resolve_profile(
     keep: float | None,
     pixel_tau: float | Literal["off"] | None = None,
     visual_share: float | None = None,
+    input_keep: float | None = None,
 ) -> Resolved:
     """What these come to for this model, after the sidecar, the file and the presets."""
-    check_pruning(keep, pixel_tau, visual_share)
+    check_pruning(keep, pixel_tau, visual_share, input_keep)
     if keep is not None and given == "off":
         raise HalfVError(
             "needs a profile, and {profile} says none",
@@ -36,11 +38,15 @@ def resolve_profile(
             settings={"profile": "off"},
         )
     resolved = resolve.resolve(about, _override(given, about))
-    if pixel_tau is not None and resolved.source != "environment":
+    encoder: dict[str, Any] = {}
+    if pixel_tau is not None:
+        encoder["pixel_tau"] = None if pixel_tau == "off" else pixel_tau
+    if input_keep is not None:
+        encoder["input_keep"] = input_keep
+    if encoder and resolved.source != "environment":
         base = resolved.profile or Profile.default(about.n_layer)
-        tau = None if pixel_tau == "off" else pixel_tau
-        if tau != base.pixel_tau:
-            resolved = dataclasses.replace(resolved, profile=_changed(dataclasses.replace(base, pixel_tau=tau), about))
+        if (changed := dataclasses.replace(base, **encoder)) != base:
+            resolved = dataclasses.replace(resolved, profile=_changed(changed, about))
     if visual_share is not None and resolved.profile is not None:
         changed = dataclasses.replace(resolved.profile, visual_share=visual_share).validate(about.n_layer)
         resolved = dataclasses.replace(resolved, profile=changed)
@@ -66,16 +72,18 @@ def _changed(profile: Profile, about: model_file.ModelFile) -> Profile:
 
 
 def if_supported(resolved: Resolved, model: int, path: Path) -> Resolved:
-    """An architecture that cannot be pruned runs whole; to ask for more is a mistake."""
+    """An architecture that cannot be pruned runs whole but for what the encoder does; to ask for more is a mistake."""
     if resolved.profile is None or halfv_cpp.halfv_model_supported(model):
         return resolved
-    if resolved.source == "flag":
+    n_layer = llama_h.llama_model_n_layer(model)
+    if resolved.source == "flag" and resolved.profile.prunes(n_layer):
         raise HalfVError(
             f"{path.name} cannot be pruned: its architecture runs whole",
             hint="give {profile}",
             settings={"profile": "off"},
         )
-    return Resolved(None, "off")
+    part = resolved.profile.encoder_part(n_layer)
+    return Resolved(None, "off") if part == Profile.default(n_layer) else dataclasses.replace(resolved, profile=part)
 
 
 def _override(given: ProfileSource, about: model_file.ModelFile) -> Profile | Literal["off"] | None:

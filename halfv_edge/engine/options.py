@@ -46,6 +46,8 @@ class ModelOptions:
     pixel_tau: float | Literal["off"] | None = None
     """In place of the profile's, for Qwen-VL: patches within so many of 255 levels of what their neighbours predict
     stay out of the encoder; 0 are equal ones, "off" is none."""
+    input_keep: float | None = None
+    """The share of a picture's visual tokens that the language model is given, in place of the profile's; 1 is all."""
     visual_share: float | None = None
     """Of n_ctx, set aside for visual tokens: with 0.75 text has a quarter of it, and the KV cache of deeper layers is
     as much smaller as tokens are pruned. 0: text may fill all of it from the start. None: the profile's; where that
@@ -85,7 +87,7 @@ class ModelOptions:
         check_choice("mmproj_type", self.mmproj_type, MMPROJ_TYPES)
         for name, least in LEAST.items():
             _set(self, name, check_whole(name, getattr(self, name), least))
-        check_pruning(self.keep, self.pixel_tau, self.visual_share)
+        check_pruning(self.keep, self.pixel_tau, self.visual_share, self.input_keep)
 
 
 class ModelFields(TypedDict, total=False):
@@ -94,6 +96,7 @@ class ModelFields(TypedDict, total=False):
     profile: ProfileSource
     keep: float | None
     pixel_tau: float | Literal["off"] | None
+    input_keep: float | None
     visual_share: float | None
     n_ctx: int | None
     n_gpu_layers: int
@@ -215,7 +218,12 @@ def check_number(name: str, value: object, low: float, high: float, rule: str = 
     return float(value)
 
 
-def check_pruning(keep: float | None, pixel_tau: float | Literal["off"] | None, visual_share: float | None) -> None:
+def check_pruning(
+    keep: float | None,
+    pixel_tau: float | Literal["off"] | None,
+    visual_share: float | None,
+    input_keep: float | None,
+) -> None:
     """What replaces numbers of a profile is in their range."""
     if keep is not None:
         check_number("keep", keep, math.ulp(0), 1, "above 0 and at most 1")
@@ -223,3 +231,5 @@ def check_pruning(keep: float | None, pixel_tau: float | Literal["off"] | None, 
         check_number("pixel_tau", pixel_tau, 0, 255)
     if visual_share is not None:
         check_number("visual_share", visual_share, 0, 1)
+    if input_keep is not None:
+        check_number("input_keep", input_keep, math.ulp(0), 1, "above 0 and at most 1")

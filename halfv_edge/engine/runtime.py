@@ -99,7 +99,7 @@ class Runtime:
         self.chats: weakref.WeakSet[Closable] = weakref.WeakSet()  # closed before the model is freed
 
         wanted, resolved = resolved, if_supported(resolved, pointer, self.path)
-        if resolved != wanted:
+        if wanted.profile != resolved.profile and wanted.profile and wanted.profile.prunes(self.n_layer):
             self.notes.append("This architecture cannot be pruned, so the model runs whole.")
         self.profile: Profile | None = resolved.profile
         self.profile_source: str = f"preset {resolved.preset}" if resolved.preset else resolved.source
@@ -109,6 +109,7 @@ class Runtime:
             mmproj,
             image_max_tokens=options.image_max_tokens,
             pixel_tau=self.profile.pixel_tau if self.profile else None,
+            input_keep=self.profile.input_keep if self.profile else 1.0,
             weights=options.mmproj_type,
         )
         try:
@@ -128,7 +129,9 @@ class Runtime:
         showing = log.Showing() if options.verbose else None
         about = model_file.ModelFile.read(path)
         encoder_path = find_mmproj(mmproj, about)
-        resolved = resolve_profile(about, options.profile, options.keep, options.pixel_tau, options.visual_share)
+        resolved = resolve_profile(
+            about, options.profile, options.keep, options.pixel_tau, options.visual_share, options.input_keep
+        )
         llama_h.llama_backend_init()
         log.clear()
         params = llama_h.llama_model_default_params()
@@ -268,10 +271,17 @@ class Runtime:
                 self._spare = context
 
     def load_encoder(
-        self, path: Path | None = None, *, image_max_tokens: int | None, pixel_tau: float | None, weights: str
+        self,
+        path: Path | None = None,
+        *,
+        image_max_tokens: int | None,
+        pixel_tau: float | None,
+        input_keep: float,
+        weights: str,
     ) -> Encoder:
         """The model's encoder again, with other settings; whoever asked for it closes it."""
-        with self._in_force(dataclasses.replace(self.profile or Profile.default(self.n_layer), pixel_tau=pixel_tau)):
+        base = self.profile or Profile.default(self.n_layer)
+        with self._in_force(dataclasses.replace(base, pixel_tau=pixel_tau, input_keep=input_keep)):
             return Encoder.load(
                 path or self.encoder.path,
                 self.pointer,
@@ -281,6 +291,7 @@ class Runtime:
                 flash_attn=FLASH[self.options.flash_attn],
                 image_max_tokens=image_max_tokens,
                 pixel_tau=pixel_tau,
+                input_keep=input_keep,
                 cache_bytes=self.options.image_cache_mb << 20,
                 weights=weights,
             )
@@ -295,8 +306,9 @@ class Runtime:
             self._set_profile(self.profile)
 
     def _set_profile(self, profile: Profile | None) -> None:
-        if halfv_cpp.halfv_model_supported(self.pointer):
-            halfv_cpp.set_model_profile(self.pointer, profile.to_c() if profile else None)
+        if profile and not halfv_cpp.halfv_model_supported(self.pointer):
+            profile = profile.encoder_part(self.n_layer)
+        halfv_cpp.set_model_profile(self.pointer, profile.to_c() if profile else None)
 
     #
     # text

@@ -26,8 +26,10 @@ class Stats:
     """Of encoder and prefill: what ran before `ask()`, while the person typed."""
     n_patches: int = 0
     """Visual tokens that the conversation's pictures could be."""
+    n_rows: int = 0
+    """Visual tokens that the encoder gave: without the patches that stayed out of it."""
     n_visual: int = 0
-    """Visual tokens that they are: without the patches that stayed out of the encoder."""
+    """Visual tokens that the language model was given: the share of those that `input_keep` is."""
     n_kept: int = 0
     """Visual tokens that stage II has."""
     n_deep: int = 0
@@ -65,7 +67,7 @@ def visual_counts(items: Iterable[Item]) -> dict[str, int]:
     """Fields of Stats before any pruning in the language model."""
     chunks = [item for item in items if isinstance(item, Chunk)]
     counts = dict.fromkeys(("n_visual", "n_kept", "n_deep"), n_cells(chunks))
-    return counts | {"n_patches": sum(chunk.n_patches for chunk in chunks)}
+    return counts | {name: sum(getattr(chunk, name) for chunk in chunks) for name in ("n_patches", "n_rows")}
 
 
 def pruning_between(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ class Tile:
     rows: int
     n_patches: int  # tokens that the grid could be
     entered: list[int]  # places in the grid that went through the encoder, row by row; the others repeat a neighbour
+    given: list[int]  # of them that the language model got
     kept: list[int]  # of them in stage II
     deep: list[int]  # of them updated in stage III
     box: Box
@@ -27,7 +28,7 @@ class Tile:
 
     @property
     def n_tokens(self) -> int:
-        return len(self.entered)
+        return len(self.given)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +44,13 @@ class TokenMap:
         return sum(tile.n_patches for tile in self.tiles)
 
     @property
-    def n_visual(self) -> int:
+    def n_rows(self) -> int:
         """Tokens that went through the encoder."""
+        return sum(len(tile.entered) for tile in self.tiles)
+
+    @property
+    def n_visual(self) -> int:
+        """Tokens that the language model got."""
         return sum(tile.n_tokens for tile in self.tiles)
 
     @property

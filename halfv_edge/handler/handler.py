@@ -67,6 +67,7 @@ class HalfVChatHandler:
         profile: Profile | Mapping[str, Any] | str | Path | None = None,
         keep: float | None = None,
         pixel_tau: float | Literal["off"] | None = None,
+        input_keep: float | None = None,
         visual_share: float | None = None,
         mmproj_type: str = "auto",
         image_max_tokens: int | None = None,
@@ -76,7 +77,7 @@ class HalfVChatHandler:
         """Take the place of a handler of llama_cpp.
 
         like: the handler whose prompt format is used; by default that is the chat template in the GGUF.
-        profile, keep, pixel_tau, mmproj_type, image_max_tokens, image_cache_mb, undo_mb: as in
+        profile, keep, pixel_tau, input_keep, mmproj_type, image_max_tokens, image_cache_mb, undo_mb: as in
         halfv_edge.engine.options.ModelOptions. visual_share too, but None is the profile's own.
         """
         self.stats = Stats()  # of the last request
@@ -88,6 +89,7 @@ class HalfVChatHandler:
         self._wanted = profile
         self._keep = keep
         self._pixel_tau = pixel_tau
+        self._input_keep = input_keep
         self._visual_share = visual_share
         engine_options.check_choice("mmproj_type", mmproj_type, encoder.MMPROJ_TYPES)
         self._mmproj_type = mmproj_type
@@ -183,9 +185,11 @@ class HalfVChatHandler:
         log.capture()
         showing = log.Showing() if llama.verbose else None
         about = model_file.ModelFile.read(llama.model_path)
-        wanted = model_profile.resolve_profile(about, self._wanted, self._keep, self._pixel_tau, self._visual_share)
+        wanted = model_profile.resolve_profile(
+            about, self._wanted, self._keep, self._pixel_tau, self._visual_share, self._input_keep
+        )
         resolved = model_profile.if_supported(wanted, llama.model, about.path)
-        _set_profile(llama, resolved.profile)  # before the encoder, which takes pixel_tau from the model
+        _set_profile(llama, resolved.profile)  # before the encoder, which asks the model for it
         flash_attn = llama.context_params.flash_attn_type == llama_h.LLAMA_FLASH_ATTN_TYPE_ENABLED
         vision = Encoder.load(
             encoder.find_mmproj(self.clip_model_path, about),
@@ -197,6 +201,7 @@ class HalfVChatHandler:
             flash_attn=int(flash_attn) if self._mmproj_type == "off" else engine_options.FLASH["auto"],
             image_max_tokens=self._image_max_tokens,
             pixel_tau=resolved.profile.pixel_tau if resolved.profile else None,
+            input_keep=resolved.profile.input_keep if resolved.profile else 1.0,
             weights=self._mmproj_type,
             cache_bytes=self._cache_bytes,
         )
@@ -396,6 +401,7 @@ def _set_profile(llama: llama_cpp.Llama, wanted: Profile | None) -> None:
     """Have the Llama's context prune by this profile. A context keeps the profile it was made with, so that it may have
     to be made again."""
     if not halfv_cpp.halfv_model_supported(llama.model):
+        halfv_cpp.set_model_profile(llama.model, wanted.to_c() if wanted else None)
         return
     in_force = halfv_cpp.halfv_profile()
     has_one = halfv_cpp.halfv_get_profile(llama.ctx, in_force) == halfv_cpp.HALFV_OK

@@ -40,6 +40,11 @@ class Policy:
         """Of patches that never enter the encoder."""
         return self.profile.pixel_tau if self.profile else None
 
+    @property
+    def input_keep(self) -> float:
+        """Of the encoder's rows that go on."""
+        return self.profile.input_keep if self.profile else 1.0
+
 
 @dataclass(frozen=True, slots=True)
 class PolicyModel:
@@ -119,6 +124,11 @@ def _pixel(model: PolicyModel, name: str, value: str) -> Policy:
     if not re.fullmatch(r"\d{1,3}(\.\d+)?", value) or float(value) > 255:
         raise HalfVError(f"The policy {name!r} is not valid: {value} must be a number from 0 to 255.")
     return Policy(name, dataclasses.replace(Profile.default(model.n_layer), pixel_tau=float(value)))
+
+
+def _input(model: PolicyModel, name: str, value: str) -> Policy:
+    """The choice before the language model, and nothing in it."""
+    return Policy(name, dataclasses.replace(Profile.default(model.n_layer), input_keep=share(name, value)))
 
 
 def _otherwise(model: PolicyModel, name: str, value: str) -> Policy:
@@ -221,6 +231,7 @@ POLICIES: dict[str, tuple[Maker, str, str]] = {
     "ssr": (_ssr, "", "the profile's stage III alone"),
     "wrong-ssr": (_wrong_mode, "", "the profile with the stage III of the other kind of backbone"),
     "pixel": (_pixel, "!", "patches that their neighbours predict stay out of the encoder, pixel:0, nothing else"),
+    "input": (_input, "!", "this share of the encoder's rows goes on to the language model, input:0.5, nothing else"),
     "downscale": (_downscale, "!", "a smaller picture of at most so many tokens, downscale:256"),
     "random": (_otherwise, "?", "the profile's layers and shares, tokens drawn by lot"),
     "uniform": (_otherwise, "?", "the profile's layers and shares, tokens evenly spread"),

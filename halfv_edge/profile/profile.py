@@ -10,7 +10,7 @@ import math
 import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import halfv_cpp
@@ -36,8 +36,9 @@ KEYS = {
     "min_visual_tokens": ("min_visual_tokens", UINT32),
     "pixel_tau": ("pixel.tau", FLOAT32),
     "visual_share": ("visual_share", FLOAT32),
+    "input_keep": ("input.keep", FLOAT32),
 }
-OPTIONAL = ("min_visual_tokens", "pixel.tau", "visual_share")
+OPTIONAL = ("min_visual_tokens", "pixel.tau", "visual_share", "input.keep")
 CALIBRATION_KEYS = {
     "samples": UINT32,
     "source": STRING,
@@ -106,6 +107,7 @@ class Profile:
     min_visual_tokens: int = 64  # smaller pictures are left whole
     pixel_tau: float | None = None  # 8-bit levels by which a patch dropped before the encoder may differ; None: none is
     visual_share: float = 0.0  # of the context, set aside for visual tokens: deeper stages get fewer KV cells
+    input_keep: float = 1.0  # share of a picture's rows that go on from the encoder; the shares above are of those
     calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
@@ -160,6 +162,8 @@ class Profile:
             raise complaint("pixel.tau", self.pixel_tau, "it must be between 0 and 255")
         if not 0 <= self.visual_share <= 1:
             raise complaint("visual_share", self.visual_share, "it must be between 0 and 1")
+        if not 0 < self.input_keep <= 1:
+            raise complaint("input.keep", self.input_keep, "it must be above 0 and at most 1")
         if self.calibration:
             self.calibration.validate(n_layer)
         return self
@@ -171,13 +175,13 @@ class Profile:
                 yield key, type_, value
 
     def prunes(self, n_layer: int) -> bool:
-        """Whether it leaves any visual token out.
+        """Whether it leaves any visual token out in the language model.
 
         Args:
             n_layer: Layers of the model.
 
         Returns:
-            False when it keeps and updates all of them.
+            False when it keeps and updates all that the language model is given.
         """
         return self.ivr_keep < 1 or (self.ssr_layer < n_layer and self.ssr_update < 1)
 
@@ -231,6 +235,22 @@ class Profile:
         values = {name: getattr(self, name) for name in KEYS}
         values |= {"ssr_rest": REST.index(self.ssr_rest), "pixel_prune": self.pixel_tau is not None}
         return halfv_cpp.halfv_profile(**values | {"pixel_tau": self.pixel_tau or 0.0})
+
+    def encoder_part(self, n_layer: int) -> Profile:
+        """What it says of the encoder.
+
+        Args:
+            n_layer: Layers of the model.
+
+        Returns:
+            The same with stages that keep everything.
+        """
+        return replace(
+            Profile.default(n_layer),
+            min_visual_tokens=self.min_visual_tokens,
+            pixel_tau=self.pixel_tau,
+            input_keep=self.input_keep,
+        )
 
     @classmethod
     def from_c(cls, struct_: halfv_cpp.halfv_profile) -> Profile:
@@ -301,7 +321,7 @@ def _flatten(value: Any) -> dict[str, Any]:
         raise InvalidError(f"a profile is a JSON object, not {quote(value)}")
     out: dict[str, Any] = {}
     for key, item in value.items():
-        if key in ("ivr", "ssr", "pixel", "calibration"):
+        if key in ("ivr", "ssr", "pixel", "input", "calibration"):
             if not isinstance(item, Mapping):
                 raise complaint(key, quote(item), "it must be an object")
             out |= {f"{key}.{leaf}": leaf_value for leaf, leaf_value in item.items()}

@@ -62,6 +62,8 @@ struct halfv_profile {
     float    pixel_tau;         // how far each of their 8-bit pixels may be from the prediction, [0, 255]
     float    visual_share;      // share of the context set aside for visual tokens, [0, 1]: deeper stages have cells
                                 // for the text of the rest and the visual tokens that reach them; 0: text fills all
+    float    input_keep;        // share of a picture's rows that go on from the encoder, for libmtmd, (0, 1];
+                                // the shares above are of those
 };
 
 // keep = 1 and no stage III, for a model of n_layer layers: prunes nothing until it is changed. HALFV_OK, HALFV_ERR_ARGUMENT
@@ -70,16 +72,17 @@ LLAMA_API int32_t halfv_profile_default(struct halfv_profile * out, uint32_t n_l
 // HALFV_OK, or HALFV_ERR_ARGUMENT with a sentence that names the key and the value
 LLAMA_API int32_t halfv_profile_validate(const struct halfv_profile * profile, uint32_t n_layer);
 
-// Whether contexts of this model can be pruned (its architecture has the hooks).
+// Whether contexts of this model can be pruned: its graphs can be cut between layers.
 LLAMA_API bool halfv_model_supported(const struct llama_model * model);
 
-// The profile that contexts made from now on will use.
+// The profile that contexts and encoders made from now on will use. Where contexts cannot be pruned it is what the model's
+// profile says of the encoder, with stages that keep everything.
 // HALFV_OK; HALFV_NOTHING: the model has none; HALFV_ERR_ARGUMENT: what HALFV_PROFILE or its file says is invalid
 LLAMA_API int32_t halfv_model_get_profile(const struct llama_model * model, struct halfv_profile * out);
 
 // Set it (null: none), in place of what HALFV_PROFILE or the file says. Contexts that exist keep theirs. This and
 // halfv_model_set_stage_cells may be called while another thread makes a context, which has the former or the new one.
-// HALFV_OK, HALFV_ERR_ARGUMENT, HALFV_ERR_UNSUPPORTED
+// HALFV_OK; HALFV_ERR_ARGUMENT; HALFV_ERR_UNSUPPORTED: contexts cannot be pruned, and its stages do not keep everything
 LLAMA_API int32_t halfv_model_set_profile(struct llama_model * model, const struct halfv_profile * profile);
 
 // KV cells of each stage for contexts made from now on; 0 (the default) leaves a stage as many as the profile gives it.

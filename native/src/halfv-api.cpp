@@ -102,10 +102,11 @@ int32_t halfv_model_set_profile(llama_model * model, const halfv_profile * profi
             model->halfv_profile->set(std::nullopt);
             return HALFV_OK;
         }
-        if (const auto & why = halfv::cuts_of(*model).refusal; !why.empty()) {
+        const halfv_profile valid = valid_profile(profile, model->hparams.n_layer());
+        if (const auto & why = halfv::cuts_of(*model).refusal; !why.empty() && halfv::prunes(valid, model->hparams.n_layer())) {
             return fail(HALFV_ERR_UNSUPPORTED, "halfv: the architecture " + model->arch_name() + " runs unpruned: " + why);
         }
-        model->halfv_profile->set(valid_profile(profile, model->hparams.n_layer()));
+        model->halfv_profile->set(valid);
         return HALFV_OK;
     });
 }

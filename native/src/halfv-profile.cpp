@@ -5,6 +5,7 @@
 
 #include "gguf.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -30,6 +31,7 @@ halfv_profile default_profile(uint32_t n_layer) {
         /*.pixel_prune       =*/ false,
         /*.pixel_tau         =*/ 0.0f,
         /*.visual_share      =*/ 0.0f,
+        /*.input_keep        =*/ 1.0f,
     };
 }
 
@@ -61,11 +63,24 @@ std::string validate(const halfv_profile & p, uint32_t n_layer) {
     if (!in_range(p.visual_share, 0.0f, 1.0f)) {
         return complaint("halfv.visual_share", p.visual_share, "it must be between 0 and 1");
     }
+    if (!in_range(p.input_keep, 0.0f, 1.0f) || p.input_keep == 0.0f) {
+        return complaint("halfv.input.keep", p.input_keep, "it must be above 0 and at most 1");
+    }
     return "";
 }
 
 bool prunes(const halfv_profile & p, uint32_t n_layer) {
     return p.ivr_keep < 1.0f || (p.ssr_layer < n_layer && p.ssr_update < 1.0f);
+}
+
+// what libmtmd does by it, with stages that keep everything
+static halfv_profile encoder_part(const halfv_profile & p, uint32_t n_layer) {
+    halfv_profile part = default_profile(n_layer);
+    part.min_visual_tokens = p.min_visual_tokens;
+    part.pixel_prune       = p.pixel_prune;
+    part.pixel_tau         = p.pixel_tau;
+    part.input_keep        = p.input_keep;
+    return part;
 }
 
 // reads typed keys of the GGUF metadata, keeping the first complaint
@@ -129,6 +144,7 @@ static found_profile read_gguf(const gguf_context * metadata) {
     keys.get("halfv.min_visual_tokens", p.min_visual_tokens, false);
     p.pixel_prune = keys.get("halfv.pixel.tau", p.pixel_tau, false);
     keys.get("halfv.visual_share", p.visual_share, false);
+    keys.get("halfv.input.keep", p.input_keep, false);
 
     if (keys.error.empty() && rest != "frozen" && rest != "dropped") {
         keys.error = wrong_rest(quoted(rest));
@@ -179,20 +195,25 @@ void model_profile::set(std::optional<halfv_profile> profile) {
 
 std::optional<halfv_profile> model_profile::get(uint32_t n_layer, bool supported) const {
     const std::lock_guard<std::mutex> lock(mutex);
-    if (switched_off() || (found.from_environment && !supported)) {
+    if (switched_off() || (found.from_environment && !supported && !found.error.empty())) {
         return std::nullopt;
     }
-    std::string wrong = found.error;
-    if (wrong.empty() && found.value) {
-        wrong = validate(*found.value, n_layer);
+    std::optional<halfv_profile> value = found.value;
+    if (value && !supported) {
+        n_layer = std::max(n_layer, 2u); // or no stages would be valid
+        value = encoder_part(*value, n_layer);
     }
-    if (wrong.empty()) {
+    std::string wrong = found.error;
+    if (wrong.empty() && value) {
+        wrong = validate(*value, n_layer);
+    }
+    if (wrong.empty() && supported) {
         wrong = validate(found.calibration, n_layer);
     }
     if (!wrong.empty()) {
         throw std::runtime_error("halfv: " + found.origin + wrong);
     }
-    return found.value;
+    return value;
 }
 
 bool model_profile::exists() const {

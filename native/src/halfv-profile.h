@@ -39,8 +39,8 @@ public:
     void read(const gguf_context * metadata); // when the model is loaded
     void set(std::optional<halfv_profile> profile); // a valid one, or none
 
-    // The profile, none, or a std::runtime_error that says what is wrong with it. HALFV=off: none. HALFV_PROFILE is meant for
-    // those models of a process that can be pruned.
+    // The profile, none, or a std::runtime_error that says what is wrong with it. HALFV=off: none. Of a model that cannot be
+    // pruned only what concerns the encoder counts, and a wrong HALFV_PROFILE is meant for other models of the process.
     std::optional<halfv_profile> get(uint32_t n_layer, bool supported) const;
 
     // whether there is one, right or wrong

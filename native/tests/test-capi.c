@@ -67,6 +67,9 @@ static void test_profile_rules(void) {
     BAD(ssr_update, -0.1f, "halfv.ssr.update");
     BAD(ssr_update, 1.1f, "halfv.ssr.update");
     BAD(ssr_update, NAN, "halfv.ssr.update");
+    BAD(input_keep, 0.0f, "halfv.input.keep = 0 ");
+    BAD(input_keep, 1.5f, "halfv.input.keep = 1.5 ");
+    BAD(input_keep, NAN, "halfv.input.keep");
     BAD(ssr_rest, 2, "halfv.ssr.rest = 2 ");
     BAD(ssr_rest, -1, "halfv.ssr.rest = -1 ");
 #undef BAD
@@ -155,6 +158,12 @@ static void test_other_architecture(struct llama_model * model) {
     CHECK(!halfv_model_supported(model));
     CHECK_RC(halfv_model_get_profile(model, &profile), HALFV_NOTHING);
     CHECK_ERR(halfv_model_set_profile(model, &profile), HALFV_ERR_UNSUPPORTED, "architecture");
+    CHECK_RC(halfv_profile_default(&profile, llama_model_n_layer(model)), HALFV_OK);
+    profile.input_keep = 0.5f; // for the encoder
+    CHECK_RC(halfv_model_set_profile(model, &profile), HALFV_OK);
+    profile.input_keep = 0.0f;
+    CHECK_RC(halfv_model_get_profile(model, &profile), HALFV_OK);
+    CHECK(profile.input_keep == 0.5f);
     CHECK_RC(halfv_model_set_profile(model, NULL), HALFV_OK);
 }
 

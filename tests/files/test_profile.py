@@ -71,7 +71,8 @@ def test_json(case: dict[str, Any]) -> None:
     value = nested(values_of(case))
     if case["says"] is None:
         assert Profile.from_json(value).validate(N_LAYER).to_json() == json.loads(
-            json.dumps(nested({"min_visual_tokens": 64, "visual_share": 0.0} | values_of(case))), parse_float=as_f32
+            json.dumps(nested({"min_visual_tokens": 64, "visual_share": 0.0, "input.keep": 1.0} | values_of(case))),
+            parse_float=as_f32,
         )
     else:
         with pytest.raises(HalfVError) as error:
@@ -98,7 +99,7 @@ def complaints(given_: Profile, n_layer: int) -> tuple[str, str]:
 u32 = st.one_of(st.integers(0, 40), st.integers(0, 2**32 - 1))
 f32 = st.one_of(st.floats(0, 1, width=32), st.floats(width=32))
 tau = st.none() | st.floats(0, 255, width=32)
-anything = st.builds(Profile, u32, f32, f32, u32, f32, st.sampled_from(profile.REST), u32, tau | f32, f32)
+anything = st.builds(Profile, u32, f32, f32, u32, f32, st.sampled_from(profile.REST), u32, tau | f32, f32, f32)
 
 
 @settings(deadline=None)
@@ -145,6 +146,7 @@ def fitting(draw: st.DrawFn) -> tuple[Profile, int]:
     found = Profile(
         ivr, draw(st.floats(0, 1, width=32, exclude_min=True)), draw(share), draw(st.integers(ivr + 1, n_layer)),
         draw(share), draw(st.sampled_from(profile.REST)), draw(u32), draw(tau), draw(share),
+        draw(st.floats(0, 1, width=32, exclude_min=True)),
         draw(st.none() | calibration.filter(lambda c: c != Calibration())),
     )  # fmt: skip
     return found, n_layer
@@ -172,7 +174,11 @@ def test_gguf_and_back(tmp_path_factory: pytest.TempPathFactory, pair_: tuple[Pr
 @settings(deadline=None)
 @given(
     anything.filter(
-        lambda p: not math.isnan(p.ivr_keep + p.ivr_anchors + p.ssr_update + p.visual_share + (p.pixel_tau or 0))
+        lambda p: (
+            not math.isnan(
+                p.ivr_keep + p.ivr_anchors + p.ssr_update + p.visual_share + p.input_keep + (p.pixel_tau or 0)
+            )
+        )
     )
 )
 def test_c_and_back(given_: Profile) -> None:

@@ -141,6 +141,16 @@ def test_left_out_of_the_encoder_alone(asker: Asker, given: PolicyModel) -> None
     assert spared.flops == asker.flops(n_cells(head) + len(tail) - whole.n_visual + spared.n_visual) < whole.flops
 
 
+def test_left_out_before_the_language_model(asker: Asker, given: PolicyModel) -> None:
+    """As many FLOPs as a picture of the tokens that go on, whatever the policy that was encoded for before."""
+    shown = images.load(picture(0, 336, 280))
+    whole, spared = (asker.ask(parse_one(name, given), shown, QUESTION) for name in ("unpruned", "input:0.5"))
+    assert (spared.n_patches, spared.n_visual, spared.n_deep) == (120, 60, 60)
+    assert (whole.n_visual, spared.unpruned) == (120, "")
+    head, tail, _ = asker.items(parse_one("unpruned", given), shown, QUESTION)
+    assert spared.flops == asker.flops(n_cells(head) + len(tail) - 60) < whole.flops
+
+
 def test_report(evaluate, folder: Path) -> None:
     plot = folder / "frontier.png"
     out, _ = evaluate("--json", "--policy", "profile,keep:0.3,downscale:40,random,fastv:flops", "--plot", str(plot))

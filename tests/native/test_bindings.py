@@ -20,6 +20,7 @@ from halfv_cpp import (
     ggml_h,
     halfv_compare_h,
     halfv_h,
+    halfv_mtmd_h,
     library,
     llama_h,
     llama_types,
@@ -34,6 +35,7 @@ from tests.support.tiny_models import DROP, make_tiny, tiny_image
 HEADERS = {
     "native/include/halfv.h": (halfv_h,),
     "native/include/halfv-compare.h": (halfv_compare_h,),
+    "native/include/halfv-mtmd.h": (halfv_mtmd_h,),
     "include/llama.h": (llama_types, llama_h),
     "ggml/include/ggml.h": (ggml_h,),
     "ggml/include/ggml-backend.h": (ggml_backend_h,),
@@ -189,13 +191,13 @@ def test_header_order(path: str, declarations: dict[str, str], header: str) -> N
         assert [name for name, place in zip(order, places, strict=True) if place < 0] == []
 
 
-@pytest.mark.parametrize("name", ["halfv.h", "halfv-compare.h"])
+@pytest.mark.parametrize("name", ["halfv.h", "halfv-compare.h", "halfv-mtmd.h"])
 def test_all_of_our_headers(root: Path, name: str) -> None:
     """Comments of structs and enums included."""
     (module,) = HEADERS[f"native/include/{name}"]
     header = (root / "native" / "include" / name).read_text()
     plain = re.sub(r"//.*", "", header)
-    assert functions(module) == re.findall(r"^LLAMA_API [^;]*?\b(halfv_\w+)\(", plain, re.MULTILINE)
+    assert functions(module) == re.findall(r"^(?:LLAMA|MTMD)_API [^;]*?\b(halfv_\w+)\(", plain, re.MULTILINE)
     values = re.findall(r"^#define (HALFV_\w+)[ ]+\S", plain, re.MULTILINE) + re.findall(r"\b(HALFV_\w+)\s*=", plain)
     assert sorted(constants(module)) == sorted(values)
     bodies = {match[1]: match[0] for match in re.finditer(r"^struct (\w+) \{.*?^\};", plain, re.MULTILINE | re.DOTALL)}

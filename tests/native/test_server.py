@@ -53,6 +53,22 @@ def test_prompt_cache(programs: Path) -> None:
         assert difference(ask(server, REQUESTS, True), fresh) > 10 * NOISE
 
 
+def test_prompt_cache_of_a_share_of_the_rows(programs: Path) -> None:
+    """What goes on depends on the picture alone, so a cached one is as good as any."""
+    profile = {
+        "version": 1,
+        "ivr": {"layer": 4, "keep": 0.38, "anchors": 0.1},
+        "ssr": {"layer": 9, "update": 0.05, "rest": "frozen"},
+        "input": {"keep": 0.5},
+    }
+    env = {"HALFV_PROFILE": json.dumps(profile)}
+    with Server(programs, MODEL, MMPROJ, "-np", "2", "-c", "4096", env=env) as server:
+        cached, fresh = (ask(server, REQUESTS[:4], cache) for cache in (True, False))
+    assert sum(100 < reply.n_cached < 200 for reply in cached) >= 2
+    assert [reply.text for reply in cached] == [reply.text for reply in fresh]
+    assert difference(cached, fresh) < NOISE
+
+
 def test_undo_mb_that_is_no_number(programs: Path) -> None:
     said = r'halfv: HALFV_UNDO_MB = "12 MB" is not valid: it must be a whole number of MiB'
     with pytest.raises(RuntimeError, match=said):

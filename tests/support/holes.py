@@ -1,4 +1,5 @@
-"""Patches that stay out of the encoder: the rule in numpy, pictures that have such, and what transformers makes of it.
+"""Patches that stay out of the encoder or of the language model: rules in numpy, pictures, and what transformers makes
+of it.
 
 The reference computes with all patches and all visual tokens, and forbids every look at those that stay out.
 """
@@ -81,8 +82,35 @@ def nearly(picture: np.ndarray) -> np.ndarray:
     return np.clip(picture.astype(int) + delta, 0, 255).astype(np.uint8)
 
 
+def coverage(rows: np.ndarray, keep: float) -> list[int]:
+    """Farthest-point sampling by cosine, from the last row on."""
+    unit = rows.astype(np.float64) / np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
+    chosen = [len(rows) - 1]
+    while len(chosen) < int(keep * len(rows)):
+        nearest = (unit @ unit[chosen].T).max(axis=1)
+        nearest[chosen] = np.inf
+        chosen.append(int(nearest.argmin()))
+    return sorted(chosen)
+
+
 @torch.no_grad()
-def logits(family: str, model: Any, seen: PromptRun, picture: np.ndarray, entered: list[int]) -> np.ndarray:
+def llava_logits(model: Any, seen: PromptRun, picture: np.ndarray, kept: list[int], n_rows: int) -> np.ndarray:
+    """Of the last token, where the language model sees some of the rows, at their own places in the prompt."""
+    ids: list[int] = []
+    sees: list[int] = []
+    for piece in seen.pieces:
+        is_text = isinstance(piece, list)
+        ids += piece if is_text else [model.config.image_token_index] * n_rows
+        sees += [1] * len(piece) if is_text else [int(i in set(kept)) for i in range(n_rows)]
+    pixels = hf_reference.normalised(picture, hf_reference.CLIP_MEAN, hf_reference.CLIP_STD)[None]
+    given = {"input_ids": torch.tensor([ids]), "attention_mask": torch.tensor([sees])}
+    return model(**given, pixel_values=pixels, position_ids=torch.arange(len(ids))[None]).logits[0, -1].numpy()
+
+
+@torch.no_grad()
+def logits(
+    family: str, model: Any, seen: PromptRun, picture: np.ndarray, entered: list[int], encoder_sees_all: bool = False
+) -> np.ndarray:
     """Of the last token, for the prompt that llama.cpp saw."""
     patches, grid = hf_reference.qwen_patches(picture, QWEN[family])
     _, rows, columns = (int(n) for n in grid[0])
@@ -110,7 +138,7 @@ def logits(family: str, model: Any, seen: PromptRun, picture: np.ndarray, entere
         "position_ids": torch.tensor(positions).T[:, None],
         "attention_mask": torch.tensor([sees]),
     }
-    with _blind_to(family, model, rows, columns, entered):
+    with contextlib.nullcontext() if encoder_sees_all else _blind_to(family, model, rows, columns, entered):
         return model(**given).logits[0, -1].numpy()
 
 

@@ -36,7 +36,7 @@ class Contender:
 
     @property
     def encoder(self) -> EncoderSettings:
-        return EncoderSettings(self.policy.max_tokens, self.policy.tau, self.policy.weights)
+        return EncoderSettings(self.policy.max_tokens, self.policy.tau, self.policy.input_keep, self.policy.weights)
 
 
 class Bench(contextlib.ExitStack):
@@ -173,7 +173,7 @@ class Bench(contextlib.ExitStack):
 
     def _flops(self, contender: Contender, answer: Answer) -> float:
         """Of the language model for the whole prompt; the statistics start with the picture."""
-        spent = float(answer["stats"]["flops_spent"]) if contender.policy.profile else 0.0
+        spent = float(answer["stats"]["flops_spent"]) if contender.policy.profile and answer["stats"] else 0.0
         if not spent:  # nothing is left out of the language model
             return self._dense_flops(self._n_prompt(answer))
         if contender.policy.holds_text:
@@ -248,6 +248,8 @@ def check_pruned(contender: Contender, answers: list[Answer]) -> dict[str, Any] 
         return None
     last = answers[-1]
     stats: dict[str, Any] | None = last["stats"]
+    if not stats and contender.policy.input_keep < 1:
+        return None  # what it does was done before the language model
     if not stats:
         raise RunError(
             f"The run {contender.name} was to be pruned, but these libraries or this kind of context cannot."

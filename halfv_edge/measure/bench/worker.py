@@ -129,7 +129,7 @@ class LibrariesUnderTest:
         """The tokens of a whole picture."""
         if not self.options["mmproj"]:
             return {"n_visual": n_visual, "n_text": 0}
-        encoded = EncodedPicture(self._encoder(EncoderSettings(None, None, None)))
+        encoded = EncodedPicture(self._encoder(EncoderSettings(None, None, 1.0, None)))
         self._tokenize(encoded, _image(**picture))
         counts = {"n_visual": 0, "n_text": 0}
         for chunk, is_text in encoded.all_chunks():
@@ -138,15 +138,23 @@ class LibrariesUnderTest:
         return counts
 
     def encode(
-        self, max_tokens: int | None, tau: float | None, weights: str | None, n_visual: int | None, **picture: Any
+        self,
+        max_tokens: int | None,
+        tau: float | None,
+        input_keep: float,
+        weights: str | None,
+        n_visual: int | None,
+        **picture: Any,
     ) -> dict[str, Any]:
         """Give a picture to an encoder, or imagine its embeddings where there is none."""
         if not self.options["mmproj"]:
             assert n_visual is not None
+            if input_keep < 1:
+                raise RuntimeError("the choice before the language model needs a vision encoder, and there is none")
             self.embeddings = pictures.random_image(n_visual, self.first.n_embd_inp)
             return {"encode_s": 0.0, "n_visual": n_visual, "n_patches": n_visual, "n_text": 0, "n_first": 0}
         image = _image(**picture)
-        settings = EncoderSettings(max_tokens, tau, weights)
+        settings = EncoderSettings(max_tokens, tau, input_keep, weights)
         if settings in self.encoded:
             self.encoded.pop(settings).close()
         encoder = self._encoder(settings)
@@ -227,7 +235,7 @@ class LibrariesUnderTest:
 
     def _encoder(self, settings: EncoderSettings) -> int:
         if settings not in self.encoders:
-            max_tokens, tau, weights = settings
+            max_tokens, tau, input_keep, weights = settings
             params = mtmd_h.mtmd_context_params_default()
             params.use_gpu = self.settings["n_gpu_layers"] != 0
             params.print_timings = params.warmup = False
@@ -237,6 +245,7 @@ class LibrariesUnderTest:
             if self.prunes:  # libmtmd asks the model for it
                 profile = halfv_cpp.default_profile(llama_h.llama_model_n_layer(self.first.model))
                 profile.pixel_prune, profile.pixel_tau = tau is not None, tau or 0.0
+                profile.input_keep = input_keep
                 halfv_cpp.set_model_profile(self.first.model, profile)
                 is_stock = (weights or self.options["mmproj_type"]) == "off"
                 how = halfv_cpp.HALFV_ATTENTION_STOCK if is_stock else halfv_cpp.HALFV_ATTENTION_FAST
@@ -284,7 +293,7 @@ class LibrariesUnderTest:
             client.image(self.embeddings, pos)
             return
         contender = self.contenders[name]
-        encoded = self.encoded[EncoderSettings(contender["max_tokens"], contender["tau"], contender["weights"])]
+        encoded = self.encoded[EncoderSettings(*(contender[name] for name in EncoderSettings._fields))]
         for part in encoded.parts:
             if isinstance(part, list):
                 client.text(part, logits_last=False)

@@ -22,6 +22,7 @@ class EncoderSettings(NamedTuple):
 
     max_tokens: int | None  # of a picture
     tau: float | None  # of patches that are left out
+    input_keep: float  # of the encoder's rows
     weights: str | None  # type of its weights
 
 

@@ -152,7 +152,8 @@ class Calibrator:
         )
         tau = self.probe.runtime.encoder.pixel_tau  # what the samples were encoded with
         profile = search.finished(found.best.profile, visual)
-        profile = dataclasses.replace(profile, pixel_tau=tau, calibration=evidence)
+        keep = self.probe.runtime.encoder.input_keep
+        profile = dataclasses.replace(profile, pixel_tau=tau, input_keep=keep, calibration=evidence)
         dense, spent = self.probe.flops(profile, 0, n_visual, TEXT_TOKENS)
         return CalibrationResult(
             profile.validate(self.probe.n_layer), curves, all_entropy, (first, second), found, len(seen), n_frozen,

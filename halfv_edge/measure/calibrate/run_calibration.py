@@ -123,6 +123,7 @@ def _settings(model: Model) -> dict[str, Any]:
         "mmproj": _fingerprint(model.encoder.path),
         "image_max_tokens": options.image_max_tokens,
         "pixel_tau": model.encoder.pixel_tau,
+        "input_keep": model.encoder.input_keep,
         "kv_type": options.kv_type,
     }
 

@@ -59,8 +59,8 @@ class Asker:
         self._own_encoder = model.encoder
         self._own_encoder._cache.clear()  # so that the encoding of every picture is timed
         options = model.runtime.options
-        own = options.image_max_tokens, model.encoder.pixel_tau, options.mmproj_type
-        self._encoders: dict[tuple[int | None, float | None, str], Encoder] = {own: model.encoder}
+        own = options.image_max_tokens, model.encoder.pixel_tau, model.encoder.input_keep, options.mmproj_type
+        self._encoders: dict[tuple[int | None, float | None, float, str], Encoder] = {own: model.encoder}
         self._encode_s: dict[tuple[str, int | None, str | None], float] = {}
 
     def close(self) -> None:
@@ -75,10 +75,10 @@ class Asker:
         own, options = self._own_encoder, self.runtime.options
         limit = policy.max_tokens or options.image_max_tokens
         tau = policy.tau if own.is_mrope else None  # others take every picture whole
-        key = limit, tau, policy.weights or options.mmproj_type
+        key = limit, tau, policy.input_keep, policy.weights or options.mmproj_type
         if key not in self._encoders:
             encoder = self._encoders[key] = self.runtime.load_encoder(
-                image_max_tokens=limit, pixel_tau=tau, weights=key[2]
+                image_max_tokens=limit, pixel_tau=tau, input_keep=policy.input_keep, weights=key[3]
             )
             if policy.max_tokens:
                 self._check_limit(policy, policy.max_tokens, encoder)
@@ -124,7 +124,7 @@ class Asker:
     def items(self, policy: Policy, picture: Picture, question: str) -> tuple[list[Item], list[Item], float]:
         """The prompt up to the picture's end, the rest, and the seconds that the encoder took for this picture."""
         prompt = self.runtime.prompt(picture, question, self.encoder(policy))
-        key = prompt.encoded.digest, policy.max_tokens, policy.weights  # a digest knows of tau
+        key = prompt.encoded.digest, policy.max_tokens, policy.weights  # a digest knows of tau and of input_keep
         if prompt.encode_sec is not None:
             self._encode_s[key] = prompt.encode_sec
         return prompt.head, prompt.tail, self._encode_s[key]

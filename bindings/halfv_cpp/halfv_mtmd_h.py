@@ -1,0 +1,29 @@
+"""halfv-mtmd.h, in the header's order, the C declaration above each name."""
+
+# mypy: disable-error-code="empty-body"
+
+from halfv_cpp.c_types import Handle, Int32, Int32s, Size, functions_of
+
+function = functions_of("mtmd")
+
+
+# MTMD_API size_t halfv_picture_rows(const mtmd_image_tokens * picture);
+@function
+def halfv_picture_rows(picture: Handle, /) -> Size:
+    """Rows that the encoder and its projector give, before any choice among them."""
+
+
+# MTMD_API int32_t halfv_picture_places(const mtmd_image_tokens * picture, int32_t * out, int32_t cap);
+@function
+def halfv_picture_places(picture: Handle, out: Int32s, cap: Int32, /) -> Int32:
+    """Where in the picture's grid, row by row, each of them is; how many there are."""
+
+
+# #define HALFV_ROWS_UNKNOWN -1
+HALFV_ROWS_UNKNOWN = -1
+
+
+# MTMD_API int32_t halfv_picture_kept(const mtmd_image_tokens * picture, int32_t * out, int32_t cap);
+@function
+def halfv_picture_kept(picture: Handle, out: Int32s, cap: Int32, /) -> Int32:
+    """Which of them go on; how many there are, or HALFV_ROWS_UNKNOWN before the picture has been encoded."""

@@ -1,0 +1,31 @@
+#ifndef HALFV_MTMD_H
+#define HALFV_MTMD_H
+
+// What libmtmd says beside mtmd.h of pictures of which only some rows go on to the language model (halfv.input.keep).
+// mtmd_image_tokens_get_n_tokens counts the rows that go on, and mtmd_encode_chunk and its like leave just these.
+
+#include "halfv.h"
+#include "mtmd.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// Rows that the encoder and its projector give of a picture, or of one tile of it, before any choice among them.
+MTMD_API size_t halfv_picture_rows(const mtmd_image_tokens * picture);
+
+// Where in the picture's grid, row by row, each of them is: 0, 1, 2, ... but for patches that stayed out of the encoder.
+// Writes at most `cap` and returns how many there are.
+MTMD_API int32_t halfv_picture_places(const mtmd_image_tokens * picture, int32_t * out, int32_t cap);
+
+#define HALFV_ROWS_UNKNOWN -1
+
+// Which of them go on, ascending: writes at most `cap` and returns how many there are. HALFV_ROWS_UNKNOWN: that is not
+// known before the chunk, or one that it is a copy of, has been encoded. Copies know it as soon as it is, saved chunks if it was.
+MTMD_API int32_t halfv_picture_kept(const mtmd_image_tokens * picture, int32_t * out, int32_t cap);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif // HALFV_MTMD_H
