@@ -27,3 +27,9 @@ HALFV_ROWS_UNKNOWN = -1
 @function
 def halfv_picture_kept(picture: Handle, out: Int32s, cap: Int32, /) -> Int32:
     """Which of them go on; how many there are, or HALFV_ROWS_UNKNOWN before the picture has been encoded."""
+
+
+# MTMD_API int32_t halfv_picture_set_kept(const mtmd_image_tokens * picture, const int32_t * rows, int32_t n);
+@function
+def halfv_picture_set_kept(picture: Handle, rows: Int32s, n: Int32, /) -> Int32:
+    """For a program that keeps embeddings, and with them the rows that they are of."""

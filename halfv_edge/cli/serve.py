@@ -85,11 +85,12 @@ def _serve(args: argparse.Namespace) -> int:
         keep=args.keep,
         pixel_tau=args.pixel_tau,
         visual_share=args.visual_share,
+        input_keep=args.input_keep,
     )
     at = llama_server.address(args.rest)
     notes = [f"{at}  {outlook.about.path.name}"]
     notes += [DEMO_NOTE] if files.model.parent == DEMO_FOLDER else []
-    notes.append(_pruning(outlook.why_whole, outlook.profile_source, outlook.resolved.profile))
+    notes.append(_pruning(outlook.why_whole, outlook.profile_source, outlook.resolved.profile, outlook.about.n_layer))
     if not llama_server.has_web_page():
         notes.append(
             "No web page: this build was made without npm. Install npm and build again, or use another client."
@@ -103,13 +104,18 @@ def _serve(args: argparse.Namespace) -> int:
     return start(llama_server.command(outlook, args.rest), llama_server.environment(outlook, os.environ) | settings)
 
 
-def _pruning(why_whole: str, source: str, profile: object) -> str:
+def _pruning(why_whole: str, source: str, profile: object, n_layer: int) -> str:
     from halfv_edge.profile.profile import Profile
 
     if why_whole or not isinstance(profile, Profile):
         return f"Nothing is pruned: {why_whole}."
-    kept = f"{100 * profile.ivr_keep:g}% of their tokens"
-    return f"Pictures keep {kept} from layer {profile.ivr_layer} on (profile: {source})."
+    steps = []
+    if profile.input_keep < 1:
+        steps.append(f"{100 * profile.input_keep:g}% of their tokens before the first layer")
+    if profile.prunes(n_layer):
+        whose = "of those" if steps else "of their tokens"
+        steps.append(f"{100 * profile.ivr_keep:g}% {whose} from layer {profile.ivr_layer} on")
+    return f"Pictures keep {', '.join(steps)} (profile: {source})."
 
 
 def start(command: Sequence[str], env: dict[str, str]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,7 @@ def look(
     keep: float | None = None,
     pixel_tau: Any = None,
     visual_share: float | None = None,
+    input_keep: float | None = None,
 ) -> Outlook:
     """Without loading weights. An encoder that is not beside the model is none: a server may run text alone."""
     about = ModelFile.read(model)
@@ -70,7 +72,10 @@ def look(
     except HalfVError:
         if mmproj is not None:
             raise
-    resolved = resolve_profile(about, profile, keep, pixel_tau, visual_share)
+    resolved = resolve_profile(about, profile, keep, pixel_tau, visual_share, input_keep)
+    found = resolved.profile
+    if found and mmproj and found.input_keep < 1 and found.prunes(about.n_layer) and not _supported(about.path):
+        resolved = dataclasses.replace(resolved, profile=found.encoder_part(about.n_layer))
     return Outlook(about, mmproj, resolved, _why_whole(about, mmproj, resolved))
 
 
@@ -83,6 +88,8 @@ def _why_whole(about: ModelFile, mmproj: Path | None, resolved: Resolved) -> str
         if resolved.source == "flag":
             return "the profile was switched off (off)"
         return "no profile is known for this model: --profile names one, `halfv calibrate` finds one"
+    if resolved.profile.input_keep < 1:
+        return ""
     if not resolved.profile.prunes(about.n_layer):
         return "the profile keeps everything"
     if not _supported(about.path):

@@ -24,6 +24,10 @@ MTMD_API int32_t halfv_picture_places(const mtmd_image_tokens * picture, int32_t
 // known before the chunk, or one that it is a copy of, has been encoded. Copies know it as soon as it is, saved chunks if it was.
 MTMD_API int32_t halfv_picture_kept(const mtmd_image_tokens * picture, int32_t * out, int32_t cap);
 
+// For a program that keeps embeddings, and with them the rows that they are of: a chunk that was not encoded knows them as well.
+// HALFV_OK; HALFV_ERR_ARGUMENT: not as many as its tokens, ascending rows of the picture, or all of its rows go on anyway
+MTMD_API int32_t halfv_picture_set_kept(const mtmd_image_tokens * picture, const int32_t * rows, int32_t n);
+
 #ifdef __cplusplus
 }
 #endif

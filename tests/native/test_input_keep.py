@@ -288,6 +288,17 @@ def test_what_is_not_encoded_has_no_places(llava: tuple[Path, Path]) -> None:
             assert decode(client, encoder, early, rows) == -1
             assert decode(client, encoder, copy, rows) == 0
 
+            kept = kept_of(image)
+            assert kept is not None
+            for wrong in (kept[:-1], [*kept[:-1], 100], kept[::-1], [-1, *kept[1:]], [*kept, 99]):
+                given = (ctypes.c_int32 * len(wrong))(*wrong)
+                code = halfv_mtmd_h.halfv_picture_set_kept(image_of(early), given, len(wrong))
+                assert code == halfv_cpp.HALFV_ERR_ARGUMENT and kept_of(early) is None
+            given = (ctypes.c_int32 * 40)(*kept)
+            assert halfv_mtmd_h.halfv_picture_set_kept(image_of(early), given, 40) == halfv_cpp.HALFV_OK
+            llama_h.llama_memory_clear(client.memory, True)
+            assert kept_of(early) == kept and decode(client, encoder, early, rows) == 0
+
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "llava"])
 def test_a_saved_chunk_keeps_its_rows(family: str, pairs: Callable[[str], Pair]) -> None:

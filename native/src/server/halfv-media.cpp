@@ -7,7 +7,7 @@
 #include "halfv-settings.h"
 
 #include "build-info.h"
-#include "halfv.h"
+#include "halfv-mtmd.h"
 #include "log.h"
 #include "mtmd.h"
 #include "server-common.h"
@@ -67,14 +67,15 @@ bool remember_encoder(const std::string & mmproj, const mtmd_context_params & pa
     halfv_get_encoder(&weights, &attention);
     halfv_profile profile = {};
     profile.size = sizeof(profile);
-    const bool prunes_pixels = halfv_model_get_profile(model, &profile) == HALFV_OK && profile.pixel_prune;
+    const bool has_profile = halfv_model_get_profile(model, &profile) == HALFV_OK;
 
     std::error_code failed;
     std::ostringstream about;
     about << fs::absolute(mmproj, failed).string() << ' ' << fs::file_size(mmproj, failed) << ' '
           << fs::last_write_time(mmproj, failed).time_since_epoch().count() << ' ' << params.image_min_tokens << ' ' << params.image_max_tokens
           << ' ' << params.use_gpu << ' ' << params.flash_attn_type << ' ' << weights << ' ' << attention << ' '
-          << (prunes_pixels ? profile.pixel_tau : -1.0f) << ' ' << halfv_version() << ' ' << llama_build_info();
+          << (has_profile && profile.pixel_prune ? profile.pixel_tau : -1.0f) << ' '
+          << (has_profile ? profile.input_keep : 1.0f) << ' ' << halfv_version() << ' ' << llama_build_info();
     std::ostringstream hex;
     hex << std::hex << hash_of(about.str());
     remembered.encoder = hex.str();
@@ -105,8 +106,28 @@ static std::string name_of(const server_tokens & tokens, size_t at) {
     return id + "-" + std::to_string(n_before) + "-" + remembered.encoder;
 }
 
+// of a picture of which only some rows go on, or null
+static const mtmd_image_tokens * chosen_rows_of(const server_tokens & tokens, size_t at) {
+    const auto * picture = mtmd_input_chunk_get_tokens_image(tokens.find_chunk(at).get());
+    return picture && halfv_picture_rows(picture) > mtmd_image_tokens_get_n_tokens(picture) ? picture : nullptr;
+}
+
+static size_t n_tokens_of(const server_tokens & tokens, size_t at) {
+    return mtmd_input_chunk_get_n_tokens(tokens.find_chunk(at).get());
+}
+
+// floats that are remembered: the embeddings, and which rows they are of
 static size_t size_of(const server_tokens & tokens, size_t at) {
-    return mtmd_input_chunk_get_n_tokens(tokens.find_chunk(at).get())*remembered.n_embd;
+    return n_tokens_of(tokens, at)*(remembered.n_embd + (chosen_rows_of(tokens, at) != nullptr));
+}
+
+// Tells a chunk that was not encoded which of its rows these embeddings are. False: a file was changed.
+static bool tell_rows(const mtmd_image_tokens * picture, const float * rows, size_t n) {
+    std::vector<int32_t> kept;
+    for (size_t i = 0; i < n; ++i) {
+        kept.push_back(rows[i] >= 0.0f && rows[i] < (1 << 24) ? (int32_t) rows[i] : -1);
+    }
+    return halfv_picture_set_kept(picture, kept.data(), (int32_t) n) == HALFV_OK;
 }
 
 bool is_remembered(const server_tokens & tokens, size_t at) {
@@ -117,18 +138,26 @@ bool is_remembered(const server_tokens & tokens, size_t at) {
 float * embeddings(mtmd_batch * batch, const server_tokens & tokens, size_t at, figures & f) {
     static thread_local encoder_cache::entry in_use;
     const std::string name = remembered.cache ? name_of(tokens, at) : "";
-    const size_t n = size_of(tokens, at);
-    if (!name.empty() && (in_use = remembered.cache->find(name, n))) {
-        f.n_given += n/remembered.n_embd;
+    const size_t n_tokens = n_tokens_of(tokens, at), n = n_tokens*remembered.n_embd;
+    const auto * picture = chosen_rows_of(tokens, at);
+    if (!name.empty() && (in_use = remembered.cache->find(name, size_of(tokens, at))) &&
+        (!picture || tell_rows(picture, in_use->data() + n, n_tokens))) {
+        f.n_given += n_tokens;
         f.n_remembered++;
         return in_use->data();
     }
     float * made = batch ? mtmd_batch_get_output_embd(batch, tokens.find_chunk(at).get()) : nullptr;
     if (made) {
-        f.n_given += n/remembered.n_embd;
+        f.n_given += n_tokens;
         f.n_encoded++;
         if (!name.empty()) {
-            remembered.cache->add(name, made, n);
+            std::vector<float> values(made, made + n);
+            if (picture) {
+                std::vector<int32_t> kept(n_tokens);
+                halfv_picture_kept(picture, kept.data(), (int32_t) n_tokens);
+                values.insert(values.end(), kept.begin(), kept.end());
+            }
+            remembered.cache->add(name, values.data(), values.size());
         }
     }
     return made;
