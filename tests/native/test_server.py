@@ -64,7 +64,7 @@ def test_prompt_cache_of_a_share_of_the_rows(programs: Path) -> None:
     env = {"HALFV_PROFILE": json.dumps(profile)}
     with Server(programs, MODEL, MMPROJ, "-np", "2", "-c", "4096", env=env) as server:
         cached, fresh = (ask(server, REQUESTS[:4], cache) for cache in (True, False))
-    assert sum(100 < reply.n_cached < 200 for reply in cached) >= 2
+    assert sum(reply.n_cached > 100 for reply in cached) >= 2
     assert [reply.text for reply in cached] == [reply.text for reply in fresh]
     assert difference(cached, fresh) < NOISE
 
