@@ -180,6 +180,19 @@ def test_frames_of_a_video_stay_whole(pairs: Callable[[str], Pair]) -> None:
             mtmd_h.mtmd_bitmap_free(frame)
 
 
+@pytest.mark.parametrize("family", QWEN)
+def test_pictures_that_lost_patches_are_encoded_one_by_one(family: str, pairs: Callable[[str], Pair]) -> None:
+    """Encoders that take a batch want pictures of one size, and know nothing of patches that are missing. None for
+    which patches are left out takes one: where that changes, `can_batch_with` has to keep such pictures apart."""
+    picture, _ = sized(family, "page", 8, 6)
+    with image_chunk(pairs(family), picture, 0) as (encoder, chunk), chunks_of(encoder, picture, MARKER) as others:
+        kinds = {mtmd_h.mtmd_input_chunk_get_type(other): other for other in each(others)}
+        batch = mtmd_h.mtmd_batch_init(encoder)
+        assert mtmd_h.mtmd_batch_add_chunk(batch, chunk) == 0
+        assert mtmd_h.mtmd_batch_add_chunk(batch, kinds[mtmd_h.MTMD_INPUT_CHUNK_TYPE_IMAGE]) == 2
+        mtmd_h.mtmd_batch_free(batch)
+
+
 #
 # saved chunks
 #
