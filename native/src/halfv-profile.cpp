@@ -187,6 +187,25 @@ void model_profile::read(const gguf_context * metadata) {
     found = std::move(read);
 }
 
+// what contexts would use, without how it was found
+void model_profile::write(gguf_context * metadata) const {
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (!found.value || !found.error.empty()) {
+        return;
+    }
+    const auto & p = *found.value;
+    gguf_set_val_u32(metadata, "halfv.version",           HALFV_PROFILE_VERSION);
+    gguf_set_val_u32(metadata, "halfv.ivr.layer",         p.ivr_layer);
+    gguf_set_val_f32(metadata, "halfv.ivr.keep",          p.ivr_keep);
+    gguf_set_val_f32(metadata, "halfv.ivr.anchors",       p.ivr_anchors);
+    gguf_set_val_u32(metadata, "halfv.ssr.layer",         p.ssr_layer);
+    gguf_set_val_f32(metadata, "halfv.ssr.update",        p.ssr_update);
+    gguf_set_val_str(metadata, "halfv.ssr.rest",          p.ssr_rest == HALFV_REST_FROZEN ? "frozen" : "dropped");
+    gguf_set_val_u32(metadata, "halfv.min_visual_tokens", p.min_visual_tokens);
+    if (p.pixel_prune)         { gguf_set_val_f32(metadata, "halfv.pixel.tau",    p.pixel_tau); }
+    if (p.visual_share > 0.0f) { gguf_set_val_f32(metadata, "halfv.visual_share", p.visual_share); }
+}
+
 void model_profile::set(std::optional<halfv_profile> profile) {
     const std::lock_guard<std::mutex> lock(mutex);
     found = {};

@@ -37,6 +37,7 @@ struct found_profile {
 class model_profile {
 public:
     void read(const gguf_context * metadata); // when the model is loaded
+    void write(gguf_context * metadata) const; // when it is saved
     void set(std::optional<halfv_profile> profile); // a valid one, or none
 
     // The profile, none, or a std::runtime_error that says what is wrong with it. HALFV=off: none. Of a model that cannot be

@@ -5,9 +5,12 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+import halfv_cpp
+import llama_cpp
 import pytest
 
-from tests.support.tiny_models import make_tiny
+from halfv_edge.testing.client import Client
+from tests.support.tiny_models import DROP, FREEZE, make_tiny
 
 BAD_PROFILE = {
     "ivr.layer": 2,
@@ -53,6 +56,16 @@ def test_a_batch_costs_what_it_holds(build_dir: Path, tmp_path: Path) -> None:
     model = make_tiny(tmp_path / "model.gguf", "llama")
     done = subprocess.run([built(build_dir, "batch-cost"), model], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
+
+
+@pytest.mark.parametrize("profile", [None, DROP, FREEZE | {"pixel.tau": 2.5, "visual_share": 0.5}])
+def test_a_saved_model_keeps_its_profile(profile: dict | None, tmp_path: Path) -> None:
+    """llama_model_save_to_file leaves out all that llama.cpp does not know."""
+    with Client(make_tiny(tmp_path / "model.gguf", "llama", profile=profile), n_ctx=64) as client:
+        llama_cpp.llama_model_save_to_file(client.model, str(tmp_path / "saved.gguf").encode())
+        before = bytes(halfv_cpp.model_profile(client.model) or b"")
+    with Client(tmp_path / "saved.gguf", n_ctx=64) as client:
+        assert bytes(halfv_cpp.model_profile(client.model) or b"") == before
 
 
 def test_says_what_it_needs(program: Path) -> None:
