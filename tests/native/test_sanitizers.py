@@ -51,7 +51,6 @@ def test_native_programs(sanitized: Path, root: Path) -> None:
         root,
         "tests/native/test_native.py",
         "tests/native/test_capi.py",
-        *("-k", "not batch_costs"),  # which counts what is allocated, and sanitizers allocate too
         HALFV_BUILD_DIR=str(sanitized),
         ASAN_OPTIONS="detect_leaks=1",
     )
