@@ -200,6 +200,12 @@ def halfv_prepare(ctx: MaybeHandle, seq: Int32, /) -> Int32:
     """Run what needs no question now; HALFV_NOTHING: no picture is waiting."""
 
 
+# LLAMA_API int32_t halfv_set_prepare(struct llama_context * ctx, bool prepare);
+@function
+def halfv_set_prepare(ctx: MaybeHandle, prepare: Bool, /) -> Int32:
+    """True: every question first prepares the pictures that wait for it, and they stay so when it is removed."""
+
+
 # LLAMA_API int32_t halfv_set_undo_bytes(struct llama_context * ctx, uint64_t bytes);
 @function
 def halfv_set_undo_bytes(ctx: MaybeHandle, bytes: UInt64, /) -> Int32:

@@ -124,6 +124,13 @@ LLAMA_API void halfv_begin_media(struct llama_context * ctx, enum halfv_media me
 // HALFV_OK; HALFV_NOTHING: no picture is waiting, or all that waits is prepared; HALFV_ERR_UNSUPPORTED, _MEMORY, _COMPUTE
 LLAMA_API int32_t halfv_prepare(struct llama_context * ctx, llama_seq_id seq);
 
+// true: every question first prepares the pictures that wait for it, as halfv_prepare would when the last of them was in. When
+// a question is removed they stay prepared, as far as the states of that fit too (halfv_set_undo_bytes), so the next one computes
+// its anchors and its own text: for programs that ask several questions about a picture and know only llama.h. HALFV_PREPARE=1
+// in the environment sets it for new contexts. The default is false: the exact mode.
+// HALFV_OK, HALFV_ERR_UNSUPPORTED
+LLAMA_API int32_t halfv_set_prepare(struct llama_context * ctx, bool prepare);
+
 // A question that is removed (llama_memory_seq_rm and its like) leaves no trace: the pictures that it pruned, and the text
 // between them and it, wait again, and the next question settles them as it would have in a fresh context. That takes
 // their states of stage I, on the device or the host: n_embd and n_embd_k_gqa floats a token, up to this many bytes for all

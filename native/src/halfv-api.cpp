@@ -134,6 +134,7 @@ int32_t halfv_get_profile(const llama_context * ctx, halfv_profile * out) {
 int32_t halfv_set_enabled(llama_context * ctx, bool enabled) {
     return with_prefill(ctx, [&](halfv::prefill & prefill) -> int32_t {
         prefill.enabled = enabled;
+        prefill.memory.forget_preparations();
         return HALFV_OK;
     });
 }
@@ -147,6 +148,7 @@ int32_t halfv_set_keep(llama_context * ctx, float keep) {
             return fail(HALFV_ERR_ARGUMENT, "halfv: " + wrong);
         }
         prefill.memory.profile = wanted;
+        prefill.memory.forget_preparations();
         return HALFV_OK;
     });
 }
@@ -194,6 +196,14 @@ int32_t halfv_prepare(llama_context * ctx, llama_seq_id seq) {
     });
 }
 
+int32_t halfv_set_prepare(llama_context * ctx, bool prepare) {
+    return with_prefill(ctx, [&](halfv::prefill & prefill) -> int32_t {
+        prefill.memory.forget_preparations();
+        prefill.memory.prepares = prepare;
+        return HALFV_OK;
+    });
+}
+
 int32_t halfv_set_undo_bytes(llama_context * ctx, uint64_t bytes) {
     return with_prefill(ctx, [&](halfv::prefill & prefill) -> int32_t {
         prefill.memory.undo_limit = bytes;
@@ -204,7 +214,7 @@ int32_t halfv_set_undo_bytes(llama_context * ctx, uint64_t bytes) {
 int32_t halfv_get_undo_bytes(const llama_context * ctx, uint64_t * bytes, uint64_t * used) {
     return with_prefill(ctx, [&](const halfv::prefill & prefill) -> int32_t {
         if (bytes) { *bytes = prefill.memory.undo_limit; }
-        if (used)  { *used  = prefill.memory.undo_bytes(); }
+        if (used)  { *used  = prefill.memory.undo_bytes(true); }
         return HALFV_OK;
     });
 }

@@ -109,6 +109,7 @@ void prefill::choose_stage2(sequence & s, when moment, std::vector<row> & go, st
 
     // 1: goes on; 2: stays pending; 3: pruned
     std::vector<uint8_t> fate(s.rows.size(), 1);
+    if (moment == when::before_question) { std::fill(fate.begin() + n_to_prepare(s), fate.end(), 2); }
 
     std::vector<std::vector<size_t>> members(s.images.size());
     for (size_t i = 0; i < s.rows.size(); ++i) {
@@ -242,6 +243,12 @@ void prefill::unprepare_what_will_not_fit(llama_seq_id seq_id, size_t n_text) {
     }
 }
 
+// A picture that was prepared for a question that is gone, and now turns out to have more tokens.
+void prefill::unprepare_what_goes_on(llama_seq_id seq_id) {
+    const auto * s = memory.find(seq_id);
+    if (s && !new_image && !s->images.empty() && !s->images.back().closed && s->images.back().covered) { memory.unprepare(seq_id); }
+}
+
 // Where nothing is undone, states are only for top-up: the oldest give way.
 void prefill::keep_turn(sequence & s, turn t) {
     if (!memory.undoes) {
@@ -253,6 +260,7 @@ void prefill::keep_turn(sequence & s, turn t) {
         }
     }
     s.turns.push_back(std::move(t));
+    memory.keep_within_limit();
 }
 
 // the pruned tokens that matter most to a new question, as rows that have been through stage I

@@ -11,7 +11,6 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
-#include <limits>
 #include <set>
 #include <stdexcept>
 
@@ -176,33 +175,15 @@ void staged_memory::change(llama_seq_id seq_id, F && f) {
     }
 }
 
-// questions that are gone leave no trace: tokens that they chose leave the deeper stages, and wait again
-void staged_memory::undo(llama_seq_id seq_id, llama_pos last_before) {
-    const auto it = sequences.find(seq_id);
-    if (it == sequences.end() || !undoes) {
-        return;
-    }
-    for (const auto & left : it->second.undo(last_before, seq_pos_max(seq_id), adapters)) {
-        alike[0] = false;
-        for (int s = 1; s < n_stages; ++s) {
-            if (!stages[s]) {
-                continue;
-            }
-            stages[s]->seq_rm(seq_id, left.from, -1);
-            for (const auto & r : left.recalled) {
-                const int32_t cell = stages[s]->find_cell(seq_id, r.pos.data());
-                if (cell >= 0) { stages[s]->cells_of(seq_id).seq_rm(cell, seq_id); }
-            }
-        }
-    }
-}
-
 bool staged_memory::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
     if (running) {
         return true; // a batch that failed is about to be undone as a whole
     }
     std::map<llama_seq_id, llama_pos> last;
     for (const auto & [id, s] : sequences) { last[id] = seq_pos_max(id); }
+    for (const auto & [id, pos] : last) {
+        if ((seq_id < 0 || id == seq_id) && p1 >= 0 && p1 <= pos) { forget_preparation(id); }
+    }
 
     bool res = true;
     each_stage([&](llama_kv_cache & kv) { res = kv.seq_rm(seq_id, p0, p1) && res; });
@@ -235,6 +216,7 @@ void staged_memory::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, lla
         const sequence copied = src->copy(p0, p1);
         if (!copied.empty()) {
             at(seq_id_dst).append(copied);
+            if (p0 > 0) { forget_preparation(seq_id_dst); }
             undo(seq_id_dst, last);
         }
     }
@@ -250,6 +232,7 @@ void staged_memory::seq_keep(llama_seq_id seq_id) {
 void staged_memory::seq_add(llama_seq_id seq_id, llama_pos p0, llama_pos p1, llama_pos shift) {
     const llama_pos last = seq_pos_max(seq_id);
     each_stage([&](llama_kv_cache & kv) { kv.seq_add(seq_id, p0, p1, shift); });
+    forget_preparation(seq_id);
     change(seq_id, [&](sequence & s) { s.add(p0, p1, shift); });
     undo(seq_id, last);
 }
@@ -257,37 +240,6 @@ void staged_memory::seq_add(llama_seq_id seq_id, llama_pos p0, llama_pos p1, lla
 void staged_memory::seq_div(llama_seq_id seq_id, llama_pos p0, llama_pos p1, int d) {
     each_stage([&](llama_kv_cache & kv) { kv.seq_div(seq_id, p0, p1, d); });
     change(seq_id, [&](sequence & s) { s.divide(p0, p1, d); });
-}
-
-uint64_t staged_memory::undo_bytes() const {
-    std::vector<state_ref> hidden, keys;
-    for (const auto & [id, s] : sequences) {
-        for (const auto & t : s.turns) {
-            for (const auto & r : t.rows) {
-                hidden.push_back(r.first);
-                keys.push_back(r.first_key);
-            }
-        }
-    }
-    return stores.hidden.bytes(hidden) + stores.keys.bytes(keys);
-}
-
-uint64_t staged_memory::undo_bytes(const row & r) const {
-    return (n_hidden + (r.first_key ? n_key : 0))*sizeof(float);
-}
-
-void staged_memory::unprepare(llama_seq_id seq_id) {
-    at(seq_id).forget_preparation();
-    undo(seq_id, seq_pos_max(seq_id));
-}
-
-void staged_memory::use_adapters(uint64_t now) {
-    adapters = now;
-    for (auto & [id, s] : sequences) { undo(id, std::numeric_limits<llama_pos>::max()); }
-}
-
-void staged_memory::forget_questions() {
-    for (auto & [id, s] : sequences) { s.turns.clear(); }
 }
 
 // every token goes through stage I, so its cache knows all positions
@@ -449,6 +401,10 @@ void staged_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_
             }
             change(seq_id, [](sequence & s) { s.turns.clear(); });
         }
+        for (auto & [id, s] : sequences) { // prepared under other settings, perhaps
+            if (prepares && (seq_id < 0 || id == seq_id)) { unprepare(id); }
+        }
+        keep_within_limit();
         alike = {};
         find_alike();
     } catch (...) {

@@ -113,9 +113,15 @@ public:
     // Whether a question that is removed is undone. If not, pictures stay as it left them.
     bool undoes = true;
     uint64_t undo_limit = 512ull << 20; // of all sequences, in bytes
-    uint64_t undo_bytes() const; // that states kept for it take now, those that sequences share counted once
+    uint64_t undo_bytes(bool prepared = false) const; // that states kept for it take now, those that sequences share counted
+                                                      // once; with those that only spare preparing again
+    void     keep_within_limit(); // the latter give way
     uint64_t undo_bytes(const row & r) const;
     void     unprepare(llama_seq_id seq_id); // a prepared picture waits from stage I on
+
+    // Whether every question prepares its pictures first. They stay so when it is removed.
+    bool prepares = false;
+    void forget_preparations(); // what is chosen changes
     void forget_questions();     // nothing is undone from here on
 
     // Adapters and control vectors in force. Questions that are gone already, and were answered under these, are undone now.
@@ -170,6 +176,7 @@ private:
     void reserve_states(const llama_model & model);
     std::vector<uint32_t> state_shape() const;
     void undo(llama_seq_id seq_id, llama_pos last_before);
+    void forget_preparation(llama_seq_id seq_id);
     template <typename F> void change(llama_seq_id seq_id, F && f); // of all when negative
     void warn_of_little_room(int s, const std::vector<llama_ubatch> & ubatches, bool fits);
 

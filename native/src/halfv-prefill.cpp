@@ -59,6 +59,16 @@ static std::optional<uint64_t> wanted_undo_mb() {
     return std::stoull(text);
 }
 
+// HALFV_PREPARE in the environment, likewise
+static bool wants_preparing() {
+    const char * given = getenv("HALFV_PREPARE");
+    const std::string text = given ? given : "";
+    if (!text.empty() && text != "0" && text != "1") {
+        throw std::runtime_error("halfv: HALFV_PREPARE = " + quoted(text, 64) + " is not valid: it must be 0 or 1");
+    }
+    return text == "1";
+}
+
 prefill_ptr prefill::attach(llama_context & ctx) {
     if (auto * memory = dynamic_cast<staged_memory *>(ctx.memory.get())) {
         const auto & p = memory->profile;
@@ -69,6 +79,7 @@ prefill_ptr prefill::attach(llama_context & ctx) {
             memory->undo_limit = *mb << 20;
             memory->undoes     = *mb > 0;
         }
+        memory->prepares = wants_preparing();
         return res;
     }
     if (ctx.model.halfv_profile->exists()) {
@@ -179,6 +190,7 @@ std::optional<int> prefill::decode_batch(llama_memory_context_ptr & mctx) {
 
     for (const auto & part : lazy) {
         if (part.output) { unprepare_what_will_not_fit(part.seq_id, part.idxs.size()); }
+        if (visual) { unprepare_what_goes_on(part.seq_id); }
     }
     auto transaction = std::make_unique<staged_memory::transaction>(memory, sequences_of(batch));
     if (!visual) {

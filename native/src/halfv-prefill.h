@@ -103,6 +103,8 @@ private:
 
     int stage1(const share & part, bool visual);
     int settle(llama_seq_id seq_id, when moment, std::vector<step> * last);
+    size_t n_to_prepare(const sequence & s) const;
+    bool   can_prepare(const sequence & s) const;
     int ask_by_last_text(llama_seq_id seq_id, sequence & s);
 
     // choosing, in halfv-choose.cpp
@@ -113,6 +115,7 @@ private:
     size_t   first_open(const std::vector<row> & rows, const std::vector<image> & images, size_t fits) const;
     void     keep_turn(sequence & s, turn t);
     void     unprepare_what_will_not_fit(llama_seq_id seq_id, size_t n_text);
+    void     unprepare_what_goes_on(llama_seq_id seq_id);
     std::vector<float> values_of(const state_ref & ref) const;
     std::vector<float> score(const std::vector<row> & rows, const state_ref & query);
     std::vector<float> score(const std::vector<row> & rows, const std::vector<float> & query) const; // on the host

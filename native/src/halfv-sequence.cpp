@@ -48,6 +48,14 @@ row as_after_stage1(row r) {
     r.hidden    = r.first;
     r.key       = r.first_key;
     r.stage     = 1;
+    return as_prepared(std::move(r));
+}
+
+row as_prepared(row r) {
+    if (r.stage == 3) { // nobody will ask for its state again
+        r.hidden = r.first;
+        r.key    = r.first_key;
+    }
     r.batch_idx = 0;
     r.output    = false;
     return r;
@@ -92,6 +100,9 @@ void sequence::drop_if(F && gone) {
     }
     for (auto & t : turns) {
         if (!t.rows.empty() && gone(t.rows.back().pos[0])) { t.asked = false; }
+        if (std::any_of(t.rows.begin(), t.rows.end(), [&](const row & r) { return r.stage > 1 && gone(r.pos[0]); })) {
+            for (auto & r : t.rows) { r = as_after_stage1(r); }
+        }
     }
 
     std::vector<int32_t> renumber(images.size(), -1);
@@ -209,15 +220,41 @@ void sequence::append(const sequence & other) {
 
 // what was prepared waits from stage I on
 void sequence::unprepare() {
-    for (auto & r : rows) {
-        r.hidden = r.first;
-        r.key    = r.first_key;
-        r.stage  = 1;
+    for (auto & r : rows) { r = as_after_stage1(r); }
+    wait_again();
+}
+
+// pictures of tokens that wait are as these are
+void sequence::wait_again() {
+    std::vector<int32_t> reasons;
+    for (auto & im : images) { reasons.push_back(im.reason == HALFV_REASON_UNASKED ? HALFV_REASON_NONE : im.reason); }
+    for (const auto & r : rows) {
         if (r.image >= 0) { images[r.image].reset(); }
+    }
+    for (const auto & r : rows) {
+        if (r.image >= 0 && r.stage > 1) {
+            auto & im = images[r.image];
+            im.covered = true;
+            im.reason  = reasons[r.image];
+            im.kept.push_back(r.index);
+            if (r.stage > 2) { im.deep.push_back(r.index); }
+        }
     }
     if (!rows.empty() && rows.back().image >= 0 && rows.back().image == (int32_t) images.size() - 1) {
         images.back().closed = false;
     }
+}
+
+void sequence::forget_kept_preparations() {
+    for (auto & t : turns) {
+        for (auto & r : t.rows) { r = as_after_stage1(r); }
+    }
+}
+
+// behind the last of these that has been through a stage, or where they begin
+static llama_pos first_before_stage(const std::vector<row> & rows, int32_t stage) {
+    const auto last = std::find_if(rows.rbegin(), rows.rend(), [&](const row & r) { return r.stage >= stage; });
+    return last == rows.rend() ? rows.front().pos[0] : last->pos[0] + 1;
 }
 
 std::vector<leftover> sequence::undo(llama_pos last_before, llama_pos last, uint64_t adapters) {
@@ -226,7 +263,7 @@ std::vector<leftover> sequence::undo(llama_pos last_before, llama_pos last, uint
         return res;
     }
     if (cut_prepared && !rows.empty()) {
-        res.push_back({ rows.front().pos[0], {} });
+        res.push_back({ { rows.front().pos[0], rows.front().pos[0] }, {} });
         unprepare();
     }
     cut_prepared = false;
@@ -241,13 +278,19 @@ std::vector<leftover> sequence::undo(llama_pos last_before, llama_pos last, uint
             erase_value(images[r.image].kept, r.index);
             erase_value(images[r.image].deep, r.index);
         }
-        res.push_back({ t.rows.empty() ? last + 1 : t.rows.front().pos[0], t.recalled });
-
-        std::vector<row> waiting;
-        for (const auto & r : t.rows) { waiting.push_back(as_after_stage1(r)); }
-        for (const auto & r : rows)   { waiting.push_back(as_after_stage1(r)); }
+        res.push_back({ { last + 1, last + 1 }, t.recalled });
+        if (!t.rows.empty()) {
+            auto & left = res.back();
+            left.from = { first_before_stage(t.rows, 2), first_before_stage(t.rows, 3) };
+            const auto is_kept = [&](const row & r) { return std::binary_search(images[r.image].kept.begin(), images[r.image].kept.end(), r.index); };
+            for (const auto & r : t.rows) { // those that the question added to a picture that was prepared
+                if (r.image >= 0 && r.stage == 1 && r.pos[0] < left.from[0] && is_kept(r)) { left.rows.push_back(r); }
+            }
+        }
+        std::vector<row> waiting = t.rows;
+        for (const auto & r : rows) { waiting.push_back(as_after_stage1(r)); }
         rows = std::move(waiting);
-        unprepare();
+        wait_again();
         query = {};
     }
     return res;

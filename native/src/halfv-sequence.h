@@ -41,7 +41,8 @@ struct row {
 bool prompt_order(const row & a, const row & b);
 
 row as_after_stage1(row r);
-row token_of(row r); // without states
+row as_prepared(row r); // as it waits for a question, without what the batch at hand wants of it
+row token_of(row r);    // without states
 
 bool on_device(const std::vector<row> & rows); // their states
 
@@ -64,7 +65,8 @@ struct image {
 };
 
 // What it takes to undo a question: tokens from the first picture that it pruned to its own last one, as they left
-// stage I. When the question is removed they wait again, as if it had never been asked.
+// stage I, or as they waited once they were prepared. When the question is removed they wait again, as if it had never
+// been asked.
 struct turn {
     std::vector<row> rows;     // in prompt order
     std::vector<row> recalled; // tokens of earlier pictures that it brought into the deeper stages
@@ -74,10 +76,10 @@ struct turn {
     uint64_t adapters = 0;     // in force then: nothing is undone under others
 };
 
-// what a question that is gone leaves behind in the caches of the deeper stages
+// what a question that is gone leaves behind in the caches of stages II and III
 struct leftover {
-    llama_pos from;            // everything from here on
-    std::vector<row> recalled; // and these
+    std::array<llama_pos, 2> from; // everything from here on
+    std::vector<row> rows;         // and these, where they have not been before the question
 };
 
 // what a saved state may hold; whoever wrote it
@@ -117,7 +119,8 @@ struct sequence {
     void each_stored(int32_t image, const std::function<void(const row &)> & f) const;
     uint32_t n_stored() const;
 
-    void forget_preparation() { cut_prepared = true; } // with the next undo()
+    void forget_preparation() { cut_prepared = true; } // of what waits, with the next undo()
+    void forget_kept_preparations();                   // of what would wait again
 
     void write(llama_io_write_i & io) const;
     void read(llama_io_read_i & io, const state_limits & limits, state_stores & stores); // throws std::runtime_error on what cannot be
@@ -125,6 +128,7 @@ struct sequence {
 private:
     template <typename F> void drop_if(F && gone);
     void unprepare();
+    void wait_again();
     bool cut_prepared = false; // a prepared picture has lost tokens, or cannot stay as it is
 };
 

@@ -146,17 +146,19 @@ int prefill::settle(llama_seq_id seq_id, when moment, std::vector<step> * last) 
     const bool asks_deep = three && prunes_now() && p.ssr_update > 0.0f && p.ssr_update < 1.0f; // stage III needs the question
     auto & s = memory.at(seq_id);
     memory.keep_lists(seq_id);
-    if (moment == when::question && !last) {
-        if (const int rc = ask_by_last_text(seq_id, s)) {
+    if (moment == when::question) {
+        const int rc_asked = last ? 0 : ask_by_last_text(seq_id, s);
+        const int rc = rc_asked == 0 && memory.prepares && s.query && can_prepare(s) ? settle(seq_id, when::before_question, nullptr) : rc_asked;
+        if (rc != 0) {
             return rc;
         }
-    }
 
-    // what this batch asked for
-    uint64_t n_outputs = 0;
-    for (const auto & r : s.rows) { n_outputs += r.output; }
-    s.stats.flops_dense += cost.outputs(n_outputs);
-    s.stats.flops_spent += cost.outputs(n_outputs);
+        // what this batch asked for
+        uint64_t n_outputs = 0;
+        for (const auto & r : s.rows) { n_outputs += r.output; }
+        s.stats.flops_dense += cost.outputs(n_outputs);
+        s.stats.flops_spent += cost.outputs(n_outputs);
+    }
 
     int64_t t_start = ggml_time_us();
     const auto lap = [&](int64_t & total) { const int64_t now = ggml_time_us(); total += now - t_start; t_start = now; };
@@ -280,7 +282,10 @@ int prefill::settle(llama_seq_id seq_id, when moment, std::vector<step> * last) 
         const size_t open = first_open(s.rows, s.images, first_that_fits(s));
         if (open < s.rows.size() || !recalled.empty()) {
             turn t;
-            for (size_t i = recalled.empty() ? open : 0; i < s.rows.size(); ++i) { t.rows.push_back(as_after_stage1(s.rows[i])); }
+            const bool stays_prepared = memory.prepares && memory.undoes;
+            for (size_t i = recalled.empty() ? open : 0; i < s.rows.size(); ++i) {
+                t.rows.push_back(stays_prepared ? as_prepared(s.rows[i]) : as_after_stage1(s.rows[i]));
+            }
             for (const auto & r : recalled) { t.recalled.push_back(token_of(r)); }
             t.end      = s.rows.back().pos[0];
             t.by_next  = !last;
@@ -385,10 +390,22 @@ void prefill::before_control_vector(const float * data, size_t len, int32_t n_em
     }
 }
 
+// Tokens that preparing is about. Where every question prepares its pictures, this ends with the last of them, so that it
+// does not matter when the text behind it came.
+size_t prefill::n_to_prepare(const sequence & s) const {
+    size_t n = s.rows.size();
+    while (memory.prepares && n > 0 && s.rows[n - 1].image < 0) { --n; }
+    return n;
+}
+
+bool prefill::can_prepare(const sequence & s) const {
+    const auto is_new = [&](const row & r) { return r.stage == 1 && (r.image < 0 || !s.images[r.image].covered); };
+    return std::any_of(s.rows.begin(), s.rows.begin() + n_to_prepare(s), is_new) && prunes_now() && choice == HALFV_CHOICE_HALFV;
+}
+
 int32_t prefill::prepare(llama_seq_id seq_id) {
     const auto * s = memory.find(seq_id);
-    const auto is_new = [&](const row & r) { return r.stage == 1 && (r.image < 0 || !s->images[r.image].covered); };
-    if (!s || std::none_of(s->rows.begin(), s->rows.end(), is_new) || !prunes_now() || choice != HALFV_CHOICE_HALFV) {
+    if (!s || !can_prepare(*s)) {
         return HALFV_NOTHING;
     }
     ctx.sched_reserve();

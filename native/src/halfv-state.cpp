@@ -210,7 +210,9 @@ void sequence::write(llama_io_write_i & io) const {
 
     put(io, (uint32_t) turns.size());
     for (const auto & t : turns) {
-        write_rows(io, t.rows);
+        std::vector<row> waiting; // what was prepared is prepared again when this question is removed
+        for (const auto & r : t.rows) { waiting.push_back(as_after_stage1(r)); }
+        write_rows(io, waiting);
         put(io, (uint32_t) t.recalled.size());
         for (const auto & r : t.recalled) { write_token(io, r); }
         put(io, t.end);

@@ -192,6 +192,7 @@ static void test_refusals(struct llama_context * ctx, int32_t code, const char *
     CHECK_ERR(halfv_seq_set_enabled(ctx, 0, false), code, word);
     CHECK_ERR(halfv_seq_set_keep(ctx, 0, 0.5f), code, word);
     CHECK_ERR(halfv_prepare(ctx, 0), code, word);
+    CHECK_ERR(halfv_set_prepare(ctx, true), code, word);
     CHECK_ERR(halfv_set_undo_bytes(ctx, 1 << 20), code, word);
     CHECK_ERR(halfv_get_undo_bytes(ctx, NULL, NULL), code, word);
     CHECK_ERR(halfv_set_undo(ctx, false), code, word);

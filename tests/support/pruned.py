@@ -53,6 +53,10 @@ def prepare(client: Client, seq: int = 0) -> int:
     return check(halfv_cpp.halfv_prepare(client.ctx, seq))
 
 
+def set_prepare(client: Client, prepare: bool) -> None:
+    check(halfv_cpp.halfv_set_prepare(client.ctx, prepare))
+
+
 def set_undo_bytes(client: Client, n_bytes: int) -> None:
     check(halfv_cpp.halfv_set_undo_bytes(client.ctx, n_bytes))
 

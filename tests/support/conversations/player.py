@@ -64,7 +64,7 @@ class Player:
         self.n_seq = self.setting["n_seq"]
         self.mrope = model.client.is_mrope
         self.teller = self.open(self.setting["n_ubatch"])
-        self.alone = [Alone(model, 2048) for _ in range(self.n_seq)]
+        self.alone = [Alone(model, 2048, self.setting["prepares"]) for _ in range(self.n_seq)]
         self.histories = [History(self.mrope) for _ in range(self.n_seq)]
         self.to_say: list[list[Piece]] = [[] for _ in range(self.n_seq)]
         self.saved: list[Saved] = []
@@ -78,6 +78,7 @@ class Player:
     def open(self, n_ubatch: int) -> Teller:
         return Teller(
             self.model,
+            self.setting["prepares"],
             n_ctx=self.setting["n_ctx"],
             n_batch=self.setting["n_batch"],
             n_ubatch=min(n_ubatch, self.setting["n_batch"]),

@@ -40,6 +40,7 @@ class Writer:
         """`keep_all`: nothing is ever removed but a whole sequence."""
         self.rng = random.Random(seed)
         self.keep_all = keep_all
+        self.prepares = random.Random(f"prepares {seed}").random() < 0.25  # every question its pictures
         self.n_seq = self.rng.choice((1, 2, 3))
         self.quick = self.rng.random() < 0.15  # with halfv_prepare and halfv_topup, which promise less
         self.unified = True
@@ -58,6 +59,7 @@ class Writer:
             "n_ctx": rng.choice((256, 256, 512, 1024)),
             "n_batch": rng.choice((24, 64, 128)),
             "n_ubatch": rng.choice((5, 16, 32, 128)),
+            "prepares": self.prepares,
         }
         self.unified = setting["unified"]
         self.open()

@@ -88,9 +88,10 @@ class Model:
 class Teller:
     """A context and how to talk to it."""
 
-    def __init__(self, model: Model, **options: Any) -> None:
+    def __init__(self, model: Model, prepares: bool, **options: Any) -> None:
         self.model = model
         self.client = Client("", beside=model.client, **options)
+        pruned.set_prepare(self.client, prepares)
         self.pruning = True
         self.adapters = 0
 
@@ -154,6 +155,7 @@ class Alone:
 
     model: Model
     n_ctx: int
+    prepares: bool
     teller: Teller | None = None
     told: list[Event] = field(default_factory=list)
     waiting: list[Row] = field(default_factory=list)
@@ -163,7 +165,7 @@ class Alone:
         """The logits of the last outputs that were asked for."""
         if self.teller is None or history.events[: len(self.told)] != self.told:
             self.close()
-            self.teller = Teller(self.model, n_ctx=self.n_ctx)
+            self.teller = Teller(self.model, self.prepares, n_ctx=self.n_ctx)
             self.told = []
         for event in history.events[len(self.told) :]:
             self.hear(event)
