@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <string>
+#include <utility>
 
 #ifndef HALFV_VERSION
 #define HALFV_VERSION "unknown"
@@ -133,8 +134,7 @@ int32_t halfv_get_profile(const llama_context * ctx, halfv_profile * out) {
 
 int32_t halfv_set_enabled(llama_context * ctx, bool enabled) {
     return with_prefill(ctx, [&](halfv::prefill & prefill) -> int32_t {
-        prefill.enabled = enabled;
-        prefill.memory.forget_preparations();
+        if (std::exchange(prefill.enabled, enabled) != enabled) { prefill.memory.forget_preparations(); }
         return HALFV_OK;
     });
 }
@@ -158,7 +158,7 @@ int32_t halfv_seq_set_enabled(llama_context * ctx, llama_seq_id seq, bool enable
         if (const int32_t rc = check_seq(ctx, seq)) {
             return rc;
         }
-        prefill.own[seq].enabled = enabled;
+        if (std::exchange(prefill.own[seq].enabled, enabled) != enabled) { prefill.memory.forget_preparations(seq); }
         return HALFV_OK;
     });
 }
@@ -174,7 +174,7 @@ int32_t halfv_seq_set_keep(llama_context * ctx, llama_seq_id seq, float keep) {
         if (!wrong.empty()) {
             return fail(HALFV_ERR_ARGUMENT, "halfv: " + wrong);
         }
-        prefill.own[seq].keep = keep;
+        if (std::exchange(prefill.own[seq].keep, keep) != keep) { prefill.memory.forget_preparations(seq); }
         return HALFV_OK;
     });
 }

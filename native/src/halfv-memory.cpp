@@ -216,7 +216,7 @@ void staged_memory::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, lla
         const sequence copied = src->copy(p0, p1);
         if (!copied.empty()) {
             at(seq_id_dst).append(copied);
-            if (p0 > 0) { forget_preparation(seq_id_dst); }
+            forget_preparation(seq_id_dst); // it may have settings of its own
             undo(seq_id_dst, last);
         }
     }

@@ -121,7 +121,7 @@ public:
 
     // Whether every question prepares its pictures first. They stay so when it is removed.
     bool prepares = false;
-    void forget_preparations(); // what is chosen changes
+    void forget_preparations(llama_seq_id seq_id = -1); // what is chosen changes, in one sequence or all
     void forget_questions();     // nothing is undone from here on
 
     // Adapters and control vectors in force. Questions that are gone already, and were answered under these, are undone now.

@@ -100,7 +100,7 @@ void sequence::drop_if(F && gone) {
     }
     for (auto & t : turns) {
         if (!t.rows.empty() && gone(t.rows.back().pos[0])) { t.asked = false; }
-        if (std::any_of(t.rows.begin(), t.rows.end(), [&](const row & r) { return r.stage > 1 && gone(r.pos[0]); })) {
+        if (std::any_of(t.rows.begin(), t.rows.end(), [&](const row & r) { return (r.stage > 1 || r.image >= 0) && gone(r.pos[0]); })) {
             for (auto & r : t.rows) { r = as_after_stage1(r); }
         }
     }

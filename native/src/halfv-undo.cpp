@@ -58,10 +58,12 @@ void staged_memory::forget_preparation(llama_seq_id seq_id) {
     }
 }
 
-void staged_memory::forget_preparations() {
+void staged_memory::forget_preparations(llama_seq_id seq_id) {
     for (auto & [id, s] : sequences) {
-        forget_preparation(id);
-        undo(id, seq_pos_max(id));
+        if (seq_id < 0 || id == seq_id) {
+            forget_preparation(id);
+            undo(id, seq_pos_max(id));
+        }
     }
 }
 

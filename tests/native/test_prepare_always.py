@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import halfv_cpp
 import llama_cpp
 import numpy as np
 import pytest
@@ -141,6 +142,11 @@ def other_share_is_kept_late(client: Client, segments: list[Segment]) -> None:
     pruned.set_keep(client, 0.3)
 
 
+def sequence_has_a_share_of_its_own(client: Client, segments: list[Segment]) -> None:
+    remove(client, asked(client, segments))
+    assert halfv_cpp.halfv_seq_set_keep(client.ctx, 0, 0.3) == pruned.OK
+
+
 def it_is_cut(client: Client, segments: list[Segment]) -> None:
     remove(client, asked(client, segments) - 8)
 
@@ -177,6 +183,10 @@ WAYS = {
     ),
     other_share_is_kept: lambda client, segments: (begin(client, segments[:2]), pruned.set_keep(client, 0.3)),
     other_share_is_kept_late: lambda client, segments: (begin(client, segments[:2]), pruned.set_keep(client, 0.3)),
+    sequence_has_a_share_of_its_own: lambda client, segments: (
+        begin(client, segments[:2]),
+        halfv_cpp.halfv_seq_set_keep(client.ctx, 0, 0.3),
+    ),
     it_is_saved_late: lambda client, segments: (begin(client, segments[:2]), pruned.set_keep(client, 0.3)),
 }
 
@@ -195,6 +205,22 @@ def test_it_is_prepared_again_where_it_is_another(model: Callable[..., Model], p
             found.append((ask(client, start, B), pruned.kept(client), list(pruned.stats(client).kv_cells)))
     np.testing.assert_allclose(found[0][0], found[1][0], rtol=0, atol=TOLERANCE)
     assert found[0][1:] == found[1][1:]
+
+
+def test_a_picture_that_loses_what_was_not_kept_is_another(model: Callable[..., Model]) -> None:
+    """And too small to be pruned, here."""
+    path, reference = model("llama", seed=3)
+    segments = make_prompt(reference, [(9, 12)], seed=3)
+    profile, found = FREEZE | {"ivr.keep": 0.1, "min_visual_tokens": N_VISUAL}, []
+    for is_asked in (True, False):
+        with connect(path, profile) as client:
+            pruned.set_prepare(client, True)
+            start = (asked if is_asked else begin)(client, segments[:2])
+            assert N_VISUAL - 1 not in pruned.kept(client)
+            remove(client, start - 1)
+            found.append(ask(client, start - 1, B))
+            assert pruned.kept(client) == list(range(N_VISUAL - 1))
+    np.testing.assert_allclose(*found, rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("room", [0, 10_000, 1 << 30])
