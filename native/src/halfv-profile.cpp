@@ -204,6 +204,7 @@ void model_profile::write(gguf_context * metadata) const {
     gguf_set_val_u32(metadata, "halfv.min_visual_tokens", p.min_visual_tokens);
     if (p.pixel_prune)         { gguf_set_val_f32(metadata, "halfv.pixel.tau",    p.pixel_tau); }
     if (p.visual_share > 0.0f) { gguf_set_val_f32(metadata, "halfv.visual_share", p.visual_share); }
+    if (p.input_keep < 1.0f)   { gguf_set_val_f32(metadata, "halfv.input.keep",   p.input_keep); }
 }
 
 void model_profile::set(std::optional<halfv_profile> profile) {

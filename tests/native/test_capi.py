@@ -58,7 +58,7 @@ def test_a_batch_costs_what_it_holds(build_dir: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-4000:]
 
 
-@pytest.mark.parametrize("profile", [None, DROP, FREEZE | {"pixel.tau": 2.5, "visual_share": 0.5}])
+@pytest.mark.parametrize("profile", [None, DROP, FREEZE | {"pixel.tau": 2.5, "visual_share": 0.5, "input.keep": 0.5}])
 def test_a_saved_model_keeps_its_profile(profile: dict | None, tmp_path: Path) -> None:
     """llama_model_save_to_file leaves out all that llama.cpp does not know."""
     with Client(make_tiny(tmp_path / "model.gguf", "llama", profile=profile), n_ctx=64) as client:
