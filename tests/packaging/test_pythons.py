@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -44,3 +45,16 @@ def test_the_oldest_allowed_is_the_first_of_them() -> None:
     assert f'requires-python = ">={VERSIONS[0]}"' in (ROOT / "pyproject.toml").read_text()
     assert f'python_version = "{VERSIONS[0]}"' in (ROOT / "pyproject.toml").read_text()  # what mypy checks against
     assert f"{sys.version_info.major}.{sys.version_info.minor}" in VERSIONS
+
+
+def test_nothing_that_only_unix_has_is_imported() -> None:
+    """But where its absence is expected, inside a function."""
+    names = "fcntl|grp|posix|pty|pwd|readline|resource|syslog|termios|tty"
+    unix = re.compile(rf"^(?:import|from) (?:{names})\b", re.MULTILINE)
+    found = [
+        str(path)
+        for folder in ("bindings", "convert", "halfv_edge")
+        for path in (ROOT / folder).rglob("*.py")
+        if "_upstream" not in path.parts and unix.search(path.read_text())
+    ]
+    assert found == []
