@@ -205,6 +205,4 @@ def known_models() -> str:
     return "\n".join(rows)
 
 
-MEMORY_NOTE = (
-    f"GB of memory with {CONTEXT} tokens of context, reckoned from shapes, without working buffers."
-)
+MEMORY_NOTE = f"GB of memory with {CONTEXT} tokens of context, reckoned from shapes, without working buffers."
