@@ -5,9 +5,10 @@ The names below are the public ones. Each is imported when it is first used, so 
 
 from __future__ import annotations
 
-import importlib
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from halfv_edge.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from halfv_edge.draw.token_map import draw_token_map as draw_token_map
@@ -44,14 +45,4 @@ _HOME = {
     "draw_token_map": "draw.token_map",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'halfv_edge' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"halfv_edge.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+__getattr__, __dir__ = lazy_names(__name__, _HOME)

@@ -15,7 +15,7 @@ PLACES = {"halfv_edge": ROOT, "halfv_cpp": ROOT / "bindings", "halfv_convert": R
 # from the lowest floor up; those of one floor do not import each other
 FLOORS = (
     ("halfv_cpp",),
-    ("halfv_edge.errors",),
+    ("halfv_edge.errors", "halfv_edge.lazy_names"),
     ("halfv_edge.files",),
     ("halfv_edge.gguf",),
     ("halfv_edge.profile",),

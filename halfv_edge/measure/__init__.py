@@ -5,8 +5,9 @@ The names below are the public ones. Each is imported when it is first used.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from halfv_edge.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from halfv_edge.measure.bench.options import BenchOptions as BenchOptions
@@ -57,14 +58,4 @@ _HOME = {
     "run_eval": "eval.run_eval",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+__getattr__, __dir__ = lazy_names(__name__, _HOME)
