@@ -15,7 +15,7 @@ import transformers
 from halfv_convert import convert
 from PIL import Image
 
-from tests.support import hf_reference, tiny_checkpoints, tiny_tokenizers
+from tests.support import hf_reference, pruned, tiny_checkpoints, tiny_tokenizers
 from tests.support.converted import Pair, convert_tiny
 from tests.support.hf_reference import SIZES, like_ggml, random_picture
 from tests.support.mtmd_prompt import MARKER, run_prompt
@@ -142,3 +142,27 @@ def test_llama_tokenizer_from_json_alone(pairs: Callable[[str], Pair], tmp_path:
     for text in (PROMPT, f"{tiny_tokenizers.TEXT}{MARKER}{jumble} 🦙"):
         pieces = [run_prompt(*files, picture, text).pieces for files in ((done.model, done.mmproj), pair[2:])]
         assert [pieces[0][i] for i in (0, 2)] == [pieces[1][i] for i in (0, 2)]
+
+
+WHOLE = {"ivr.layer": 1, "ivr.keep": 1.0, "ssr.layer": 2, "ssr.update": 1.0, "min_visual_tokens": 1}
+HALF = {
+    "ivr.layer": 1,
+    "ivr.keep": 0.5,
+    "ssr.layer": 3,
+    "ssr.update": 0.0,
+    "ssr.rest": "dropped",
+    "min_visual_tokens": 1,
+}
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl_moe", "gemma3", "glm4v", "mistral3", "paddleocr_vl"])
+def test_pruned(family: str, pairs: Callable[[str], Pair]) -> None:
+    """Stages that prune nothing change nothing, to the bit; ones that do change the answer."""
+    pair = pairs(family)
+    picture = random_picture(*SIZES[family])
+    without, whole, half = (
+        run_prompt(pair.text, pair.vision, picture, PROMPT, on_model=partial(pruned.set_profile, profile=profile))
+        for profile in (None, WHOLE, HALF)
+    )
+    assert np.array_equal(without.logits, whole.logits)
+    assert distance(half.logits, without.logits) > 0.01
