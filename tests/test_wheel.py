@@ -63,7 +63,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder = tmp_path_factory.mktemp("wheel")
         options = ["--no-deps", "--no-build-isolation"]
         if shutil.which("ccache"):
-            options += [f"-Cbuild-dir={ROOT / 'build' / 'wheel-test'}"]
+            worker = os.environ.get("PYTEST_XDIST_WORKER", "")  # no two compile in one folder
+            options += [f"-Cbuild-dir={ROOT / 'build' / f'wheel-test{worker}'}"]
             options += ["-Ccmake.define.GGML_BACKEND_DL=ON", "-Ccmake.define.GGML_NATIVE=OFF"]
             options += ["-Ccmake.define.HALFV_SERVER=OFF"]  # minutes more; tests/server has that of `make build`
         else:  # that of `make build`, with one backend that is linked: only what changed since then is compiled
