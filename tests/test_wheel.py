@@ -115,13 +115,18 @@ def test_backends_are_loaded_from_the_package(installed: Installed, tmp_path: Pa
     assert names if "HALFV_WHEEL" not in os.environ else len(names) > 1  # one for each kind of processor
 
 
-def test_serve(installed: Installed) -> None:
+@pytest.fixture(scope="module")
+def with_server(installed: Installed) -> Installed:
     if not any(installed.modules.glob("halfv_cpp/lib/llama-server*")):
         pytest.skip("this wheel was built without llama-server")
+    return installed
+
+
+def test_serve(with_server: Installed) -> None:
     picture = {"type": "image_url", "image_url": {"url": as_data_url(PICTURE.read_bytes())}}
     message = {"role": "user", "content": [picture, {"type": "text", "text": QUESTION}]}
     running = runpy.run_path(str(ROOT / "halfv_edge" / "testing" / "server.py"))["RunningServer"]  # not installed here
-    with running([str(installed.programs / "halfv"), "serve"], {"PATH": str(installed.programs)}) as server:
+    with running([str(with_server.programs / "halfv"), "serve"], {"PATH": str(with_server.programs)}) as server:
         body = json.dumps({"messages": [message], "temperature": 0, "max_tokens": 16}).encode()
         headers = {"Content-Type": "application/json"}
         request = urllib.request.Request(f"{server.url}/v1/chat/completions", body, headers)
@@ -175,8 +180,8 @@ def test_what_a_package_index_shows(wheel: Path) -> None:
     assert {"Homepage", "Changelog"} <= {url.partition(",")[0] for url in metadata.get_all("Project-URL")}
 
 
-def test_the_server(installed: Installed, tmp_path: Path) -> None:
-    found = json.loads(installed.halfv("doctor", "--json", cwd=tmp_path))
+def test_the_server(with_server: Installed, tmp_path: Path) -> None:
+    found = json.loads(with_server.halfv("doctor", "--json", cwd=tmp_path))
     assert found["problems"] == [] and found["model"]["prunes"]
-    assert Path(found["server"]["path"]).is_relative_to(installed.modules)
-    assert "--api-key" in installed.halfv("serve", "--help-all", cwd=tmp_path)
+    assert Path(found["server"]["path"]).is_relative_to(with_server.modules)
+    assert "--api-key" in with_server.halfv("serve", "--help-all", cwd=tmp_path)
