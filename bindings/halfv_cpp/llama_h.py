@@ -136,6 +136,11 @@ def llama_model_n_embd_inp(model: Handle, /) -> Int32: ...
 def llama_model_n_layer(model: Handle, /) -> Int32: ...
 
 
+# LLAMA_API int32_t llama_model_n_swa(const struct llama_model * model);
+@function
+def llama_model_n_swa(model: Handle, /) -> Int32: ...
+
+
 # LLAMA_API enum llama_vocab_type llama_vocab_type(const struct llama_vocab * vocab);
 @function
 def llama_vocab_type(vocab: Handle, /) -> Int: ...
@@ -149,6 +154,11 @@ def llama_vocab_n_tokens(vocab: Handle, /) -> Int32: ...
 # LLAMA_API const char * llama_model_chat_template(const struct llama_model * model, const char * name);
 @function
 def llama_model_chat_template(model: Handle, name: MaybeText, /) -> MaybeText: ...
+
+
+# LLAMA_API bool llama_model_is_hybrid(const struct llama_model * model);
+@function
+def llama_model_is_hybrid(model: Handle, /) -> Bool: ...
 
 
 # LLAMA_API uint32_t llama_model_quantize(const char * fname_inp, const char * fname_out,
@@ -205,6 +215,11 @@ def llama_memory_seq_add(mem: Handle, seq_id: Int32, p0: Int32, p1: Int32, delta
 def llama_memory_seq_div(mem: Handle, seq_id: Int32, p0: Int32, p1: Int32, d: Int, /) -> None: ...
 
 
+# LLAMA_API llama_pos llama_memory_seq_pos_max(llama_memory_t mem, llama_seq_id seq_id);
+@function
+def llama_memory_seq_pos_max(mem: Handle, seq_id: Int32, /) -> Int32: ...
+
+
 # LLAMA_API size_t llama_state_get_size(struct llama_context * ctx);
 @function
 def llama_state_get_size(ctx: Handle, /) -> Size: ...
@@ -235,6 +250,26 @@ def llama_state_seq_get_data(ctx: Handle, dst: UInt8s, size: Size, seq_id: Int32
 #                                           llama_seq_id dest_seq_id);
 @function
 def llama_state_seq_set_data(ctx: Handle, src: UInt8s, size: Size, dest_seq_id: Int32, /) -> Size: ...
+
+
+# LLAMA_API size_t llama_state_seq_get_size_ext(struct llama_context * ctx, llama_seq_id seq_id,
+#                                               llama_state_seq_flags flags);
+@function
+def llama_state_seq_get_size_ext(ctx: Handle, seq_id: Int32, flags: UInt32, /) -> Size: ...
+
+
+# LLAMA_API size_t llama_state_seq_get_data_ext(struct llama_context * ctx, uint8_t * dst, size_t size,
+#                                               llama_seq_id seq_id, llama_state_seq_flags flags);
+@function
+def llama_state_seq_get_data_ext(ctx: Handle, dst: UInt8s, size: Size, seq_id: Int32, flags: UInt32, /) -> Size: ...
+
+
+# LLAMA_API size_t llama_state_seq_set_data_ext(struct llama_context * ctx, const uint8_t * src, size_t size,
+#                                               llama_seq_id dest_seq_id, llama_state_seq_flags flags);
+@function
+def llama_state_seq_set_data_ext(
+    ctx: Handle, src: UInt8s, size: Size, dest_seq_id: Int32, flags: UInt32, /
+) -> Size: ...
 
 
 # LLAMA_API struct llama_batch llama_batch_init(int32_t n_tokens, int32_t embd, int32_t n_seq_max);

@@ -104,8 +104,12 @@ int32_t halfv_model_set_profile(llama_model * model, const halfv_profile * profi
             return HALFV_OK;
         }
         const halfv_profile valid = valid_profile(profile, model->hparams.n_layer());
-        if (const auto & why = halfv::cuts_of(*model).refusal; !why.empty() && halfv::prunes(valid, model->hparams.n_layer())) {
-            return fail(HALFV_ERR_UNSUPPORTED, "halfv: the architecture " + model->arch_name() + " runs unpruned: " + why);
+        if (const auto & why = halfv::cuts_of(*model).refusal; !why.empty()) {
+            if (halfv::prunes(valid, model->hparams.n_layer())) {
+                return fail(HALFV_ERR_UNSUPPORTED, "halfv: the architecture " + model->arch_name() + " runs unpruned: " + why);
+            }
+        } else if (const auto unfit = halfv::unfit(*model, halfv::fitted(*model, valid)); !unfit.empty()) {
+            return fail(HALFV_ERR_ARGUMENT, "halfv: " + unfit);
         }
         model->halfv_profile->set(valid);
         return HALFV_OK;
@@ -190,6 +194,9 @@ int32_t halfv_prepare(llama_context * ctx, llama_seq_id seq) {
         if (const int32_t rc = check_seq(ctx, seq)) {
             return rc;
         }
+        if (prefill.memory.recurs()) {
+            return fail(HALFV_ERR_UNSUPPORTED, "halfv: no picture is prepared for a model with recurrent layers, which take tokens in order");
+        }
         const int32_t rc = prefill.prepare(seq);
         return rc == HALFV_ERR_MEMORY  ? fail(rc, "halfv: no room in the KV cache or in memory to prepare the picture") :
                rc == HALFV_ERR_COMPUTE ? fail(rc, "halfv: preparing the picture failed or was aborted") : rc;
@@ -198,6 +205,9 @@ int32_t halfv_prepare(llama_context * ctx, llama_seq_id seq) {
 
 int32_t halfv_set_prepare(llama_context * ctx, bool prepare) {
     return with_prefill(ctx, [&](halfv::prefill & prefill) -> int32_t {
+        if (prepare && prefill.memory.recurs()) {
+            return fail(HALFV_ERR_UNSUPPORTED, "halfv: no picture is prepared for a model with recurrent layers, which take tokens in order");
+        }
         prefill.memory.forget_preparations();
         prefill.memory.prepares = prepare;
         return HALFV_OK;
@@ -221,6 +231,9 @@ int32_t halfv_get_undo_bytes(const llama_context * ctx, uint64_t * bytes, uint64
 
 int32_t halfv_set_undo(llama_context * ctx, bool undo) {
     return with_prefill(ctx, [&](halfv::prefill & prefill) -> int32_t {
+        if (undo && prefill.memory.recurs()) {
+            return fail(HALFV_ERR_UNSUPPORTED, "halfv: no question is undone in a model with recurrent layers, whose states have no way back");
+        }
         prefill.memory.undoes = undo;
         return HALFV_OK;
     });
@@ -230,6 +243,9 @@ int32_t halfv_topup(llama_context * ctx, llama_seq_id seq) {
     return with_prefill(ctx, [&](halfv::prefill & prefill) -> int32_t {
         if (const int32_t rc = check_seq(ctx, seq)) {
             return rc;
+        }
+        if (prefill.memory.recurs()) {
+            return fail(HALFV_ERR_UNSUPPORTED, "halfv: no tokens are brought back for a model with recurrent layers, which take tokens in order");
         }
         const auto * s = prefill.memory.find(seq);
         if (!s || prefill.choice != HALFV_CHOICE_HALFV || s->n_stored() == 0) {

@@ -1,5 +1,6 @@
 // Which tokens go on: applies halfv-selection to the rows of a sequence.
 
+#include "halfv-cut.h"
 #include "halfv-prefill.h"
 #include "halfv-selection.h"
 
@@ -21,7 +22,7 @@ std::vector<float> prefill::values_of(const state_ref & ref) const {
 
 std::vector<float> prefill::score(const std::vector<row> & rows, const state_ref & query) {
     const auto & hparams = ctx.model.hparams;
-    const int32_t il = memory.bounds[1] - 1;
+    const int32_t il = memory.asked[0];
     const int n = rows.size(), n_head = hparams.n_head(il);
     const auto keys = refs_of(rows, &row::key);
     if (n > 0 && query.on_device() && std::all_of(keys.begin(), keys.end(), [](const state_ref & k) { return k.on_device(); })) {
@@ -39,7 +40,7 @@ std::vector<float> prefill::score(const std::vector<row> & rows, const std::vect
     std::vector<float> res(rows.size()), keys(rows.size()*memory.n_key);
     if (!rows.empty()) {
         const auto & hparams = ctx.model.hparams;
-        const int32_t il = memory.bounds[1] - 1;
+        const int32_t il = memory.asked[0];
         memory.stores.keys.read(refs_of(rows, &row::key), keys.data());
         visual_scores(query.data(), keys.data(), memory.n_key, rows.size(), hparams.n_head(il), hparams.n_head_kv(il), hparams.n_embd_head_k(il), res.data());
     }
@@ -54,6 +55,21 @@ const std::vector<float> & prefill::final_norm() {
         }
     }
     return output_norm;
+}
+
+void prefill::make_features(std::vector<float> & states) {
+    const auto & model = ctx.model;
+    const int d = model.hparams.n_embd, n = states.size()/d;
+    if (!cuts_of(model).centred) {
+        final_norm_features(states.data(), final_norm().data(), n, d, states.data());
+        return;
+    }
+    std::vector<float> bias(model.output_norm_b ? d : 0);
+    if (!bias.empty()) { ggml_backend_tensor_get(model.output_norm_b, bias.data(), 0, d*sizeof(float)); }
+    for (int i = 0; i < n; ++i) {
+        layer_norm(states.data() + (size_t) i*d, final_norm().data(), bias.empty() ? nullptr : bias.data(), d, model.hparams.f_norm_eps);
+    }
+    final_norm_features(states.data(), nullptr, n, d, states.data());
 }
 
 // as many as the client gives to batches
@@ -71,7 +87,7 @@ std::vector<int32_t> prefill::cover(const std::vector<row> & rows, const std::ve
     if (n == 0 || k <= 0) {
         return anchors;
     }
-    if (on_device(rows)) {
+    if (on_device(rows) && !cuts_of(ctx.model).centred) {
         std::vector<int32_t> res;
         for (const auto & group : cover_groups(n, anchors, k)) {
             const std::vector<row> members(rows.begin() + group.first, rows.begin() + group.first + group.count);
@@ -91,8 +107,9 @@ std::vector<int32_t> prefill::cover(const std::vector<row> & rows, const std::ve
     std::vector<float> state, features((size_t) n*d);
     for (int i = 0; i < n; ++i) {
         rows[i].hidden.read(state);
-        final_norm_features(state.data(), final_norm().data(), 1, d, features.data() + (size_t) i*d);
+        std::copy_n(state.begin(), d, features.begin() + (size_t) i*d);
     }
+    make_features(features);
     return halfv::cover(features.data(), n, d, anchors, k, &cover_workers(), [this]() { return aborted(); });
 }
 
@@ -146,7 +163,7 @@ void prefill::choose_stage2(sequence & s, when moment, std::vector<row> & go, st
             } else {
                 if (n_anchors > 0) {
                     chosen = top_k(score(rows, s.query).data(), rows.size(), n_anchors);
-                    s.stats.flops_spent += cost.scores(rows.size(), memory.bounds[1] - 1);
+                    s.stats.flops_spent += cost.scores(rows.size(), memory.asked[0]);
                 }
                 if (!im.covered) {
                     chosen = cover(rows, chosen, n_kept);
@@ -197,7 +214,7 @@ std::vector<uint8_t> prefill::choose_stage3(sequence & s, const state_ref & quer
                 for (const int32_t c : choose_otherwise(s, deep, members[i], values_of(query), n_deep, true)) { stays[members[i][c]] = 1; }
             } else if (n_deep > 0) {
                 for (const int32_t c : top_k(score(rows, query).data(), rows.size(), n_deep)) { stays[members[i][c]] = 1; }
-                s.stats.flops_spent += cost.scores(rows.size(), memory.bounds[2] - 1);
+                s.stats.flops_spent += cost.scores(rows.size(), memory.asked[1]);
             }
         }
         for (const size_t m : members[i]) {
@@ -280,7 +297,7 @@ std::vector<row> prefill::recall(sequence & s) {
             im.kept.push_back(rows[c].index);
             res.push_back(rows[c]);
         }
-        s.stats.flops_spent += cost.scores(rows.size(), memory.bounds[1] - 1);
+        s.stats.flops_spent += cost.scores(rows.size(), memory.asked[0]);
     }
     return res;
 }

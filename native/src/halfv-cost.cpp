@@ -1,5 +1,6 @@
 #include "halfv-cost.h"
 
+#include "halfv-cut.h"
 #include "halfv-profile.h"
 #include "halfv-selection.h"
 
@@ -18,22 +19,32 @@ static double weights(std::initializer_list<const ggml_tensor *> tensors) {
     return n;
 }
 
+// the matrices of a recurrent layer, and what its states take: to decay, to add to and to read
+static double recurrent_work(const llama_model & model, int32_t il) {
+    const auto & l = model.layers[il];
+    const auto & hparams = model.hparams;
+    return 2*weights({ l.wqkv, l.wqkv_gate, l.ssm_in, l.ssm_x, l.ssm_dt, l.ssm_out, l.ssm_alpha, l.ssm_beta, l.ssm_beta_alpha, l.ssm_f_a, l.ssm_f_b,
+                       l.ssm_g_a, l.ssm_g_b, l.shortconv.in_proj, l.shortconv.out_proj }) + 6.0*hparams.n_embd_s() + 2.0*hparams.n_embd_r();
+}
+
 cost_model::cost_model(const llama_model & model) : head(2*weights({ model.output })), n_embd(model.hparams.n_embd) {
     const auto & hparams = model.hparams;
+    const auto & kinds   = cuts_of(model);
     for (uint32_t il = 0; il < hparams.n_layer(); ++il) {
         const auto & l = model.layers[il];
 
         // of the experts, only those in use are paid for
         const double experts = l.ffn_gate_inp ? (double) hparams.n_expert_used(il)/hparams.n_expert : 0;
-        const double q_width = (double) hparams.n_head(il)*hparams.n_embd_head_k(il);
-        const double kv      = 2.0*hparams.n_embd*(hparams.n_embd_k_gqa(il) + hparams.n_embd_v_gqa(il));
+        const bool   attends = kinds.attends.size() <= il || kinds.attends[il];
+        const double q_width = !attends ? 0.0 : (double) hparams.n_head(il)*hparams.n_embd_head_k(il);
+        const double kv      = !attends ? 0.0 : 2.0*hparams.n_embd*(hparams.n_embd_k_gqa(il) + hparams.n_embd_v_gqa(il));
         const double q       = 2.0*hparams.n_embd*q_width;
 
         layers.push_back({
-            /*.linear      =*/ q + kv + 2*weights({ l.wo, l.ffn_up, l.ffn_gate, l.ffn_down, l.ffn_gate_inp }) +
+            /*.linear      =*/ q + kv + (kinds.is_recurrent(il) ? recurrent_work(model, il) : 0.0) + 2*weights({ l.wo, l.ffn_up, l.ffn_gate, l.ffn_down, l.ffn_gate_inp }) +
                                2*experts*weights({ l.ffn_up_exps, l.ffn_gate_exps, l.ffn_down_exps }),
             /*.kv          =*/ kv,
-            /*.pair        =*/ 2.0*hparams.n_head(il)*(hparams.n_embd_head_k(il) + hparams.n_embd_head_v(il)),
+            /*.pair        =*/ !attends ? 0.0 : 2.0*hparams.n_head(il)*(hparams.n_embd_head_k(il) + hparams.n_embd_head_v(il)),
             /*.query_width =*/ q_width,
         });
     }
@@ -69,7 +80,8 @@ void cost_model::prompt(const halfv_profile & p, uint64_t n_before, uint64_t n_v
     const uint64_t frozen  = asks && p.ssr_rest == HALFV_REST_FROZEN ? kept - deep : 0;
 
     // the last layer of stage II is run in part, as prefill::settle does where those that it drops are known before its end
-    const bool    split  = asks && p.ssr_rest == HALFV_REST_DROPPED && p.ssr_update < p.ivr_keep && ssr - ivr > 1;
+    const bool    split  = asks && p.ssr_rest == HALFV_REST_DROPPED && p.ssr_update < p.ivr_keep && ssr - ivr > 1 && layers[ssr - 1].kv > 0;
+    const auto     asked  = [&](int32_t il) { while (il > 0 && layers[il].kv == 0) { --il; } return il; }; // the last with attention
     const int32_t begin3 = ssr - split;
 
     spent = outputs(1) + span(0, ivr, n_visual + n_after, n_before) + span(ivr, begin3, kept + n_after, n_before) +
@@ -79,10 +91,10 @@ void cost_model::prompt(const halfv_profile & p, uint64_t n_before, uint64_t n_v
                  span(begin3, ssr, deep + n_after, n_before + kept - deep);
     }
     if (kept < n_visual) {
-        spent += (anchors > 0 ? scores(n_visual, ivr - 1) : 0) + cover(n_visual, kept);
+        spent += (anchors > 0 ? scores(n_visual, asked(ivr - 1)) : 0) + cover(n_visual, kept);
     }
     if (asks && deep > 0) {
-        spent += scores(kept, ssr - 1);
+        spent += scores(kept, asked(ssr - 1));
     }
 }
 

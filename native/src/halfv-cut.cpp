@@ -1,7 +1,9 @@
 #include "halfv-cut.h"
 
+#include "halfv-complaint.h"
 #include "halfv-graph.h"
 #include "halfv-profile.h"
+#include "halfv-recurrent.h"
 
 #include "llama-adapter.h"
 #include "llama-batch.h"
@@ -35,8 +37,9 @@ int64_t input_width(const llama_hparams & hparams, int32_t first) {
     return more ? hparams.n_embd_inp() : hparams.n_embd;
 }
 
-static const char * name_of_boundary(const llama_hparams & hparams, int32_t il) {
-    return deep_stack_follows(hparams, il) ? "deepstack_out" : "l_out";
+static const char * name_of_boundary(const llm_graph_context & graph, int32_t il) {
+    const bool is_nemotron = graph.arch == LLM_ARCH_NEMOTRON_H || graph.arch == LLM_ARCH_NEMOTRON_H_MOE;
+    return is_nemotron ? "nemotron_h_block_out" : deep_stack_follows(graph.hparams, il) ? "deepstack_out" : "l_out";
 }
 
 //
@@ -45,10 +48,14 @@ static const char * name_of_boundary(const llama_hparams & hparams, int32_t il) 
 
 class probe {
 public:
-    explicit probe(const llama_hparams & hparams) : hparams(hparams) {}
+    probe(const llama_hparams & hparams, const llama_memory_recurrent_context * recurrent) : hparams(hparams), recurrent(recurrent) {}
 
+    const llama_hparams & hparams;
+    const llama_memory_recurrent_context * const recurrent; // null: no layer is
     std::string fault;
     std::vector<const ggml_tensor *> weights; // in the order in which layers take them
+    std::vector<bool> attends; // layer by layer
+    bool centred = false; // the norm after the last one takes the mean away
 
     void embeddings(const ggml_tensor * t) { input = t; }
     void boundary(ggml_tensor * cur, int32_t il);
@@ -59,7 +66,6 @@ private:
     void fail(const std::string & why) { if (fault.empty()) { fault = why; } }
     bool visit(const ggml_tensor * root);
 
-    const llama_hparams & hparams;
     int32_t layer = 0; // that is being built
     bool attended = false;
     const ggml_tensor * input = nullptr, * state = nullptr;
@@ -108,9 +114,7 @@ void probe::boundary(ggml_tensor * cur, int32_t il) {
     if (il != layer || cur->ne[0] != hparams.n_embd || cur->ne[2] != 1 || cur->ne[3] != 1) {
         fail("what leaves layer " + std::to_string(il) + " is not one state per token");
     }
-    if (!attended) {
-        fail("layer " + std::to_string(il) + " has no attention");
-    }
+    attends.push_back(attended);
     roots.push_back(cur);
     for (const auto * root : roots) {
         if (!visit(root)) {
@@ -136,14 +140,23 @@ void probe::done(const llm_graph_result & res) {
     } else if (!visit(res.t_logits)) {
         fail("its output takes more than the last layer gives");
     }
+    std::vector<const ggml_tensor *> todo = { res.t_logits };
+    while (!todo.empty()) {
+        const ggml_tensor * t = todo.back();
+        todo.pop_back();
+        centred = centred || (t && t->op == GGML_OP_NORM);
+        for (int i = 0; t && t->op != GGML_OP_RMS_NORM && i < GGML_MAX_SRC; ++i) { todo.push_back(t->src[i]); }
+    }
 }
 
 //
 // cutting
 //
 
-static ggml_tensor * stand_in(const llm_graph_context & graph, const ggml_tensor * q, const ggml_tensor * wo, int il) {
-    return ggml_new_tensor_2d(graph.ctx0, GGML_TYPE_F32, wo ? wo->ne[1] : graph.hparams.n_embd_head_v(il)*q->ne[1], graph.n_tokens);
+// for what attention gives: through its output matrix, or as its values are
+static ggml_tensor * stand_in(const llm_graph_context & graph, const ggml_tensor * q, const ggml_tensor * wo, int il, const ggml_tensor * v_mla) {
+    const int64_t n_embd_head = v_mla ? v_mla->ne[1] : graph.hparams.n_embd_head_v(il);
+    return ggml_new_tensor_2d(graph.ctx0, GGML_TYPE_F32, wo ? wo->ne[1] : n_embd_head*q->ne[1], graph.n_tokens);
 }
 
 static void become_view(ggml_tensor * t, ggml_tensor * of) {
@@ -176,15 +189,18 @@ static void keep_nodes(ggml_cgraph * gf, const std::vector<ggml_tensor *> & node
 
 void at_name(const llm_graph_context & graph, ggml_tensor * cur, const char * name, int il) {
     const auto & pass = graph.halfv_pass;
-    if (!pass.is_part() || il < 0 || strcmp(name, name_of_boundary(graph.hparams, il)) != 0) {
+    auto & cut = graph.res->halfv_cut;
+    if (il < 0 || strcmp(name, name_of_boundary(graph, il)) != 0) {
+        return;
+    }
+    enter_layer(graph, il + 1);
+    if (!pass.is_part()) {
         return;
     }
     if (pass.probe) {
         pass.probe->boundary(cur, il);
         return;
     }
-    auto & res = *graph.res;
-    auto & cut = res.halfv_cut;
     if (il == pass.first - 1) {
         ggml_graph_clear(graph.gf);
         cut.hidden = build_inp_hidden(graph);
@@ -216,18 +232,19 @@ ggml_tensor * instead_of_embeddings(const llm_graph_context & graph) {
     return cur;
 }
 
-ggml_tensor * instead_of_attention(const llm_graph_context & graph, ggml_tensor * q, ggml_tensor * k, ggml_tensor * v, ggml_tensor * wo, int il) {
+ggml_tensor * instead_of_attention(const llm_graph_context & graph, ggml_tensor * q, ggml_tensor * k, ggml_tensor * v, ggml_tensor * wo, int il,
+                                   const ggml_tensor * v_mla) {
     const auto & pass = graph.halfv_pass;
     const bool in_range = il >= pass.first && il < pass.end(graph.n_layer);
     if (!pass.is_part() || (in_range && !pass.probe)) { // layers beyond the last, of drafts, are not ours
         return nullptr;
     }
-    ggml_tensor * res = stand_in(graph, q, wo, il);
+    ggml_tensor * res = stand_in(graph, q, wo, il, v_mla);
     if (pass.probe) { pass.probe->attention(q, k, v, res, il); }
     return res;
 }
 
-ggml_tensor * after_storing(const llm_graph_context & graph, ggml_tensor * q, ggml_tensor * wo, int il) {
+ggml_tensor * after_storing(const llm_graph_context & graph, ggml_tensor * q, ggml_tensor * wo, int il, const ggml_tensor * v_mla) {
     const auto & pass = graph.halfv_pass;
     if (!pass.kv_only(il)) {
         return nullptr;
@@ -236,7 +253,7 @@ ggml_tensor * after_storing(const llm_graph_context & graph, ggml_tensor * q, gg
         throw end_of_pass();
     }
     graph.res->halfv_cut.kept = nodes_of(graph.gf);
-    return stand_in(graph, q, wo, il);
+    return stand_in(graph, q, wo, il, v_mla);
 }
 
 // Inputs are filled whether or not a pass uses them.
@@ -257,7 +274,10 @@ void finish(const llm_graph_params & params, bool ended) {
 
 namespace {
 
-struct plain_cache {};
+// of a memory that can be staged
+struct kind {
+    std::vector<bool> recurrent;
+};
 thread_local bool asking = false;
 
 llama_cparams small_cparams() {
@@ -272,14 +292,14 @@ llama_cparams small_cparams() {
     return cparams;
 }
 
-bool takes_plain_cache(const llama_model & model) {
+std::optional<kind> kind_of_memory(const llama_model & model) {
     const llama_memory_params params = { GGML_TYPE_F16, GGML_TYPE_F16, false, LLAMA_CONTEXT_TYPE_DEFAULT, nullptr };
     asking = true;
-    bool res = false;
+    std::optional<kind> res;
     try {
         delete model.create_memory(params, small_cparams());
-    } catch (const plain_cache &) {
-        res = true;
+    } catch (const kind & found) {
+        res = found;
     } catch (...) {
         asking = false;
         throw;
@@ -322,36 +342,44 @@ std::string feature_refusal(const llama_model & model) {
     if (model.layers.empty()) {
         return "only its vocabulary is loaded";
     }
-    if (llama_model_is_recurrent(&model) || llama_model_is_hybrid(&model)) {
-        return "it has recurrent layers";
+    if (llama_model_is_recurrent(&model)) {
+        return "all its layers are recurrent";
     }
-    if (llama_model_has_encoder(&model) || !llama_model_has_decoder(&model) || !takes_plain_cache(model)) {
-        return "its memory is not a plain KV cache";
+    if (model.arch == LLM_ARCH_MINIMAX_01) {
+        return "its recurrent layers count positions, and pruned tokens leave gaps in them";
+    }
+    if (llama_model_has_encoder(&model) || !llama_model_has_decoder(&model)) {
+        return "it is not a decoder alone";
     }
     if (!hparams.use_mrope() && (model.arch == LLM_ARCH_GLM4 || model.arch == LLM_ARCH_GLM4_MOE)) {
         return "this file has no positions for pictures, on which llama.cpp would abort";
     }
-    if (hparams.f_norm_rms_eps == 0.0f && hparams.f_norm_eps > 0.0f) {
-        return "its last norm is not an RMS norm";
-    }
-    for (uint32_t il = 1; il < hparams.n_layer(); ++il) {
-        if (hparams.n_head(il) != hparams.n_head() || hparams.n_embd_k_gqa(il) != hparams.n_embd_k_gqa()) {
-            return "queries and keys differ in size from layer to layer"; // the scorer takes those of two layers for the same
-        }
-    }
     return "";
 }
 
-cuts find_cuts(const llama_model & model) {
-    cuts res;
+
+layer_cuts find_cuts(const llama_model & model) {
+    layer_cuts res;
     try {
         res.refusal = feature_refusal(model);
         if (!res.refusal.empty()) {
             return res;
         }
+        const auto kind = kind_of_memory(model);
+        if (!kind) {
+            res.refusal = "its memory is neither a KV cache nor one with recurrent layers";
+            return res;
+        }
+        res.recurrent = kind->recurrent;
+        std::optional<recurrent_states> recurrent;
+        std::optional<llama_memory_recurrent_context> states;
+        if (!res.recurrent.empty()) {
+            recurrent.emplace(model, small_cparams(), [&](int32_t il) { return res.is_recurrent(il); });
+            states.emplace(&recurrent->memory);
+        }
         llama_batch_allocr balloc(model.hparams.n_pos_per_embd());
         llama_ubatch ubatch = balloc.ubatch_reserve(2, 1);
-        probe tokens(model.hparams), embeddings(model.hparams);
+        probe tokens(model.hparams, states ? &*states : nullptr), embeddings(model.hparams, states ? &*states : nullptr);
         watch(model, ubatch, tokens);
 
         std::vector<float> values(2*model.hparams.n_embd_inp());
@@ -360,6 +388,11 @@ cuts find_cuts(const llama_model & model) {
         watch(model, ubatch, embeddings);
         res.refusal = tokens.fault.empty() ? embeddings.fault : tokens.fault;
         res.by_kind = tokens.weights != embeddings.weights;
+        res.attends = tokens.attends;
+        res.centred = tokens.centred;
+        if (res.refusal.empty() && res.last_that_attends(0, model.hparams.n_layer()) < 0) {
+            res.refusal = "none of its layers has attention";
+        }
     } catch (const std::exception & err) {
         res.refusal = err.what();
     }
@@ -368,11 +401,71 @@ cuts find_cuts(const llama_model & model) {
 
 } // namespace
 
-void reached_plain_cache() {
-    if (asking) { throw plain_cache(); }
+void reached_memory(const llama_model & model, const llama_memory_i::layer_filter_cb & recurrent) {
+    if (!asking) {
+        return;
+    }
+    kind found;
+    for (uint32_t il = 0; recurrent && il < model.hparams.n_layer(); ++il) { found.recurrent.push_back(recurrent(il)); }
+    throw found;
 }
 
-const cuts & cuts_of(const llama_model & model) {
+const llama_memory_recurrent_context & recurrent_of(const probe & probe) {
+    return *probe.recurrent;
+}
+
+int32_t layer_cuts::last_that_attends(int32_t first, int32_t end) const {
+    int32_t il = end - 1;
+    while (il >= first && !attends[il]) { --il; }
+    return il >= first ? il : -1;
+}
+
+halfv_profile fitted(const llama_model & model, halfv_profile p) {
+    const uint32_t n_layer = model.hparams.n_layer();
+    while (!prunes(p, n_layer) && p.ivr_layer + 1 < p.ssr_layer && cuts_of(model).last_that_attends(0, p.ivr_layer) < 0) { ++p.ivr_layer; }
+    return p;
+}
+
+std::array<int32_t, 2> layers_asked(const llama_model & model, const halfv_profile & p) {
+    const auto & found   = cuts_of(model);
+    const auto & hparams = model.hparams;
+    const int32_t first = found.last_that_attends(0, p.ivr_layer);
+    const auto like_first = [&](int32_t il) {
+        return found.attends[il] && hparams.n_head(il) == hparams.n_head(first) && hparams.n_head_kv(il) == hparams.n_head_kv(first) &&
+               hparams.n_embd_head_k(il) == hparams.n_embd_head_k(first);
+    };
+    int32_t second = (int32_t) p.ssr_layer - 1;
+    while (first >= 0 && second >= 0 && !like_first(second)) { --second; }
+    return { first, second >= (int32_t) p.ivr_layer || p.ssr_layer <= p.ivr_layer ? second : -1 };
+}
+
+std::string unfit(const llama_model & model, const halfv_profile & p) {
+    const auto & found = cuts_of(model);
+    const int32_t n_layer = model.hparams.n_layer(), ivr = p.ivr_layer, ssr = p.ssr_layer;
+    const auto none = [&](int32_t first, int32_t end) { return first < end && found.last_that_attends(first, end) < 0; };
+    if (none(0, ivr)) {
+        return complaint("halfv.ivr.layer", ivr, "no layer before it has attention");
+    }
+    if (none(ivr, ssr)) {
+        return complaint("halfv.ssr.layer", ssr, "no layer from halfv.ivr.layer = " + std::to_string(ivr) + " up to it has attention");
+    }
+    if (none(ssr, n_layer)) {
+        return complaint("halfv.ssr.layer", ssr, "no layer from it on has attention");
+    }
+    if (const auto asked = layers_asked(model, p); ssr < n_layer && p.ssr_update > 0.0f && p.ssr_update < 1.0f && asked[1] < 0) {
+        return complaint("halfv.ssr.layer", ssr, "no layer from halfv.ivr.layer = " + std::to_string(ivr) + " up to it has queries and keys like layer " +
+                std::to_string(asked[0]) + ", which chooses before it");
+    }
+    for (int32_t il = ssr; il < n_layer && p.ssr_rest == HALFV_REST_FROZEN; ++il) {
+        if (found.is_recurrent(il) || !found.attends[il]) {
+            return complaint("halfv.ssr.rest", "\"frozen\"", "layer " + std::to_string(il) +
+                    (found.is_recurrent(il) ? " is recurrent" : " has no attention") + ", so nothing in it can be frozen: use \"dropped\"");
+        }
+    }
+    return "";
+}
+
+const layer_cuts & cuts_of(const llama_model & model) {
     return model.halfv_profile->cuts([&]() { return find_cuts(model); });
 }
 

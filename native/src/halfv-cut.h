@@ -3,21 +3,36 @@
 // Graphs of a few layers, whatever the architecture. Builders name the tensor that leaves a layer, the one place where a graph
 // is cut: what comes before the first layer is dropped, and nothing is built after the last one.
 
-#include "halfv-pass.h"
+#include "halfv-profile.h"
 
 #include "llama-graph.h"
+#include "llama-memory.h"
 
 #include <memory>
 
 struct llama_model;
+class llama_memory_recurrent_context;
 
 namespace halfv {
 
 // found at the first call
-const cuts & cuts_of(const llama_model & model);
+const layer_cuts & cuts_of(const llama_model & model);
 
-// called for a memory that a plain llama_kv_cache would be; throws what cuts_of waits for while that asks
-void reached_plain_cache();
+// Called for a memory that can be staged, a cache with or without recurrent layers; throws what cuts_of waits for while that asks.
+void reached_memory(const llama_model & model, const llama_memory_i::layer_filter_cb & recurrent);
+
+// The layers whose queries and keys choose for stages II and III: the last with attention before them, both of the same form.
+// -1: there is none.
+std::array<int32_t, 2> layers_asked(const llama_model & model, const halfv_profile & profile);
+
+// "" where the stages of a profile can be run, else one sentence that names the key and the value
+std::string unfit(const llama_model & model, const halfv_profile & profile);
+
+// the profile, or one that prunes nothing either, with stage I as long as it takes to have a layer with attention
+halfv_profile fitted(const llama_model & model, halfv_profile profile);
+
+// what a builder is given that is only watched
+const llama_memory_recurrent_context & recurrent_of(const probe & probe);
 
 // floats per token that a graph starting at this layer takes: hidden states, then rows for deep-stack layers still to come
 int64_t input_width(const llama_hparams & hparams, int32_t first);
@@ -32,10 +47,11 @@ void at_name(const llm_graph_context & graph, ggml_tensor * cur, const char * na
 ggml_tensor * instead_of_embeddings(const llm_graph_context & graph);
 
 // stands for the attention of a layer that this pass leaves out; null: it does not
-ggml_tensor * instead_of_attention(const llm_graph_context & graph, ggml_tensor * q, ggml_tensor * k, ggml_tensor * v, ggml_tensor * wo, int il);
+ggml_tensor * instead_of_attention(const llm_graph_context & graph, ggml_tensor * q, ggml_tensor * k, ggml_tensor * v, ggml_tensor * wo, int il,
+                                   const ggml_tensor * v_mla = nullptr);
 
 // ... and of one whose K and V have just been stored, in a pass that wants no more of it
-ggml_tensor * after_storing(const llm_graph_context & graph, ggml_tensor * q, ggml_tensor * wo, int il);
+ggml_tensor * after_storing(const llm_graph_context & graph, ggml_tensor * q, ggml_tensor * wo, int il, const ggml_tensor * v_mla = nullptr);
 
 // thrown out of a builder
 struct end_of_pass {};

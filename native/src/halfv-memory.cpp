@@ -31,13 +31,18 @@ static uint32_t cells_of_stage(const halfv_profile & p, int s, uint32_t n_ctx, u
 staged_memory::staged_memory(const llama_model & model, const llama_memory_params & params, const llama_cparams & cparams,
                              const halfv_profile & profile) :
     bounds{ 0, (int32_t) profile.ivr_layer, (int32_t) profile.ssr_layer, (int32_t) model.hparams.n_layer() },
+    asked(layers_asked(model, profile)),
     profile(profile),
     n_hidden(input_width(model.hparams, bounds[1])),
-    n_key(model.hparams.n_embd_k_gqa(bounds[1])),
+    n_key(model.hparams.n_embd_k_gqa(asked[0])),
     n_vocab(model.vocab.n_tokens()),
-    stores{ state_store(n_hidden), state_store(n_key), state_store(model.hparams.n_head(bounds[1] - 1)*model.hparams.n_embd_head_k(bounds[1] - 1)) },
+    stores{ state_store(n_hidden), state_store(n_key), state_store(model.hparams.n_head(asked[0])*model.hparams.n_embd_head_k(asked[0])) },
     hparams(model.hparams),
-    cparams(cparams) {
+    cparams(cparams),
+    is_recurrent(bounds[n_stages]),
+    is_attending(cuts_of(model).attends) {
+    for (int32_t il = 0; il < bounds[n_stages]; ++il) { is_recurrent[il] = cuts_of(model).is_recurrent(il); }
+
     static const char * const tags[n_stages] = { "stage1_", "stage2_", "stage3_" };
 
     const auto wanted = model.halfv_profile->stage_cells();
@@ -51,8 +56,13 @@ staged_memory::staged_memory(const llama_model & model, const llama_memory_param
         stages[s] = std::make_unique<llama_kv_cache>(
                 model, model.hparams, params.type_k, params.type_v, !cparams.flash_attn, cparams.offload_kqv, cparams.kv_unified,
                 size, cparams.n_seq_max, 1, 0, LLAMA_SWA_TYPE_NONE, nullptr,
-                [first, last](int32_t il) { return il >= first && il < last; }, nullptr, nullptr, tags[s]);
+                [&](int32_t il) { return il >= first && il < last && attends(il); }, nullptr, nullptr, tags[s]);
+
+        if (std::find(is_recurrent.begin() + first, is_recurrent.begin() + last, true) != is_recurrent.begin() + last) {
+            recurrent[s] = std::make_unique<recurrent_states>(model, cparams, [&](int32_t il) { return il >= first && il < last && recurs(il); });
+        }
     }
+    undoes = !recurs();
     reserve_states(model);
 }
 
@@ -87,9 +97,28 @@ bool staged_memory::touches(const graph_pass & pass, int s) const {
     return has_stage(s) && bounds[s + 1] > pass.first && bounds[s] < pass.end(bounds[n_stages]);
 }
 
+bool staged_memory::recurs(const graph_pass & pass, int s) const {
+    bool res = false;
+    for (int32_t il = std::max(bounds[s], pass.first); recurrent[s] && il < std::min(bounds[s + 1], pass.end(bounds[n_stages])); ++il) {
+        res = res || recurs(il);
+    }
+    return res;
+}
+
+void staged_memory::settle_for_good(llama_seq_id seq_id) {
+    if (recurs()) { for_good[seq_id] = seq_pos_max(seq_id); }
+}
+
+std::vector<llama_seq_id> staged_memory::ids_of(llama_seq_id seq_id) const {
+    std::vector<llama_seq_id> res(seq_id < 0 ? cparams.n_seq_max : 1, seq_id);
+    for (size_t i = 0; i < res.size() && seq_id < 0; ++i) { res[i] = i; }
+    return res;
+}
+
 void staged_memory::rewind(llama_seq_id seq_id, const graph_pass & pass) {
     for (int s = 0; s < n_stages; ++s) {
         if (touches(pass, s)) { stages[s]->seq_rm(seq_id, -1, -1); }
+        if (recurs(pass, s)) { recurrent[s]->memory.seq_rm(seq_id, -1, -1); }
     }
     for (int s = 0; s + 1 < n_stages; ++s) {
         if (touches(pass, s) || touches(pass, s + 1)) { alike[s] = equal_cells(s); }
@@ -156,28 +185,42 @@ bool staged_memory::get_can_shift() const {
 
 void staged_memory::clear(bool data) {
     each_stage([&](llama_kv_cache & kv) { kv.clear(data); });
+    each_recurrent([&](recurrent_states & states) { states.memory.clear(data); });
+    for_good.clear();
     sequences.clear();
     alike = { true, true };
 }
 
-// what `f` does to the pending tokens of a sequence, and what follows from it
-template <typename F>
-void staged_memory::change(llama_seq_id seq_id, F && f) {
-    for (auto it = sequences.begin(); it != sequences.end();) {
-        if (seq_id < 0 || it->first == seq_id) {
-            f(it->second);
-            if (it->second.empty()) {
-                it = sequences.erase(it);
-                continue;
-            }
+// As upstream has it: a recurrent state goes as a whole, or loses the end of a draft where it was made to. What leaves from
+// before its end stays in it.
+bool staged_memory::can_remove(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const {
+    bool res = true;
+    for (const auto id : ids_of(seq_id)) {
+        llama_pos last = -1;
+        each_recurrent([&](const recurrent_states & states) { last = std::max(last, states.memory.seq_pos_max(id)); });
+        if (p0 <= 0 || p0 > last || (p1 >= 0 && p1 <= last)) {
+            continue;
         }
-        ++it;
+        const auto settled = for_good.find(id);
+        res = res && last - p0 < (llama_pos) cparams.n_rs_seq && (settled == for_good.end() || p0 > settled->second);
+        each_recurrent([&](const recurrent_states & states) { res = res && states.memory.rs_idx[id] == 0; });
     }
+    return res;
 }
 
 bool staged_memory::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
     if (running) {
         return true; // a batch that failed is about to be undone as a whole
+    }
+    if (!can_remove(seq_id, p0, p1)) {
+        return false;
+    }
+    each_recurrent([&](recurrent_states & states) {
+        for (const auto id : ids_of(seq_id)) { states.memory.seq_rm(id, p0, p1); }
+    });
+    for (auto it = for_good.begin(); it != for_good.end();) {
+        const bool gone = (seq_id < 0 || it->first == seq_id) && p0 <= 0 && (p1 < 0 || p1 > it->second);
+        it = gone ? for_good.erase(it) : std::next(it);
     }
     std::map<llama_seq_id, llama_pos> last;
     for (const auto & [id, s] : sequences) { last[id] = seq_pos_max(id); }
@@ -202,16 +245,18 @@ void staged_memory::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, lla
         return;
     }
     const llama_pos last = seq_pos_max(seq_id_src);
-    if (n_stream() > 1) {
+    if (equal_seqs()) {
         if (p0 > std::max(0, seq_pos_min(seq_id_src)) || (p1 >= 0 && p1 <= last)) {
-            LLAMA_LOG_ERROR("%s: HalfV: positions [%d, %d) of sequence %d cannot be copied: caches that are not unified copy whole sequences\n",
-                    __func__, p0, p1, seq_id_src);
+            LLAMA_LOG_ERROR("%s: HalfV: positions [%d, %d) of sequence %d cannot be copied: %s copy whole sequences\n",
+                    __func__, p0, p1, seq_id_src, recurs() ? "recurrent layers" : "caches that are not unified");
             return;
         }
         p0 = p1 = -1;
     }
     seq_rm(seq_id_dst, p0, p1);
     each_stage([&](llama_kv_cache & kv) { kv.seq_cp(seq_id_src, seq_id_dst, p0, p1); });
+    each_recurrent([&](recurrent_states & states) { states.memory.seq_cp(seq_id_src, seq_id_dst, p0, p1); });
+    settle_for_good(seq_id_dst);
     if (const auto * src = find(seq_id_src)) {
         const sequence copied = src->copy(p0, p1);
         if (!copied.empty()) {
@@ -233,23 +278,36 @@ void staged_memory::seq_add(llama_seq_id seq_id, llama_pos p0, llama_pos p1, lla
     const llama_pos last = seq_pos_max(seq_id);
     each_stage([&](llama_kv_cache & kv) { kv.seq_add(seq_id, p0, p1, shift); });
     forget_preparation(seq_id);
+    each_recurrent([&](recurrent_states & states) { states.memory.seq_add(seq_id, p0, p1, shift); });
+    settle_for_good(seq_id);
     change(seq_id, [&](sequence & s) { s.add(p0, p1, shift); });
     undo(seq_id, last);
 }
 
 void staged_memory::seq_div(llama_seq_id seq_id, llama_pos p0, llama_pos p1, int d) {
     each_stage([&](llama_kv_cache & kv) { kv.seq_div(seq_id, p0, p1, d); });
+    each_recurrent([&](recurrent_states & states) { states.memory.seq_div(seq_id, p0, p1, d); });
+    settle_for_good(seq_id);
     change(seq_id, [&](sequence & s) { s.divide(p0, p1, d); });
 }
 
 // every token goes through stage I, so its cache knows all positions
-llama_pos staged_memory::seq_pos_min(llama_seq_id seq_id) const { return stages[0]->seq_pos_min(seq_id); }
-llama_pos staged_memory::seq_pos_max(llama_seq_id seq_id) const { return stages[0]->seq_pos_max(seq_id); }
+llama_pos staged_memory::seq_pos_min(llama_seq_id seq_id) const {
+    return recurs() ? seq_pos_max(seq_id) : stages[0]->seq_pos_min(seq_id); // a recurrent state is of its last token
+}
+
+llama_pos staged_memory::seq_pos_max(llama_seq_id seq_id) const {
+    const llama_pos last = stages[0]->seq_pos_max(seq_id);
+    return recurrent[0] ? std::min(last, recurrent[0]->memory.seq_pos_max(seq_id)) : last;
+}
 
 std::map<ggml_backend_buffer_type_t, size_t> staged_memory::memory_breakdown() const {
     std::map<ggml_backend_buffer_type_t, size_t> res;
     each_stage([&](const llama_kv_cache & kv) {
         for (const auto & [buft, size] : kv.memory_breakdown()) { res[buft] += size; }
+    });
+    each_recurrent([&](const recurrent_states & states) {
+        for (const auto & [buft, size] : states.memory.memory_breakdown()) { res[buft] += size; }
     });
     for (const auto * store : { &stores.hidden, &stores.keys, &stores.queries }) {
         if (store->tensor()) { res[store->buffer_type()] += store->device_bytes(); }
@@ -326,112 +384,25 @@ void staged_memory::close_images(const llama_batch & batch) {
 }
 
 //
-// state: a tag, what the states in it are shaped by, the caches, then what the sequences carry
-//
-
-static constexpr uint32_t state_tag = 0x33564c48; // "HLV3"
-
-std::vector<uint32_t> staged_memory::state_shape() const {
-    std::vector<uint32_t> res(bounds.begin(), bounds.end());
-    res.insert(res.end(), { n_hidden, n_key, stores.queries.width });
-    return res;
-}
-
-void staged_memory::state_write(llama_io_write_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) const {
-    const auto shape = state_shape();
-    io.write(&state_tag, sizeof(state_tag));
-    io.write(shape.data(), shape.size()*sizeof(uint32_t));
-    each_stage([&](const llama_kv_cache & kv) { kv.state_write(io, seq_id, flags); });
-
-    uint32_t n = 0;
-    for (const auto & [id, s] : sequences) { n += seq_id < 0 || id == seq_id; }
-    io.write(&n, sizeof(n));
-    for (const auto & [id, s] : sequences) {
-        if (seq_id < 0 || id == seq_id) {
-            io.write(&id, sizeof(id));
-            s.write(io);
-        }
-    }
-}
-
-void staged_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) {
-    try {
-        uint32_t tag;
-        io.read(&tag, sizeof(tag));
-        if (tag != state_tag) {
-            throw std::runtime_error("halfv: the saved state was made without stages, or by another version");
-        }
-        std::vector<uint32_t> shape(state_shape().size());
-        io.read(shape.data(), shape.size()*sizeof(uint32_t));
-        if (shape != state_shape()) {
-            throw std::runtime_error("halfv: the saved state was made with another model or other stages");
-        }
-        each_stage([&](llama_kv_cache & kv) {
-            if (seq_id >= 0) { kv.seq_rm(seq_id, -1, -1); } // state_read leaves a sequence alone that was saved empty
-            kv.state_read(io, seq_id, flags);
-        });
-
-        std::map<llama_seq_id, sequence> loaded;
-        uint32_t n;
-        io.read(&n, sizeof(n));
-        if (n > (seq_id < 0 ? cparams.n_seq_max : 1)) {
-            throw std::runtime_error("halfv: the saved state holds " + std::to_string(n) + " sequences");
-        }
-        for (uint32_t i = 0; i < n; ++i) {
-            llama_seq_id id;
-            io.read(&id, sizeof(id));
-            if (seq_id >= 0) {
-                id = seq_id;
-            } else if (id < 0 || id >= (llama_seq_id) cparams.n_seq_max || loaded.count(id)) {
-                throw std::runtime_error("halfv: the saved state names sequence " + std::to_string(id));
-            }
-            auto & s = loaded[id];
-            s.read(io, { stages[0]->get_size(), cparams.n_ubatch, seq_pos_max(id), n_vocab }, stores);
-        }
-        if (seq_id < 0) {
-            sequences.clear();
-        } else {
-            sequences.erase(seq_id);
-        }
-        sequences.merge(loaded);
-        if (undo_bytes() > undo_limit) {
-            if (undoes) {
-                throw std::runtime_error("halfv: the saved state takes more to undo its questions than is left of " +
-                        std::to_string(undo_limit >> 20) + " MiB (halfv_set_undo_bytes)");
-            }
-            change(seq_id, [](sequence & s) { s.turns.clear(); });
-        }
-        for (auto & [id, s] : sequences) { // prepared under other settings, perhaps
-            if (prepares && (seq_id < 0 || id == seq_id)) { unprepare(id); }
-        }
-        keep_within_limit();
-        alike = {};
-        find_alike();
-    } catch (...) {
-        // one cache must not stay restored without the others
-        each_stage([&](llama_kv_cache & kv) { kv.state_clear(seq_id); });
-        if (seq_id < 0) { sequences.clear(); } else { sequences.erase(seq_id); }
-        alike = {};
-        find_alike();
-        throw;
-    }
-}
-
-//
 // creation
 //
 
-llama_memory_i * create_memory(const llama_model & model, const llama_memory_params & params, const llama_cparams & cparams) {
-    reached_plain_cache();
+llama_memory_i * create_memory(const llama_model & model, const llama_memory_params & params, const llama_cparams & cparams,
+                               const llama_memory_i::layer_filter_cb & recurrent) {
+    reached_memory(model, recurrent);
     if (params.ctx_type != LLAMA_CONTEXT_TYPE_DEFAULT || !model.halfv_profile->exists()) {
         return nullptr;
     }
     const bool can_be_cut = cuts_of(model).refusal.empty();
-    const auto profile = model.halfv_profile->get(model.hparams.n_layer(), can_be_cut);
-    if (!profile || !can_be_cut) {
+    const auto given = model.halfv_profile->get(model.hparams.n_layer(), can_be_cut);
+    if (!given || !can_be_cut) {
         return nullptr;
     }
-    return new staged_memory(model, params, cparams, *profile);
+    const auto profile = fitted(model, *given);
+    if (const auto why = unfit(model, profile); !why.empty()) {
+        throw std::runtime_error("halfv: " + why);
+    }
+    return new staged_memory(model, params, cparams, profile);
 }
 
 } // namespace halfv

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "halfv-pass.h"
+#include "halfv-recurrent.h"
 #include "halfv-sequence.h"
 
 #include "llama-batch.h"
@@ -39,7 +40,8 @@ struct step {
     } io = {};
 };
 
-// Three KV caches behind one memory, split by layer: each holds only the tokens that reached its stage.
+// Three KV caches behind one memory, split by layer: each holds only the tokens that reached its stage. With recurrent layers
+// each stage has their states beside its cache.
 // Also owns what sequences carry between batches, so that every seq_* operation reaches pending tokens too.
 class staged_memory : public llama_memory_i {
 public:
@@ -50,7 +52,7 @@ public:
     llama_memory_context_ptr init_full() override;
     llama_memory_context_ptr init_update(llama_context * lctx, bool optimize) override;
 
-    std::unique_ptr<staged_context> init_batch(llama_batch_allocr & balloc, uint32_t n_ubatch);
+    std::unique_ptr<staged_context> init_batch(llama_batch_allocr & balloc, uint32_t n_ubatch); // one that can be taken back
     std::unique_ptr<staged_context> init_steps(std::vector<step> steps); // a batch made by hand
     std::unique_ptr<staged_context> init_full(const graph_pass & pass, bool stored = false);
 
@@ -79,8 +81,21 @@ public:
     // stage s runs layers [bounds[s], bounds[s + 1]); without a stage III the last two are equal
     const std::array<int32_t, n_stages + 1> bounds;
 
+    // the layers whose queries and keys choose for stages II and III: the last with attention before them
+    const std::array<int32_t, n_stages - 1> asked;
+
     bool has_stage(int s) const { return bounds[s] < bounds[s + 1]; }
     bool touches(const graph_pass & pass, int s) const;
+
+    // Of recurrent layers there is one state per sequence: tokens come to them in order, and none can be taken out again.
+    bool recurs() const { return recurrent[0] || recurrent[1] || recurrent[2]; }
+    bool recurs(const graph_pass & pass, int s) const;
+    bool recurs(int32_t il) const { return is_recurrent[il]; }
+    bool attends(int32_t il) const { return is_attending[il]; }
+    void settle_for_good(llama_seq_id seq_id); // no draft's end reaches back behind what is there
+
+    // whether a graph has as many tokens of each of its sequences, which follow each other
+    bool equal_seqs() const { return n_stream() > 1 || recurs(); }
 
     // Tokens of one graph: no more than n_ubatch, and so few that the masks of the stages that it reaches together take no more
     // than stage I's when it is full, which is what buffers are reserved for. One mask serves all until tokens are pruned.
@@ -145,6 +160,8 @@ public:
         transaction * const outer;
         std::array<llama_kv_cache::slot_info_vec_t, n_stages> filled;
         std::array<std::vector<uint32_t>, n_stages> heads;
+        std::array<std::optional<recurrent_states::mark>, n_stages> states;
+        std::map<llama_seq_id, llama_pos> for_good;
         std::map<llama_seq_id, sequence_mark> marks; // of sequences that existed
         std::vector<llama_seq_id> seq_ids;
         std::array<bool, n_stages - 1> alike;
@@ -177,7 +194,10 @@ private:
     std::vector<uint32_t> state_shape() const;
     void undo(llama_seq_id seq_id, llama_pos last_before);
     void forget_preparation(llama_seq_id seq_id);
-    template <typename F> void change(llama_seq_id seq_id, F && f); // of all when negative
+    std::unique_ptr<staged_context> init_batch(llama_batch_allocr & balloc, uint32_t n_ubatch, bool one_by_one, bool embd_all);
+    bool leaves_out_caches(llama_state_seq_flags flags) const;
+    bool can_remove(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const;
+    std::vector<llama_seq_id> ids_of(llama_seq_id seq_id) const; // of all when negative
     void warn_of_little_room(int s, const std::vector<llama_ubatch> & ubatches, bool fits);
 
     bool one_mask(const graph_pass & pass) const; // whether the stages that it reaches are alike
@@ -187,16 +207,31 @@ private:
     const llama_hparams & hparams;
     const llama_cparams & cparams; // of the context that owns this memory
     std::array<std::unique_ptr<llama_kv_cache>, n_stages> stages;
+    std::array<std::unique_ptr<recurrent_states>, n_stages> recurrent; // null: no layer of the stage is
+    std::vector<bool> is_recurrent, is_attending; // layer by layer
+    std::map<llama_seq_id, llama_pos> for_good;
     std::map<llama_seq_id, sequence> sequences;
     transaction * running = nullptr;
     std::array<bool, n_stages - 1> alike = { true, true }; // stages s and s + 1 hold the same tokens in the same cells
     std::array<bool, n_stages> warned = {}; // of little room in a stage
+
+    // what `f` does to the pending tokens of a sequence, of all when negative, and what follows from it
+    template <typename F> void change(llama_seq_id seq_id, F && f) {
+        for (auto it = sequences.begin(); it != sequences.end();) {
+            const bool wanted = seq_id < 0 || it->first == seq_id;
+            if (wanted) { f(it->second); }
+            it = wanted && it->second.empty() ? sequences.erase(it) : std::next(it);
+        }
+    }
 
     template <typename F> void each_stage(F && f) {
         for (auto & stage : stages) { if (stage) { f(*stage); } }
     }
     template <typename F> void each_stage(F && f) const {
         for (const auto & stage : stages) { if (stage) { f(*stage); } }
+    }
+    template <typename F> void each_recurrent(F && f) const {
+        for (const auto & states : recurrent) { if (states) { f(*states); } }
     }
 };
 
@@ -221,6 +256,10 @@ public:
     // null where the current step does not reach the stage
     const llama_kv_cache_context * stage(int s) const;
 
+    // null where the stage has no recurrent layers; of some use only where the current step runs them
+    const llama_memory_recurrent_context * recurrent(int s) const;
+    bool recurs(int s) const { return memory->recurs(pass(), s); }
+
     const std::array<int32_t, n_stages + 1> & bounds() const { return memory->bounds; }
 
     // whether the stages that the current step reaches need only one mask; when buffers are reserved, that is the largest
@@ -238,6 +277,7 @@ private:
 
     staged_memory * memory = nullptr;
     std::array<llama_memory_context_ptr, n_stages> stages;
+    std::array<std::unique_ptr<llama_memory_recurrent_context>, n_stages> states, all_states; // of the steps, of no step
     std::vector<step> steps;
     std::vector<bool> alike; // the stages that each step reaches, after it
     size_t i_cur = 0;
@@ -247,6 +287,7 @@ private:
 };
 
 // the memory of a context whose model has a profile; null where it runs unpruned
-llama_memory_i * create_memory(const llama_model & model, const llama_memory_params & params, const llama_cparams & cparams);
+llama_memory_i * create_memory(const llama_model & model, const llama_memory_params & params, const llama_cparams & cparams,
+                               const llama_memory_i::layer_filter_cb & recurrent = nullptr); // which layers are
 
 } // namespace halfv

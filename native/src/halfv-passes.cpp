@@ -19,8 +19,8 @@ void prefill::reserve(uint32_t n_tokens) {
     }
     const auto & b = memory.bounds;
     const graph_pass passes[] = {
-        { b[0], b[1], INT32_MAX, b[1] - 1, false },
-        { b[1], memory.has_stage(2) ? b[2] : INT32_MAX, INT32_MAX, b[2] - 1, true },
+        { b[0], b[1], INT32_MAX, memory.asked[0], false },
+        { b[1], memory.has_stage(2) ? b[2] : INT32_MAX, INT32_MAX, memory.asked[1], true },
         { b[2] - may_split(), b[3] },
     };
     std::vector<std::pair<graph_pass, bool>> all;
@@ -49,7 +49,7 @@ void prefill::reserve(uint32_t n_tokens) {
 void prefill::reserve_choice() {
     const auto & stores  = memory.stores;
     const auto & hparams = ctx.model.hparams;
-    const int32_t il = memory.bounds[1] - 1;
+    const int32_t il = memory.asked[0];
     if (!stores.hidden.tensor()) {
         return;
     }
@@ -189,7 +189,7 @@ llama_ubatch prefill::ubatch_of_batch(const llama_batch & batch, const std::vect
     const uint32_t n_pos = hparams.n_pos_per_embd();
     const size_t   width = batch.embd ? hparams.n_embd_inp() : 0;
 
-    llama_ubatch res = new_ubatch(n, n_seqs, n_pos, width, batch.token, memory.n_stream() > 1);
+    llama_ubatch res = new_ubatch(n, n_seqs, n_pos, width, batch.token, memory.equal_seqs());
     std::vector<llama_seq_id> seq_ids(n);
     for (uint32_t i = 0; i < n; ++i) {
         const int32_t idx = idxs[i];
@@ -213,7 +213,7 @@ llama_ubatch prefill::ubatch_of_rows(llama_seq_id seq_id, const row * rows, uint
 
     const bool tokens = is_text(rows[0]) && cuts_of(ctx.model).by_kind; // which is what the builder asks
     std::vector<float> state;
-    llama_ubatch res = new_ubatch(n, 1, n_pos, width, tokens, memory.n_stream() > 1);
+    llama_ubatch res = new_ubatch(n, 1, n_pos, width, tokens, memory.equal_seqs());
     for (uint32_t i = 0; i < n; ++i) {
         if (tokens) { res.token[i] = rows[i].token; }
         if (width > 0) {
@@ -233,7 +233,7 @@ llama_ubatch prefill::ubatch_of_rows(llama_seq_id seq_id, const row * rows, uint
 llama_ubatch prefill::ubatch_of_token(llama_seq_id seq_id, const row & r) const {
     const uint32_t n_pos = ctx.model.hparams.n_pos_per_embd();
 
-    llama_ubatch res = new_ubatch(1, 1, n_pos, 0, true, memory.n_stream() > 1);
+    llama_ubatch res = new_ubatch(1, 1, n_pos, 0, true, memory.equal_seqs());
     res.token[0] = r.token;
     std::copy_n(r.pos.begin(), n_pos, res.pos);
     set_sequences(res, { seq_id });
@@ -251,7 +251,7 @@ std::vector<step> prefill::whole_steps(const llama_batch & batch, std::vector<sh
         steps.push_back({ ubatch_of_batch(batch, idxs, n_seqs) });
     };
 
-    if (memory.n_stream() == 1) {
+    if (!memory.equal_seqs()) {
         std::vector<int32_t> idxs;
         for (const auto & part : parts) { idxs.insert(idxs.end(), part.idxs.begin(), part.idxs.end()); }
         std::sort(idxs.begin(), idxs.end());
@@ -270,7 +270,7 @@ std::vector<step> prefill::whole_steps(const llama_batch & batch, std::vector<sh
             continue;
         }
         size_t end = first + 1, n = left(first);
-        while (end < parts.size() && end - first < n_ubatch && parts[end].seq_id == parts[end - 1].seq_id + 1 && left(end) > 0) {
+        while (!memory.recurs() && end < parts.size() && end - first < n_ubatch && parts[end].seq_id == parts[end - 1].seq_id + 1 && left(end) > 0) {
             n = std::min(n, left(end++));
         }
         n = std::min(n, n_ubatch/(end - first));

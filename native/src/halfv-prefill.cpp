@@ -77,7 +77,7 @@ prefill_ptr prefill::attach(llama_context & ctx) {
         auto res = std::make_unique<prefill>(ctx, *memory);
         if (const auto mb = wanted_undo_mb()) {
             memory->undo_limit = *mb << 20;
-            memory->undoes     = *mb > 0;
+            memory->undoes     = *mb > 0 && !memory->recurs();
         }
         memory->prepares = wants_preparing();
         return res;
@@ -200,6 +200,7 @@ std::optional<int> prefill::decode_batch(llama_memory_context_ptr & mctx) {
     std::vector<step> last;
     for (const auto & part : lazy) {
         int rc = stage1(part, visual);
+        memory.settle_for_good(part.seq_id);
         if (rc == 0 && part.output) {
             rc = settle(part.seq_id, when::question, &last);
         }

@@ -123,6 +123,7 @@ private:
     std::vector<int32_t> choose_otherwise(sequence & s, const std::vector<row> & rows, const std::vector<size_t> & members,
                                           const std::vector<float> & query, int k, bool deep);
     const std::vector<float> & final_norm();
+    void make_features(std::vector<float> & states); // in place: as the last norm leaves them, of length 1
     worker_pool & cover_workers();
     std::vector<int32_t> cover(const std::vector<row> & rows, const std::vector<int32_t> & anchors, int k);
 

@@ -32,6 +32,16 @@ struct found_profile {
     bool        from_environment = false;
 };
 
+// what of a model matters for cutting its graphs, layer by layer
+struct layer_cuts : cuts {
+    std::vector<bool> attends;
+    std::vector<bool> recurrent; // empty: none is
+    bool centred = false;        // the norm after the last one is no RMS norm
+
+    bool    is_recurrent(int32_t il) const { return il < (int32_t) recurrent.size() && recurrent[il]; }
+    int32_t last_that_attends(int32_t first, int32_t end) const; // -1: none in [first, end)
+};
+
 // A model's profile: set through the C ABI, or else from HALFV_PROFILE, or else from its GGUF metadata.
 // A program may set it while another thread makes a context.
 class model_profile {
@@ -53,7 +63,7 @@ public:
 
     // found once
     template <typename F>
-    const struct cuts & cuts(F && find) {
+    const layer_cuts & cuts(F && find) {
         std::call_once(found_cuts, [&]() { model_cuts = find(); });
         return model_cuts;
     }
@@ -63,7 +73,7 @@ private:
     found_profile      found;
     std::array<uint32_t, 3> n_cells = {};
     std::once_flag found_cuts;
-    struct cuts    model_cuts;
+    layer_cuts     model_cuts;
 };
 
 std::shared_ptr<model_profile> make_model_profile(); // for llama-model.h, which knows the name alone

@@ -237,6 +237,17 @@ std::vector<int32_t> top_k(const float * scores, int n, int k, const std::vector
     return idx;
 }
 
+void layer_norm(float * row, const float * weight, const float * bias, int d, float eps) {
+    double sum = 0, squares = 0;
+    for (int j = 0; j < d; ++j) { sum += row[j]; }
+    const double mean = sum / d;
+    for (int j = 0; j < d; ++j) { squares += (row[j] - mean) * (row[j] - mean); }
+    const double scale = 1 / std::sqrt(squares / d + eps);
+    for (int j = 0; j < d; ++j) {
+        row[j] = float((row[j] - mean) * scale) * (weight ? weight[j] : 1.0f) + (bias ? bias[j] : 0.0f);
+    }
+}
+
 void final_norm_features(const float * rows, const float * norm_weight, int n, int d, float * out) {
     for (int i = 0; i < n; ++i) {
         const float * x = rows + (size_t) i * d;

@@ -42,6 +42,9 @@ std::vector<int32_t> top_k(const float * scores, int n, int k, const std::vector
 // A row that is zero, or not finite, becomes zero.
 void final_norm_features(const float * rows, const float * norm_weight, int n, int d, float * out);
 
+// A layer norm in place, for models that have it instead; weight and bias may be null.
+void layer_norm(float * row, const float * weight, const float * bias, int d, float eps);
+
 // Coverage expansion: greedy farthest-point sampling with distance 1 - cos. Starts from the anchors, adds the token
 // whose nearest chosen token is farthest (lowest index among equals) until k are chosen; without anchors the first
 // is token 0. Anchors are always in the result, so it has min(n, max(k, anchors)) tokens.

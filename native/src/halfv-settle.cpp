@@ -19,7 +19,7 @@ int prefill::stage1(const share & part, bool visual) {
     const llama_batch & batch = ctx.balloc->get_batch();
     const int64_t t_start = ggml_time_us();
     const bool keeps_keys = visual || wants_attention();
-    const graph_pass pass = { bounds[0], bounds[1], INT32_MAX, bounds[1] - 1, wants_attention() };
+    const graph_pass pass = { bounds[0], bounds[1], INT32_MAX, memory.asked[0], wants_attention() };
 
     const auto gives = room_for(std::vector<bool>(part.idxs.size(), keeps_keys), true, memory.stores.hidden.tensor());
     std::vector<step> steps;
@@ -94,14 +94,14 @@ int prefill::ask_by_last_text(llama_seq_id seq_id, sequence & s) {
         s.query = {};
         return 0;
     }
-    if (s.query) {
+    if (s.query || memory.recurs()) { // a recurrent state has no way back to before this token
         return 0;
     }
     const auto & bounds = memory.bounds;
     const row & r = s.rows.back();
     const staged_memory::rehearsal rehearsal(memory, seq_id, r.pos.data());
     const auto gives = room_for({ false }, true, memory.stores.hidden.tensor());
-    step step = { ubatch_of_token(seq_id, r), { bounds[0], bounds[1], INT32_MAX, bounds[1] - 1, wants_attention() } };
+    step step = { ubatch_of_token(seq_id, r), { bounds[0], bounds[1], INT32_MAX, memory.asked[0], wants_attention() } };
     step.io = gives.rows(0, 1);
     const int rc = run({ std::move(step) }, [&](const llama_ubatch &, const llm_graph_result & res) {
         if (!gives.stored) { bring_down(res, gives.rows(0, 1)); }
@@ -113,7 +113,8 @@ int prefill::ask_by_last_text(llama_seq_id seq_id, sequence & s) {
 // Of the last layer of stage II, tokens that stage III drops have only K and V to give. What the choice asks for is there
 // before attention, so it may be made before the rest of that layer, which is then left to those that stay.
 bool prefill::may_split() const {
-    return memory.has_stage(2) && memory.bounds[2] - memory.bounds[1] > 1 && memory.profile.ssr_rest == HALFV_REST_DROPPED;
+    const int32_t il = memory.bounds[2] - 1;
+    return memory.has_stage(2) && il > memory.bounds[1] && memory.profile.ssr_rest == HALFV_REST_DROPPED && memory.attends(il) && !memory.recurs(il);
 }
 
 bool prefill::splits(const std::vector<image> & images, const std::vector<row> & go) const {
@@ -182,7 +183,7 @@ int prefill::settle(llama_seq_id seq_id, when moment, std::vector<step> * last) 
     if (split) {
         s.stats.flops_spent += cost.kv_only(begin3, bounds[2], go.size()) + (asks_deep ? cost.queries(begin3, go.size()) : 0);
     }
-    const graph_pass pass2 = { bounds[1], three ? bounds[2] : INT32_MAX, split ? begin3 : INT32_MAX, asks_deep ? bounds[2] - 1 : -1, true };
+    const graph_pass pass2 = { bounds[1], three ? bounds[2] : INT32_MAX, split ? begin3 : INT32_MAX, asks_deep ? memory.asked[1] : -1, true };
     state_ref query;
 
     // anchors that join a non-causal picture after the question must not see what followed it: they go causally
@@ -280,7 +281,7 @@ int prefill::settle(llama_seq_id seq_id, when moment, std::vector<step> * last) 
     // what this question, or this preparation, has decided over and may have to be undone; the rest is done for good
     if (moment == when::question) {
         const size_t open = first_open(s.rows, s.images, first_that_fits(s));
-        if (open < s.rows.size() || !recalled.empty()) {
+        if ((open < s.rows.size() || !recalled.empty()) && !memory.recurs()) {
             turn t;
             const bool stays_prepared = memory.prepares && memory.undoes;
             for (size_t i = recalled.empty() ? open : 0; i < s.rows.size(); ++i) {

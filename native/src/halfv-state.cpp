@@ -1,8 +1,9 @@
 // What sequences carry, in a saved state: field by field, every count before its content. Whoever wrote a state, reading
 // it takes no more memory than it has bytes, and gives a sequence that the rest of the code can have made, or throws.
 
-#include "halfv-sequence.h"
+#include "halfv-memory.h"
 
+#include "llama-cparams.h"
 #include "llama-io.h"
 
 #include <algorithm>
@@ -275,6 +276,125 @@ void sequence::read(llama_io_read_i & io, const state_limits & limits, state_sto
     for (auto * us : { &stats.us_stage1, &stats.us_select, &stats.us_stage2, &stats.us_frozen, &stats.us_stage3 }) {
         *us = take<int64_t>(io);
         require(*us >= 0 && *us < int64_t(1) << 60, "times that cannot be");
+    }
+}
+
+//
+// state: a tag, what the states in it are shaped by, the caches, then what the sequences carry
+//
+
+static constexpr uint32_t state_tag = 0x33564c48; // "HLV3"
+
+std::vector<uint32_t> staged_memory::state_shape() const {
+    std::vector<uint32_t> res(bounds.begin(), bounds.end());
+    res.insert(res.end(), { n_hidden, n_key, stores.queries.width });
+    if (recurs()) { res.insert(res.end(), { hparams.n_embd_r(), hparams.n_embd_s(), hparams.ple_conv_state() }); }
+    return res;
+}
+
+// what llama-server calls a checkpoint: the caches hold what they held then, and are cut off where it was
+bool staged_memory::leaves_out_caches(llama_state_seq_flags flags) const {
+    return recurs() && (flags & LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY);
+}
+
+void staged_memory::state_write(llama_io_write_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) const {
+    const auto shape = state_shape();
+    io.write(&state_tag, sizeof(state_tag));
+    io.write(shape.data(), shape.size()*sizeof(uint32_t));
+    if (!leaves_out_caches(flags)) {
+        each_stage([&](const llama_kv_cache & kv) { kv.state_write(io, seq_id, flags); });
+    }
+    each_recurrent([&](const recurrent_states & states) {
+        for (const auto id : ids_of(seq_id)) { states.write(io, id); }
+    });
+
+    uint32_t n = 0;
+    for (const auto & [id, s] : sequences) { n += seq_id < 0 || id == seq_id; }
+    io.write(&n, sizeof(n));
+    for (const auto & [id, s] : sequences) {
+        if (seq_id < 0 || id == seq_id) {
+            io.write(&id, sizeof(id));
+            s.write(io);
+        }
+    }
+}
+
+void staged_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) {
+    try {
+        uint32_t tag;
+        io.read(&tag, sizeof(tag));
+        if (tag != state_tag) {
+            throw std::runtime_error("halfv: the saved state was made without stages, or by another version");
+        }
+        std::vector<uint32_t> shape(state_shape().size());
+        io.read(shape.data(), shape.size()*sizeof(uint32_t));
+        if (shape != state_shape()) {
+            throw std::runtime_error("halfv: the saved state was made with another model or other stages");
+        }
+        each_stage([&](llama_kv_cache & kv) {
+            if (leaves_out_caches(flags)) {
+                return;
+            }
+            if (seq_id >= 0) { kv.seq_rm(seq_id, -1, -1); } // state_read leaves a sequence alone that was saved empty
+            kv.state_read(io, seq_id, flags);
+        });
+        each_recurrent([&](recurrent_states & states) {
+            if (seq_id < 0) { states.memory.clear(true); }
+            for (const auto id : ids_of(seq_id)) { states.read(io, id, stages[0]->seq_pos_max(id)); }
+        });
+        for (const auto id : ids_of(seq_id)) { settle_for_good(id); }
+
+        std::map<llama_seq_id, sequence> loaded;
+        uint32_t n;
+        io.read(&n, sizeof(n));
+        if (n > (seq_id < 0 ? cparams.n_seq_max : 1)) {
+            throw std::runtime_error("halfv: the saved state holds " + std::to_string(n) + " sequences");
+        }
+        for (uint32_t i = 0; i < n; ++i) {
+            llama_seq_id id;
+            io.read(&id, sizeof(id));
+            if (seq_id >= 0) {
+                id = seq_id;
+            } else if (id < 0 || id >= (llama_seq_id) cparams.n_seq_max || loaded.count(id)) {
+                throw std::runtime_error("halfv: the saved state names sequence " + std::to_string(id));
+            }
+            auto & s = loaded[id];
+            s.read(io, { stages[0]->get_size(), cparams.n_ubatch, seq_pos_max(id), n_vocab }, stores);
+        }
+        if (seq_id < 0) {
+            sequences.clear();
+        } else {
+            sequences.erase(seq_id);
+        }
+        sequences.merge(loaded);
+        for (const auto & [id, s] : sequences) { // what has gone on since then waits again
+            for (int stage = 1; stage < n_stages && leaves_out_caches(flags) && !s.rows.empty(); ++stage) {
+                if (stages[stage] && (seq_id < 0 || id == seq_id)) { stages[stage]->seq_rm(id, s.rows.front().pos[0], -1); }
+            }
+        }
+        if (undo_bytes() > undo_limit) {
+            if (undoes) {
+                throw std::runtime_error("halfv: the saved state takes more to undo its questions than is left of " +
+                        std::to_string(undo_limit >> 20) + " MiB (halfv_set_undo_bytes)");
+            }
+            change(seq_id, [](sequence & s) { s.turns.clear(); });
+        }
+        for (auto & [id, s] : sequences) { // prepared under other settings, perhaps
+            if (prepares && (seq_id < 0 || id == seq_id)) { unprepare(id); }
+        }
+        keep_within_limit();
+        alike = {};
+        find_alike();
+    } catch (...) {
+        // one cache must not stay restored without the others
+        each_stage([&](llama_kv_cache & kv) { kv.state_clear(seq_id); });
+        each_recurrent([&](recurrent_states & states) {
+            for (const auto id : ids_of(seq_id)) { states.memory.seq_rm(id, -1, -1); }
+        });
+        if (seq_id < 0) { sequences.clear(); } else { sequences.erase(seq_id); }
+        alike = {};
+        find_alike();
+        throw;
     }
 }
 

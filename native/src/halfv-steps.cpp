@@ -13,17 +13,23 @@ namespace halfv {
 //
 
 llama_memory_context_ptr staged_memory::init_batch(llama_batch_allocr & balloc, uint32_t n_ubatch, bool embd_all) {
-    GGML_UNUSED(embd_all);
-    return init_batch(balloc, n_ubatch);
+    return init_batch(balloc, n_ubatch, false, embd_all);
 }
 
+// Sequences that share a graph change places among the recurrent states, which is not taken back: then each has its own.
 std::unique_ptr<staged_context> staged_memory::init_batch(llama_batch_allocr & balloc, uint32_t n_ubatch) {
+    return init_batch(balloc, n_ubatch, recurs(), false);
+}
+
+std::unique_ptr<staged_context> staged_memory::init_batch(llama_batch_allocr & balloc, uint32_t n_ubatch, bool one_by_one, bool embd_all) {
+    const uint32_t n_draft = cparams.n_rs_seq > 0 ? cparams.n_rs_seq + 1 : 0; // stays in one piece, so that its end can be taken back
     balloc.split_reset();
     n_ubatch = std::min(n_ubatch, ubatch_size({}, balloc.get_n_tokens()));
 
     std::vector<step> steps;
     while (true) {
-        auto ubatch = n_stream() == 1 ? balloc.split_simple(n_ubatch) : balloc.split_equal(n_ubatch, true, 0);
+        auto ubatch = one_by_one || (recurs() && embd_all) ? balloc.split_seq(n_ubatch) :
+                      equal_seqs() ? balloc.split_equal(n_ubatch, n_stream() > 1, recurs() ? n_draft : 0) : balloc.split_simple(n_ubatch);
         if (ubatch.n_tokens == 0) {
             break;
         }
@@ -74,9 +80,10 @@ llama_memory_context_ptr staged_memory::init_update(llama_context * lctx, bool o
 //
 
 staged_memory::transaction::transaction(staged_memory & memory, const std::vector<llama_seq_id> & seq_ids) :
-    memory(memory), outer(memory.running), seq_ids(seq_ids), alike(memory.alike) {
+    memory(memory), outer(memory.running), for_good(memory.for_good), seq_ids(seq_ids), alike(memory.alike) {
     for (int s = 0; s < n_stages; ++s) {
-        if (memory.stages[s]) { heads[s] = memory.stages[s]->get_heads(); }
+        if (memory.stages[s])    { heads[s]  = memory.stages[s]->get_heads(); }
+        if (memory.recurrent[s]) { states[s] = memory.recurrent[s]->hold(seq_ids); }
     }
     for (const auto id : seq_ids) {
         if (const auto * s = memory.find(id)) {
@@ -93,8 +100,10 @@ staged_memory::transaction::~transaction() {
     memory.running = outer;
     memory.alike   = alike;
     for (int s = 0; s < n_stages; ++s) {
-        if (memory.stages[s]) { memory.stages[s]->take_back(filled[s], heads[s]); }
+        if (memory.stages[s])    { memory.stages[s]->take_back(filled[s], heads[s]); }
+        if (memory.recurrent[s]) { memory.recurrent[s]->take_back(*states[s]); }
     }
+    memory.for_good.swap(for_good);
     for (const auto id : seq_ids) {
         if (const auto mark = marks.find(id); mark != marks.end()) {
             mark->second.restore(memory.sequences[id]);
@@ -106,6 +115,7 @@ staged_memory::transaction::~transaction() {
 
 void staged_memory::transaction::commit() {
     memory.running = outer;
+    memory.each_recurrent([&](recurrent_states & states) { states.let_go(seq_ids); });
     memory.find_alike(); // a picture that was kept whole, for one
     open = false;
 }
@@ -182,6 +192,22 @@ static llama_kv_cache::slot_info slot_of(const llama_kv_cache & kv, const step &
 
 staged_context::staged_context(staged_memory & memory, std::vector<step> steps_in) :
     memory(&memory), steps(std::move(steps_in)), status(LLAMA_MEMORY_STATUS_SUCCESS) {
+    for (int s = 0; s < n_stages; ++s) {
+        if (!memory.recurrent[s]) {
+            continue;
+        }
+        auto & states_of_stage = memory.recurrent[s]->memory;
+        all_states[s] = std::make_unique<llama_memory_recurrent_context>(&states_of_stage);
+        std::vector<llama_ubatch> ubatches;
+        for (const auto & step : steps) {
+            if (memory.recurs(step.pass, s)) { ubatches.push_back(step.ubatch); }
+        }
+        if (!ubatches.empty() && !states_of_stage.prepare(ubatches)) {
+            status = LLAMA_MEMORY_STATUS_FAILED_PREPARE;
+            return;
+        }
+        states[s] = std::make_unique<llama_memory_recurrent_context>(&states_of_stage, std::move(ubatches));
+    }
     std::array<llama_kv_cache::slot_info_vec_t, n_stages> slots;
     for (int s = 0; s < n_stages && !steps.empty(); ++s) {
         const auto is_there = [s](const step & step) { return s == 1 && !step.cells.empty(); };
@@ -236,6 +262,7 @@ staged_context::~staged_context() {
 bool staged_context::next() {
     for (int s = 0; s < n_stages; ++s) {
         if (touches(s)) { stages[s]->next(); }
+        if (recurs(s))  { states[s]->next(); }
     }
     return ++i_cur < steps.size();
 }
@@ -244,12 +271,17 @@ bool staged_context::apply() {
     bool res = true;
     for (int s = 0; s < n_stages; ++s) {
         if (touches(s)) { res = stages[s]->apply() && res; }
+        if (recurs(s) && !steps.empty()) { res = states[s]->apply() && res; }
     }
     return res;
 }
 
 const llama_ubatch & staged_context::get_ubatch() const {
     return steps[i_cur].ubatch;
+}
+
+const llama_memory_recurrent_context * staged_context::recurrent(int s) const {
+    return !steps.empty() && recurs(s) ? states[s].get() : all_states[s].get();
 }
 
 const llama_kv_cache_context * staged_context::stage(int s) const {

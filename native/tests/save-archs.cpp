@@ -5,10 +5,12 @@
 #include "test-llama-archs.cpp"
 #undef main
 
-static constexpr uint32_t LAYERS = 6;
+static uint32_t layers_of(llm_arch arch) {
+    return arch == LLM_ARCH_NEMOTRON_H || arch == LLM_ARCH_NEMOTRON_H_MOE ? 7 : 6; // one in three of its layers has attention
+}
 
 // what is given layer by layer goes on for the new ones
-static void repeat(gguf_context * gguf, const std::string & key, uint32_t n_layer) {
+static void repeat(gguf_context * gguf, const std::string & key, uint32_t n_layer, uint32_t n_wanted) {
     const int64_t id = gguf_find_key(gguf, key.c_str());
     if (gguf_get_kv_type(gguf, id) != GGUF_TYPE_ARRAY || gguf_get_arr_n(gguf, id) != n_layer || key.find("sections") != std::string::npos) {
         return;
@@ -19,7 +21,7 @@ static void repeat(gguf_context * gguf, const std::string & key, uint32_t n_laye
     }
     const auto * from = (const uint32_t *) gguf_get_arr_data(gguf, id);
     std::vector<uint32_t> values;
-    for (uint32_t i = 0; i < LAYERS; ++i) { values.push_back(from[i % n_layer]); }
+    for (uint32_t i = 0; i < n_wanted; ++i) { values.push_back(from[i % n_layer]); }
     gguf_set_arr_data(gguf, key.c_str(), type, values.data(), values.size());
 }
 
@@ -27,15 +29,16 @@ static void deepen(gguf_context * gguf, llm_arch arch) {
     const std::string prefix = std::string(llm_arch_name(arch)) + ".";
     const int64_t count = gguf_find_key(gguf, (prefix + "block_count").c_str());
     const uint32_t n_layer = gguf_get_val_u32(gguf, count);
-    if (n_layer >= LAYERS) {
+    const uint32_t n_wanted = layers_of(arch);
+    if (n_layer >= n_wanted) {
         return;
     }
     std::vector<std::string> keys;
     for (int64_t i = 0; i < gguf_get_n_kv(gguf); ++i) { keys.push_back(gguf_get_key(gguf, i)); }
     for (const auto & key : keys) {
-        if (key.rfind(prefix, 0) == 0) { repeat(gguf, key, n_layer); }
+        if (key.rfind(prefix, 0) == 0) { repeat(gguf, key, n_layer, n_wanted); }
     }
-    gguf_set_val_u32(gguf, (prefix + "block_count").c_str(), LAYERS);
+    gguf_set_val_u32(gguf, (prefix + "block_count").c_str(), n_wanted);
 }
 
 static bool exists(llm_arch arch, bool moe) {

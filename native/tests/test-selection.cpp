@@ -150,6 +150,27 @@ static void test_features() {
     halfv::final_norm_features(nullptr, nullptr, 0, 3, nullptr);
 }
 
+static void test_layer_norm() {
+    randoms r(4);
+    for (int round = 0; round < 30; ++round) {
+        const int d = r.upto(2, 100);
+        const std::vector<float> x = r.normal(d), w = r.normal(d), b = r.normal(d);
+        std::vector<float> out = x, plain = x;
+        halfv::layer_norm(out.data(), w.data(), b.data(), d, 1e-5f);
+        halfv::layer_norm(plain.data(), nullptr, nullptr, d, 1e-5f);
+        double mean = 0, square = 0;
+        for (const float v : x) {
+            mean += (double) v / d;
+            square += (double) v * v / d;
+        }
+        for (int j = 0; j < d; ++j) {
+            const double y = (x[j] - mean) / std::sqrt(square - mean * mean + 1e-5);
+            CHECK(std::fabs(plain[j] - y) < 1e-4);
+            CHECK(std::fabs(out[j] - (y * w[j] + b[j])) < 1e-4);
+        }
+    }
+}
+
 int main(int argc, char ** argv) {
     return run(argc, argv, {
         { "quota", test_quota },
@@ -157,5 +178,6 @@ int main(int argc, char ** argv) {
         { "scores_edges", test_scores_edges },
         { "top_k", test_top_k },
         { "features", test_features },
+        { "layer_norm", test_layer_norm },
     });
 }

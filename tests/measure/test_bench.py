@@ -152,7 +152,7 @@ def test_an_encoder_of_one_size(bench) -> None:
     [
         ("tiny-qwen3vl", 64, 12),
         ("tiny-gemma-3", 32, 3),
-        pytest.param("tiny-qwen3.5", 64, 12, marks=pytest.mark.xfail(strict=True, reason="runs unpruned")),
+        ("tiny-qwen3.5", 64, 12),
     ],
 )
 def test_other_families(bench, shape: str, kept: int, deep: int) -> None:

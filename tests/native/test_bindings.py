@@ -54,6 +54,7 @@ NUMBERS = {
     "llama_pos": ctypes.c_int32,
     "llama_seq_id": ctypes.c_int32,
     "llama_token": ctypes.c_int32,
+    "llama_state_seq_flags": ctypes.c_uint32,
 }
 NUMBERS |= {name: getattr(ctypes, f"c_{name}") for name in ("bool", "float", "double")}
 NUMBERS |= {f"{name}_t": getattr(ctypes, f"c_{name}") for name in ("int32", "int64", "uint8", "uint32", "uint64")}

@@ -19,6 +19,7 @@ from halfv_cpp import llama_h
 from halfv_edge.testing.client import Client
 from tests.support import ROOT, pruned
 from tests.support.masking import Masking
+from tests.support.relayed import Relay
 from tests.support.tiny_models import DROP, grid_positions, tiny_image
 
 PAGE = ROOT / "docs" / "models.md"
@@ -97,6 +98,22 @@ def told(
     ) as client:
         logits = tell(client, masking, causal)
         return logits, [list(pruned.kept(client, 0, stage)) for stage in (2, 3)] if profile else []
+
+
+def relayed(path: Path, profile: dict, kept: list[int], deep: list[int]) -> np.ndarray:
+    """What told() gives, when these tokens of the picture reach stages II and III, and the rest is dropped."""
+    relay = Relay(path, profile["ivr.layer"], profile["ssr.layer"])
+    relay.text(PREFIX)
+    pos = grid_positions(relay.next, ROWS, COLS) if relay.is_mrope else np.arange(relay.next, relay.next + ROWS * COLS)
+    relay.image(tiny_image(ROWS * COLS, relay.legs[0].client.n_embd_inp), pos, kept, deep)
+    logits = [relay.text(QUESTION), *(relay.text([token]) for token in NEXT_TOKENS)]
+    relay.close()
+    return np.stack(logits)
+
+
+def is_hybrid(path: Path) -> bool:
+    with Client(path, n_ctx=256) as client:
+        return bool(llama_h.llama_model_is_hybrid(client.model))
 
 
 def listed() -> dict[str, str]:

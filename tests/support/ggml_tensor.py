@@ -18,6 +18,12 @@ class Tensor(ctypes.Structure):
         data = ctypes.cast(self.data, ctypes.POINTER(ctypes.c_float))
         return np.ctypeslib.as_array(data, (self.ne[1], self.ne[0]))
 
+    def ints(self) -> np.ndarray:
+        """Its values in place, in host memory."""
+        assert self.type == 26, "i32"
+        data = ctypes.cast(self.data, ctypes.POINTER(ctypes.c_int32))
+        return np.ctypeslib.as_array(data, (self.ne[0] * self.ne[1],))
+
 
 Tensor._fields_ = (
     ("type", ctypes.c_int),

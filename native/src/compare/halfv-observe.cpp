@@ -96,6 +96,15 @@ int32_t prefill::observe(const uint8_t * freeze, halfv_observer observer, void *
     stopped = false;
     auto prompt = std::move(*held);
     held.reset();
+    if (cuts_of(ctx.model).centred) {
+        return HALFV_ERR_UNSUPPORTED;
+    }
+    for (int32_t il = memory.bounds[n_stages] - 1, can = 1; freeze && il >= 0; --il) {
+        can = can && memory.attends(il) && !memory.recurs(il);
+        if (freeze[il] && !can) {
+            return HALFV_ERR_UNSUPPORTED;
+        }
+    }
     if (prompt.rows.back().image >= 0 || memory.seq_pos_max(prompt.seq_id) >= 0) {
         return HALFV_ERR_ARGUMENT;
     }
@@ -142,6 +151,7 @@ int prefill::observe_layers(held_prompt & prompt, const uint8_t * freeze, halfv_
             }
             seen.logits = logits.data();
         }
+        seen.attention = memory.attends(il) ? attention.data() : nullptr;
         if (const int rc = observe_layer(prompt, il, next.data(), attention.data())) {
             return rc;
         }
@@ -173,22 +183,28 @@ int prefill::observe_layer(const held_prompt & prompt, int32_t il, float * out, 
 
     auto rows = prompt.rows;
     for (auto & r : rows) { r.output = is_last; } // or the last layer would leave them out
-    const graph_pass pass = { il, il + 1, INT32_MAX, il, true };
+    const bool attends = memory.attends(il);
+    const graph_pass pass = { il, il + 1, INT32_MAX, attends ? il : -1, true };
     memory.rewind(prompt.seq_id, pass);
 
-    std::vector<float> query((size_t) hparams.n_head(il)*n_head_embd), keys(n*memory.n_key);
+    std::vector<float> query((size_t) hparams.n_head(il)*n_head_embd), keys(n*hparams.n_embd_k_gqa(il));
     size_t i = 0;
     const int rc = run(steps_of(prompt.seq_id, rows, pass), [&](const llama_ubatch & ubatch, const llm_graph_result & res) {
         read(res.t_embd, out + i*n_embd);
-        read(res.t_halfv_k, keys.data() + i*memory.n_key);
-        read(res.t_halfv_q, query.data());
+        if (attends) {
+            read(res.t_halfv_k, keys.data() + i*hparams.n_embd_k_gqa(il));
+            read(res.t_halfv_q, query.data());
+        }
         wait_for_device();
         i += ubatch.n_tokens;
     });
 
+    if (!attends) {
+        return rc;
+    }
     const float scale = hparams.f_attention_scale != 0.0f ? hparams.f_attention_scale : 1.0f/std::sqrt((float) n_head_embd);
     for (auto & q : query) { q *= scale; }
-    visual_scores(query.data(), keys.data(), memory.n_key, n, hparams.n_head(il), hparams.n_head_kv(il), n_head_embd, attention);
+    visual_scores(query.data(), keys.data(), hparams.n_embd_k_gqa(il), n, hparams.n_head(il), hparams.n_head_kv(il), n_head_embd, attention);
     return rc;
 }
 

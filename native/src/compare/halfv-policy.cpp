@@ -83,7 +83,7 @@ static uint64_t prompt_seed(uint32_t seed, const std::vector<float> & query) {
 
 // the last token's attention to each of these rows, over those whose keys are there
 std::vector<float> prefill::attention(const std::vector<row> & rows, std::vector<float> query) const {
-    const float scale = 1.0f/std::sqrt((float) ctx.model.hparams.n_embd_head_k(memory.bounds[1] - 1));
+    const float scale = 1.0f/std::sqrt((float) ctx.model.hparams.n_embd_head_k(memory.asked[0]));
     for (auto & x : query) { x *= scale; }
 
     std::vector<row> known;
@@ -121,7 +121,7 @@ std::vector<int32_t> prefill::choose_otherwise(sequence & s, const std::vector<r
             r.hidden.read(state);
             features.insert(features.end(), state.begin(), state.begin() + d);
         }
-        final_norm_features(features.data(), final_norm().data(), both.size(), d, features.data());
+        make_features(features);
         s.stats.flops_spent += cost.cover(n, 2*dart_pivots);
         return choose_dart(keys.data(), width, features.data(), d, n, both.size() - n, k);
     }
