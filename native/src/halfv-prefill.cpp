@@ -79,7 +79,7 @@ prefill_ptr prefill::attach(llama_context & ctx) {
             memory->undo_limit = *mb << 20;
             memory->undoes     = *mb > 0 && !memory->recurs();
         }
-        memory->prepares = wants_preparing();
+        memory->prepares = wants_preparing() && !memory->recurs();
         return res;
     }
     if (ctx.model.halfv_profile->exists()) {
