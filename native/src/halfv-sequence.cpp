@@ -227,7 +227,11 @@ void sequence::unprepare() {
 // pictures of tokens that wait are as these are
 void sequence::wait_again() {
     std::vector<int32_t> reasons;
-    for (auto & im : images) { reasons.push_back(im.reason == HALFV_REASON_UNASKED ? HALFV_REASON_NONE : im.reason); }
+    std::vector<std::vector<int32_t>> deep;
+    for (auto & im : images) {
+        reasons.push_back(im.reason == HALFV_REASON_UNASKED ? HALFV_REASON_NONE : im.reason);
+        deep.push_back(im.deep);
+    }
     for (const auto & r : rows) {
         if (r.image >= 0) { images[r.image].reset(); }
     }
@@ -237,7 +241,8 @@ void sequence::wait_again() {
             im.covered = true;
             im.reason  = reasons[r.image];
             im.kept.push_back(r.index);
-            if (r.stage > 2) { im.deep.push_back(r.index); }
+            const auto & was = deep[r.image]; // of stage III's, those that do not move were never there
+            if (r.stage > 2 && std::binary_search(was.begin(), was.end(), r.index)) { im.deep.push_back(r.index); }
         }
     }
     if (!rows.empty() && rows.back().image >= 0 && rows.back().image == (int32_t) images.size() - 1) {
@@ -262,7 +267,7 @@ std::vector<leftover> sequence::undo(llama_pos last_before, llama_pos last, uint
     if (divided) {
         return res;
     }
-    if (cut_prepared && !rows.empty()) {
+    if (cut_prepared && std::any_of(rows.begin(), rows.end(), [](const row & r) { return r.stage > 1; })) {
         res.push_back({ { rows.front().pos[0], rows.front().pos[0] }, {} });
         unprepare();
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Sequence
 
 import halfv_cpp
@@ -221,6 +222,45 @@ def test_a_picture_that_loses_what_was_not_kept_is_another(model: Callable[..., 
             found.append(ask(client, start - 1, B))
             assert pruned.kept(client) == list(range(N_VISUAL - 1))
     np.testing.assert_allclose(*found, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("profile", [FREEZE, FREEZE | {"ssr.update": 0.2}], ids=["freeze", "update"])
+def test_what_waits_again_is_what_was_prepared(model: Callable[..., Model], profile: dict) -> None:
+    path, reference = model("llama", seed=3)
+    segments = make_prompt(reference, [(9, 12)], seed=3)
+    found = []
+    for is_asked in (True, False):
+        with connect(path, profile) as client:
+            pruned.set_prepare(client, True)
+            if is_asked:
+                remove(client, asked(client, segments))
+            else:
+                begin(client, segments[:2])
+                pruned.prepare(client)
+            stats = pruned.stats(client)
+            found.append((pruned.kept(client), pruned.kept(client, stage=3), list(stats.kv_cells), stats.n_pending))
+    assert found[0] == found[1]
+
+
+def test_rest_of_a_picture_that_went_on_before_adapters_changed(model: Callable[..., Model]) -> None:
+    """Its tokens share a position with those that went on, which stay when it is loaded."""
+    path, reference = model("qwen2vl", seed=3)
+    segments = make_prompt(reference, [(9, 12)], seed=3)
+    picture = segments[1]
+    with connect(path, FREEZE, n_batch=70) as client:
+        pruned.set_prepare(client, True)
+        begin(client, segments[:1])
+        n = 40
+        client.image(picture.embd[:n], picture.pos[:, :n])
+        vector = np.ones((5, client.n_embd), np.float32)
+        data = vector.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        assert llama_cpp.llama_set_adapter_cvec(client.ctx, data, vector.size, client.n_embd, 1, 5) == 0
+        client.image(picture.embd[n:], picture.pos[:, n:])
+        cells = list(pruned.stats(client).kv_cells)
+        assert cells[1] == len(PREFIX) + n
+        state = save(client, 0)
+        assert load(client, state, 0) == len(state)
+        assert list(pruned.stats(client).kv_cells) == cells
 
 
 @pytest.mark.parametrize("room", [0, 10_000, 1 << 30])
