@@ -14,7 +14,7 @@ import pytest
 from halfv_cpp import llama_h
 
 from halfv_edge.testing.client import Client, DecodeError, log_text
-from tests.support import architectures, pruned
+from tests.support import architectures, pretend_device, pruned
 from tests.support.architectures import COLS, NEXT_TOKENS, PREFIX, QUESTION, ROWS, TOP, WHOLE
 from tests.support.tiny_models import grid_positions, tiny_image
 
@@ -150,8 +150,10 @@ def test_what_an_aborted_batch_did_to_states_is_taken_back(path: Path, after: in
     with connect(path) as client:
         client.text(PREFIX, logits_last=False)
         start = client.next_pos[0]
+        if pretend_device.wanted():  # which asks once for each graph
+            after = min(after, 2)
         image = tiny_image(ROWS * COLS, client.n_embd_inp)
-        with aborted(client, min(after, 30)):
+        with aborted(client, 0 if pretend_device.wanted() else min(after, 30)):
             client.image(image, grid_positions(start, ROWS, COLS))
         client.image(image, grid_positions(start, ROWS, COLS))
         place = client.next_pos[0]

@@ -77,6 +77,8 @@ LLAVA = _profile(3, 0.5, 0.2, 15, 0.0, "frozen")
 GEMMA3 = _profile(3, 0.5, 0.2, 26, 0.05, "dropped")  # not published: a pruned run of the usual shares
 LLAVA_NEXT = _profile(2, 0.5, 0.1, 16, 0.0, "frozen")
 
+QWEN35_FIRST = {"ivr.layer": 4}  # the first of its layers that has attention is the fourth
+
 QWEN_VIT = Vision("qwen2.5vl", 1280, 32, 16, 3420, 560, pixels_per_token=28)
 QWEN3_VIT = Vision("qwen3vl", 1152, 27, 16, 4304, 768, pixels_per_token=32, patch=16)
 QWEN35_VIT = dataclasses.replace(QWEN3_VIT, kind="qwen3.5vl")  # without what Qwen3-VL's layers add on the way
@@ -93,7 +95,8 @@ SHAPES = {
     "qwen2.5-vl-3b": Shape("qwen2vl", 36, 2048, 16, 2, 11008, 151936, (1024,), _qwen(27), QWEN_VIT),
     "qwen2.5-vl-7b": Shape("qwen2vl", 28, 3584, 28, 4, 18944, 151936, (1024,), _qwen(21), QWEN_VIT),
     "qwen3-vl-8b": Shape("qwen3vl", 36, 4096, 32, 8, 12288, 151936, (1024,), _qwen(27), QWEN3_VIT),
-    "qwen3.5-9b": Shape("qwen35", 32, 4096, 16, 4, 12288, 248320, (1024,), _qwen(24), QWEN35_VIT, head_dim=256),
+    "qwen3.5-9b": Shape("qwen35", 32, 4096, 16, 4, 12288, 248320, (1024,), _qwen(24) | QWEN35_FIRST, QWEN35_VIT,
+                        head_dim=256),
     "gemma-3-4b": Shape("gemma3", 34, 2560, 8, 4, 10240, 262208, (256,), GEMMA3, SIGLIP, head_dim=256),
     "llava-1.5-7b": Shape("llama", 32, 4096, 32, 32, 11008, 32064, (576,), LLAVA, CLIP_L),
     "llava-next-mistral-7b": Shape("llama", 32, 4096, 32, 8, 14336, 32064, (2880,), LLAVA_NEXT, CLIP_L_TILES),
@@ -102,7 +105,7 @@ SHAPES = {
                   Vision("qwen2.5vl", 64, 4, 2, 128, 560, pixels_per_token=28), head_dim=32),
     "tiny-qwen3vl": Shape("qwen3vl", 8, 128, 4, 2, 256, 512, (256,), _qwen(6),
                           Vision("qwen3vl", 64, 6, 2, 128, 768, pixels_per_token=32, patch=16), head_dim=32),
-    "tiny-qwen3.5": Shape("qwen35", 8, 128, 4, 2, 256, 512, (256,), _qwen(6),
+    "tiny-qwen3.5": Shape("qwen35", 12, 128, 4, 2, 256, 512, (256,), _qwen(8) | QWEN35_FIRST,
                           Vision("qwen3.5vl", 64, 6, 2, 128, 768, pixels_per_token=32, patch=16), head_dim=64),
     "tiny-gemma-3": Shape("gemma3", 8, 128, 4, 2, 256, 512, (64,), GEMMA3 | {"ssr.layer": 6},
                           Vision("gemma3", 64, 3, 2, 128, 448), head_dim=32),
