@@ -150,10 +150,10 @@ def test_what_an_aborted_batch_did_to_states_is_taken_back(path: Path, after: in
     with connect(path) as client:
         client.text(PREFIX, logits_last=False)
         start = client.next_pos[0]
-        if pretend_device.wanted():  # which asks once for each graph
+        if pretend_device.asked_for():  # which asks once for each graph
             after = min(after, 2)
         image = tiny_image(ROWS * COLS, client.n_embd_inp)
-        with aborted(client, 0 if pretend_device.wanted() else min(after, 30)):
+        with aborted(client, 0 if pretend_device.asked_for() else min(after, 30)):
             client.image(image, grid_positions(start, ROWS, COLS))
         client.image(image, grid_positions(start, ROWS, COLS))
         place = client.next_pos[0]
