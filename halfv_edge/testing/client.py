@@ -38,6 +38,9 @@ class DecodeError(RuntimeError):
         self.code = code
 
 
+MAX_DEVICES = 16  # llama_max_devices()
+
+
 class Client(contextlib.AbstractContextManager["Client"]):
     """A model and a context. Pieces longer than n_batch are split, as mtmd does.
 
@@ -59,6 +62,7 @@ class Client(contextlib.AbstractContextManager["Client"]):
         type_v: str = "f32",
         flash_attn: bool | None = False,
         n_gpu_layers: int = 0,
+        tensor_split: Sequence[float] | None = None,
         n_threads: int = 1,
         embeddings: bool = False,
         offload_kqv: bool = True,
@@ -76,6 +80,9 @@ class Client(contextlib.AbstractContextManager["Client"]):
 
         model_params = llama_h.llama_model_default_params()
         model_params.n_gpu_layers = n_gpu_layers
+        if tensor_split:  # shares of the layers, in order of the devices
+            shares = (ctypes.c_float * MAX_DEVICES)(*tensor_split)
+            model_params.tensor_split = shares
         path = str(model_path).encode()
         self.model = (beside.model if beside else llama_h.llama_model_load_from_file(path, model_params)) or 0
         if not self.model:

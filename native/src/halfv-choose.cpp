@@ -20,14 +20,14 @@ std::vector<float> prefill::values_of(const state_ref & ref) const {
     return res;
 }
 
-std::vector<float> prefill::score(const std::vector<row> & rows, const state_ref & query) {
+std::vector<float> prefill::score(const state_stores & stores, const std::vector<row> & rows, const state_ref & query) {
     const auto & hparams = ctx.model.hparams;
     const int32_t il = memory.asked[0];
     const int n = rows.size(), n_head = hparams.n_head(il);
     const auto keys = refs_of(rows, &row::key);
     if (n > 0 && query.on_device() && std::all_of(keys.begin(), keys.end(), [](const state_ref & k) { return k.on_device(); })) {
         std::vector<float> res(n), dots((size_t) n*n_head);
-        if (run(dots_graph(memory.stores.keys, memory.stores.queries, query, n, n_head, hparams.n_head_kv(il)), memory.stores.keys, keys, dots.data())) {
+        if (run(dots_graph(stores.keys, stores.queries, query, n, n_head, hparams.n_head_kv(il)), stores.keys, keys, dots.data())) {
             for (auto & x : dots) { x *= dots_scale; }
             scores_of_dots(dots.data(), n, n_head, res.data());
             return res;
@@ -41,7 +41,7 @@ std::vector<float> prefill::score(const std::vector<row> & rows, const std::vect
     if (!rows.empty()) {
         const auto & hparams = ctx.model.hparams;
         const int32_t il = memory.asked[0];
-        memory.stores.keys.read(refs_of(rows, &row::key), keys.data());
+        state_store::read(refs_of(rows, &row::key), keys.data());
         visual_scores(query.data(), keys.data(), memory.n_key, rows.size(), hparams.n_head(il), hparams.n_head_kv(il), hparams.n_embd_head_k(il), res.data());
     }
     return res;
@@ -88,10 +88,11 @@ std::vector<int32_t> prefill::cover(const std::vector<row> & rows, const std::ve
         return anchors;
     }
     if (on_device(rows) && !cuts_of(ctx.model).centred) {
+        const auto & hidden = memory.stores[0].hidden;
         std::vector<int32_t> res;
         for (const auto & group : cover_groups(n, anchors, k)) {
             const std::vector<row> members(rows.begin() + group.first, rows.begin() + group.first + group.count);
-            if (!run(similarities_graph(memory.stores.hidden, group.count), memory.stores.hidden, refs_of(members, &row::hidden), gram)) {
+            if (!run(similarities_graph(hidden, group.count), hidden, refs_of(members, &row::hidden), gram)) {
                 break;
             }
             for (size_t i = 0, size = gram_size(group.count, gram_block); i < size; ++i) {
@@ -162,7 +163,7 @@ void prefill::choose_stage2(sequence & s, when moment, std::vector<row> & go, st
                 }
             } else {
                 if (n_anchors > 0) {
-                    chosen = top_k(score(rows, s.query).data(), rows.size(), n_anchors);
+                    chosen = top_k(score(memory.stores[0], rows, s.query).data(), rows.size(), n_anchors);
                     s.stats.flops_spent += cost.scores(rows.size(), memory.asked[0]);
                 }
                 if (!im.covered) {
@@ -213,7 +214,7 @@ std::vector<uint8_t> prefill::choose_stage3(sequence & s, const state_ref & quer
             if (n_deep > 0 && choice != HALFV_CHOICE_HALFV) {
                 for (const int32_t c : choose_otherwise(s, deep, members[i], values_of(query), n_deep, true)) { stays[members[i][c]] = 1; }
             } else if (n_deep > 0) {
-                for (const int32_t c : top_k(score(rows, query).data(), rows.size(), n_deep)) { stays[members[i][c]] = 1; }
+                for (const int32_t c : top_k(score(memory.stores[1], rows, query).data(), rows.size(), n_deep)) { stays[members[i][c]] = 1; }
                 s.stats.flops_spent += cost.scores(rows.size(), memory.asked[1]);
             }
         }
@@ -293,7 +294,7 @@ std::vector<row> prefill::recall(sequence & s) {
         });
         const auto & p = memory.profile;
         const int n_anchors = late_anchors(im.n(), quota(std::max(1, quota(im.n(), p.ivr_keep)), p.ivr_anchors));
-        for (const int32_t c : top_k(score(rows, s.query).data(), rows.size(), n_anchors)) {
+        for (const int32_t c : top_k(score(memory.stores[0], rows, s.query).data(), rows.size(), n_anchors)) {
             im.kept.push_back(rows[c].index);
             res.push_back(rows[c]);
         }

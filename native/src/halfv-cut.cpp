@@ -187,6 +187,20 @@ static void keep_nodes(ggml_cgraph * gf, const std::vector<ggml_tensor *> & node
     for (size_t i = 0; i < nodes.size(); ++i) { nodes[i]->flags = flags[i]; }
 }
 
+// The same states on the device of a layer, once for all layers there: views of it would each cross on their own.
+static ggml_tensor * at_layer(const llm_graph_context & graph, ggml_tensor * states, int32_t il) {
+    const auto * device = as_staged(graph.mctx)->device(il);
+    for (int i = 0; i < ggml_backend_sched_get_n_backends(graph.sched); ++i) {
+        ggml_backend_t backend = ggml_backend_sched_get_backend(graph.sched, i);
+        if (ggml_backend_get_device(backend) == device) {
+            states = ggml_cont(graph.ctx0, states);
+            ggml_backend_sched_set_tensor_backend(graph.sched, states, backend);
+            break;
+        }
+    }
+    return states;
+}
+
 void at_name(const llm_graph_context & graph, ggml_tensor * cur, const char * name, int il) {
     const auto & pass = graph.halfv_pass;
     auto & cut = graph.res->halfv_cut;
@@ -204,6 +218,9 @@ void at_name(const llm_graph_context & graph, ggml_tensor * cur, const char * na
     if (il == pass.first - 1) {
         ggml_graph_clear(graph.gf);
         cut.hidden = build_inp_hidden(graph);
+        if (pass.kv_only(pass.first) && as_staged(graph.mctx)->device_before() != as_staged(graph.mctx)->device(pass.first)) {
+            cut.hidden = at_layer(graph, cut.hidden, pass.first);
+        }
         become_view(cur, cut.hidden);
     } else if (il == pass.end(graph.n_layer) - 1 && pass.last <= graph.n_layer) {
         give_states(graph, cur);
@@ -213,6 +230,9 @@ void at_name(const llm_graph_context & graph, ggml_tensor * cur, const char * na
         cut.hidden = cur;
     } else if (il >= pass.first && pass.kv_only(il)) {
         keep_nodes(graph.gf, cut.kept);
+        if (as_staged(graph.mctx)->device(il) != as_staged(graph.mctx)->device(il + 1)) {
+            cut.hidden = at_layer(graph, cut.hidden, il + 1);
+        }
         become_view(cur, cut.hidden);
     }
 }

@@ -67,7 +67,7 @@ static void share_mask(ggml_context * ctx0, per_stage<T> & stages, const staged_
 }
 
 template <typename T>
-static bool can_reuse_stages(per_stage<T> & stages, const staged_context * staged, bool one_mask, bool stored, const llm_graph_params & params) {
+static bool can_reuse_stages(per_stage<T> & stages, const staged_context * staged, bool one_mask, stored_ends stored, const llm_graph_params & params) {
     if (!staged || one_mask != staged->one_mask() || stored != staged->stored()) {
         return false;
     }
@@ -235,21 +235,19 @@ static ggml_tensor * rows_of(const llm_graph_context & graph, const state_store 
 }
 
 static void put_rows(const llm_graph_context & graph, const state_store & store, ggml_tensor * values, store_rows::list refs) {
-    values = ggml_reshape_2d(graph.ctx0, values, store.width, ggml_nelements(values)/store.width);
+    if (values->ne[0] != store.width) { // as itself where it can be: a view that crosses to another device crosses on its own
+        values = ggml_reshape_2d(graph.ctx0, values, store.width, ggml_nelements(values)/store.width);
+    }
     ggml_tensor * ids = rows_of(graph, store, values->ne[1], std::move(refs));
     ggml_build_forward_expand(graph.gf, ggml_set_rows(graph.ctx0, store.tensor(), values, ids));
-}
-
-static const state_stores & stores_of(const llm_graph_context & graph) {
-    return as_staged(graph.mctx)->stores();
 }
 
 ggml_tensor * build_inp_hidden(const llm_graph_context & graph) {
     const int64_t n_embd = graph.hparams.n_embd;
     const int64_t width  = input_width(graph.hparams, graph.halfv_pass.first);
 
-    if (as_staged(graph.mctx)->stored()) {
-        const auto & hidden = stores_of(graph).hidden;
+    if (as_staged(graph.mctx)->stored().in) {
+        const auto & hidden = as_staged(graph.mctx)->stores_before().hidden;
         ggml_tensor * ids = rows_of(graph, hidden, graph.n_tokens, [](const auto & io) { return io.in; });
         ggml_tensor * cur = ggml_get_rows(graph.ctx0, hidden.tensor(), ids);
         graph.cb(cur, "inp_hidden", -1);
@@ -274,8 +272,8 @@ ggml_tensor * build_inp_hidden(const llm_graph_context & graph) {
 
 void give_states(const llm_graph_context & graph, ggml_tensor * states) {
     ggml_build_forward_expand(graph.gf, states);
-    if (as_staged(graph.mctx)->stored()) {
-        put_rows(graph, stores_of(graph).hidden, states, [](const auto & io) { return io.out; });
+    if (as_staged(graph.mctx)->stored().out) {
+        put_rows(graph, as_staged(graph.mctx)->stores_after().hidden, states, [](const auto & io) { return io.out; });
     } else {
         graph.res->t_embd = states;
     }
@@ -324,8 +322,8 @@ void tap(const llm_graph_context & graph, ggml_tensor * q, ggml_tensor * k, int 
         k = without_rope(graph, k);
     }
     ggml_tensor * q_last = ggml_view_3d(graph.ctx0, q, q->ne[0], q->ne[1], 1, q->nb[1], q->nb[2], (q->ne[2] - 1)*q->nb[2]);
-    if (as_staged(graph.mctx)->stored()) {
-        const auto & stores = stores_of(graph);
+    if (as_staged(graph.mctx)->stored().out) {
+        const auto & stores = as_staged(graph.mctx)->stores_after();
         put_rows(graph, stores.queries, ggml_cont(graph.ctx0, q_last), [](const auto & io) { return std::vector<state_ref>{ io.query }; });
         put_rows(graph, stores.keys,    ggml_cont(graph.ctx0, k),      [](const auto & io) { return io.keys; });
         return;

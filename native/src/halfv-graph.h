@@ -44,7 +44,7 @@ private:
     void share_masks(ggml_context * ctx0);
 
     const staged_context * staged;
-    const bool stored;
+    const stored_ends stored;
     bool one_mask = false;
     per_stage<llm_graph_input_attn_kv> stages;
     per_stage<llm_graph_input_attn_kv> windows; // the same cells, with the mask of layers that have a sliding window
@@ -68,7 +68,7 @@ const window_input * as_window(const llm_graph_input_attn_kv_iswa * inp);
 class latent_input : public llm_graph_input_attn_k {
 public:
     latent_input(const llm_graph_context & graph, const staged_context * mctx) :
-        llm_graph_input_attn_k(graph.hparams, graph.cparams, nullptr), staged(mctx), stored(mctx && mctx->stored()) {}
+        llm_graph_input_attn_k(graph.hparams, graph.cparams, nullptr), staged(mctx), stored(mctx ? mctx->stored() : stored_ends()) {}
 
     template <typename F>
     void build(ggml_context * ctx0, F && build_stage) {
@@ -86,7 +86,7 @@ private:
     void share_masks(ggml_context * ctx0);
 
     const staged_context * staged;
-    const bool stored;
+    const stored_ends stored;
     bool one_mask = false;
     per_stage<llm_graph_input_attn_k> stages;
 };

@@ -9,8 +9,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
-#include <cstring>
 #include <set>
 #include <stdexcept>
 
@@ -28,15 +26,27 @@ static uint32_t cells_of_stage(const halfv_profile & p, int s, uint32_t n_ctx, u
     return std::min<uint64_t>(n_ctx, GGML_PAD(n, 256));
 }
 
+static std::vector<ggml_backend_dev_t> devices_of(const llama_model & model) {
+    std::vector<ggml_backend_dev_t> res;
+    for (uint32_t il = 0; il < model.hparams.n_layer(); ++il) { res.push_back(model.dev_layer(il)); }
+    return res;
+}
+
+static uint32_t query_width(const llama_hparams & hparams, int32_t il) {
+    return hparams.n_head(il)*hparams.n_embd_head_k(il);
+}
+
 staged_memory::staged_memory(const llama_model & model, const llama_memory_params & params, const llama_cparams & cparams,
                              const halfv_profile & profile) :
     bounds{ 0, (int32_t) profile.ivr_layer, (int32_t) profile.ssr_layer, (int32_t) model.hparams.n_layer() },
     asked(layers_asked(model, profile)),
     profile(profile),
+    devices(devices_of(model)),
     n_hidden(input_width(model.hparams, bounds[1])),
     n_key(model.hparams.n_embd_k_gqa(asked[0])),
     n_vocab(model.vocab.n_tokens()),
-    stores{ state_store(n_hidden), state_store(n_key), state_store(model.hparams.n_head(asked[0])*model.hparams.n_embd_head_k(asked[0])) },
+    stores{{ { state_store(n_hidden), state_store(n_key), state_store(query_width(model.hparams, asked[0])) },
+             { state_store(n_hidden), state_store(n_key), state_store(query_width(model.hparams, asked[0])) } }},
     hparams(model.hparams),
     cparams(cparams),
     is_recurrent(bounds[n_stages]),
@@ -63,34 +73,20 @@ staged_memory::staged_memory(const llama_model & model, const llama_memory_param
         }
     }
     undoes = !recurs();
-    reserve_states(model);
+    reserve_states();
 }
 
-// Rows for the states of all tokens that may wait, and of those that go on, where stage I ends: if that is a device, up to
-// what undoing takes at most by default. What does not fit is on the host.
-void staged_memory::reserve_states(const llama_model & model) {
-    constexpr uint64_t most = 256ull << 20;
-    auto * device = model.dev_layer(bounds[1] - 1);
-    if (!device || ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_CPU || n_hidden != model.hparams.n_embd) {
+// Rows for the states of all tokens that may wait where stage I ends, and of those that go on where stage II ends.
+void staged_memory::reserve_states() {
+    constexpr uint64_t most = 256ull << 20; // bytes of both
+    if (n_hidden != hparams.n_embd) {
         return; // rows that deep-stack layers add later go through the host
     }
-    if (const char * where = getenv("HALFV_STATES"); where && strcmp(where, "host") == 0) {
-        return; // to compare with
-    }
-    auto * type = ggml_backend_dev_buffer_type(device);
-    if (ggml_backend_buft_is_host(type)) {
-        return;
-    }
     const uint64_t n_cells = (uint64_t) stages[0]->get_size()*n_stream();
-    const uint64_t n_rows  = std::min<uint64_t>(n_cells*(1.0 + profile.ivr_keep), most/((n_hidden + n_key)*sizeof(float)));
-    const bool no_alloc = model.hparams.no_alloc;
-    if (stores.keys.reserve(type, n_rows, no_alloc) && stores.queries.reserve(type, 4*cparams.n_seq_max, no_alloc) &&
-        stores.hidden.reserve(type, n_rows, no_alloc)) {
-        LLAMA_LOG_INFO("HalfV: states of %u tokens in a %s buffer of %.2f MiB\n", (uint32_t) n_rows, ggml_backend_buft_name(type),
-                (stores.hidden.device_bytes() + stores.keys.device_bytes())/1048576.0);
-    } else {
-        LLAMA_LOG_WARN("HalfV: no room for states in %s memory: they go through the host\n", ggml_backend_buft_name(type));
-    }
+    const uint64_t n_on    = has_stage(2) ? std::min<uint64_t>(n_cells, n_cells*profile.ivr_keep + cparams.n_ubatch) : 0; // and a question
+    const double   share   = std::min(1.0, most/((double) (n_cells + n_on)*(n_hidden + n_key)*sizeof(float)));
+    stores[0].reserve(devices[bounds[1] - 1], n_cells*share, 4*cparams.n_seq_max, hparams.no_alloc);
+    stores[1].reserve(devices[bounds[2] - 1], n_on*share,    4*cparams.n_seq_max, hparams.no_alloc);
 }
 
 bool staged_memory::touches(const graph_pass & pass, int s) const {
@@ -309,8 +305,10 @@ std::map<ggml_backend_buffer_type_t, size_t> staged_memory::memory_breakdown() c
     each_recurrent([&](const recurrent_states & states) {
         for (const auto & [buft, size] : states.memory.memory_breakdown()) { res[buft] += size; }
     });
-    for (const auto * store : { &stores.hidden, &stores.keys, &stores.queries }) {
-        if (store->tensor()) { res[store->buffer_type()] += store->device_bytes(); }
+    for (const auto & at : stores) {
+        for (const auto * store : { &at.hidden, &at.keys, &at.queries }) {
+            if (store->tensor()) { res[store->buffer_type()] += store->device_bytes(); }
+        }
     }
     return res;
 }

@@ -24,6 +24,12 @@ class staged_context;
 
 constexpr int n_stages = 3;
 
+// which ends of a graph are rows of a store on a device
+struct stored_ends {
+    bool in = false, out = false;
+    bool operator!=(const stored_ends & o) const { return in != o.in || out != o.out; }
+};
+
 // one graph to run: what goes in, and through which layers
 struct step {
     llama_ubatch ubatch;
@@ -31,10 +37,10 @@ struct step {
     std::optional<bool> causal = {}; // not given: as the context is set
     std::vector<uint32_t> cells = {}; // of stage II, where its tokens are already
 
-    // A row for each token: what it takes, what it gives; none where nobody will ask. Of a stored step they are on a device, which
-    // reads and writes them; else what it takes is in the ubatch, and what it gives is brought down.
+    // A row for each token: what it takes, what it gives; none where nobody will ask. Where an end is stored, a device reads or
+    // writes them; else what it takes is in the ubatch, and what it gives is brought down.
     struct io {
-        bool stored = false;
+        stored_ends stored;
         std::vector<state_ref> in, out, keys;
         state_ref query; // of the last token
     } io = {};
@@ -54,7 +60,7 @@ public:
 
     std::unique_ptr<staged_context> init_batch(llama_batch_allocr & balloc, uint32_t n_ubatch); // one that can be taken back
     std::unique_ptr<staged_context> init_steps(std::vector<step> steps); // a batch made by hand
-    std::unique_ptr<staged_context> init_full(const graph_pass & pass, bool stored = false);
+    std::unique_ptr<staged_context> init_full(const graph_pass & pass, stored_ends stored = {});
 
     bool get_can_shift() const override;
 
@@ -119,11 +125,18 @@ public:
     halfv_profile profile;
 
     // floats per token: the input of stage II (with the rows that deep-stack layers add later), keys at a tapped layer
+    const std::vector<ggml_backend_dev_t> devices; // of the layers
+
     const uint32_t n_hidden;
     const uint32_t n_key;
     const int32_t  n_vocab;
 
-    state_stores stores; // goes after everything that holds its rows
+    stores_of_stages stores; // go after everything that holds their rows
+
+    // what a graph takes its rows from, and what it gives them to
+    const state_stores & before(const graph_pass & pass) const { return stores[pass.first > bounds[1]]; }
+    const state_stores & after (const graph_pass & pass) const { return stores[pass.end(bounds[n_stages]) > bounds[1]]; }
+    state_stores & after(const graph_pass & pass) { return stores[pass.end(bounds[n_stages]) > bounds[1]]; }
 
     // Whether a question that is removed is undone. If not, pictures stay as it left them.
     bool undoes = true;
@@ -190,7 +203,7 @@ public:
 private:
     friend class staged_context;
 
-    void reserve_states(const llama_model & model);
+    void reserve_states();
     std::vector<uint32_t> state_shape() const;
     void undo(llama_seq_id seq_id, llama_pos last_before);
     void forget_preparation(llama_seq_id seq_id);
@@ -249,8 +262,11 @@ public:
     // the current step's
     const graph_pass & pass() const { return steps.empty() ? full : steps[i_cur].pass; }
     const struct step::io & io() const { return steps[i_cur].io; }
-    const state_stores & stores() const { return memory->stores; }
-    bool stored() const { return steps.empty() ? full_stored : io().stored; }
+    const state_stores & stores_before() const { return memory->before(pass()); }
+    const state_stores & stores_after()  const { return memory->after(pass()); }
+    ggml_backend_dev_t device(int32_t il) const { return memory->devices[il]; }
+    ggml_backend_dev_t device_before() const; // where the states are that a graph takes
+    stored_ends stored() const { return steps.empty() ? full_stored : io().stored; }
     std::optional<bool> causal() const { return steps.empty() ? std::nullopt : steps[i_cur].causal; }
 
     // null where the current step does not reach the stage
@@ -282,7 +298,7 @@ private:
     std::vector<bool> alike; // the stages that each step reaches, after it
     size_t i_cur = 0;
     graph_pass full = {}; // of a context without steps
-    bool full_stored = false;
+    stored_ends full_stored;
     llama_memory_status status;
 };
 

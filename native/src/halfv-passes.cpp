@@ -23,16 +23,17 @@ void prefill::reserve(uint32_t n_tokens) {
         { b[1], memory.has_stage(2) ? b[2] : INT32_MAX, INT32_MAX, memory.asked[1], true },
         { b[2] - may_split(), b[3] },
     };
-    std::vector<std::pair<graph_pass, bool>> all;
+    std::vector<std::pair<graph_pass, stored_ends>> all;
     for (const auto & pass : passes) {
-        all.emplace_back(pass, false);
-        all.emplace_back(pass, true);
+        const bool in  = pass.first > 0     && memory.before(pass).on_device();
+        const bool out = pass.last  < b[3]  && memory.after(pass).on_device();
+        for (const stored_ends stored : { stored_ends{}, { in, false }, { false, out }, { in, out } }) {
+            const auto same = [&](const auto & other) { return other.first == pass && !(other.second != stored); };
+            if (pass.first < pass.last && std::none_of(all.begin(), all.end(), same)) { all.emplace_back(pass, stored); }
+        }
     }
     reserve_choice();
     for (const auto & [pass, stored] : all) {
-        if (pass.first >= pass.last || (stored && !memory.stores.hidden.tensor())) {
-            continue;
-        }
         const auto mctx = memory.init_full(pass, stored);
         if (!ctx.graph_reserve(n_tokens, ctx.cparams.n_seq_max, 1, mctx.get())) {
             if (!reserved) {
@@ -47,23 +48,28 @@ void prefill::reserve(uint32_t n_tokens) {
 
 // the largest graphs that choose on the device, and where their results come down to
 void prefill::reserve_choice() {
-    const auto & stores  = memory.stores;
     const auto & hparams = ctx.model.hparams;
     const int32_t il = memory.asked[0];
-    if (!stores.hidden.tensor()) {
-        return;
+    const auto n_most = [&](const state_store & store) {
+        return (int) std::min<uint64_t>({ cover_group_max, ctx.cparams.n_ctx, (uint64_t) store.tensor()->ne[1] });
+    };
+    std::vector<device_graph> graphs;
+    for (const auto & at : memory.stores) {
+        if (at.on_device()) { graphs.push_back(dots_graph(at.keys, at.queries, {}, n_most(at.keys), hparams.n_head(il), hparams.n_head_kv(il))); }
     }
-    const int n = std::min<uint64_t>({ cover_group_max, ctx.cparams.n_ctx, (uint64_t) stores.hidden.tensor()->ne[1] });
-    for (const auto & g : { similarities_graph(stores.hidden, n), dots_graph(stores.keys, stores.queries, {}, n, hparams.n_head(il), hparams.n_head_kv(il)) }) {
+    const auto & hidden = memory.stores[0].hidden;
+    if (hidden.tensor()) { graphs.push_back(similarities_graph(hidden, n_most(hidden))); }
+    for (const auto & g : graphs) {
         ggml_backend_sched_reset(ctx.sched.get());
         if (!ggml_backend_sched_reserve(ctx.sched.get(), g.graph)) {
             LLAMA_LOG_WARN("%s: HalfV: no room to choose tokens on the device: it needs memory when it is done\n", __func__);
         }
     }
-    if (gram) {
+    if (gram || !hidden.tensor()) {
         return;
     }
-    auto * type = ggml_backend_dev_host_buffer_type(ggml_backend_buft_get_device(stores.hidden.buffer_type()));
+    const int n = n_most(hidden);
+    auto * type = ggml_backend_dev_host_buffer_type(ggml_backend_buft_get_device(hidden.buffer_type()));
     if (type) { pinned.reset(ggml_backend_buft_alloc_buffer(type, gram_size(n, gram_block)*sizeof(float))); }
     if (!pinned) { gram_memory.reset(new float[gram_size(n, gram_block)]); }
     gram = pinned ? (float *) ggml_backend_buffer_get_base(pinned.get()) : gram_memory.get();
@@ -285,19 +291,22 @@ std::vector<step> prefill::whole_steps(const llama_batch & batch, std::vector<sh
     return steps;
 }
 
-prefill::given prefill::room_for(const std::vector<bool> & has_key, bool has_query, bool on_device) {
-    auto & stores = memory.stores;
+prefill::given prefill::room_for(const graph_pass & pass, const std::vector<bool> & has_key, bool has_query) {
     const size_t n_keys = std::count(has_key.begin(), has_key.end(), true);
-    const auto take = [&](state_store & store, uint32_t n) { return on_device ? store.take_on_device(n) : store.take_on_host(n); };
-
     given res;
-    res.stored = on_device;
-    res.hidden = take(stores.hidden, has_key.size());
-    const auto keys  = take(stores.keys, n_keys);
-    const auto query = take(stores.queries, has_query);
-    if (res.hidden.size() < has_key.size() || keys.size() < n_keys || query.size() < has_query) {
-        res = {};
-        return room_for(has_key, has_query, false);
+    res.stores = &memory.after(pass);
+    auto & stores = *res.stores;
+    std::vector<state_ref> keys, query;
+    if (stores.on_device()) {
+        res.hidden = stores.hidden.take_on_device(has_key.size());
+        keys       = stores.keys.take_on_device(n_keys);
+        query      = stores.queries.take_on_device(has_query);
+        res.stored = res.hidden.size() == has_key.size() && keys.size() == n_keys && query.size() == has_query;
+    }
+    if (!res.stored) {
+        res.hidden = stores.hidden.take_on_host(has_key.size());
+        keys       = stores.keys.take_on_host(n_keys);
+        query      = stores.queries.take_on_host(has_query);
     }
     auto key = keys.begin();
     for (const bool has : has_key) { res.keys.push_back(has ? *key++ : state_ref()); }
@@ -306,21 +315,25 @@ prefill::given prefill::room_for(const std::vector<bool> & has_key, bool has_que
 }
 
 struct step::io prefill::given::rows(size_t first, size_t end) const {
-    return { stored, {}, { hidden.begin() + first, hidden.begin() + end }, { keys.begin() + first, keys.begin() + end }, query };
+    return { { false, stored }, {}, { hidden.begin() + first, hidden.begin() + end }, { keys.begin() + first, keys.begin() + end }, query };
 }
 
-// of a pass that is not stored
-void prefill::bring_down(const llm_graph_result & res, const struct step::io & rows) {
-    read(res.t_embd, memory.stores.hidden, rows.out);
+// what a step has given for these rows, if it is not where it belongs already
+void prefill::bring_down(const llm_graph_result & res, const given & gives, size_t first, size_t end) {
+    if (gives.stored) {
+        return;
+    }
+    const auto rows = gives.rows(first, end);
+    read(res.t_embd, gives.stores->hidden, rows.out);
     if (rows.query) {
-        read(res.t_halfv_k, memory.stores.keys, rows.keys);
-        read(res.t_halfv_q, memory.stores.queries, { rows.query });
+        read(res.t_halfv_k, gives.stores->keys, rows.keys);
+        read(res.t_halfv_q, gives.stores->queries, { rows.query });
     }
     wait_for_device();
 }
 
 std::vector<step> prefill::steps_of(llama_seq_id seq_id, const std::vector<row> & rows, const graph_pass & pass, const given * gives) const {
-    const bool stored = memory.stores.hidden.tensor() && (gives ? gives->stored : on_device(rows));
+    const bool stored = memory.before(pass).on_device() && on_device(rows);
     if (!stored && std::any_of(rows.begin(), rows.end(), [](const row & r) { return r.hidden.on_device(); })) {
         wait_for_device();
     }
@@ -336,10 +349,11 @@ std::vector<step> prefill::steps_of(llama_seq_id seq_id, const std::vector<row> 
             ++end;
         }
         steps.push_back({ ubatch_of_rows(seq_id, &rows[i], end - i, width), pass, rows[i].group < 0 });
+        auto & io = steps.back().io;
+        if (gives) { io = gives->rows(i, end); }
         if (stored) {
-            if (gives) { steps.back().io = gives->rows(i, end); }
-            steps.back().io.stored = true;
-            steps.back().io.in = refs_of({ rows.begin() + i, rows.begin() + end }, &row::hidden);
+            io.stored.in = true;
+            io.in = refs_of({ rows.begin() + i, rows.begin() + end }, &row::hidden);
         }
         for (size_t j = i; j < end && rows[j].cell >= 0; ++j) { steps.back().cells.push_back(rows[j].cell); }
         i = end;

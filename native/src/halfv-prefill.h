@@ -117,7 +117,7 @@ private:
     void     unprepare_what_will_not_fit(llama_seq_id seq_id, size_t n_text);
     void     unprepare_what_goes_on(llama_seq_id seq_id);
     std::vector<float> values_of(const state_ref & ref) const;
-    std::vector<float> score(const std::vector<row> & rows, const state_ref & query);
+    std::vector<float> score(const state_stores & stores, const std::vector<row> & rows, const state_ref & query);
     std::vector<float> score(const std::vector<row> & rows, const std::vector<float> & query) const; // on the host
     std::vector<float> attention(const std::vector<row> & rows, std::vector<float> query) const;
     std::vector<int32_t> choose_otherwise(sequence & s, const std::vector<row> & rows, const std::vector<size_t> & members,
@@ -132,14 +132,15 @@ private:
 
     // rows for what a pass gives: a state for each token, keys of some, the query of the last
     struct given {
+        state_stores * stores = nullptr;
         bool stored = false; // they are on the device, and the pass writes them
         std::vector<state_ref> hidden, keys;
         state_ref query;
 
         struct step::io rows(size_t first, size_t end) const;
     };
-    given room_for(const std::vector<bool> & has_key, bool has_query, bool on_device); // or on the host, if there is no room
-    void  bring_down(const llm_graph_result & res, const struct step::io & rows);
+    given room_for(const graph_pass & pass, const std::vector<bool> & has_key, bool has_query); // on a device, if there is room
+    void  bring_down(const llm_graph_result & res, const given & gives, size_t first, size_t end);
 
     std::vector<step> steps_of(llama_seq_id seq_id, const std::vector<row> & rows, const graph_pass & pass, const given * gives = nullptr) const;
     llama_ubatch ubatch_of_rows(llama_seq_id seq_id, const row * rows, uint32_t n, size_t width) const;

@@ -16,11 +16,6 @@ class llama_io_read_i;
 
 namespace halfv {
 
-// what tokens of all sequences carry
-struct state_stores {
-    state_store hidden, keys, queries;
-};
-
 // A token that has been through stage I, and whose way through the later stages depends on a question.
 struct row {
     std::array<llama_pos, 4> pos;
@@ -123,7 +118,7 @@ struct sequence {
     void forget_kept_preparations();                   // of what would wait again
 
     void write(llama_io_write_i & io) const;
-    void read(llama_io_read_i & io, const state_limits & limits, state_stores & stores); // throws std::runtime_error on what cannot be
+    void read(llama_io_read_i & io, const state_limits & limits, stores_of_stages & stores); // throws std::runtime_error on what cannot be
 
 private:
     template <typename F> void drop_if(F && gone);

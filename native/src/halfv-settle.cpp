@@ -21,7 +21,7 @@ int prefill::stage1(const share & part, bool visual) {
     const bool keeps_keys = visual || wants_attention();
     const graph_pass pass = { bounds[0], bounds[1], INT32_MAX, memory.asked[0], wants_attention() };
 
-    const auto gives = room_for(std::vector<bool>(part.idxs.size(), keeps_keys), true, memory.stores.hidden.tensor());
+    const auto gives = room_for(pass, std::vector<bool>(part.idxs.size(), keeps_keys), true);
     std::vector<step> steps;
     for (size_t i = 0; i < part.idxs.size(); i += ctx.cparams.n_ubatch) {
         const auto end = std::min(part.idxs.size(), i + ctx.cparams.n_ubatch);
@@ -46,13 +46,11 @@ int prefill::stage1(const share & part, bool visual) {
     const std::vector<float> none(memory.n_hidden - hparams.n_embd, 0.0f); // what deep-stack layers add to text
     const int rc = run(std::move(steps), [&](const llama_ubatch & ubatch, const llm_graph_result & res) {
         const uint32_t n = ubatch.n_tokens;
-        if (!gives.stored) {
-            bring_down(res, gives.rows(done, done + n));
-        }
+        bring_down(res, gives, done, done + n);
         for (uint32_t i = 0; i < n; ++i, ++done) {
             if (!none.empty()) {
                 const float * more = ubatch.embd ? ubatch.embd + (size_t) i*memory.n_hidden + hparams.n_embd : none.data();
-                memory.stores.hidden.write(gives.hidden[done], more, none.size(), hparams.n_embd);
+                gives.stores->hidden.write(gives.hidden[done], more, none.size(), hparams.n_embd);
             }
             row r = {};
             for (uint32_t j = 0; j < ubatch.n_pos; ++j) {
@@ -100,11 +98,12 @@ int prefill::ask_by_last_text(llama_seq_id seq_id, sequence & s) {
     const auto & bounds = memory.bounds;
     const row & r = s.rows.back();
     const staged_memory::rehearsal rehearsal(memory, seq_id, r.pos.data());
-    const auto gives = room_for({ false }, true, memory.stores.hidden.tensor());
-    step step = { ubatch_of_token(seq_id, r), { bounds[0], bounds[1], INT32_MAX, memory.asked[0], wants_attention() } };
+    const graph_pass pass = { bounds[0], bounds[1], INT32_MAX, memory.asked[0], wants_attention() };
+    const auto gives = room_for(pass, { false }, true);
+    step step = { ubatch_of_token(seq_id, r), pass };
     step.io = gives.rows(0, 1);
     const int rc = run({ std::move(step) }, [&](const llama_ubatch &, const llm_graph_result & res) {
-        if (!gives.stored) { bring_down(res, gives.rows(0, 1)); }
+        bring_down(res, gives, 0, 1);
     });
     s.query = gives.query;
     return rc;
@@ -202,12 +201,10 @@ int prefill::settle(llama_seq_id seq_id, when moment, std::vector<step> * last) 
     } else {
         std::vector<bool> has_key;
         for (const auto & r : go) { has_key.push_back(asks_deep && (r.image >= 0 || wants_attention())); }
-        const auto gives = room_for(has_key, asks_deep, on_device(go));
+        const auto gives = room_for(pass2, has_key, asks_deep);
         size_t done = 0;
         const int rc = run(steps_of(seq_id, fed, pass2, &gives), [&](const llama_ubatch & ubatch, const llm_graph_result & res) {
-            if (!gives.stored) {
-                bring_down(res, gives.rows(done, done + ubatch.n_tokens));
-            }
+            bring_down(res, gives, done, done + ubatch.n_tokens);
             done += ubatch.n_tokens;
         });
         if (rc != 0) {
@@ -218,7 +215,7 @@ int prefill::settle(llama_seq_id seq_id, when moment, std::vector<step> * last) 
         for (size_t i = 0; i < go.size(); ++i) {
             if (memory.n_hidden > n_embd) {
                 go[i].hidden.read(before);
-                memory.stores.hidden.write(gives.hidden[i], before.data() + n_embd, memory.n_hidden - n_embd, n_embd);
+                gives.stores->hidden.write(gives.hidden[i], before.data() + n_embd, memory.n_hidden - n_embd, n_embd);
             }
             go[i].hidden = gives.hidden[i];
             go[i].stage  = 2;

@@ -160,7 +160,7 @@ void write_rows(llama_io_write_i & io, const std::vector<row> & rows) {
     }
 }
 
-std::vector<row> read_rows(llama_io_read_i & io, const std::vector<image> & images, bool settled, state_stores & stores, const state_limits & limits) {
+std::vector<row> read_rows(llama_io_read_i & io, const std::vector<image> & images, bool settled, stores_of_stages & stores, const state_limits & limits) {
     std::vector<float> values;
     const auto take_state = [&](state_store & store) {
         values.resize(store.width);
@@ -187,11 +187,11 @@ std::vector<row> read_rows(llama_io_read_i & io, const std::vector<image> & imag
         n_group = r.group >= 0 && !rows.empty() && rows.back().group == r.group ? n_group + 1 : 1;
         require(r.group < 0 || n_group <= limits.n_ubatch, "a group of tokens is longer than a micro-batch");
 
-        r.first = r.hidden = take_state(stores.hidden);
-        if (has & HAS_FIRST_KEY) { r.first_key = r.key = take_state(stores.keys); }
+        r.first = r.hidden = take_state(stores[0].hidden);
+        if (has & HAS_FIRST_KEY) { r.first_key = r.key = take_state(stores[0].keys); }
         if (r.stage == 2) {
-            r.hidden = take_state(stores.hidden);
-            r.key    = has & HAS_KEY ? take_state(stores.keys) : state_ref();
+            r.hidden = take_state(stores[1].hidden);
+            r.key    = has & HAS_KEY ? take_state(stores[1].keys) : state_ref();
         }
         rows.push_back(r);
     }
@@ -227,14 +227,15 @@ void sequence::write(llama_io_write_i & io) const {
     for (const auto us : { stats.us_stage1, stats.us_select, stats.us_stage2, stats.us_frozen, stats.us_stage3 }) { put(io, us); }
 }
 
-void sequence::read(llama_io_read_i & io, const state_limits & limits, state_stores & stores) {
+void sequence::read(llama_io_read_i & io, const state_limits & limits, stores_of_stages & stores) {
     for (uint32_t n = take_count(io, limits.max_rows, "pictures"); images.size() < n;) {
         images.push_back(read_image(io, limits));
     }
     rows = read_rows(io, images, false, stores, limits);
-    const auto values = take_values<float>(io, stores.queries.width, "values of a query");
-    require(values.empty() || (values.size() == stores.queries.width && !rows.empty()), "a query of another model");
-    if (!values.empty()) { query = stores.queries.add(values.data()); }
+    auto & queries = stores[0].queries;
+    const auto values = take_values<float>(io, queries.width, "values of a query");
+    require(values.empty() || (values.size() == queries.width && !rows.empty()), "a query of another model");
+    if (!values.empty()) { query = queries.add(values.data()); }
 
     for (uint32_t n = take_count(io, limits.max_rows, "questions"); turns.size() < n;) {
         turn t;
@@ -287,7 +288,7 @@ static constexpr uint32_t state_tag = 0x33564c48; // "HLV3"
 
 std::vector<uint32_t> staged_memory::state_shape() const {
     std::vector<uint32_t> res(bounds.begin(), bounds.end());
-    res.insert(res.end(), { n_hidden, n_key, stores.queries.width });
+    res.insert(res.end(), { n_hidden, n_key, stores[0].queries.width });
     if (recurs()) { res.insert(res.end(), { hparams.n_embd_r(), hparams.n_embd_s(), hparams.ple_conv_state() }); }
     return res;
 }

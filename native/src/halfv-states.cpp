@@ -1,6 +1,9 @@
 #include "halfv-states.h"
 
+#include "llama-impl.h"
+
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 
 namespace halfv {
@@ -29,7 +32,7 @@ bool state_ref::on_device() const {
 
 void state_ref::read(std::vector<float> & values) const {
     values.resize(store->width);
-    store->read({ *this }, values.data());
+    state_store::read({ *this }, values.data());
 }
 
 bool state_store::reserve(ggml_backend_buffer_type_t type, uint32_t n_rows, bool no_alloc) {
@@ -135,33 +138,56 @@ void state_store::write(const state_ref & ref, const float * values, size_t n, s
     std::copy_n(values, n, at(ref.slot) + first);
 }
 
-size_t state_store::run(const std::vector<state_ref> & refs, size_t i) const {
+size_t state_store::run(const std::vector<state_ref> & refs, size_t i) {
     size_t n = 1;
     while (i + n < refs.size() && refs[i + n].slot == refs[i].slot + n && refs[i + n].store == refs[i].store && refs[i + n].on_device() == refs[i].on_device() &&
-           (refs[i].on_device() || (refs[i + n].slot - n_device)%rows_of_chunk != 0)) {
+           (refs[i].on_device() || (refs[i + n].slot - refs[i].store->n_device)%rows_of_chunk != 0)) {
         ++n;
     }
     return n;
 }
 
-void state_store::read(const std::vector<state_ref> & refs, float * values) const {
+void state_store::read(const std::vector<state_ref> & refs, float * values) {
     for (size_t i = 0, n; i < refs.size(); i += n) {
         n = run(refs, i);
+        const state_store & from = *refs[i].store;
         if (refs[i].on_device()) {
-            ggml_backend_tensor_get(rows, values + i*width, refs[i].slot*rows->nb[1], n*rows->nb[1]);
+            ggml_backend_tensor_get(from.rows, values + i*from.width, refs[i].slot*from.rows->nb[1], n*from.rows->nb[1]);
         } else {
-            memcpy(values + i*width, at(refs[i].slot), n*width*sizeof(float));
+            memcpy(values + i*from.width, from.at(refs[i].slot), n*from.width*sizeof(float));
         }
     }
 }
 
-size_t state_store::bytes(const std::vector<state_ref> & refs) const {
-    std::vector<uint32_t> slots;
+size_t state_store::bytes(const std::vector<state_ref> & refs) {
+    std::vector<std::pair<const state_store *, uint32_t>> rows;
     for (const auto & ref : refs) {
-        if (ref) { slots.push_back(ref.slot); }
+        if (ref) { rows.emplace_back(ref.store, ref.slot); }
     }
-    std::sort(slots.begin(), slots.end());
-    return (std::unique(slots.begin(), slots.end()) - slots.begin())*(size_t) width*sizeof(float);
+    std::sort(rows.begin(), rows.end());
+    rows.erase(std::unique(rows.begin(), rows.end()), rows.end());
+    size_t res = 0;
+    for (const auto & [store, slot] : rows) { res += store->width*sizeof(float); }
+    return res;
+}
+
+void state_stores::reserve(ggml_backend_dev_t device, uint32_t n_rows, uint32_t n_queries, bool no_alloc) {
+    if (n_rows == 0 || !device || ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_CPU) {
+        return;
+    }
+    if (const char * where = getenv("HALFV_STATES"); where && strcmp(where, "host") == 0) {
+        return; // to compare with
+    }
+    auto * type = ggml_backend_dev_buffer_type(device);
+    if (ggml_backend_buft_is_host(type)) {
+        return;
+    }
+    if (keys.reserve(type, n_rows, no_alloc) && queries.reserve(type, n_queries, no_alloc) && hidden.reserve(type, n_rows, no_alloc)) {
+        LLAMA_LOG_INFO("HalfV: states of %u tokens in a %s buffer of %.2f MiB\n", n_rows, ggml_backend_buft_name(type),
+                (hidden.device_bytes() + keys.device_bytes())/1048576.0);
+    } else {
+        LLAMA_LOG_WARN("HalfV: no room for states in %s memory: they go through the host\n", ggml_backend_buft_name(type));
+    }
 }
 
 } // namespace halfv

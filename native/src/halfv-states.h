@@ -3,6 +3,7 @@
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -56,12 +57,12 @@ public:
     int32_t row_of(const state_ref & ref) const { return ref ? (int32_t) ref.slot : (int32_t) n_device; } // in tensor()
 
     // neighbours on the host: how many of these rows, from the i-th on, follow each other in memory
-    size_t run(const std::vector<state_ref> & refs, size_t i) const;
+    static size_t run(const std::vector<state_ref> & refs, size_t i);
 
-    void read(const std::vector<state_ref> & refs, float * values) const;
+    static void read(const std::vector<state_ref> & refs, float * values); // of one store
 
     ggml_tensor * tensor() const { return rows; } // null: nothing on a device. Its last row takes what nobody wants
-    size_t bytes(const std::vector<state_ref> & refs) const; // of these rows, each counted once
+    static size_t bytes(const std::vector<state_ref> & refs); // of these rows, each counted once
 
     ggml_backend_buffer_type_t buffer_type() const { return buffer ? ggml_backend_buffer_get_type(buffer.get()) : nullptr; }
     size_t device_bytes() const { return rows ? ggml_nbytes(rows) : 0; }
@@ -88,5 +89,17 @@ private:
     ggml_backend_buffer_ptr buffer;
     ggml_tensor * rows = nullptr; // of `context`
 };
+
+// what tokens of all sequences carry where a stage ends
+struct state_stores {
+    state_store hidden, keys, queries;
+
+    bool on_device() const { return hidden.tensor(); }
+
+    // On the device that ends the stage, if that is not the CPU and has memory for them: as state_store::reserve.
+    void reserve(ggml_backend_dev_t device, uint32_t n_rows, uint32_t n_queries, bool no_alloc);
+};
+
+using stores_of_stages = std::array<state_stores, 2>; // after stage I, after stage II
 
 } // namespace halfv

@@ -49,7 +49,7 @@ llama_memory_context_ptr staged_memory::init_full() {
     return init_full(graph_pass{});
 }
 
-std::unique_ptr<staged_context> staged_memory::init_full(const graph_pass & pass, bool stored) {
+std::unique_ptr<staged_context> staged_memory::init_full(const graph_pass & pass, stored_ends stored) {
     auto res = std::make_unique<staged_context>(*this, std::vector<step>{});
     res->full = pass;
     res->full_stored = stored;
@@ -282,6 +282,10 @@ const llama_ubatch & staged_context::get_ubatch() const {
 
 const llama_memory_recurrent_context * staged_context::recurrent(int s) const {
     return !steps.empty() && recurs(s) ? states[s].get() : all_states[s].get();
+}
+
+ggml_backend_dev_t staged_context::device_before() const {
+    return stored().in ? ggml_backend_buft_get_device(stores_before().hidden.buffer_type()) : ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
 }
 
 const llama_kv_cache_context * staged_context::stage(int s) const {

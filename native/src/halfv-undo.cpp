@@ -41,7 +41,7 @@ uint64_t staged_memory::undo_bytes(bool prepared) const {
             }
         }
     }
-    return stores.hidden.bytes(hidden) + stores.keys.bytes(keys);
+    return state_store::bytes(hidden) + state_store::bytes(keys);
 }
 
 uint64_t staged_memory::undo_bytes(const row & r) const {

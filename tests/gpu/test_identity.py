@@ -11,9 +11,9 @@ import pytest
 from halfv_cpp import library
 
 from halfv_edge.testing.random_mmproj import write_mmproj
-from tests.gpu.test_unpruned import SIZES
 from tests.support import ROOT
 from tests.support.decoded import decode
+from tests.support.talks import SIZES
 from tests.support.tiny_models import ARCHS, FREEZE, make_tiny
 
 PLAIN, FLASH = (), ("--flash-attn", "--kv-type", "f16")

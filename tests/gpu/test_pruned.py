@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from halfv_edge.testing.client import Client
-from tests.gpu.test_unpruned import OPTIONS, SIZES
 from tests.support import pruned
 from tests.support.agreement import Answers, Record, assert_agree
+from tests.support.talks import OPTIONS, SIZES
 from tests.support.tiny_models import ARCHS, grid_positions, make_tiny, tiny_image
 
 ROWS, COLS = 10, 12

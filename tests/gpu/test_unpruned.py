@@ -12,18 +12,12 @@ import pytest
 
 from halfv_edge.testing.client import LOG, Client, log_text
 from tests.support.agreement import Answers, Record, assert_agree
+from tests.support.talks import OPTIONS, SIZES
 from tests.support.tiny_models import ARCHS, grid_positions, make_tiny, tiny_image
 
 N_DECODED = 16
 N_LAYER = 6
 ROWS, COLS = 6, 8
-
-# heads of 64, the narrowest that CUDA's flash attention takes besides 40
-SIZES = {"n_embd": 256, "n_head": 4, "n_head_kv": 2, "n_ff": 256}
-OPTIONS: dict[str, dict[str, Any]] = {
-    "f32": {},
-    "flash-f16": {"flash_attn": True, "type_k": "f16", "type_v": "f16"},
-}
 
 
 def answer(model: Path, tokens: Sequence[int] = (), **options: Any) -> Answers:

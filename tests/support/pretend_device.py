@@ -1,4 +1,4 @@
-"""The device that native/tests/device makes of the CPU: everything that crosses to it and back is counted."""
+"""Devices that native/tests/device makes of the CPU: everything that crosses to them and back is counted."""
 
 from __future__ import annotations
 
@@ -12,18 +12,21 @@ from halfv_edge.testing.client import Client
 class Counts(ctypes.Structure):
     bytes_up: int
     bytes_down: int
+    bytes_across: int
     graphs: int
     waits: int
     round_trips: int
-    _fields_ = [(name, ctypes.c_uint64) for name in ("bytes_up", "bytes_down", "graphs", "waits", "round_trips")]
+    _fields_ = [
+        (name, ctypes.c_uint64) for name in ("bytes_up", "bytes_down", "bytes_across", "graphs", "waits", "round_trips")
+    ]
 
 
 class PretendDevice:
-    """Once made, models of this process find a GPU. It stays until the process ends."""
+    """Once made, models of this process find n GPUs. They stay until the process ends."""
 
-    def __init__(self, build_dir: Path) -> None:
+    def __init__(self, build_dir: Path, n: int = 1) -> None:
         self._lib = ctypes.CDLL(str(build_dir / "bin" / "libpretend-device.so"))
-        self._lib.pretend_device_register()
+        self._lib.pretend_device_register(ctypes.c_size_t(n))
 
     def compute(self, on: bool) -> None:
         self._lib.pretend_device_compute(ctypes.c_bool(on))

@@ -116,7 +116,7 @@ std::vector<int32_t> prefill::choose_otherwise(sequence & s, const std::vector<r
         }
         const size_t d = ctx.model.hparams.n_embd, width = memory.n_key;
         std::vector<float> keys(both.size()*width), features, state;
-        memory.stores.keys.read(refs_of(both, &row::key), keys.data());
+        state_store::read(refs_of(both, &row::key), keys.data());
         for (const auto & r : both) {
             r.hidden.read(state);
             features.insert(features.end(), state.begin(), state.begin() + d);

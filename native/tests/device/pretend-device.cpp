@@ -1,13 +1,15 @@
-// A device for tests that the CPU pretends to be: its memory is not the host's for ggml, so that everything crosses as it
-// would to a GPU, and what crosses is counted. Loaded into a process, it registers itself as a GPU.
+// Devices for tests that the CPU pretends to be: their memory is not the host's for ggml, so that everything crosses as it
+// would to GPUs, and what crosses is counted. Loaded into a process, they register themselves as GPUs.
 
 #include "ggml-backend-impl.h"
 #include "ggml-backend.h"
 #include "ggml-cpu.h"
+#include "ggml-impl.h"
 
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <string>
 
 #ifdef _WIN32
 #define EXPORT extern "C" __declspec(dllexport)
@@ -20,19 +22,36 @@ namespace {
 struct pretend_counts {
     uint64_t bytes_up;    // host to device
     uint64_t bytes_down;
+    uint64_t bytes_across; // from one device to another
     uint64_t graphs;
     uint64_t waits;       // times the host waited while the device had work
     uint64_t round_trips; // times something that a graph has computed came down
 };
 
+constexpr size_t n_max = 4;
+constexpr size_t alignment = 64;
+
 pretend_counts counts;
-bool busy;  // since the host last waited
 bool fresh; // since something last came down
 bool computes = true;
 
-void wait_for_it() {
-    counts.waits += busy;
-    busy = false;
+struct pretend_device {
+    std::string name;
+    bool busy = false; // since the host last waited
+    ggml_backend_buffer_type type;
+    ggml_backend_device device;
+};
+
+pretend_device & at(size_t i); // made at the first call
+size_t n_devices = 1;
+
+pretend_device & of(ggml_backend_dev_t device)        { return *(pretend_device *) device->context; }
+pretend_device & of(ggml_backend_buffer_type_t type)  { return *(pretend_device *) type->context; }
+pretend_device & of(ggml_backend_t backend)           { return of(backend->device); }
+
+void wait_for_it(pretend_device & d) {
+    counts.waits += d.busy;
+    d.busy = false;
 }
 
 void come_down(const ggml_tensor * tensor, void * data, size_t offset, size_t size) {
@@ -46,8 +65,6 @@ void come_down(const ggml_tensor * tensor, void * data, size_t offset, size_t si
 // memory
 //
 
-constexpr size_t alignment = 64;
-
 void   buffer_free(ggml_backend_buffer_t buffer) { free(buffer->context); }
 void * buffer_base(ggml_backend_buffer_t buffer) {
     const auto p = (uintptr_t) buffer->context;
@@ -60,23 +77,31 @@ void buffer_set(ggml_backend_buffer_t, ggml_tensor * tensor, const void * data, 
     counts.bytes_up += size;
     memcpy((char *) tensor->data + offset, data, size);
 }
-void buffer_get(ggml_backend_buffer_t, const ggml_tensor * tensor, void * data, size_t offset, size_t size) {
-    wait_for_it();
+void buffer_get(ggml_backend_buffer_t buffer, const ggml_tensor * tensor, void * data, size_t offset, size_t size) {
+    wait_for_it(of(buffer->buft));
     come_down(tensor, data, offset, size);
+}
+bool buffer_copy(ggml_backend_buffer_t buffer, const ggml_tensor * src, ggml_tensor * dst) {
+    ggml_backend_buffer_t from = src->view_src ? src->view_src->buffer : src->buffer;
+    if (from->iface.cpy_tensor != buffer_copy) {
+        return false;
+    }
+    wait_for_it(of(from->buft));
+    if (from->buft != buffer->buft) { counts.bytes_across += ggml_nbytes(src); }
+    memcpy(dst->data, src->data, ggml_nbytes(src));
+    return true;
 }
 void buffer_clear(ggml_backend_buffer_t buffer, uint8_t value) { memset(buffer_base(buffer), value, buffer->size); }
 
-const char * type_name(ggml_backend_buffer_type_t) { return "Pretend0"; }
+const char * type_name(ggml_backend_buffer_type_t type) { return of(type).name.c_str(); }
 size_t type_alignment(ggml_backend_buffer_type_t) { return alignment; }
 ggml_backend_buffer_t type_alloc(ggml_backend_buffer_type_t type, size_t size) {
     void * memory = malloc(size + alignment);
     const ggml_backend_buffer_i iface = {
-        buffer_free, buffer_base, nullptr, buffer_memset, buffer_set, buffer_get, nullptr, nullptr, nullptr, buffer_clear, nullptr,
+        buffer_free, buffer_base, nullptr, buffer_memset, buffer_set, buffer_get, nullptr, nullptr, buffer_copy, buffer_clear, nullptr,
     };
     return memory ? ggml_backend_buffer_init(type, iface, memory, size) : nullptr;
 }
-
-ggml_backend_buffer_type * memory_type();
 
 //
 // stream
@@ -87,24 +112,38 @@ ggml_backend_t cpu() {
     return backend;
 }
 
-const char * backend_name(ggml_backend_t) { return "Pretend0"; }
+const char * backend_name(ggml_backend_t backend) { return of(backend).name.c_str(); }
 void backend_free(ggml_backend_t backend) { delete backend; }
-void backend_set(ggml_backend_t, ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
-    busy = true;
+void backend_set(ggml_backend_t backend, ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
+    of(backend).busy = true;
     buffer_set(nullptr, tensor, data, offset, size);
 }
-void backend_get(ggml_backend_t, const ggml_tensor * tensor, void * data, size_t offset, size_t size) {
-    busy = true;
+void backend_get(ggml_backend_t backend, const ggml_tensor * tensor, void * data, size_t offset, size_t size) {
+    of(backend).busy = true;
     come_down(tensor, data, offset, size);
 }
-void backend_synchronize(ggml_backend_t) { wait_for_it(); }
-ggml_status backend_compute(ggml_backend_t, ggml_cgraph * graph) {
-    busy = fresh = true;
+void must_be_here(const pretend_device & d, const ggml_tensor * tensor) {
+    ggml_backend_buffer_t buffer = tensor->view_src ? tensor->view_src->buffer : tensor->buffer;
+    GGML_ASSERT(buffer && buffer->buft == &d.type);
+}
+void backend_synchronize(ggml_backend_t backend) { wait_for_it(of(backend)); }
+ggml_status backend_compute(ggml_backend_t backend, ggml_cgraph * graph) {
+    of(backend).busy = fresh = true;
     counts.graphs++;
+    for (int i = 0; i < ggml_graph_n_nodes(graph); ++i) {
+        const ggml_tensor * node = ggml_graph_node(graph, i);
+        if (ggml_op_is_empty(node->op)) {
+            continue;
+        }
+        must_be_here(of(backend), node);
+        for (const auto * src : node->src) {
+            if (src) { must_be_here(of(backend), src); }
+        }
+    }
     return computes ? ggml_backend_graph_compute(cpu(), graph) : GGML_STATUS_SUCCESS;
 }
 
-const char * device_name(ggml_backend_dev_t) { return "Pretend0"; }
+const char * device_name(ggml_backend_dev_t device) { return of(device).name.c_str(); }
 const char * device_description(ggml_backend_dev_t) { return "a CPU that pretends to be a device"; }
 void device_memory(ggml_backend_dev_t, size_t * free, size_t * total) { *free = *total = (size_t) 64 << 30; }
 enum ggml_backend_dev_type device_type(ggml_backend_dev_t) { return GGML_BACKEND_DEVICE_TYPE_GPU; }
@@ -127,35 +166,36 @@ ggml_backend_t device_init(ggml_backend_dev_t device, const char *) {
     iface.graph_compute    = backend_compute;
     return new ggml_backend{ &guid, iface, device, nullptr };
 }
-ggml_backend_buffer_type_t device_type_of_memory(ggml_backend_dev_t) { return memory_type(); }
+ggml_backend_buffer_type_t device_type_of_memory(ggml_backend_dev_t device) { return &of(device).type; }
 bool device_supports_op(ggml_backend_dev_t, const ggml_tensor * op) {
     return op->op != GGML_OP_CUSTOM && ggml_backend_dev_supports_op(ggml_backend_get_device(cpu()), op);
 }
-bool device_supports_type(ggml_backend_dev_t, ggml_backend_buffer_type_t type) { return type == memory_type(); }
+bool device_supports_type(ggml_backend_dev_t device, ggml_backend_buffer_type_t type) { return type == &of(device).type; }
 
 ggml_backend_reg_t registry();
 
-ggml_backend_dev_t device() {
-    static ggml_backend_device_i iface = [] {
-        ggml_backend_device_i i = {};
-        i.get_name        = device_name;
-        i.get_description = device_description;
-        i.get_memory      = device_memory;
-        i.get_type        = device_type;
-        i.get_props       = device_props;
-        i.init_backend    = device_init;
-        i.get_buffer_type = device_type_of_memory;
-        i.supports_op     = device_supports_op;
-        i.supports_buft   = device_supports_type;
-        return i;
+pretend_device & at(size_t i) {
+    static pretend_device * devices = [] {
+        static pretend_device made[n_max];
+        for (size_t k = 0; k < n_max; ++k) {
+            ggml_backend_device_i iface = {};
+            iface.get_name        = device_name;
+            iface.get_description = device_description;
+            iface.get_memory      = device_memory;
+            iface.get_type        = device_type;
+            iface.get_props       = device_props;
+            iface.init_backend    = device_init;
+            iface.get_buffer_type = device_type_of_memory;
+            iface.supports_op     = device_supports_op;
+            iface.supports_buft   = device_supports_type;
+            auto & d  = made[k];
+            d.name   = "Pretend" + std::to_string(k);
+            d.device = { iface, registry(), &d };
+            d.type   = { { type_name, type_alloc, type_alignment, nullptr, nullptr, nullptr }, &d.device, &d };
+        }
+        return made;
     }();
-    static ggml_backend_device device = { iface, registry(), nullptr };
-    return &device;
-}
-
-ggml_backend_buffer_type * memory_type() {
-    static ggml_backend_buffer_type type = { { type_name, type_alloc, type_alignment, nullptr, nullptr, nullptr }, device(), nullptr };
-    return &type;
+    return devices[i];
 }
 
 ggml_backend_reg_t registry() {
@@ -163,8 +203,8 @@ ggml_backend_reg_t registry() {
         GGML_BACKEND_API_VERSION,
         {
             [](ggml_backend_reg_t) { return "Pretend"; },
-            [](ggml_backend_reg_t) { return (size_t) 1; },
-            [](ggml_backend_reg_t, size_t) { return device(); },
+            [](ggml_backend_reg_t) { return n_devices; },
+            [](ggml_backend_reg_t, size_t i) { return &at(i).device; },
             nullptr,
         },
         nullptr,
@@ -174,12 +214,17 @@ ggml_backend_reg_t registry() {
 
 } // namespace
 
-EXPORT void pretend_device_register() { ggml_backend_register(registry()); }
+// how many, of at most 4; once
+EXPORT void pretend_device_register(size_t n) {
+    n_devices = n < n_max ? n : n_max;
+    ggml_backend_register(registry());
+}
 EXPORT void pretend_device_compute(bool on) { computes = on; } // or only pretend to, for models too large to compute here
 
 // what has happened since the last call
 EXPORT void pretend_device_counts(pretend_counts * out) {
     *out   = counts;
     counts = {};
-    busy = fresh = false;
+    fresh  = false;
+    for (size_t i = 0; i < n_devices; ++i) { at(i).busy = false; }
 }
