@@ -103,12 +103,19 @@ int32_t halfv_model_set_profile(llama_model * model, const halfv_profile * profi
             model->halfv_profile->set(std::nullopt);
             return HALFV_OK;
         }
-        const halfv_profile valid = valid_profile(profile, model->hparams.n_layer());
+        const uint32_t n_layer = model->hparams.n_layer();
         if (const auto & why = halfv::cuts_of(*model).refusal; !why.empty()) {
-            if (halfv::prunes(valid, model->hparams.n_layer())) {
+            const halfv_profile given = halfv::read_sized(profile, halfv::default_profile(n_layer));
+            if (halfv::prunes(given, n_layer)) {
                 return fail(HALFV_ERR_UNSUPPORTED, "halfv: the architecture " + model->arch_name() + " runs unpruned: " + why);
             }
-        } else if (const auto unfit = halfv::unfit(*model, halfv::fitted(*model, valid)); !unfit.empty()) {
+            const uint32_t n = std::max(n_layer, 2u); // or no stages would be valid
+            const halfv_profile part = halfv::encoder_part(given, n);
+            model->halfv_profile->set(valid_profile(&part, n));
+            return HALFV_OK;
+        }
+        const halfv_profile valid = valid_profile(profile, n_layer);
+        if (const auto unfit = halfv::unfit(*model, halfv::fitted(*model, valid)); !unfit.empty()) {
             return fail(HALFV_ERR_ARGUMENT, "halfv: " + unfit);
         }
         model->halfv_profile->set(valid);

@@ -73,8 +73,7 @@ bool prunes(const halfv_profile & p, uint32_t n_layer) {
     return p.ivr_keep < 1.0f || (p.ssr_layer < n_layer && p.ssr_update < 1.0f);
 }
 
-// what libmtmd does by it, with stages that keep everything
-static halfv_profile encoder_part(const halfv_profile & p, uint32_t n_layer) {
+halfv_profile encoder_part(const halfv_profile & p, uint32_t n_layer) {
     halfv_profile part = default_profile(n_layer);
     part.min_visual_tokens = p.min_visual_tokens;
     part.pixel_prune       = p.pixel_prune;

@@ -23,6 +23,9 @@ std::string validate(const halfv_profile & profile, uint32_t n_layer);
 // whether a profile changes anything at all for a model of n_layer layers
 bool prunes(const halfv_profile & profile, uint32_t n_layer);
 
+// what libmtmd does by it, with stages that keep everything
+halfv_profile encoder_part(const halfv_profile & profile, uint32_t n_layer);
+
 // what a model came with, right or wrong
 struct found_profile {
     std::optional<halfv_profile> value;
