@@ -8,10 +8,11 @@
 
 `exact` sends 200 requests about four pictures, some at the same time, to a server with several slots, and then each of
 them again with the prompt cache off. `second` asks one question after the other about one picture, which is in the
-cache, of three servers in turn: stock, HalfV, and HalfV with HALFV_UNDO_MB=0, which leaves pictures as the last
-question left them. `load` sends mixed requests, some with pictures, to servers with several slots: answers, times,
-memory. `again` asks about a picture that each server has seen, where its prompt cache does not help: in another slot,
-and after a restart, for which HalfV keeps a folder. All print Markdown.
+cache, of four servers in turn: stock, HalfV, HalfV with HALFV_PREPARE=1, which keeps what does not depend on the
+question, and HalfV with HALFV_UNDO_MB=0, which leaves pictures as the last question left them. `load` sends mixed
+requests, some with pictures, to servers with several slots: answers, times, memory. `again` asks about a picture that
+each server has seen, where its prompt cache does not help: in another slot, and after a restart, for which HalfV keeps
+a folder. All print Markdown.
 `cmake --build build/py --target llama-server` builds the program (docs/llama-server.md).
 """
 
@@ -47,11 +48,15 @@ STEMS = (
 )
 THINGS = ("total", "date", "title", "largest bar", "red circle", "button", "second line", "name", "colour", "legend")
 QUESTIONS = [stem.format(thing) for stem in STEMS for thing in THINGS]
-UNDO_OFF = {"HALFV_UNDO_MB": "0"}
+UNDO_OFF, PREPARE = {"HALFV_UNDO_MB": "0"}, {"HALFV_PREPARE": "1"}
 
 
 def contenders(args: argparse.Namespace) -> dict[str, tuple[Path, dict[str, str]]]:
-    found = {"HalfV": (args.halfv, {}), "HalfV, undo off": (args.halfv, UNDO_OFF)}
+    found = {
+        "HalfV": (args.halfv, {}),
+        "HalfV, prepared": (args.halfv, PREPARE),
+        "HalfV, undo off": (args.halfv, UNDO_OFF),
+    }
     return ({"stock": (args.stock, {})} if args.stock else {}) | found
 
 
