@@ -27,7 +27,7 @@ def sanitized(root: Path, build_dir: Path, cmake_cache: dict[str, str]) -> Path:
     """The libraries and native tests with sanitizers, built in build/sanitize."""
     folder = build_dir.parent / "sanitize"
     cmake = cmake_cache["CMAKE_COMMAND"]
-    programs = sorted(path.stem for path in (root / "native" / "tests").glob("test-*.c*"))
+    programs = ["batch-cost", *sorted(path.stem for path in (root / "native" / "tests").glob("test-*.c*"))]
     for command in (
         [cmake, "-S", root, "-B", folder, "-G", cmake_cache["CMAKE_GENERATOR"], *OPTIONS],
         [cmake, "--build", folder, "--parallel", "--target", "halfv", *programs],
