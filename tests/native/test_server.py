@@ -50,7 +50,7 @@ def test_prompt_cache(programs: Path) -> None:
     assert [reply.text for reply in cached] == [reply.text for reply in fresh]
     assert difference(cached, fresh) < NOISE
     with Server(programs, MODEL, MMPROJ, "-np", "2", "-c", "4096", env={"HALFV_UNDO_MB": "0"}) as server:
-        assert difference(ask(server, REQUESTS, True), fresh) > 10 * NOISE
+        assert difference(ask(server, REQUESTS, True), fresh) > 5 * NOISE
 
 
 def test_prompt_cache_of_a_share_of_the_rows(programs: Path) -> None:
@@ -84,7 +84,7 @@ def alora(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text = b"<|assistant|>"
         assert llama_h.llama_tokenize(vocab, text, len(text), tokens, 4, False, True) == 1
     path = tmp_path_factory.mktemp("adapter") / "alora.gguf"
-    return make_tiny_lora(path, "qwen2vl", **SHAPE, alpha=4.0, invocation=[tokens[0]])
+    return make_tiny_lora(path, "qwen2vl", **SHAPE, alpha=32.0, invocation=[tokens[0]])
 
 
 def test_adapter_that_the_answer_switches_on(programs: Path, alora: Path) -> None:
