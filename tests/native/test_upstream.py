@@ -75,7 +75,6 @@ if os.environ.get("HALFV_UPSTREAM") == "all":
 SAYS = {
     "test-alloc": "test_graph_optimize_alloc_dep PASSED",
     "test-autorelease": "llama_context:",
-    "test-batch-alloc": "failures   : 0",
     "test-gguf": "101/101 tests passed",
     "test-grammar-integration": "All tests passed.",
     "test-model-load-cancel": "cancelled model load",
