@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,7 +41,11 @@ def distance(ours: np.ndarray, theirs: np.ndarray) -> float:
 SOMETIMES_NAN = {"mistral3": pytest.mark.xfail(strict=False, reason="now and then all logits are NaN")}
 
 
-@pytest.mark.parametrize("family", [pytest.param(name, marks=SOMETIMES_NAN.get(name, ())) for name in FAMILIES])
+def marked(families: Iterable[str]) -> list[Any]:
+    return [pytest.param(name, marks=SOMETIMES_NAN.get(name, ())) for name in families]
+
+
+@pytest.mark.parametrize("family", marked(FAMILIES))
 def test_logits_of_a_picture(family: str, pairs: Callable[[str], Pair]) -> None:
     pair = pairs(family)
     picture = random_picture(*SIZES[family])
@@ -159,7 +164,7 @@ HALF = {
 }
 
 
-@pytest.mark.parametrize("family", ["qwen3_vl_moe", "gemma3", "glm4v", "mistral3", "paddleocr_vl"])
+@pytest.mark.parametrize("family", marked(["qwen3_vl_moe", "gemma3", "glm4v", "mistral3", "paddleocr_vl"]))
 def test_pruned(family: str, pairs: Callable[[str], Pair]) -> None:
     """Stages that prune nothing change nothing, to the bit; ones that do change the answer."""
     pair = pairs(family)
