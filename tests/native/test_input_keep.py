@@ -20,7 +20,7 @@ from halfv_edge.testing.client import Client
 from tests.support import hf_reference, holes
 from tests.support.converted import Pair, convert_tiny
 from tests.support.hf_reference import QWEN, like_ggml
-from tests.support.mtmd_prompt import MARKER, PromptRun, chunks_of, each, open_mmproj, run_prompt
+from tests.support.mtmd_prompt import MARKER, PromptRun, chunks_of, each, open_mmproj, run_prompt, saved
 from tests.support.tiny_mmproj import make_tiny_mmproj
 from tests.support.tiny_models import make_tiny
 from tests.support.tiny_pixtral import make_pixtral
@@ -249,14 +249,6 @@ def test_rows_that_end_a_line_stay(llava: tuple[Path, Path], tmp_path: Path) -> 
 #
 # ids, and chunks that are copied and saved
 #
-
-
-def saved(chunk: int) -> bytes:
-    size = ctypes.c_size_t()
-    assert mtmd_h.mtmd_input_chunk_save(chunk, None, 0, ctypes.byref(size)) == 0
-    buffer = ctypes.create_string_buffer(size.value)
-    assert mtmd_h.mtmd_input_chunk_save(chunk, buffer, size.value, None) == 0
-    return buffer.raw
 
 
 @contextlib.contextmanager

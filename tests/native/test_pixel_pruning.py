@@ -20,7 +20,7 @@ from tests.support import hf_reference, holes
 from tests.support.converted import Pair, convert_tiny
 from tests.support.hf_reference import like_ggml
 from tests.support.holes import PICTURES, QWEN, entering
-from tests.support.mtmd_prompt import MARKER, chunks_of, each, open_mmproj, run_prompt
+from tests.support.mtmd_prompt import MARKER, chunks_of, each, open_mmproj, run_prompt, saved
 
 PROMPT = f"what is in {MARKER}the picture? it's 1314 o'clock\n\nyes."
 LIKE_GGML = 2e-3  # standard deviations of the logits, as in test_convert_logits.py
@@ -196,14 +196,6 @@ def test_pictures_that_lost_patches_are_encoded_one_by_one(family: str, pairs: C
 #
 # saved chunks
 #
-
-
-def saved(chunk: int) -> bytes:
-    size = ctypes.c_size_t()
-    assert mtmd_h.mtmd_input_chunk_save(chunk, None, 0, ctypes.byref(size)) == 0
-    buffer = ctypes.create_string_buffer(size.value)
-    assert mtmd_h.mtmd_input_chunk_save(chunk, buffer, size.value, None) == 0
-    return buffer.raw
 
 
 @contextlib.contextmanager

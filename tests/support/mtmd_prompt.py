@@ -105,3 +105,11 @@ def _piece(encoder: int, chunk: Any, n_embd: int) -> list[int] | np.ndarray:
     assert mtmd_h.mtmd_encode_chunk(encoder, chunk) == 0
     shape = (mtmd_h.mtmd_input_chunk_get_n_tokens(chunk), n_embd)
     return np.ctypeslib.as_array(mtmd_h.mtmd_get_output_embd(encoder), shape).copy()
+
+
+def saved(chunk: int) -> bytes:
+    size = ctypes.c_size_t()
+    assert mtmd_h.mtmd_input_chunk_save(chunk, None, 0, ctypes.byref(size)) == 0
+    buffer = ctypes.create_string_buffer(size.value)
+    assert mtmd_h.mtmd_input_chunk_save(chunk, buffer, size.value, None) == 0
+    return buffer.raw

@@ -85,6 +85,14 @@ class Terminal:
                     raise
         self.expect(*texts[1:])
 
+    def leave(self, twice_sec: float) -> None:
+        """Ctrl-C twice: as often as a busy machine needs to handle two of them within twice_sec."""
+        for _ in range(20):
+            self.type("\x03")
+            time.sleep(twice_sec / 4)
+            if self.process.poll() is not None:
+                break
+
     def code(self, seconds: float = 30) -> int:
         """The exit code, once everything is read."""
         deadline = time.monotonic() + seconds
