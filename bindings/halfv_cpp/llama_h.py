@@ -81,11 +81,6 @@ def llama_init_from_model(model: Handle, params: llama_context_params, /) -> May
 def llama_free(ctx: Handle, /) -> None: ...
 
 
-# LLAMA_API bool llama_supports_gpu_offload(void);
-@function
-def llama_supports_gpu_offload() -> Bool: ...
-
-
 # LLAMA_API uint32_t llama_n_ctx(const struct llama_context * ctx);
 @function
 def llama_n_ctx(ctx: Handle, /) -> UInt32: ...

@@ -209,14 +209,14 @@ def profile(given: str | None) -> str | Path | None:
 
 
 def _without_effect(args: argparse.Namespace, model: Model) -> Iterator[str]:
-    from halfv_cpp import llama_h
+    from halfv_cpp import devices
 
     given = (args.keep, args.profile, args.pixel_tau, args.input_keep, args.visual_share)
     if resolve.switched_off() and any(value not in (None, "off") for value in given):
         yield "HALFV=off is set in the environment, so the model runs whole whatever the flags say."
     elif args.pixel_tau not in (None, "off") and model.encoder.pixel_tau is None:
         yield f"--pixel-tau {args.pixel_tau:g} has no effect: this encoder takes pictures whole."
-    if args.gpu_layers and not llama_h.llama_supports_gpu_offload():
+    if args.gpu_layers and not devices.gpus():
         yield f"--gpu-layers {args.gpu_layers} has no effect: these libraries see no GPU, as `halfv info` says."
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from ctypes import byref, c_size_t
 from typing import Any
 
-from halfv_cpp import ggml_backend_h, library, llama_h, log
+from halfv_cpp import devices, ggml_backend_h, library, llama_h, log
 
 import halfv_edge
-
-DEVICE_TYPES = ("cpu", "gpu", "igpu", "accel", "meta")  # enum ggml_backend_dev_type
 
 
 def collect() -> dict[str, Any]:
@@ -30,9 +27,7 @@ def collect() -> dict[str, Any]:
             ggml_backend_h.ggml_backend_reg_name(ggml_backend_h.ggml_backend_reg_get(i)).decode()
             for i in range(ggml_backend_h.ggml_backend_reg_count())
         ],
-        "devices": [
-            _device(ggml_backend_h.ggml_backend_dev_get(i)) for i in range(ggml_backend_h.ggml_backend_dev_count())
-        ],
+        "devices": [_device(device) for device in devices.devices()],
     }
 
 
@@ -52,13 +47,11 @@ def as_text(info: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _device(device: int) -> dict[str, Any]:
-    free, total = c_size_t(), c_size_t()
-    ggml_backend_h.ggml_backend_dev_memory(device, byref(free), byref(total))
+def _device(device: devices.Device) -> dict[str, Any]:
     return {
-        "name": ggml_backend_h.ggml_backend_dev_name(device).decode(),
-        "description": ggml_backend_h.ggml_backend_dev_description(device).decode(),
-        "type": DEVICE_TYPES[ggml_backend_h.ggml_backend_dev_type(device)],
-        "memory_free_bytes": free.value,
-        "memory_total_bytes": total.value,
+        "name": device.name,
+        "description": device.description,
+        "type": device.type,
+        "memory_free_bytes": device.free_bytes,
+        "memory_total_bytes": device.total_bytes,
     }

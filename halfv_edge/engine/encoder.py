@@ -17,7 +17,7 @@ from pathlib import Path
 
 import halfv_cpp
 import numpy as np
-from halfv_cpp import halfv_mtmd_h, llama_h, log, mtmd_h
+from halfv_cpp import devices, halfv_mtmd_h, llama_h, log, mtmd_h
 
 from halfv_edge.engine.images import Picture
 from halfv_edge.engine.tokens import Layout, Tile, TokenMap
@@ -153,7 +153,7 @@ class Encoder:
         tau = pixel_tau if encoder_keys.projector(metadata) in encoder_keys.PATCHWISE else None
         n_embd = llama_h.llama_model_n_embd_inp(model)
         # a tile fills a CPU, and one call cannot be interrupted
-        batches = use_gpu and llama_h.llama_supports_gpu_offload()
+        batches = use_gpu and bool(devices.gpus())
         return cls(path, pointer, cache_bytes, n_embd, _layout(metadata), tau, input_keep, batches)
 
     def close(self) -> None:

@@ -322,7 +322,7 @@ def test_stock_lib_dir(stock_lib_dir: Path) -> None:
     """They can be loaded, and lack what is ours."""
     code = (
         "import halfv_cpp; from halfv_cpp import library, llama_h\n"
-        "print(library.is_patched(), llama_h.llama_supports_gpu_offload())\n"
+        "print(library.is_patched(), llama_h.llama_model_default_params().n_gpu_layers)\n"
         "halfv_cpp.halfv_version()"
     )
     done = run(code, HALFV_LIB_DIR=str(stock_lib_dir))

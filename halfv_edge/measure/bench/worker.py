@@ -18,7 +18,7 @@ from typing import Any
 
 import halfv_cpp
 import numpy as np
-from halfv_cpp import ggml_backend_h, halfv_compare_h, library, llama_h, mtmd_h, mtmd_helper_h
+from halfv_cpp import devices, halfv_compare_h, library, llama_h, mtmd_h, mtmd_helper_h
 from PIL import Image
 
 from halfv_edge.measure.bench import pictures, shapes
@@ -28,7 +28,6 @@ from halfv_edge.testing.client import Client, collect_log, log_text
 DEVICE = re.compile(r"using device (\w+ \([^)]*\))")
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_PEAK = "5"
-GPUS = (1, 2)  # enum ggml_backend_dev_type: on a card, in the processor
 ALL = 2**40  # bytes: no picture is too large to be pruned
 
 
@@ -66,14 +65,7 @@ class EncodedPicture:
 
 def _free_on_gpus() -> int:
     """Bytes."""
-    total = 0
-    for index in range(ggml_backend_h.ggml_backend_dev_count()):
-        device = ggml_backend_h.ggml_backend_dev_get(index)
-        if ggml_backend_h.ggml_backend_dev_type(device) in GPUS:
-            free, size = ctypes.c_size_t(), ctypes.c_size_t()
-            ggml_backend_h.ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(size))
-            total += free.value
-    return total
+    return sum(gpu.free_bytes for gpu in devices.gpus())
 
 
 @functools.lru_cache(maxsize=1)
