@@ -124,11 +124,12 @@ void attn_input::set_input(const llama_ubatch * ubatch) {
             continue;
         }
         const bool has_mask = one_mask && set;
+        const auto wanted = [&](const ggml_tensor * mask) { return !has_mask && mask->buffer; }; // of layers of both kinds a stage may have one
         ggml_tensor * mask = stage->self_kq_mask;
-        if (has_mask) { stage->self_kq_mask = nullptr; }
+        if (!wanted(mask)) { stage->self_kq_mask = nullptr; }
         stage->set_input(ubatch);
         stage->self_kq_mask = mask;
-        if (windows[s] && !has_mask) {
+        if (windows[s] && wanted(windows[s]->self_kq_mask)) {
             stage->mctx->set_input_kq_mask(windows[s]->self_kq_mask, ubatch, cparams.causal_attn, true);
         }
         set = true;

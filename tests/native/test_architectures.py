@@ -50,7 +50,7 @@ def test_runs_unpruned(name: str, program: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "causal"), [*((name, True) for name in PRUNED), *((name, False) for name in ("llama", "gemma3"))]
+    ("name", "causal"), [*((name, True) for name in PRUNED), *((name, False) for name in ("llama", "gemma3", "gemma4"))]
 )
 def test_pruned(name: str, causal: bool, program: Path, tmp_path: Path) -> None:
     """Whole through three stages is stock's to the bit; pruned is stock with the same tokens masked, or never fed."""
@@ -73,8 +73,20 @@ def test_pruned(name: str, causal: bool, program: Path, tmp_path: Path) -> None:
             else:
                 expected, _ = told(path, None, masking_of(profile, kept, deep), causal)
             error = np.abs(logits - expected).max()
-            assert error < 5e-5 * np.abs(stock).max()  # ggml looks GELU up in a table of f16
-            assert error * 20 < np.abs(logits - stock).max()  # or nothing would be tested
+            change = np.abs(logits - stock).max()
+            # ggml looks GELU up in a table of f16; where pruning changes much, rounding does as well
+            assert error < 5e-5 * np.abs(stock).max() + 2e-4 * change
+            assert error * 20 < change  # or nothing would be tested
+
+
+@pytest.mark.parametrize("layer", [1, 3])
+def test_a_stage_without_windows_or_with_nothing_else(layer: int, program: Path, tmp_path: Path) -> None:
+    """Every other layer of this model has a window, and such a stage has one layer."""
+    path = architectures.save(program, "gemma3", tmp_path)[0]
+    profile = TOP | {"ivr.layer": layer, "ssr.layer": layer + 1}
+    logits, (kept, deep) = told(path, profile)
+    expected, _ = told(path, None, masking_of(profile, kept, deep))
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)
 
 
 # a plain cache, sliding windows, latent keys, recurrent layers beside each of them, and in every layer

@@ -1,6 +1,6 @@
 """Every architecture of llama.cpp as a tiny random model, and what HalfV does with it.
 
-python -m tests.support.architectures: the lists of docs/models.md, from the libraries of this build.
+python -m tests.support.architectures writes the lists of docs/models.md, and the number in the README, from this build.
 """
 
 from __future__ import annotations
@@ -143,9 +143,17 @@ def main() -> None:
     for name in names(program):
         with tempfile.TemporaryDirectory() as folder:
             reasons[why_not(save(program, name, Path(folder))[0])].append(f"`{name}`")
-    print("\n".join(_wrapped(", ".join(reasons.pop("")))))
-    for reason, archs in reasons.items():
-        print("\n".join(_wrapped(f"- {reason}: {', '.join(archs)}", "  ")))
+    found = reasons.pop("")
+    refused = (f"- {reason}: {', '.join(archs)}" for reason, archs in reasons.items())
+    _replace(PAGE, r"(?<=^## Pruned\n)`.*?(?=\n\n)", "\n".join(_wrapped(", ".join(found))))
+    _replace(PAGE, r"^- its memory .*?(?=\n\n)", "\n".join(line for entry in refused for line in _wrapped(entry, "  ")))
+    _replace(ROOT / "README.md", r"\d+(?= of llama\.cpp's)", str(len(found)))
+
+
+def _replace(page: Path, pattern: str, text: str) -> None:
+    changed, n = re.subn(pattern, lambda _: text, page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    assert n == 1, f"{page}: {pattern} is there {n} times"
+    page.write_text(changed, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -33,9 +33,9 @@ class Masking:
     def _on_tensor(self, pointer: int, ask: bool, _user: int | None) -> bool:
         tensor = Tensor.from_address(pointer)
         name, _, layer = tensor.name.decode().rpartition("-")
-        if name in ("l_out", "deepstack_out"):
+        if name in ("l_out", "deepstack_out", "attn_norm_in"):  # the last as Step 3.5 calls what enters the next layer
             if not ask and tensor.ne[1] == self.count:
-                self._freeze(tensor.rows(), int(layer))
+                self._freeze(tensor.rows(), int(layer) - (name == "attn_norm_in"))
             return True
         # asked about once what comes before its layer is done
         if ask and name == "kq_soft_max":
