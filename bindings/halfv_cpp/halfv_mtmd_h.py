@@ -2,7 +2,10 @@
 
 # mypy: disable-error-code="empty-body"
 
-from halfv_cpp.c_types import Handle, Int32, Int32s, Size, functions_of
+from ctypes import CFUNCTYPE, c_float, c_void_p
+from typing import Annotated, Any
+
+from halfv_cpp.c_types import Address, Float, Handle, Int32, Int32s, Size, functions_of
 
 function = functions_of("mtmd")
 
@@ -33,3 +36,15 @@ def halfv_picture_kept(picture: Handle, out: Int32s, cap: Int32, /) -> Int32:
 @function
 def halfv_picture_set_kept(picture: Handle, rows: Int32s, n: Int32, /) -> Int32:
     """For a program that keeps embeddings, and with them the rows that they are of."""
+
+
+# typedef void (*halfv_encode_callback)(float share, void * user_data);
+halfv_encode_callback = CFUNCTYPE(None, c_float, c_void_p)
+
+
+# MTMD_API void halfv_watch_encoding(halfv_encode_callback callback, void * user_data, float every_sec);
+@function
+def halfv_watch_encoding(
+    callback: Annotated[Any, halfv_encode_callback], user_data: Address, every_sec: Float, /
+) -> None:
+    """Watch what this thread encodes; a callback of None ends that."""

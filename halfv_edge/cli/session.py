@@ -202,7 +202,9 @@ class Session:
         except queue.Empty:
             waited = time.perf_counter() - start
             if waited > SHOW_AFTER_SEC and self._doing:
-                self.out.status(f"{'stopping, ' if stopping else ''}{self._doing}: {waited:.0f} s")
+                share = self.chat.runtime.encoder.share_done
+                encoded = f", {100 * share:.0f}% through the encoder" if share else ""
+                self.out.status(f"{'stopping, ' if stopping else ''}{self._doing}{encoded}: {waited:.0f} s")
             return ""
 
     def leave(self, code: int) -> int:

@@ -29,6 +29,7 @@ from halfv_edge.profile import model_file
 # of the weights: the fastest here that keeps the embeddings, as stored, as llama.cpp loads them, or one type
 MMPROJ_TYPES = ("auto", "file", "off", "f32", "f16", "bf16", "q8_0", "q6_k", "q5_1", "q5_0", "q4_1", "q4_0")
 OVERVIEW_FIRST = ("resampler", "minicpmv4_6")  # llama.cpp puts the overview behind the tiles for all others
+TELL_SEC = 1.0  # how often share_done changes at most
 
 
 class Chunk:
@@ -106,6 +107,7 @@ class Encoder:
     input_keep: float = 1.0  # share of its rows that go on
     batches: bool = False  # several tiles of a picture at once, for encoders that can
     n_encoded: int = 0  # pictures that went through the encoder, the remembered ones not counted
+    share_done: float = 0.0  # of the picture that is being encoded; 0 where none is, or where it takes no second
     _cache: collections.OrderedDict[str, list[int | Chunk]] = field(default_factory=collections.OrderedDict)
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
@@ -233,12 +235,22 @@ class Encoder:
     def _run(self, pointer: int, chunks: list[Chunk], name: str) -> list[Chunk]:
         """Their embeddings, without the pixels, which are as large again."""
         light: list[Chunk] = []
-        while len(light) < len(chunks):
-            batch = mtmd_h.mtmd_batch_init(pointer)
-            try:
-                light += self._run_batch(batch, chunks[len(light) :], name)
-            finally:
-                mtmd_h.mtmd_batch_free(batch)
+
+        def tell(share: float, _data: object) -> None:
+            self.share_done = (len(light) + share) / len(chunks)
+
+        callback = halfv_mtmd_h.halfv_encode_callback(tell)
+        halfv_mtmd_h.halfv_watch_encoding(callback, None, TELL_SEC)
+        try:
+            while len(light) < len(chunks):
+                batch = mtmd_h.mtmd_batch_init(pointer)
+                try:
+                    light += self._run_batch(batch, chunks[len(light) :], name)
+                finally:
+                    mtmd_h.mtmd_batch_free(batch)
+        finally:
+            halfv_mtmd_h.halfv_watch_encoding(halfv_mtmd_h.halfv_encode_callback(), None, 0.0)
+            self.share_done = 0.0
         return light
 
     def _run_batch(self, batch: int, chunks: list[Chunk], name: str) -> list[Chunk]:

@@ -1,8 +1,8 @@
 #ifndef HALFV_MTMD_H
 #define HALFV_MTMD_H
 
-// What libmtmd says beside mtmd.h of pictures of which only some rows go on to the language model (halfv.input.keep).
-// mtmd_image_tokens_get_n_tokens counts the rows that go on, and mtmd_encode_chunk and its like leave just these.
+// What libmtmd says beside mtmd.h: of pictures of which only some rows go on to the language model (halfv.input.keep), and
+// of how far an encoder is.
 
 #include "halfv.h"
 #include "mtmd.h"
@@ -10,6 +10,8 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+
+// mtmd_image_tokens_get_n_tokens counts the rows that go on, and mtmd_encode_chunk and its like leave just these.
 
 // Rows that the encoder and its projector give of a picture, or of one tile of it, before any choice among them.
 MTMD_API size_t halfv_picture_rows(const mtmd_image_tokens * picture);
@@ -27,6 +29,14 @@ MTMD_API int32_t halfv_picture_kept(const mtmd_image_tokens * picture, int32_t *
 // For a program that keeps embeddings, and with them the rows that they are of: a chunk that was not encoded knows them as well.
 // HALFV_OK; HALFV_ERR_ARGUMENT: not as many as its tokens, ascending rows of the picture, or all of its rows go on anyway
 MTMD_API int32_t halfv_picture_set_kept(const mtmd_image_tokens * picture, const int32_t * rows, int32_t n);
+
+// The share of a picture, or of one tile of it, that the encoder is through with, above 0 and at most 1. Called on the thread
+// that encodes, which must not call into libmtmd from there.
+typedef void (*halfv_encode_callback)(float share, void * user_data);
+
+// Watches what this thread encodes from now on; a callback of NULL ends that. At most one call every so many seconds, and none
+// for what takes less; 0: one after every layer. mtmd_context_params.cb_eval is no longer called once this has been used.
+MTMD_API void halfv_watch_encoding(halfv_encode_callback callback, void * user_data, float every_sec);
 
 #ifdef __cplusplus
 }

@@ -116,7 +116,7 @@ def test_leaving_does_not_wait_for_the_encoder(place: Path) -> None:
     with Terminal("chat", "-m", "qwen2vl/m.gguf", "large.png", "--threads", "1", cwd=place) as terminal:
         terminal.expect("> ")
         terminal.type("what is it\r")
-        terminal.expect("reading large.png: ")
+        terminal.expect("reading large.png", "% through the encoder: ")
         terminal.interrupt("(stopped before the answer began)", "\n> ", seconds=5)
         terminal.type("/quit\r")
         assert terminal.code(seconds=5) == 0

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from halfv_edge.testing.server import Reply, Server, about
 from tests.support.demo_server import PICTURES, QUESTIONS, start
@@ -24,12 +27,30 @@ def test_once_for_all_slots(programs: Path) -> None:
     with start(programs, "-np", "2", "-c", "4096") as server:
         first, again, elsewhere = ask(server), ask(server), ask(server, slot=1, question=1)
         other = ask(server, picture=PICTURES[1])
-        parts = [about(PICTURES[picture], "")[0]["content"][0] for picture in (2, 0, 2)]
-        both = server.ask([{"role": "user", "content": parts}], max_tokens=1, cache_prompt=False)
     assert [counts(reply) for reply in (first, again, elsewhere, other)] == [(1, 0), (0, 1), (0, 1), (1, 0)]
-    assert counts(both) == (2, 1)  # its second place in one prompt is another entry
     assert again.text == first.text
     assert max(abs(a - b) for a, b in zip(again.logprobs, first.logprobs, strict=True)) < NOISE
+
+
+def several(*pictures: int) -> list[dict[str, Any]]:
+    parts = [about(PICTURES[picture], "")[0]["content"][0] for picture in pictures]
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": QUESTIONS[0]}]}]
+
+
+@pytest.mark.parametrize("cached", ["512", "0"])
+def test_twice_in_a_prompt(programs: Path, cached: str) -> None:
+    """Encoded once, also where its first place is in the same batch; without a cache as often as it comes."""
+    messages = several(2, 0, 2, 2)
+    with start(programs, "-np", "1", "-c", "4096", env={"HALFV_ENCODER_CACHE_MB": cached}) as server:
+        found = server.ask(messages, max_tokens=6, cache_prompt=False)
+        assert counts(found) == ((2, 2) if cached != "0" else (4, 0))
+        again = server.ask(messages, max_tokens=6)
+        assert server.ask(messages, max_tokens=6).n_cached > 4 * 100  # the prompt cache tells the places apart as ever
+    with start(programs, "-np", "1", "-c", "4096", env={"HALFV_ENCODER_CACHE_MB": "0"}) as server:
+        alone = server.ask(messages, max_tokens=6)
+    for reply in (found, again):
+        assert reply.text == alone.text
+        assert max(abs(a - b) for a, b in zip(reply.logprobs, alone.logprobs, strict=True)) < NOISE
 
 
 def test_budget(programs: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 // What mtmd asks of us for a vision encoder: attention inside windows, and how its weights are held.
 
 #include "halfv.h"
+#include "halfv-progress.h"
 #include "halfv-workers.h"
 
 #include "ggml-backend.h"

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <map>
 #include <sstream>
 
 namespace halfv::server {
@@ -49,22 +50,35 @@ wish wish::of(const common_json & request) {
 std::string wish::name() const {
     std::ostringstream out;
     if (!enabled) {
-        out << "+whole";
+        out << NAME_MARK << "whole";
     } else if (keep > 0.0f) {
-        out << "+keep=" << keep;
+        out << NAME_MARK << "keep=" << keep;
     }
     return out.str();
 }
 
 static thread_local std::string wish_name;
+static thread_local std::map<std::string, int> named; // how often each picture was, in the prompt at hand
 
 preparing::preparing(const wish & w) { wish_name = w.name(); }
 preparing::~preparing()              { wish_name.clear(); }
 
+void begin_prompt() {
+    named.clear();
+}
+
 void name_media(mtmd_bitmap * bitmap) {
     const char * id = mtmd_bitmap_get_id(bitmap);
-    if (!wish_name.empty() && id && *id) {
-        mtmd_bitmap_set_id(bitmap, (id + wish_name).c_str());
+    if (!id || !*id) {
+        return;
+    }
+    std::string name = id;
+    if (const int n_before = named[name]++) {
+        name += NAME_MARK + ("again=" + std::to_string(n_before));
+    }
+    name += wish_name;
+    if (name != id) {
+        mtmd_bitmap_set_id(bitmap, name.c_str());
     }
 }
 

@@ -84,7 +84,8 @@ bool remember_encoder(const std::string & mmproj, const mtmd_context_params & pa
     return true;
 }
 
-// A picture may be several chunks, which share its id: they are told apart by how many of that id come before.
+// A picture may be several chunks, which share its id: they are told apart by how many of that id come before. One that
+// comes again in a prompt has an id of its own (name_media).
 static std::string name_of(const server_tokens & tokens, size_t at) {
     const auto id_of = [](const mtmd::input_chunk_ptr & chunk) {
         const char * id = mtmd_input_chunk_get_id(chunk.get());
@@ -102,7 +103,7 @@ static std::string name_of(const server_tokens & tokens, size_t at) {
     for (auto [chunk, place] = tokens.find_next_media_chunk(0); chunk; std::tie(chunk, place) = tokens.find_next_media_chunk(place)) {
         count(place, *chunk);
     }
-    id.erase(std::min(id.find("+whole"), std::min(id.find("+keep="), id.size()))); // a request's wish is not the encoder's matter
+    id.erase(std::min(id.find(NAME_MARK), id.size())); // how a request names it is not the encoder's matter
     return id + "-" + std::to_string(n_before) + "-" + remembered.encoder;
 }
 
@@ -130,9 +131,17 @@ static bool tell_rows(const mtmd_image_tokens * picture, const float * rows, siz
     return halfv_picture_set_kept(picture, kept.data(), (int32_t) n) == HALFV_OK;
 }
 
-bool is_remembered(const server_tokens & tokens, size_t at) {
+bool is_remembered(const server_tokens & tokens, size_t from, size_t at) {
     const std::string name = remembered.cache ? name_of(tokens, at) : "";
-    return !name.empty() && remembered.cache->has(name, size_of(tokens, at));
+    if (name.empty() || remembered.cache->has(name, size_of(tokens, at))) {
+        return !name.empty();
+    }
+    for (size_t place = from; place < at; place = tokens.find_next_media_chunk(place).second) {
+        if (name_of(tokens, place) == name) {
+            return true;
+        }
+    }
+    return false;
 }
 
 float * embeddings(mtmd_batch * batch, const server_tokens & tokens, size_t at, figures & f) {
@@ -163,13 +172,33 @@ float * embeddings(mtmd_batch * batch, const server_tokens & tokens, size_t at, 
     return made;
 }
 
+static constexpr float TELL_SEC = 1.0f;
+
+static thread_local std::function<void()> watcher;
+
+watching::watching(std::function<void()> tell) { watcher = std::move(tell); }
+watching::~watching()                          { watcher = nullptr; }
+
 int32_t encode(mtmd_batch * batch, figures & f) {
-    const int64_t start = ggml_time_us();
-    LOG_INF("halfv: encoding pictures ...\n");
+    struct progress {
+        figures & f;
+        int64_t   start;
+    } at = { f, ggml_time_us() };
+    halfv_watch_encoding([](float share, void * data) {
+        auto & at = *static_cast<progress *>(data);
+        at.f.encoder_share = share;
+        LOG_INF("halfv: encoding a picture, %.0f%% after %.1f s\n", 100.0f*share, (ggml_time_us() - at.start)/1e6);
+        if (watcher) {
+            watcher();
+        }
+    }, &at, TELL_SEC);
     const int32_t rc = mtmd_batch_encode(batch);
-    f.us_encode += ggml_time_us() - start;
+    halfv_watch_encoding(nullptr, nullptr, 0.0f);
+    const int64_t us = ggml_time_us() - at.start;
+    f.us_encode += us;
+    f.encoder_share = 1.0f;
     if (rc == 0) {
-        LOG_INF("halfv: pictures encoded in %.2f s\n", (ggml_time_us() - start)/1e6);
+        LOG_INF("halfv: pictures encoded in %.2f s\n", us/1e6);
     }
     return rc;
 }
@@ -179,6 +208,7 @@ int32_t encode(mtmd_batch * batch, figures & f) {
 //
 
 void check_media(const std::vector<std::vector<uint8_t>> & files) {
+    begin_prompt();
     const auto & most = limits();
     if ((int64_t) files.size() > most.pictures) {
         throw std::invalid_argument("the request has " + std::to_string(files.size()) + " pictures, and this server takes " +

@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -34,8 +35,11 @@ struct preparing {
     ~preparing();
 };
 
-// Pictures with another wish are other pictures to the prompt cache, which then never mixes them up.
+// Pictures with another wish are other pictures to the prompt cache, which then never mixes them up, and so is a picture that
+// comes again in a prompt to the encoder's cache, which would take its tiles for more tiles of the first.
+void begin_prompt();
 void name_media(mtmd_bitmap * bitmap);
+inline const char * const NAME_MARK = "+halfv."; // what follows the picture's own id
 
 // What the pictures of a request took.
 struct figures {
@@ -44,6 +48,7 @@ struct figures {
     uint32_t n_encoded = 0, n_remembered = 0; // chunks that went through the encoder, and that the cache had
     uint32_t n_given = 0;                     // tokens of those
     int64_t  us_encode = 0, us_select = 0;
+    float    encoder_share = 0.0f;            // of the last picture that was to be encoded
 
     void begin(llama_context * ctx, int32_t seq, const wish & w); // once per request, before its first batch
     void read(const llama_context * ctx, int32_t seq);
@@ -64,11 +69,18 @@ std::string metrics(); // for Prometheus
 
 // Once the encoder is loaded. false: a setting in the environment is not valid, and the log says which.
 bool remember_encoder(const std::string & mmproj, const mtmd_context_params & params, const llama_model * model);
-bool is_remembered(const server_tokens & tokens, size_t at);
+// of the chunk that begins at a token: remembered, or it will be once those from another one on are encoded
+bool is_remembered(const server_tokens & tokens, size_t from, size_t at);
 // of the chunk that begins at a token: remembered, or from the batch that was just encoded; null: neither.
 // They are valid until this thread's next call.
 float * embeddings(mtmd_batch * batch, const server_tokens & tokens, size_t at, figures & f);
-int32_t encode(mtmd_batch * batch, figures & f); // as mtmd_batch_encode
+int32_t encode(mtmd_batch * batch, figures & f); // as mtmd_batch_encode; says how far it is, where that takes long
+
+// While it lives, what this thread encodes is told of as well.
+struct watching {
+    explicit watching(std::function<void()> tell);
+    ~watching();
+};
 
 //
 // what a request may make the server load
