@@ -36,6 +36,13 @@ set(patched true)
 if (HALFV_STOCK)
     set(patched false)
 endif()
+set(https false)
+if (TARGET cpp-httplib)
+    get_target_property(definitions cpp-httplib INTERFACE_COMPILE_DEFINITIONS)
+    if (definitions MATCHES CPPHTTPLIB_OPENSSL_SUPPORT)
+        set(https true)
+    endif()
+endif()
 set(HALFV_COMMIT   "@HALFV_COMMIT@") # for the script to fill in
 set(web_page       "@HALFV_WEB_PAGE@")
 file(CONFIGURE OUTPUT "${CMAKE_BINARY_DIR}/build.json.in" CONTENT [[{
@@ -45,6 +52,7 @@ file(CONFIGURE OUTPUT "${CMAKE_BINARY_DIR}/build.json.in" CONTENT [[{
   "llama_cpp_commit": "@commit@",
   "patched": @patched@,
   "web_page": @web_page@,
+  "https": @https@,
   "build_type": "@CMAKE_BUILD_TYPE@",
   "compiler": "@CMAKE_CXX_COMPILER_ID@ @CMAKE_CXX_COMPILER_VERSION@"
 }

@@ -14,6 +14,7 @@ from halfv_edge.errors import HalfVError
 from halfv_edge.hub.find import find_files
 
 VARIABLES = ("HALFV", "HALFV_PROFILE", "HALFV_LIB_DIR", "HALFV_UNDO_MB", "HALFV_STATES")
+SERVER_PARTS = {"web_page": "its web page", "https": "https"}
 
 
 def add_command(commands: flags.Commands) -> None:
@@ -56,7 +57,7 @@ def _server(problems: list[str]) -> dict[str, Any]:
         path = str(llama_server.program())
     except HalfVError as error:
         problems.append(str(error))
-    return {"path": path, "web_page": llama_server.has_web_page()}
+    return {"path": path, "web_page": llama_server.has_web_page(), "https": llama_server.has_https()}
 
 
 def _model(args: argparse.Namespace) -> dict[str, Any]:
@@ -70,8 +71,8 @@ def as_text(found: dict[str, Any]) -> str:
     """The same for people."""
     lines = [info.as_text(found["build"])] if found["build"] else []
     if server := found["server"]:
-        page = "with its web page" if server["web_page"] else "without its web page"
-        lines.append(f"server     {server['path'] or 'none'}{f', {page}' if server['path'] else ''}")
+        parts = [f"with{'' if server[key] else 'out'} {text}" for key, text in SERVER_PARTS.items()]
+        lines.append(f"server     {', '.join([server['path'], *parts]) if server['path'] else 'none'}")
     lines += [f"set        {name}={value}" for name, value in found["environment"].items()]
     if model := found["model"]:
         lines.append(f"model      {model['path']} ({model['architecture']}, {model['n_layer']} layers)")

@@ -33,6 +33,11 @@ def has_web_page() -> bool:
     return bool(library.manifest().get("web_page"))
 
 
+def has_https() -> bool:
+    """To fetch pictures with, and to serve."""
+    return bool(library.manifest().get("https"))
+
+
 def command(outlook: Outlook, flags: Sequence[str]) -> list[str]:
     """The command line: the model's files, then what the user gave for llama-server."""
     words = [str(program()), "--model", str(outlook.about.path)]
