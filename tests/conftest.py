@@ -74,6 +74,17 @@ def stock_lib_dir(root: Path, build_dir: Path, cmake_cache: dict[str, str]) -> P
     return stock / "bin"
 
 
+@pytest.fixture(scope="session")
+def rpc_server(build_dir: Path, cmake_cache: dict[str, str]) -> Path:
+    """ggml-rpc-server of that build."""
+    program = build_dir / "bin" / ("ggml-rpc-server.exe" if os.name == "nt" else "ggml-rpc-server")
+    if cmake_cache.get("GGML_RPC") != "ON":
+        pytest.skip(f"{build_dir} was configured with GGML_RPC=OFF")
+    if not program.is_file():
+        pytest.fail(f"{program} is not built: build the target halfv-tests, as `make test` does.")
+    return program
+
+
 @pytest.fixture(scope="module")
 def vlms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vlms]:
     with Vlms(tmp_path_factory.mktemp("vlm")) as made:

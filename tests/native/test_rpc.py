@@ -7,18 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.support import ROOT
 from tests.support.agreement import MAX_NMSE
-
-
-@pytest.fixture(scope="module")
-def rpc_server(build_dir: Path) -> Path:
-    program = build_dir / "bin" / "ggml-rpc-server"
-    if not program.exists():
-        pytest.skip(f"{build_dir} was configured without RPC: -DGGML_RPC=ON, then build the target halfv-tests")
-    return program
 
 
 def test_answers_over_two_servers(rpc_server: Path, tmp_path: Path) -> None:
