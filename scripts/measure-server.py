@@ -118,9 +118,21 @@ def exact(args: argparse.Namespace, model: Path, mmproj: Path) -> str:
 def under_load(args: argparse.Namespace, model: Path, mmproj: Path) -> str:
     requests = load.mixed(PICTURES, QUESTIONS, args.requests, args.seed)
     rows = [
-        ["", "requests", "errors", "other answers than alone", "p50 s", "p99 s", "MB after a fifth", "MB at the end"]
+        [
+            "",
+            "requests",
+            "errors",
+            "other answers than alone",
+            "p50 s",
+            "p99 s",
+            "MB after 1/5",
+            "2/5",
+            "3/5",
+            "4/5",
+            "5/5",
+        ]
     ]
-    flags = ("-np", str(args.slots), "-c", str(2048 * args.slots))
+    flags = ("-np", str(args.slots), "-c", str(2048 * args.slots), "--cache-ram", str(args.cache_ram))
     for name, (folder, env) in contenders(args).items():
         if env:
             continue
@@ -133,7 +145,7 @@ def under_load(args: argparse.Namespace, model: Path, mmproj: Path) -> str:
         pairs = zip(found.replies, alone.replies, strict=True)
         n_other = sum(isinstance(a, Reply) and isinstance(b, Reply) and a.text != b.text for a, b in pairs)
         times = [f"{found.percentile(share):.2f}" for share in (0.5, 0.99)]
-        memory = [f"{found.rss_mb[at]:.0f}" for at in (len(found.rss_mb) // 5, -1)]
+        memory = [f"{found.rss_mb[len(found.rss_mb) * fifth // 5 - 1]:.0f}" for fifth in range(1, 6)]
         rows.append([name, str(len(requests)), str(len(found.errors + alone.errors)), str(n_other), *times, *memory])
     return table(rows)
 
@@ -232,6 +244,7 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=200, help="exact, load: how many (200)")
     parser.add_argument("--slots", type=int, default=4, help="exact, load: of the server (4)")
     parser.add_argument("--at-once", type=int, default=3, help="exact, load: clients at the same time (3)")
+    parser.add_argument("--cache-ram", type=int, default=8192, help="load: MiB of the prompt cache (8192, upstream's)")
     parser.add_argument("--max-tokens", type=int, default=24, help="exact: of an answer (24)")
     parser.add_argument("--seed", type=int, default=1, help="exact, load: of the order of requests (1)")
     parser.add_argument("--repeats", type=int, default=20, help="second, again: to each server (20)")

@@ -75,12 +75,7 @@ class RunningServer(contextlib.AbstractContextManager["RunningServer"]):
         return self._log.read()
 
     def close(self) -> None:
-        self.process.terminate()
-        try:
-            self.process.wait(30)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        end_process(self.process)
         self._log.close()
 
     def __exit__(self, *_: object) -> None:
@@ -132,6 +127,16 @@ class Server(RunningServer):
     ):
         command = [str(folder / "llama-server"), "-m", str(model), "--mmproj", str(mmproj), "-t", str(n_threads)]
         super().__init__([*command, "--no-warmup", *flags], env)
+
+
+def end_process(process: subprocess.Popen[Any], seconds: float = 30) -> None:
+    """Ask a process to end, and end it where that takes longer."""
+    process.terminate()
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def about(picture: Path, question: str) -> list[dict[str, Any]]:

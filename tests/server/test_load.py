@@ -17,6 +17,7 @@ from tests.support.demo_server import CHAT, PICTURES, QUESTIONS, post, start
 
 QUESTION = {"messages": about(PICTURES[0], QUESTIONS[0]), "max_tokens": 8, "temperature": 0}
 CONNECTIONS = 100
+CACHE_MB = 16
 PARTS = (
     b'{"type": "image_url"}',
     b'{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}',
@@ -46,6 +47,17 @@ def test_mixed_requests_are_answered_as_alone(server: Server) -> None:
     found = [reply for reply in together.replies if isinstance(reply, Reply)]
     assert [reply.text for reply in found] == [reply.text for reply in alone]
     assert sum(reply.n_cached > 100 for reply in found) > 5  # the prompt cache had its part in it
+
+
+def test_memory_grows_by_the_prompt_cache_alone(programs: Path) -> None:
+    """And that to what it may have: here a few prompts."""
+    requests = [request | {"max_tokens": 1} for request in load.mixed(PICTURES, QUESTIONS, 72, seed=2)]
+    with start(programs, "-np", "2", "-c", "4096", "--cache-ram", str(CACHE_MB)) as server:
+        load.run(server, requests[:36], at_once=2)
+        assert "removing oldest entry" in server.log()
+        before = load.rss_mb(server.process.pid)
+        assert load.run(server, requests[36:], at_once=2).errors == []
+        assert load.rss_mb(server.process.pid) - before < CACHE_MB
 
 
 def test_a_client_that_goes_away_in_the_middle(server: Server) -> None:

@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from halfv_edge.testing.server import end_process
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 ANSWER_SEC = 60
 FLAGS = (
@@ -120,11 +122,6 @@ class Browser(contextlib.AbstractContextManager["Browser"]):
         path.write_bytes(base64.b64decode(self.send("Page.captureScreenshot")["data"]))
 
     def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        end_process(self._process, 10)
         os.close(self._in)
         os.close(self._out)
