@@ -1,13 +1,16 @@
-"""The native tests and the edge cases under AddressSanitizer and UndefinedBehaviorSanitizer."""
+"""Native tests and edge cases under AddressSanitizer and UndefinedBehaviorSanitizer, profiles under ThreadSanitizer."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from halfv_edge.profile.profile import Profile
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sanitizers' runtime is preloaded the Linux way")
 
@@ -20,6 +23,7 @@ OPTIONS = (
     *(f"-D{project}_SANITIZE_{kind}=ON" for project in ("LLAMA", "GGML") for kind in ("ADDRESS", "UNDEFINED")),
     *(f"-DCMAKE_{language}_FLAGS_RELEASE=-O1" for language in ("C", "CXX")),
 )
+INCLUDES = ("include", "ggml/include", "vendor")  # of llama.cpp
 
 
 @pytest.fixture(scope="module")
@@ -71,3 +75,18 @@ def test_edge_cases(sanitized: Path, root: Path) -> None:
         HALFV_LIB_DIR=str(sanitized / "bin"),
         HALFV_BUILD_DIR=str(sanitized),
     )
+
+
+def test_profile_of_several_threads(build_dir: Path, llama_tree: Path, tmp_path: Path, root: Path) -> None:
+    native, bin_dir, program = root / "native", build_dir / "bin", tmp_path / "program"
+    folders = (native / "src", native / "include", *map(llama_tree.joinpath, INCLUDES))
+    sources = (native / f"src/halfv-{name}.cpp" for name in ("profile", "profile-json"))
+    compile_it = (
+        *("g++", "-std=c++17", "-fsanitize=thread", "-pthread", *(f"-I{folder}" for folder in folders)),
+        *(Path(__file__).with_name("profile_threads.cpp"), *sources),
+        *(f"-L{bin_dir}", "-lggml-base", f"-Wl,-rpath,{bin_dir}", "-o", program),
+    )
+    profile = json.dumps(Profile(2, 0.5, 0.1, 6, 0.1, "dropped").to_json())
+    for command in (compile_it, [program]):
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HALFV_PROFILE": profile})
+        assert done.returncode == 0, done.stderr[-4000:]
