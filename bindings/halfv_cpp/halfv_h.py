@@ -183,9 +183,11 @@ def halfv_seq_set_keep(ctx: MaybeHandle, seq: Int32, keep: Float, /) -> Int32: .
 # enum halfv_media {
 #     HALFV_MEDIA_VISUAL = 0, // the default for batches of embeddings
 #     HALFV_MEDIA_OTHER  = 1, // audio and the like: never pruned
+#     HALFV_MEDIA_SPARSE = 2, // visual, without some rows: their positions may leave gaps, else refused
 # };
 HALFV_MEDIA_VISUAL = 0
 HALFV_MEDIA_OTHER = 1
+HALFV_MEDIA_SPARSE = 2
 
 
 # LLAMA_API void halfv_begin_media(struct llama_context * ctx, enum halfv_media media);

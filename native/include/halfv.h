@@ -113,10 +113,11 @@ LLAMA_API int32_t halfv_seq_set_keep(struct llama_context * ctx, llama_seq_id se
 enum halfv_media {
     HALFV_MEDIA_VISUAL = 0, // the default for batches of embeddings
     HALFV_MEDIA_OTHER  = 1, // audio and the like: never pruned
+    HALFV_MEDIA_SPARSE = 2, // visual, without some rows: their positions may leave gaps, else refused
 };
 
 // Says what the embedding batches from here on are, and that a new picture starts with them. mtmd calls it.
-// Without it a picture is a run of visual tokens with no text in between. Does nothing on an unpruned context.
+// Without it a picture is a run of visual tokens with no text in between. To an unpruned context only _SPARSE matters.
 LLAMA_API void halfv_begin_media(struct llama_context * ctx, enum halfv_media media);
 
 // Run what needs no question now, while the person still types: coverage is chosen and carried through stage II.

@@ -104,21 +104,19 @@ int32_t halfv_model_set_profile(llama_model * model, const halfv_profile * profi
             return HALFV_OK;
         }
         const uint32_t n_layer = model->hparams.n_layer();
-        if (const auto & why = halfv::cuts_of(*model).refusal; !why.empty()) {
-            const halfv_profile given = halfv::read_sized(profile, halfv::default_profile(n_layer));
-            if (halfv::prunes(given, n_layer)) {
-                return fail(HALFV_ERR_UNSUPPORTED, "halfv: the architecture " + model->arch_name() + " runs unpruned: " + why);
-            }
-            const uint32_t n = std::max(n_layer, 2u); // or no stages would be valid
-            const halfv_profile part = halfv::encoder_part(given, n);
-            model->halfv_profile->set(valid_profile(&part, n));
-            return HALFV_OK;
+        const auto & refusal = halfv::cuts_of(*model).refusal;
+        halfv_profile given = halfv::read_sized(profile, halfv::default_profile(n_layer));
+        if (!refusal.empty() && halfv::prunes(given, n_layer)) {
+            return fail(HALFV_ERR_UNSUPPORTED, "halfv: the architecture " + model->arch_name() + " runs unpruned: " + refusal);
         }
-        const halfv_profile valid = valid_profile(profile, n_layer);
-        if (const auto unfit = halfv::unfit(*model, halfv::fitted(*model, valid)); !unfit.empty()) {
-            return fail(HALFV_ERR_ARGUMENT, "halfv: " + unfit);
+        std::string wrong = halfv::make_usable(given, n_layer, refusal.empty());
+        if (wrong.empty() && refusal.empty()) {
+            wrong = halfv::unfit(*model, halfv::fitted(*model, given));
         }
-        model->halfv_profile->set(valid);
+        if (!wrong.empty()) {
+            return fail(HALFV_ERR_ARGUMENT, "halfv: " + wrong);
+        }
+        model->halfv_profile->set(given);
         return HALFV_OK;
     });
 }
@@ -191,9 +189,7 @@ int32_t halfv_seq_set_keep(llama_context * ctx, llama_seq_id seq, float keep) {
 }
 
 void halfv_begin_media(llama_context * ctx, halfv_media media) {
-    if (ctx && ctx->halfv_prefill) {
-        ctx->halfv_prefill->begin_media(media);
-    }
+    if (ctx) { halfv::prefill::begin_media(*ctx, media); }
 }
 
 int32_t halfv_prepare(llama_context * ctx, llama_seq_id seq) {

@@ -92,6 +92,14 @@ prefill_ptr prefill::attach(llama_context & ctx) {
 
 prefill::prefill(llama_context & ctx, staged_memory & memory) : memory(memory), ctx(ctx), cost(ctx.model) {}
 
+void prefill::begin_media(llama_context & ctx, halfv_media media) {
+    ctx.balloc->halfv_sparse = media == HALFV_MEDIA_SPARSE;
+    if (auto * own = ctx.halfv_prefill.get()) {
+        own->media     = media;
+        own->new_image = true;
+    }
+}
+
 bool prefill::prunes_now() const {
     return enabled && prunes(memory.profile, memory.bounds[n_stages]);
 }
@@ -159,7 +167,7 @@ bool prefill::is_lazy(llama_seq_id seq_id, bool visual) const {
 
 std::optional<int> prefill::decode_batch(llama_memory_context_ptr & mctx) {
     const llama_batch & batch = ctx.balloc->get_batch();
-    const bool visual = batch.embd && !batch.token && media == HALFV_MEDIA_VISUAL;
+    const bool visual = batch.embd && !batch.token && media != HALFV_MEDIA_OTHER;
 
     stopped = false;
     note_adapters();

@@ -48,7 +48,8 @@ public:
     void    hold(bool on);
     int32_t observe(const uint8_t * freeze, halfv_observer observer, void * user); // HALFV_*
 
-    void begin_media(halfv_media m) { media = m; new_image = true; }
+    // of any context, as every model may be given pictures that lack rows
+    static void begin_media(llama_context & ctx, halfv_media media);
 
     staged_memory & memory;
 

@@ -73,13 +73,17 @@ bool prunes(const halfv_profile & p, uint32_t n_layer) {
     return p.ivr_keep < 1.0f || (p.ssr_layer < n_layer && p.ssr_update < 1.0f);
 }
 
-halfv_profile encoder_part(const halfv_profile & p, uint32_t n_layer) {
-    halfv_profile part = default_profile(n_layer);
-    part.min_visual_tokens = p.min_visual_tokens;
-    part.pixel_prune       = p.pixel_prune;
-    part.pixel_tau         = p.pixel_tau;
-    part.input_keep        = p.input_keep;
-    return part;
+std::string make_usable(halfv_profile & p, uint32_t n_layer, bool can_be_cut) {
+    if (!can_be_cut) {
+        n_layer = std::max(n_layer, 2u); // or no stages would be valid
+        halfv_profile part = default_profile(n_layer);
+        part.min_visual_tokens = p.min_visual_tokens;
+        part.pixel_prune       = p.pixel_prune;
+        part.pixel_tau         = p.pixel_tau;
+        part.input_keep        = p.input_keep;
+        p = part;
+    }
+    return validate(p, n_layer);
 }
 
 // reads typed keys of the GGUF metadata, keeping the first complaint
@@ -218,13 +222,9 @@ std::optional<halfv_profile> model_profile::get(uint32_t n_layer, bool supported
         return std::nullopt;
     }
     std::optional<halfv_profile> value = found.value;
-    if (value && !supported) {
-        n_layer = std::max(n_layer, 2u); // or no stages would be valid
-        value = encoder_part(*value, n_layer);
-    }
     std::string wrong = found.error;
     if (wrong.empty() && value) {
-        wrong = validate(*value, n_layer);
+        wrong = make_usable(*value, n_layer, supported);
     }
     if (wrong.empty() && supported) {
         wrong = validate(found.calibration, n_layer);

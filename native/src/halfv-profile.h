@@ -23,8 +23,9 @@ std::string validate(const halfv_profile & profile, uint32_t n_layer);
 // whether a profile changes anything at all for a model of n_layer layers
 bool prunes(const halfv_profile & profile, uint32_t n_layer);
 
-// what libmtmd does by it, with stages that keep everything
-halfv_profile encoder_part(const halfv_profile & profile, uint32_t n_layer);
+// Leaves of a profile what counts for a model of n_layer layers: all of it if its graphs can be cut, or else what libmtmd does
+// by it, with stages that keep everything. "", or what is wrong with that.
+std::string make_usable(halfv_profile & profile, uint32_t n_layer, bool can_be_cut);
 
 // what a model came with, right or wrong
 struct found_profile {

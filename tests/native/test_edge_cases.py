@@ -252,6 +252,32 @@ def test_adjacent_pictures_are_told_apart_when_announced(model):
         assert close(client.logits(), answer(path, *images, Text(QUESTION)))
 
 
+@pytest.mark.parametrize("profile", [DROP, None], ids=["pruned", "stock"])
+def test_positions_leave_gaps_only_where_rows_were_left_out(model, profile):
+    """Announced so by mtmd. Of anyone else llama_decode refuses them, as llama.cpp does."""
+    with Client(model(profile=profile)) as client:
+        client.text(PREFIX, logits_last=False)
+        gappy = client.next_pos[0] + np.array([1, 2, 5, 9])
+        for media in (None, "visual", "other"):
+            if media:
+                pruned.begin_media(client, media)
+            for pos in (gappy, gappy[:2], gappy - 1):
+                with pytest.raises(DecodeError, match=r"consecutive|continuous"):
+                    client.image(picture(client)[: len(pos)], pos)
+        pruned.begin_media(client, "sparse")
+        for pos in (gappy[:2], gappy[2:]):
+            client.image(picture(client)[: len(pos)], pos)
+        with pytest.raises(DecodeError, match="consecutive"):
+            client.image(picture(client)[:1], gappy[-1:])  # that one is taken
+        with pytest.raises(DecodeError, match="continuous"):
+            client.batch([40, 41], np.array([0, 2]) + client.next_pos[0], [0, 0], [False, True])  # text has none
+        client.text(QUESTION)
+        assert np.isfinite(client.logits()).all()
+        pruned.begin_media(client)
+        with pytest.raises(DecodeError, match="consecutive"):
+            client.image(picture(client)[:2], client.next_pos[0] + np.array([1, 2]))
+
+
 # --- failures ---
 
 
@@ -320,6 +346,27 @@ def test_abort_leaves_memory_as_it_was(model, profile, after):
         calls = -(10**9)
         client.text(QUESTION)
         assert close(client.logits(), answer(path, Text(PREFIX), image, Text(QUESTION), profile=profile))
+
+
+def test_choosing_asks_whether_to_abort(model):
+    """Coverage of a large picture takes long, and no graph runs meanwhile that would ask."""
+
+    def times_asked(anchors: float) -> int:
+        calls = 0
+
+        @ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p)
+        def abort(_data) -> bool:
+            nonlocal calls
+            calls += 1
+            return False
+
+        with Client(model(profile=FREEZE | {"ivr.anchors": anchors})) as client:
+            show(client)
+            llama_h.llama_set_abort_callback(client.ctx, abort, None)
+            client.text(QUESTION)
+        return calls
+
+    assert times_asked(0.1) > times_asked(1.0)  # with anchors alone nothing is covered
 
 
 # --- memory use and settings ---

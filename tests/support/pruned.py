@@ -15,7 +15,11 @@ OK, NOTHING = halfv_cpp.HALFV_OK, halfv_cpp.HALFV_NOTHING
 OUTCOME = {word: value for value, word in halfv_cpp.OUTCOMES.items()}
 REASON = {word: value for value, word in halfv_cpp.REASONS.items()}
 REST = {"frozen": halfv_cpp.HALFV_REST_FROZEN, "dropped": halfv_cpp.HALFV_REST_DROPPED}
-MEDIA = {"visual": halfv_cpp.HALFV_MEDIA_VISUAL, "other": halfv_cpp.HALFV_MEDIA_OTHER}
+MEDIA = {
+    "visual": halfv_cpp.HALFV_MEDIA_VISUAL,
+    "other": halfv_cpp.HALFV_MEDIA_OTHER,
+    "sparse": halfv_cpp.HALFV_MEDIA_SPARSE,
+}
 
 
 def set_profile(model: int, profile: Mapping[str, Any] | None) -> None:
