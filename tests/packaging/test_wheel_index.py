@@ -95,7 +95,7 @@ def test_a_python_that_is_too_old_is_not_offered_the_wheel(
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda folder: folder.mkdir(), "holds no wheels: build them with `pip wheel . --no-deps -w DIR`."),
+        (lambda folder: folder.mkdir(), "holds no wheels: build them with `make wheel`."),
         (lambda folder: write_wheel(folder, name="other.whl"), "other.whl is not named as a wheel is."),
         (lambda folder: write_wheel(folder).write_bytes(b"no archive"), "is no wheel: "),
     ],
