@@ -10,6 +10,7 @@ from halfv_edge.testing.client import LOG, Client, log_text
 from tests.support import pruned
 from tests.support.pruned import OUTCOME
 from tests.support.reference.halfv_torch import Text
+from tests.support.tiny_models import FREEZE
 from tests.support.waiting import N_VISUAL, OTHER, PREFIX, QUESTION, answer, close, dense, load, save, show
 
 
@@ -32,6 +33,23 @@ def test_seq_rm_of_text_after_the_picture(model):
         assert llama_h.llama_memory_seq_rm(client.memory, 0, start, -1)
         client.text(QUESTION, pos=start)
         assert close(client.logits(), answer(path, Text(PREFIX), image, Text(QUESTION)))
+
+
+def test_last_text_that_is_left_is_the_question(model):
+    """Where what waits goes on without one: embeddings of every row are asked for."""
+    results = []
+    for text in (QUESTION, QUESTION[:-1]):
+        with Client(model(profile=FREEZE | {"ivr.anchors": 1.0})) as client:
+            show(client)
+            client.text(text, logits_last=False)
+            if text == QUESTION:
+                client.next_pos[0] -= 1
+                assert llama_h.llama_memory_seq_rm(client.memory, 0, client.next_pos[0], -1)
+            llama_h.llama_set_embeddings(client.ctx, True)
+            client.batch(OTHER, np.arange(len(OTHER)) + client.next_pos[0], [0] * len(OTHER), [True] * len(OTHER))
+            results.append((pruned.kept(client, 0), client.logits()))
+    assert results[0][0] == results[1][0]
+    assert close(results[0][1], results[1][1])
 
 
 @pytest.mark.parametrize("kv_unified", [True, False], ids=["unified", "streams"])
