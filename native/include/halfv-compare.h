@@ -56,7 +56,8 @@ LLAMA_API int32_t halfv_hold(struct llama_context * ctx, bool hold);
 
 // Run what was held through the model layer by layer, unpruned, and leave the sequence as if it had been decoded (its
 // last token asked for no output). `freeze` (null: none) has a flag per layer: whether to try that layer frozen, at the
-// cost of all layers behind it. Host memory: about five times the states of one boundary and the logits of one token.
+// cost of all layers behind it; left out where it, or a layer behind it, is recurrent or has no cache of its own.
+// Host memory: about five times the states of one boundary and the logits of one token.
 // HALFV_OK; HALFV_NOTHING: nothing is held; HALFV_ERR_ARGUMENT: the prompt ends with a picture, or memory is not empty;
 // HALFV_ERR_UNSUPPORTED, _MEMORY; HALFV_ERR_COMPUTE: failed, aborted or stopped. After an error the sequence is empty.
 LLAMA_API int32_t halfv_observe(struct llama_context * ctx, const uint8_t * freeze, halfv_observer observer, void * user);

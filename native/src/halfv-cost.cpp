@@ -37,7 +37,7 @@ cost_model::cost_model(const llama_model & model) : head(2*weights({ model.outpu
         const double experts = l.ffn_gate_inp ? (double) hparams.n_expert_used(il)/hparams.n_expert : 0;
         const bool   attends = kinds.attends.size() <= il || kinds.attends[il];
         const double q_width = !attends ? 0.0 : (double) hparams.n_head(il)*hparams.n_embd_head_k(il);
-        const double kv      = !attends ? 0.0 : 2.0*hparams.n_embd*(hparams.n_embd_k_gqa(il) + hparams.n_embd_v_gqa(il));
+        const double kv      = !attends || !hparams.has_kv(il) ? 0.0 : 2.0*hparams.n_embd*(hparams.n_embd_k_gqa(il) + hparams.n_embd_v_gqa(il));
         const double q       = 2.0*hparams.n_embd*q_width;
 
         layers.push_back({

@@ -96,18 +96,20 @@ bool probe::visit(const ggml_tensor * root) {
 }
 
 void probe::attention(const ggml_tensor * q, const ggml_tensor * k, const ggml_tensor * v, const ggml_tensor * out, int32_t il) {
-    if (!k || !v) {
-        fail("layer " + std::to_string(il) + " reads the cache of another layer");
+    if (!k != !v || (!k && hparams.has_kv(il))) {
+        fail("layer " + std::to_string(il) + " has a cache of an unusual form");
         return;
     }
     const auto fits = [&](const ggml_tensor * t, uint32_t n_head) {
         return t->ne[0] == hparams.n_embd_head_k(il) && t->ne[1] == n_head;
     };
-    if (il != layer || attended || !fits(q, hparams.n_head(il)) || !fits(k, hparams.n_head_kv(il))) {
+    if (il != layer || attended || !fits(q, hparams.n_head(il)) || (k && !fits(k, hparams.n_head_kv(il)))) {
         fail("the queries and keys of layer " + std::to_string(il) + " have an unusual form");
     }
     attended = true;
-    roots.insert(roots.end(), { q, k, v, out });
+    for (const auto * root : { q, k, v, out }) {
+        if (root) { roots.push_back(root); }
+    }
 }
 
 void probe::boundary(ggml_tensor * cur, int32_t il) {
@@ -256,6 +258,9 @@ ggml_tensor * instead_of_attention(const llm_graph_context & graph, ggml_tensor 
                                    const ggml_tensor * v_mla) {
     const auto & pass = graph.halfv_pass;
     const bool in_range = il >= pass.first && il < pass.end(graph.n_layer);
+    if (in_range && pass.kv_only(il) && !k) {
+        throw end_of_pass(); // from here on layers read the caches of those before
+    }
     if (!pass.is_part() || (in_range && !pass.probe)) { // layers beyond the last, of drafts, are not ours
         return nullptr;
     }
@@ -451,7 +456,7 @@ std::array<int32_t, 2> layers_asked(const llama_model & model, const halfv_profi
     const auto & hparams = model.hparams;
     const int32_t first = found.last_that_attends(0, p.ivr_layer);
     const auto like_first = [&](int32_t il) {
-        return found.attends[il] && hparams.n_head(il) == hparams.n_head(first) && hparams.n_head_kv(il) == hparams.n_head_kv(first) &&
+        return found.attends[il] && hparams.has_kv(il) && hparams.n_head(il) == hparams.n_head(first) && hparams.n_head_kv(il) == hparams.n_head_kv(first) &&
                hparams.n_embd_head_k(il) == hparams.n_embd_head_k(first);
     };
     int32_t second = (int32_t) p.ssr_layer - 1;
@@ -459,9 +464,27 @@ std::array<int32_t, 2> layers_asked(const llama_model & model, const halfv_profi
     return { first, second >= (int32_t) p.ivr_layer || p.ssr_layer <= p.ivr_layer ? second : -1 };
 }
 
+int32_t layer_of_cache(const llama_hparams & hparams, int32_t il) {
+    return hparams.has_kv(il) ? il : hparams.n_layer_kv_from_start - (hparams.is_swa(il) ? 2 : 1); // as llama_model::create_memory has it
+}
+
 std::string unfit(const llama_model & model, const halfv_profile & p) {
     const auto & found = cuts_of(model);
     const int32_t n_layer = model.hparams.n_layer(), ivr = p.ivr_layer, ssr = p.ssr_layer;
+    for (const auto & [key, layer] : { std::pair("halfv.ivr.layer", ivr), std::pair("halfv.ssr.layer", ssr) }) {
+        int32_t reader = -1, from = layer;
+        for (int32_t il = layer; il < n_layer; ++il) {
+            if (const int32_t cache = layer_of_cache(model.hparams, il); cache < from) {
+                reader = il;
+                from   = cache;
+                il     = cache; // those between have readers as well
+            }
+        }
+        if (reader >= 0) {
+            return complaint(key, layer, "layer " + std::to_string(reader) + " reads the cache of layer " + std::to_string(from) +
+                    ", so no stage can begin between them: at most " + std::to_string(from));
+        }
+    }
     const auto none = [&](int32_t first, int32_t end) { return first < end && found.last_that_attends(first, end) < 0; };
     if (none(0, ivr)) {
         return complaint("halfv.ivr.layer", ivr, "no layer before it has attention");

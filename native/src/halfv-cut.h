@@ -25,6 +25,9 @@ void reached_memory(const llama_model & model, const llama_memory_i::layer_filte
 // -1: there is none.
 std::array<int32_t, 2> layers_asked(const llama_model & model, const halfv_profile & profile);
 
+// whose K and V a layer attends to: its own, or those of one before it
+int32_t layer_of_cache(const llama_hparams & hparams, int32_t il);
+
 // "" where the stages of a profile can be run, else one sentence that names the key and the value
 std::string unfit(const llama_model & model, const halfv_profile & profile);
 

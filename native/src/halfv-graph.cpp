@@ -1,6 +1,8 @@
 #include "halfv-graph.h"
 #include "halfv-cut.h"
 
+#include "llama-impl.h"
+
 #include <algorithm>
 #include <cstring>
 #include <functional>
@@ -91,6 +93,24 @@ llm_graph_input_attn_kv * attn_input::at(int il) {
 
 const window_input * as_window(const llm_graph_input_attn_kv_iswa * inp) {
     return dynamic_cast<const window_input *>(inp);
+}
+
+ggml_tensor * attend_to_stored(const llm_graph_context & graph, const window_input & inp, ggml_tensor * q, ggml_tensor * wo, ggml_tensor * wo_b,
+                               ggml_tensor * wo_s, ggml_tensor * kq_b, ggml_tensor * sinks, float kq_scale, int il) {
+    if (auto * none = instead_of_attention(graph, q, nullptr, nullptr, wo, il)) {
+        return none;
+    }
+    auto * ctx0 = graph.ctx0;
+    const auto & layer = *inp.all->at(il);
+    if (layer.self_k_rot) { q = llama_mul_mat_hadamard(ctx0, q, layer.self_k_rot); }
+    ggml_build_forward_expand(graph.gf, q);
+    ggml_tensor * cur = graph.build_attn_mha(q, layer.mctx->get_k(ctx0, il), layer.mctx->get_v(ctx0, il), kq_b, layer.get_kq_mask(), sinks, nullptr, 0,
+                                             kq_scale, il);
+    graph.cb(cur, "kqv_out", il);
+    if (layer.self_v_rot) { cur = llama_mul_mat_hadamard(ctx0, cur, layer.self_v_rot); }
+    if (wo)   { cur = graph.build_lora_mm(wo, cur, wo_s); }
+    if (wo_b) { cur = ggml_add(ctx0, cur, wo_b); }
+    return cur;
 }
 
 // A sliding window is a matter of the mask: the cells of a stage are those of all its layers.

@@ -61,6 +61,10 @@ public:
     llm_graph_input_attn_kv * const all; // of all layers; null for a probe
 };
 
+// of a layer that stores no keys and values, and attends to those of a layer before it
+ggml_tensor * attend_to_stored(const llm_graph_context & graph, const window_input & inp, ggml_tensor * q, ggml_tensor * wo, ggml_tensor * wo_b,
+                               ggml_tensor * wo_s, ggml_tensor * kq_b, ggml_tensor * sinks, float kq_scale, int il);
+
 // null for another memory
 const window_input * as_window(const llm_graph_input_attn_kv_iswa * inp);
 

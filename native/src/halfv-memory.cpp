@@ -66,7 +66,8 @@ staged_memory::staged_memory(const llama_model & model, const llama_memory_param
         stages[s] = std::make_unique<llama_kv_cache>(
                 model, model.hparams, params.type_k, params.type_v, !cparams.flash_attn, cparams.offload_kqv, cparams.kv_unified,
                 size, cparams.n_seq_max, 1, 0, LLAMA_SWA_TYPE_NONE, nullptr,
-                [&](int32_t il) { return il >= first && il < last && attends(il); }, nullptr, nullptr, tags[s]);
+                [&](int32_t il) { return il >= first && il < last && attends(il); },
+                [&](int32_t il) { return il >= first && il < last && !model.hparams.has_kv(il) ? layer_of_cache(model.hparams, il) : -1; }, nullptr, tags[s]);
 
         if (std::find(is_recurrent.begin() + first, is_recurrent.begin() + last, true) != is_recurrent.begin() + last) {
             recurrent[s] = std::make_unique<recurrent_states>(model, cparams, [&](int32_t il) { return il >= first && il < last && recurs(il); });
@@ -388,6 +389,9 @@ void staged_memory::close_images(const llama_batch & batch) {
 llama_memory_i * create_memory(const llama_model & model, const llama_memory_params & params, const llama_cparams & cparams,
                                const llama_memory_i::layer_filter_cb & recurrent) {
     reached_memory(model, recurrent);
+    if (cparams.ctx_other && dynamic_cast<const staged_memory *>(llama_get_memory(cparams.ctx_other))) {
+        throw std::runtime_error("halfv: " + model.arch_name() + " drafts from the KV cache of its target, which a profile splits: HALFV=off for both");
+    }
     if (params.ctx_type != LLAMA_CONTEXT_TYPE_DEFAULT || !model.halfv_profile->exists()) {
         return nullptr;
     }

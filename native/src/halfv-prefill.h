@@ -161,7 +161,7 @@ private:
         std::vector<row> rows;
     };
     int hold_batch(const llama_batch & batch, bool visual);
-    int observe_layers(held_prompt & prompt, const uint8_t * freeze, halfv_observer observer, void * user);
+    int observe_layers(held_prompt & prompt, const std::vector<uint8_t> & freeze, halfv_observer observer, void * user);
     int observe_layer(const held_prompt & prompt, int32_t il, float * out, float * attention);
     int frozen_logits(const held_prompt & prompt, int32_t il, float * logits);
     int last_logits(const held_prompt & prompt, const std::vector<row> & rows, int32_t first, float * logits);

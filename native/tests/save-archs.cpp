@@ -52,14 +52,14 @@ static void deepen(gguf_context * gguf, llm_arch arch) {
     gguf_set_val_u32(gguf, (prefix + "block_count").c_str(), n_wanted);
 }
 
-// The small ones have embeddings per layer, and layers without a cache of their own; the one with experts has neither.
+// In both the last two layers read the caches of those before them, as in the small ones, which have embeddings per layer as well.
 static void complete_gemma4(gguf_context * gguf, bool moe) {
     const uint32_t n_layer = layers_of(LLM_ARCH_GEMMA4);
     std::vector<uint32_t> windows;
     for (uint32_t il = 0; il < n_layer; ++il) { windows.push_back(il % 2 == 0); }
     gguf_set_arr_data(gguf, "gemma4.attention.sliding_window_pattern", GGUF_TYPE_UINT32, windows.data(), windows.size());
     gguf_set_val_u32(gguf, "gemma4.block_count", n_layer);
-    gguf_set_val_u32(gguf, "gemma4.attention.shared_kv_layers", moe ? 0 : 2);
+    gguf_set_val_u32(gguf, "gemma4.attention.shared_kv_layers", 2);
     gguf_set_val_u32(gguf, "gemma4.embedding_length_per_layer_input", moe ? 0 : 32);
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -209,12 +210,12 @@ class Model:
         self.divergence = divergence
         self.measured: list[Profile] = []
 
-    def search(self, ivr: int, ssr: int) -> Search:
+    def search(self, ivr: int, ssr: int, fits: Callable[[Profile], bool] = lambda _: True) -> Search:
         def measure(profile: Profile) -> Check:
             self.measured.append(profile)
             return Check(profile, self.divergence(profile), 0.9, speedup(self.n_layer)(profile))
 
-        return Search(self.n_layer, ivr, ssr, measure, speedup(self.n_layer))
+        return Search(self.n_layer, ivr, ssr, measure, speedup(self.n_layer), fits)
 
 
 def qwen_like(p: Profile) -> float:
@@ -246,6 +247,39 @@ def test_vicuna_freezes() -> None:
     best = Model(32, vicuna_like).search(3, 15).run(3.0, None).best
     assert (best.profile.ivr_layer, best.profile.ssr_layer) == (3, 15)
     assert (best.profile.ssr_update, best.profile.ssr_rest) == (0.0, FROZEN)
+
+
+def test_stages_that_a_model_cannot_have() -> None:
+    """Like a hybrid: one layer in four has attention, nothing freezes. Like shared caches: none behind the middle."""
+
+    def hybrid(p: Profile) -> bool:
+        return p.ivr_layer >= 4 and (p.ssr_layer == 28 or (p.ssr_rest == DROPPED and p.ssr_layer >= p.ivr_layer + 4))
+
+    model = Model(28, qwen_like)
+    found = model.search(2, 6, hybrid).run(1.5, None)
+    assert all(hybrid(profile) for profile in model.measured)
+    assert found.best.profile.ivr_layer == 4
+    assert "stage II from layer 4: this model cannot begin it at 2" in found.notes
+    assert "stage III is tried from layer 8, as this model cannot begin it at 6" in found.notes
+
+    model = Model(28, vicuna_like)
+    found = model.search(3, 20, lambda p: p.ivr_layer <= 13 and not 13 < p.ssr_layer < 28).run(2.0, None)
+    assert max(profile.ssr_layer for profile in model.measured if profile.ssr_layer < 28) <= 13
+    assert found.best.speedup >= 2.0
+
+    found = Model(28, qwen_like).search(2, 21, lambda p: p.ssr_layer == 28).run(1.5, None)
+    assert found.best.profile.ssr_layer == 28
+    assert "no stage III is possible" in found.notes
+    with pytest.raises(HalfVError, match="No layer of this model can begin a stage II"):
+        Model(28, qwen_like).search(2, 21, lambda p: False)
+
+
+def test_cliffs_of_layers_that_say_something() -> None:
+    """Of a hybrid only every fourth layer has attention: the cliff ends at the first of these where it is over."""
+    curve = np.full(28, np.nan)
+    curve[3::4] = [0.9, 0.2, 0.2, 0.19, 0.2, 0.2, 0.2]
+    assert picking.cliff_end(curve) == 7
+    assert picking.cliff_end(np.full(28, np.nan)) is None
 
 
 def test_a_wrong_pick_is_corrected() -> None:

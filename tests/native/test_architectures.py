@@ -6,6 +6,7 @@ import ctypes
 from pathlib import Path
 from typing import Any
 
+import halfv_cpp
 import numpy as np
 import pytest
 from halfv_cpp import llama_h
@@ -28,6 +29,8 @@ from tests.support.architectures import (
 from tests.support.tiny_models import grid_positions, tiny_image
 
 LISTED = architectures.listed()
+# ggml looks GELU up in a table of f16, and Gemma 4 does not scale its scores down: rounding grows
+NOISE = {"gemma4": 4e-4}
 PRUNED = [name for name, reason in LISTED.items() if not reason]
 
 
@@ -74,8 +77,7 @@ def test_pruned(name: str, causal: bool, program: Path, tmp_path: Path) -> None:
                 expected, _ = told(path, None, masking_of(profile, kept, deep), causal)
             error = np.abs(logits - expected).max()
             change = np.abs(logits - stock).max()
-            # ggml looks GELU up in a table of f16; where pruning changes much, rounding does as well
-            assert error < 5e-5 * np.abs(stock).max() + 2e-4 * change
+            assert error < NOISE.get(name, 5e-5) * np.abs(stock).max()
             assert error * 20 < change  # or nothing would be tested
 
 
@@ -89,28 +91,48 @@ def test_a_stage_without_windows_or_with_nothing_else(layer: int, program: Path,
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)
 
 
-# a plain cache, sliding windows, latent keys, recurrent layers beside each of them, and in every layer
-@pytest.mark.parametrize("name", ["llama", "gemma3", "deepseek2", "qwen35", "lfm2", "kimi-linear", "falcon-h1"])
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"ssr.layer": 5}, "halfv.ssr.layer = 5 is not valid: layer 6 reads the cache of layer 4"),
+        ({"ivr.layer": 6, "ssr.layer": 8}, "halfv.ivr.layer = 6 is not valid: layer 6 reads the cache of layer 4"),
+        ({"ivr.layer": 7, "ssr.layer": 8}, "so no stage can begin between them: at most 4"),
+    ],
+)
+def test_a_stage_between_a_cache_and_its_reader(
+    changes: dict[str, int], sentence: str, program: Path, tmp_path: Path
+) -> None:
+    path = architectures.save(program, "gemma4", tmp_path)[-1]
+    with pytest.raises(halfv_cpp.CallError) as error:
+        told(path, TOP | changes)
+    assert sentence in str(error.value)
+
+
+# a plain cache, sliding windows, shared caches, latent keys, recurrent layers beside each of them, and in every layer
+@pytest.mark.parametrize(
+    "name", ["llama", "gemma3", "gemma4", "deepseek2", "qwen35", "lfm2", "kimi-linear", "falcon-h1"]
+)
 def test_small_micro_batches_two_sequences_and_states(name: str, program: Path, tmp_path: Path) -> None:
     path = architectures.save(program, name, tmp_path)[0]
     expected, (kept, _) = told(path, TOP)
+    atol = NOISE.get(name, 2e-5) / 2
 
     def connect(**options: Any) -> Client:
         return Client(path, n_ctx=512, on_model=lambda model: pruned.set_profile(model, TOP), **options)
 
     with connect(n_ubatch=16) as client:
-        np.testing.assert_allclose(tell(client), expected, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(tell(client), expected, rtol=0, atol=atol)
 
     with connect(n_seq_max=2) as client:
         client.text(QUESTION, seq=1)
         alone = [client.logits().copy(), client.decode(NEXT_TOKENS[0], seq=1).copy()]
-        np.testing.assert_allclose(tell(client), expected, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(tell(client), expected, rtol=0, atol=atol)
         assert list(pruned.kept(client, 0, 2)) == kept
         llama_h.llama_memory_seq_rm(client.memory, 1, -1, -1)
         client.next_pos[1] = 0
         client.text(QUESTION, seq=1)
         again = [client.logits().copy(), client.decode(NEXT_TOKENS[0], seq=1).copy()]
-        np.testing.assert_allclose(again, alone, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(again, alone, rtol=0, atol=atol)
 
     with connect() as client, connect() as other:
         client.text(PREFIX, logits_last=False)
@@ -123,4 +145,4 @@ def test_small_micro_batches_two_sequences_and_states(name: str, program: Path, 
         other.next_pos[0] = client.next_pos[0]
         other.text(QUESTION)
         logits = [other.logits().copy(), *(other.decode(token).copy() for token in NEXT_TOKENS)]
-        np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(logits, expected, rtol=0, atol=atol)

@@ -72,7 +72,8 @@ class Calibrator:
         self.skipped: list[str] = []
         self._n_done = 0.0
         self._answers: dict[int, GreedyAnswer] = {}
-        self._frozen = set(spread_evenly(FROZEN_SAMPLES, len(self.samples)))
+        n_frozen = FROZEN_SAMPLES if search.can_freeze(probe.n_layer, probe.fits) else 0
+        self._frozen = set(spread_evenly(n_frozen, len(self.samples)))
 
     # --- before it starts ---
 
@@ -139,7 +140,7 @@ class Calibrator:
             divergence, agreement = np.array([self._check(at, profile) for at in tried]).mean(axis=0)
             return Check(profile, float(divergence), float(agreement), speedup(profile))
 
-        candidates = Search(self.probe.n_layer, first.layer, second.layer, measure, speedup)
+        candidates = Search(self.probe.n_layer, first.layer, second.layer, measure, speedup, self.probe.fits)
         found = candidates.run(goal.speedup, goal.max_divergence)
         n_frozen = sum(observation.layer_kl is not None for observation in seen.values())
         evidence = Calibration(
@@ -147,7 +148,7 @@ class Calibrator:
             source=self.source,
             visual_entropy=tuple(curves.visual),
             text_entropy=tuple(curves.text),
-            layer_kl=tuple(curves.layer_kl),
+            layer_kl=tuple(curves.layer_kl) if np.isfinite(curves.layer_kl).all() else None,
             divergence=found.best.divergence,
         )
         tau = self.probe.runtime.encoder.pixel_tau  # what the samples were encoded with
@@ -177,7 +178,7 @@ class Calibrator:
         if len(seen) < LEAST:
             why = f"; the last: {self.skipped[-1]}" if self.skipped else ""
             raise too_few(f"{len(seen)} of {len(self.samples)} samples could be used{why}")
-        if all(observation.layer_kl is None for observation in seen.values()):
+        if self._frozen and all(observation.layer_kl is None for observation in seen.values()):
             raise HalfVError("None of the samples on which layers were to be frozen could be used: give others.")
         return seen
 
@@ -219,5 +220,6 @@ def _mean(seen: Sequence[Observation]) -> tuple[Curves, Floats]:
         np.mean([getattr(observation, name) for observation in seen], axis=0)
         for name in ("visual", "text", "all", "attention")
     )
-    layer_kl = np.mean([observation.layer_kl for observation in seen if observation.layer_kl is not None], axis=0)
+    frozen = [observation.layer_kl for observation in seen if observation.layer_kl is not None]
+    layer_kl = np.mean(frozen, axis=0) if frozen else np.full(len(attention), np.nan)
     return Curves(visual, text, attention, layer_kl), both

@@ -148,7 +148,11 @@ def _plot(
     """Lines over layers, with the stages as bands."""
     ivr, ssr, n_layer = stages
     left, top, wide, high = x + 44, y + 30, SIDE - 44, PLOT_HEIGHT
-    values = np.concatenate([curve for _, _, curve in series])
+    values = np.concatenate([curve[np.isfinite(curve)] for _, _, curve in series])
+    if not len(values):
+        page.text(x, y + 12, title, INK, 14, bold=True)
+        page.text(x, y + 32, "this model has no layer that can be frozen", DIM, 12)
+        return
     low, top_value = float(values.min()), float(values.max())
     span = max(top_value - low, 1e-6)
     low, span = low - 0.05 * span, 1.1 * span
@@ -176,7 +180,7 @@ def _plot(
         page.line([(across(boundary), top), (across(boundary), top + high)], INK, 1.5)
     place = left + wide
     for _, color, curve in series:
-        page.line([(across(layer), down(value)) for layer, value in enumerate(curve)], color, 2)
+        page.line([(across(layer), down(value)) for layer, value in enumerate(curve) if np.isfinite(value)], color, 2)
     for word, color, _ in reversed(series):
         if word:
             page.text(place, y + 12, word, color, 13, "end", bold=True)

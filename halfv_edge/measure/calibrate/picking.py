@@ -26,8 +26,8 @@ class Curves:
 
     visual: Floats  # [n + 1] entropy at each boundary
     text: Floats  # [n + 1]
-    attention: Floats  # [n] share of the last token's attention that goes to the picture
-    layer_kl: Floats  # [n] divergence when this layer leaves visual tokens as they are
+    attention: Floats  # [n] share of the last token's attention that goes to the picture; NaN: the layer has none
+    layer_kl: Floats  # [n] divergence when this layer leaves visual tokens as they are; NaN: it cannot be frozen
 
     @property
     def n_layer(self) -> int:
@@ -73,8 +73,13 @@ def cliff_end(values: Floats, size: float | None = None) -> int | None:
     """Where an abrupt fall at the start of a curve is over; None for a flat, rising or gently sloping one.
 
     size: what a fall has to be compared with; the largest value when not given.
+    NaN where a layer says nothing.
     """
     values = np.asarray(values, np.float64)
+    known = np.flatnonzero(np.isfinite(values))
+    if len(known) < len(values):
+        end = cliff_end(values[known], size) if len(known) > 2 else None
+        return end if end is None else int(known[end])
     start = int(np.argmax(values[: max(2, len(values) // 2)]))
     low = values[start:].min()
     fall = values[start] - low

@@ -90,12 +90,16 @@ class CalibrationResult:
                 "visual_entropy": self.curves.visual.tolist(),
                 "text_entropy": self.curves.text.tolist(),
                 "all_entropy": self.all_entropy.tolist(),
-                "attention": self.curves.attention.tolist(),
-                "layer_kl": self.curves.layer_kl.tolist(),
+                "attention": _numbers(self.curves.attention),
+                "layer_kl": _numbers(self.curves.layer_kl),
             },
             "stage2_candidates": [_candidate(check) for check in self.found.map],
             "stage3_candidates": [_candidate(check) for check in self.found.modes],
         }
+
+
+def _numbers(curve: Floats) -> list[float | None]:
+    return [value if math.isfinite(value) else None for value in curve.tolist()]
 
 
 def _candidate(check: Check) -> dict[str, Any]:

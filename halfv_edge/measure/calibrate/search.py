@@ -64,20 +64,39 @@ class Tried:
 
 Measure = Callable[[Profile], Check]
 Speedup = Callable[[Profile], float]
+Fits = Callable[[Profile], bool]
 
 
 class Search:
-    def __init__(self, n_layer: int, ivr: int, ssr: int, measure: Measure, speedup: Speedup):
-        """ivr, ssr: as picked from the curves; ssr = n_layer: the curves show no stage III."""
+    def __init__(
+        self,
+        n_layer: int,
+        ivr: int,
+        ssr: int,
+        measure: Measure,
+        speedup: Speedup,
+        fits: Fits = lambda _: True,
+    ):
+        """ivr, ssr: as picked from the curves; ssr = n_layer: the curves show no stage III.
+
+        fits: whether the model can have a profile's stages.
+        """
         self.n_layer = n_layer
-        self.ivr = ivr
-        self.ssr = ssr
         self.measure = measure
         self.speedup = speedup
+        self.fits = fits
+        self.first_layers = [il for il in range(1, n_layer) if fits(self._profile(il, 0.5, n_layer, 1.0, DROPPED))]
+        if not self.first_layers:
+            raise HalfVError("No layer of this model can begin a stage II.")
+        self.picked = ivr
+        self.ivr = _nearest(ivr, self.first_layers)
+        self.ssr = ssr
 
     def run(self, target: float | None, max_divergence: float | None) -> Found:
         """The fastest within a divergence, else the closest at a speedup."""
         tried = Tried(self.ivr)
+        if self.ivr != self.picked:
+            tried.notes.append(f"stage II from layer {self.ivr}: this model cannot begin it at {self.picked}")
         self._stage2(tried)
         if max_divergence is not None:
             best = self._within(max_divergence, tried)
@@ -89,7 +108,7 @@ class Search:
     def map_layers(self) -> list[int]:
         n = self.n_layer
         near = {self.ivr - 1, self.ivr, self.ivr + 1}
-        return sorted({layer for layer in near | {n // 4, n // 2, 3 * n // 4} if 1 <= layer < n})
+        return sorted({layer for layer in near | {n // 4, n // 2, 3 * n // 4} if layer in self.first_layers})
 
     def _stage2(self, tried: Tried) -> None:
         """The marginal utility over layers and shares; a neighbour of the pick replaces it if it is clearly better."""
@@ -111,7 +130,7 @@ class Search:
     def _at(self, target: float, tried: Tried) -> Check:
         """The least divergence at a speedup."""
         ssr = self._first_ssr(tried)
-        wanted = [(ssr, update, rest) for update, rest in MODES] + [(self.n_layer, 1.0, DROPPED)]
+        wanted = [(ssr, update, rest) for update, rest in MODES if ssr < self.n_layer] + [(self.n_layer, 1.0, DROPPED)]
         checks = self._checks(tried, wanted, target)
         if not checks:
             closest = max(self._fastest(tried, wanted), key=self.speedup)
@@ -173,12 +192,22 @@ class Search:
 
     def _first_ssr(self, tried: Tried) -> int:
         if self.ssr < self.n_layer and self.ssr > tried.ivr_layer:
-            return self.ssr
-        ssr = min(self.n_layer - 1, max(tried.ivr_layer + 1, round(FALLBACK_DEPTH * self.n_layer)))
-        note = f"stage III is tried from layer {ssr}, {FALLBACK_DEPTH:.0%} of the depth, as no curve shows it"
-        if note not in tried.notes:
+            ssr, why = self.ssr, ""
+        else:
+            ssr = min(self.n_layer - 1, max(tried.ivr_layer + 1, round(FALLBACK_DEPTH * self.n_layer)))
+            why = f"{FALLBACK_DEPTH:.0%} of the depth, as no curve shows it"
+        possible = [
+            layer
+            for layer in range(tried.ivr_layer + 1, self.n_layer)
+            if any(self.fits(self._profile(tried.ivr_layer, 0.5, layer, *mode)) for mode in MODES)
+        ]
+        nearest = _nearest(ssr, possible) if possible else self.n_layer
+        if nearest != ssr:
+            why = f"as this model cannot begin it at {ssr}"
+        note = f"stage III is tried from layer {nearest}, {why}" if possible else "no stage III is possible"
+        if why and note not in tried.notes:
             tried.notes.append(note)
-        return ssr
+        return nearest
 
     def _checks(self, tried: Tried, wanted: Iterable[tuple[int, float, Rest]], target: float) -> list[Check]:
         """Each at the largest share of kept tokens that reaches the target; those that cannot are left out."""
@@ -187,12 +216,13 @@ class Search:
             if not tried.ivr_layer < ssr <= self.n_layer:
                 continue
             profile = self.fitting(tried.ivr_layer, ssr, update, rest, target)
-            if profile:
+            if profile and self.fits(profile):
                 checks.append(self.measure(profile))
         return checks
 
     def _fastest(self, tried: Tried, wanted: Iterable[tuple[int, float, Rest]]) -> list[Profile]:
-        return [self._profile(tried.ivr_layer, LEAST_KEEP, *mode) for mode in wanted if mode[0] > tried.ivr_layer]
+        all_of = [self._profile(tried.ivr_layer, LEAST_KEEP, *mode) for mode in wanted if mode[0] > tried.ivr_layer]
+        return [profile for profile in all_of if self.fits(profile)]
 
     def fitting(self, ivr: int, ssr: int, update: float, rest: Rest, target: float) -> Profile | None:
         """With the largest share kept that makes it fast enough; None when LEAST_KEEP does not."""
@@ -212,6 +242,15 @@ class Search:
     def _profile(self, ivr: int, keep: float, ssr: int, update: float, rest: Rest) -> Profile:
         # every picture counts, small ones too
         return Profile(ivr, keep, ANCHORS, ssr, update, rest, min_visual_tokens=1)
+
+
+def can_freeze(n_layer: int, fits: Fits) -> bool:
+    """Whether all layers of a model can leave visual tokens as they are."""
+    return n_layer < 3 or fits(Profile(1, 0.5, ANCHORS, 2, 0.0, FROZEN, min_visual_tokens=1))
+
+
+def _nearest(layer: int, layers: Iterable[int]) -> int:
+    return min(layers, key=lambda other: (abs(other - layer), other))
 
 
 def _divergence(check: Check) -> float:

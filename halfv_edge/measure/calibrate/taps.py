@@ -35,8 +35,8 @@ class Observation:
     visual: list[float]
     text: list[float]
     all: list[float]
-    attention: list[float]
-    layer_kl: list[float] | None  # None when freezing was not asked for
+    attention: list[float]  # NaN where a layer has none
+    layer_kl: list[float] | None  # None when freezing was not asked for; NaN in a layer that cannot be frozen
     n_visual: int
     n_text: int
 
@@ -120,6 +120,19 @@ class Probe:
             tokens.append(int(rows[-1].argmax()))
         return GreedyAnswer(list(items), tokens, np.stack(rows))
 
+    def fits(self, profile: Profile) -> bool:
+        """Whether this model can have such stages. With recurrent layers, or shared caches, not all are possible."""
+        pointer = self.runtime.pointer
+        with self.runtime.lock:
+            before = halfv_cpp.model_profile(pointer)
+            try:
+                halfv_cpp.set_model_profile(pointer, profile.to_c())
+            except halfv_cpp.CallError:
+                return False
+            finally:
+                halfv_cpp.set_model_profile(pointer, before)
+        return True
+
     def divergence(self, answer: GreedyAnswer, profile: Profile) -> tuple[float, float]:
         """KL from the unpruned model over its own answer, and the share of its tokens that are still the likeliest."""
         context = self.context(profile)
@@ -177,7 +190,7 @@ class _Watch:
         self.n_layer = n_layer
         self.error: BaseException | None = None
         self.curves: dict[str, list[float]] = {"visual": [], "text": [], "all": [], "attention": []}
-        self.frozen: list[Floats] = []  # log-probabilities, float32
+        self.frozen: list[Floats | None] = []  # log-probabilities, float32
         self.layer_kl: list[float] = []
         self.counts = (0, 0)
 
@@ -199,16 +212,14 @@ class _Watch:
         self.curves["visual"].append(entropy.matrix_entropy(rows[is_visual]))
         self.curves["text"].append(entropy.matrix_entropy(rows[~is_visual]))
         self.curves["all"].append(entropy.matrix_entropy(rows))
-        if at.attention:
-            self.curves["attention"].append(
-                float(np.ctypeslib.as_array(at.attention, (at.n_tokens,))[is_visual].sum(dtype=np.float64))
-            )
-        if at.logits:
-            logits = np.ctypeslib.as_array(at.logits, (at.n_vocab,))
-            if at.layer < self.n_layer:
-                self.frozen.append(logits.copy())
-            else:
-                self.layer_kl = [entropy.kl(logits, frozen) for frozen in self.frozen]
+        logits = np.ctypeslib.as_array(at.logits, (at.n_vocab,)) if at.logits else None
+        if at.layer < self.n_layer:
+            share = np.ctypeslib.as_array(at.attention, (at.n_tokens,))[is_visual] if at.attention else np.array(np.nan)
+            self.curves["attention"].append(float(share.sum(dtype=np.float64)))
+            self.frozen.append(logits if logits is None else logits.copy())
+        else:
+            assert logits is not None
+            self.layer_kl = [np.nan if frozen is None else entropy.kl(logits, frozen) for frozen in self.frozen]
 
     def observation(self, freeze: bool) -> Observation:
         return Observation(**self.curves, layer_kl=self.layer_kl if freeze else None, n_visual=self.counts[0],

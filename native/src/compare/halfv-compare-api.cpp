@@ -36,7 +36,7 @@ int32_t halfv_observe(llama_context * ctx, const uint8_t * freeze, halfv_observe
         }
         const int32_t rc = prefill.observe(freeze, observer, user);
         return rc == HALFV_ERR_ARGUMENT ? fail(rc, "halfv: a prompt to observe must end with text, and memory must be empty") :
-               rc == HALFV_ERR_UNSUPPORTED ? fail(rc, "halfv: no layer is tried frozen from which on one is recurrent, and no model observed whose last norm is no RMS norm") :
+               rc == HALFV_ERR_UNSUPPORTED ? fail(rc, "halfv: a model whose last norm is no RMS norm is not observed") :
                rc == HALFV_ERR_MEMORY   ? fail(rc, "halfv: no room in the KV cache or in memory for the prompt") :
                rc == HALFV_ERR_COMPUTE  ? fail(rc, "halfv: observing failed, was aborted or was stopped by the observer") : rc;
     });

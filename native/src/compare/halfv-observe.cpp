@@ -99,11 +99,10 @@ int32_t prefill::observe(const uint8_t * freeze, halfv_observer observer, void *
     if (cuts_of(ctx.model).centred) {
         return HALFV_ERR_UNSUPPORTED;
     }
-    for (int32_t il = memory.bounds[n_stages] - 1, can = 1; freeze && il >= 0; --il) {
-        can = can && memory.attends(il) && !memory.recurs(il);
-        if (freeze[il] && !can) {
-            return HALFV_ERR_UNSUPPORTED;
-        }
+    // behind a frozen layer all tokens are run once more, which needs keys and values of their own in each
+    std::vector<uint8_t> frozen(memory.bounds[n_stages]);
+    for (int32_t il = memory.bounds[n_stages] - 1; freeze && il >= 0 && memory.attends(il) && !memory.recurs(il) && ctx.model.hparams.has_kv(il); --il) {
+        frozen[il] = freeze[il];
     }
     if (prompt.rows.back().image >= 0 || memory.seq_pos_max(prompt.seq_id) >= 0) {
         return HALFV_ERR_ARGUMENT;
@@ -111,14 +110,14 @@ int32_t prefill::observe(const uint8_t * freeze, halfv_observer observer, void *
     ctx.sched_reserve();
     ctx.memory_update(false);
 
-    const int rc = observe_layers(prompt, freeze, observer, user);
+    const int rc = observe_layers(prompt, frozen, observer, user);
     if (rc != 0) {
         memory.seq_rm(prompt.seq_id, -1, -1);
     }
     return rc == 0 ? HALFV_OK : rc == 1 || rc == -2 ? HALFV_ERR_MEMORY : HALFV_ERR_COMPUTE;
 }
 
-int prefill::observe_layers(held_prompt & prompt, const uint8_t * freeze, halfv_observer observer, void * user) {
+int prefill::observe_layers(held_prompt & prompt, const std::vector<uint8_t> & freeze, halfv_observer observer, void * user) {
     const int32_t n_layer = memory.bounds[n_stages];
     const size_t  n = prompt.rows.size(), n_embd = ctx.model.hparams.n_embd;
 
@@ -145,13 +144,13 @@ int prefill::observe_layers(held_prompt & prompt, const uint8_t * freeze, halfv_
     for (; seen.layer < n_layer; ++seen.layer) {
         const int32_t il = seen.layer;
         seen.logits = nullptr;
-        if (freeze && freeze[il]) {
+        if (freeze[il]) {
             if (const int rc = frozen_logits(prompt, il, logits.data())) {
                 return rc;
             }
             seen.logits = logits.data();
         }
-        seen.attention = memory.attends(il) ? attention.data() : nullptr;
+        seen.attention = memory.attends(il) && ctx.model.hparams.has_kv(il) ? attention.data() : nullptr;
         if (const int rc = observe_layer(prompt, il, next.data(), attention.data())) {
             return rc;
         }
@@ -183,7 +182,7 @@ int prefill::observe_layer(const held_prompt & prompt, int32_t il, float * out, 
 
     auto rows = prompt.rows;
     for (auto & r : rows) { r.output = is_last; } // or the last layer would leave them out
-    const bool attends = memory.attends(il);
+    const bool attends = memory.attends(il) && hparams.has_kv(il); // to keys of its own
     const graph_pass pass = { il, il + 1, INT32_MAX, attends ? il : -1, true };
     memory.rewind(prompt.seq_id, pass);
 
