@@ -2,7 +2,7 @@
 
 # mypy: disable-error-code="empty-body"
 
-from ctypes import CFUNCTYPE, POINTER, Structure, c_bool, c_uint8, c_void_p
+from ctypes import CFUNCTYPE, POINTER, Structure, c_bool, c_double, c_int32, c_uint8, c_void_p
 from typing import Annotated, Any
 
 from halfv_cpp.c_types import (
@@ -10,7 +10,10 @@ from halfv_cpp.c_types import (
     Bool,
     Float,
     FloatField,
+    Floats,
+    Handle,
     Int32,
+    Int32Field,
     MaybeHandle,
     UInt8s,
     UInt32,
@@ -26,18 +29,72 @@ function = functions_of("llama")
 #     HALFV_CHOICE_UNIFORM   = 2, // evenly spread
 #     HALFV_CHOICE_ATTENTION = 3, // the last token's attention to all tokens, as FastV and PyramidDrop rank them
 #     HALFV_CHOICE_DART      = 4, // least like a few pivots; in stage III as ATTENTION
+#     HALFV_CHOICE_GIVEN     = 5, // by the chooser of halfv_set_chooser
 # };
 HALFV_CHOICE_HALFV = 0
 HALFV_CHOICE_RANDOM = 1
 HALFV_CHOICE_UNIFORM = 2
 HALFV_CHOICE_ATTENTION = 3
 HALFV_CHOICE_DART = 4
+HALFV_CHOICE_GIVEN = 5
 
 
 # LLAMA_API int32_t halfv_set_choice(struct llama_context * ctx, int32_t choice, uint32_t seed);
 @function
 def halfv_set_choice(ctx: MaybeHandle, choice: Int32, seed: UInt32, /) -> Int32:
     """Another way to choose; before a picture, or when none waits."""
+
+
+# struct halfv_choosing {
+#     uint32_t        size;      // sizeof(struct halfv_choosing), set by the library
+#     int32_t         stage;     // that begins: 2 or 3
+#     int32_t         n_before;  // rows of text
+#     int32_t         n_visual;
+#     int32_t         n_after;   // rows of text
+#     int32_t         n_keep;    // how many visual ones to choose
+#     int32_t         n_embd;
+#     int32_t         n_head;
+#     int32_t         n_head_kv;
+#     int32_t         head_dim;
+#     const int32_t * index;     // [n_visual], which tokens of the picture these are
+#     const float   * states;    // [rows][n_embd], entering the stage, before any norm
+#     const float   * features;  // the same after the model's last norm, each of length 1
+#     const float   * keys;      // [rows][n_head_kv][head_dim], of the layer before, with RoPE
+#     const float   * queries;   // [n_before + n_after][n_head][head_dim], of text, likewise
+# };
+@structure
+class halfv_choosing(Structure):  # noqa: N801
+    size: UInt32
+    stage: Int32
+    n_before: Int32
+    n_visual: Int32
+    n_after: Int32
+    n_keep: Int32
+    n_embd: Int32
+    n_head: Int32
+    n_head_kv: Int32
+    head_dim: Int32
+    index: Int32Field
+    states: FloatField
+    features: FloatField
+    keys: FloatField
+    queries: FloatField
+
+
+# typedef int32_t (*halfv_chooser)(const struct halfv_choosing * seen, int32_t * chosen, double * flops, void * user);
+halfv_chooser = CFUNCTYPE(c_int32, POINTER(halfv_choosing), POINTER(c_int32), POINTER(c_double), c_void_p)
+
+
+# LLAMA_API int32_t halfv_set_chooser(struct llama_context * ctx, halfv_chooser chooser, void * user);
+@function
+def halfv_set_chooser(ctx: MaybeHandle, chooser: Annotated[Any, halfv_chooser], user: Address, /) -> Int32:
+    """Who chooses under HALFV_CHOICE_GIVEN; the caller keeps it alive."""
+
+
+# LLAMA_API int32_t halfv_token_embedding(const struct llama_model * model, int32_t token, float * row);
+@function
+def halfv_token_embedding(model: Handle, token: Int32, row: Floats, /) -> Int32:
+    """The row of a token in the model's table of embeddings."""
 
 
 #

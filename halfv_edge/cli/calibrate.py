@@ -13,10 +13,11 @@ from halfv_edge.cli.console import Console
 from halfv_edge.cli.errors import FLAGS
 from halfv_edge.errors import HalfVError
 from halfv_edge.gguf.write import replace_keys
-from halfv_edge.profile import model_file, profile, resolve, stored
+from halfv_edge.profile import frontier, model_file, profile, resolve, stored
 
 if TYPE_CHECKING:
     from halfv_edge.measure import CalibrationResult
+    from halfv_edge.profile.profile import Profile
 
 REPORTS = (".html", ".png")
 
@@ -46,6 +47,10 @@ def add_command(commands: flags.Commands) -> None:
     goal.add_argument(
         "--max-divergence", metavar="X", type=flags.number, help="KL from the unpruned model, nats per token"
     )
+    what.add_argument(
+        "--timed", action="store_true",
+        help="speedups of the time to the first token here, encoder included, in place of FLOPs",
+    )  # fmt: skip
     what.add_argument("--seed", metavar="N", type=flags.integer, default=0, help="of the choice of samples (0)")
 
     out = command.add_argument_group("output")
@@ -66,7 +71,9 @@ def _calibrate(args: argparse.Namespace) -> int:
         console.say(f"halfv: {text}")
 
     _check(args)
-    goal = measure.CalibrationGoal(target_speedup=args.target_speedup, max_divergence=args.max_divergence)
+    goal = measure.CalibrationGoal(
+        target_speedup=args.target_speedup, max_divergence=args.max_divergence, timed=args.timed
+    )
     samples = measure.find_samples(args.images, n_samples=args.samples, seed=args.seed, say=say)
     if args.images is None:
         say(
@@ -127,13 +134,24 @@ def _write(args: argparse.Namespace, console: Console, path: Path, result: Calib
         return
     about = model_file.ModelFile.read(path)
     before = resolve.find_profile(about).profile
-    replace_keys(about.metadata, profile.PREFIX, result.profile.to_gguf(), path)
+    keys = result.profile.to_gguf() | frontier.to_gguf(result.points)
+    replace_keys(about.metadata, profile.PREFIX, keys, path)
     console.say(f"halfv: wrote the profile into {path}.")
     if before and before.pixel_tau is not None and result.profile.pixel_tau is None:
         console.say(f"halfv: its halfv.pixel.tau = {before.pixel_tau:g} is gone; --pixel-tau calibrates with one.")
     sidecar = stored.sidecar_path(path)
     if sidecar.exists():
         console.say(f"halfv: {sidecar} still goes before what is in the file.")
+
+
+def _shape(profile: Profile, result: CalibrationResult) -> str:
+    text = f"{profile.input_keep:.0%} enter, " if profile.input_keep < 1 else ""
+    text += f"{profile.ivr_keep:.1%} from layer {profile.ivr_layer}, {profile.ivr_anchors:.0%} of them anchors"
+    if profile.ssr_layer < result.curves.n_layer:
+        text += f", {profile.ssr_update:.0%} updated from {profile.ssr_layer}, the rest {profile.ssr_rest}"
+    return text + (
+        f", without patches that repeat (tau {profile.pixel_tau:g})" if profile.pixel_tau is not None else ""
+    )
 
 
 def as_text(result: CalibrationResult, path: Path) -> str:
@@ -145,13 +163,17 @@ def as_text(result: CalibrationResult, path: Path) -> str:
     lines = [line for line in about if "in the file" not in line]
     best = result.best
     lines.append(
-        f"speed      {best.speedup:.2f}x fewer FLOPs for a picture of {result.n_visual} tokens, "
+        f"speed      {best.speedup:.2f}x {'sooner' if result.timed else 'fewer FLOPs'} for a picture of "
+        f"{result.n_visual} tokens, "
         f"{result.text_speedup:.2f}x with a question of 60"
     )
     lines.append(f"answers    {best.agreement:.0%} of the unpruned model's tokens, divergence {best.divergence:.3g}")
     for name, pick in zip(("stage II", "stage III"), result.picks, strict=True):
         lines.append(f"why        {name} from layer {pick.layer}: {pick.reason}")
-    lines += [f"why        {note}" for note in result.found.notes]
+    for check in result.found.frontier:
+        lines.append(
+            f"frontier   {check.speedup:.2f}x: divergence {check.divergence:.3g}, {_shape(check.profile, result)}"
+        )
     if result.skipped:
         lines.append(f"left out   {len(result.skipped)} samples")
     return "\n".join(lines)

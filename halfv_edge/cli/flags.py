@@ -70,9 +70,14 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 def add_pruning(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """By which profile."""
     pruning = parser.add_argument_group("pruning")
-    pruning.add_argument(
+    which = pruning.add_mutually_exclusive_group()
+    which.add_argument(
         "--profile", metavar="FILE|PRESET|off", help="in place of what comes with the model; off runs it whole"
     )
+    which.add_argument(
+        "--speed", metavar="N", dest="profile", type=speed,
+        help="of the profiles in the model's file the best that is N times faster",
+    )  # fmt: skip
     pruning.add_argument("--keep", metavar="SHARE", type=number, help="of the visual tokens in stage II, up to 1")
     return pruning
 
@@ -142,6 +147,13 @@ def number(text: str) -> float:
         return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not valid: it must be a number") from None
+
+
+def speed(text: str) -> str:
+    """As `profile` takes it."""
+    if not re.fullmatch(r"\d{1,3}(\.\d+)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not valid: it must be a number such as 4")
+    return f"{text}x"
 
 
 def levels(text: str) -> float | str:

@@ -106,6 +106,7 @@ class Encoder:
     pixel_tau: float | None  # None: pictures are taken whole
     input_keep: float = 1.0  # share of its rows that go on
     batches: bool = False  # several tiles of a picture at once, for encoders that can
+    spares_patches: bool = False  # whether it could leave out those that repeat
     n_encoded: int = 0  # pictures that went through the encoder, the remembered ones not counted
     share_done: float = 0.0  # of the picture that is being encoded; 0 where none is, or where it takes no second
     _cache: collections.OrderedDict[str, list[int | Chunk]] = field(default_factory=collections.OrderedDict)
@@ -152,11 +153,13 @@ class Encoder:
             mtmd_h.mtmd_free(pointer)
             raise HalfVError(f"{path} hears but does not see: give an mmproj with a vision encoder.")
         metadata = metadata or read_metadata(path)
-        tau = pixel_tau if encoder_keys.projector(metadata) in encoder_keys.PATCHWISE else None
+        spares_patches = encoder_keys.projector(metadata) in encoder_keys.PATCHWISE
+        tau = pixel_tau if spares_patches else None
         n_embd = llama_h.llama_model_n_embd_inp(model)
         # a tile fills a CPU, and one call cannot be interrupted
         batches = use_gpu and bool(devices.gpus())
-        return cls(path, pointer, cache_bytes, n_embd, _layout(metadata), tau, input_keep, batches)
+        layout = _layout(metadata)
+        return cls(path, pointer, cache_bytes, n_embd, layout, tau, input_keep, batches, spares_patches)
 
     def close(self) -> None:
         with self._lock:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -13,10 +14,12 @@ from halfv_cpp import llama_h
 
 from halfv_edge.engine.options import ProfileSource, check_pruning
 from halfv_edge.errors import HalfVError
-from halfv_edge.profile import model_file, presets, resolve, stored
+from halfv_edge.profile import frontier, model_file, presets, resolve, stored
 from halfv_edge.profile import profile as profiles
 from halfv_edge.profile.profile import Profile
 from halfv_edge.profile.resolve import Resolved
+
+BY_SPEED = re.compile(r"(\d{1,3}(?:\.\d+)?)x")  # 4x: of those in the file, one that is as fast
 
 
 def resolve_profile(
@@ -92,6 +95,8 @@ def _override(given: ProfileSource, about: model_file.ModelFile) -> Profile | Li
         return given
     if given == "off":
         return "off"
+    if isinstance(given, str) and (speed := BY_SPEED.fullmatch(given)):
+        return frontier.choose(about, float(speed[1]))
     if isinstance(given, Mapping):
         return Profile.from_json({"version": profiles.VERSION, **given})
     if not isinstance(given, str) or given.endswith(".json") or os.sep in given:

@@ -40,7 +40,8 @@ class ModelOptions:
     """
 
     profile: ProfileSource = None
-    """A Profile, its JSON as a dict or a file, a preset's name or "off"; None is what comes with the model."""
+    """A Profile, its JSON as a dict or a file, a preset's name, "4x" for the profile in the file that is so many times
+    faster, or "off"; None is what comes with the model."""
     keep: float | None = None
     """The share of visual tokens in stage II, in place of the profile's."""
     pixel_tau: float | Literal["off"] | None = None

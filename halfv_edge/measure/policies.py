@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from halfv_edge.errors import HalfVError
+from halfv_edge.measure.selectors import BOUNDARY, INPUT
 from halfv_edge.profile.profile import DROPPED, FROZEN, Profile, Rest
 
 STOCK, UNPRUNED = "stock", "unpruned"
-CHOICES = ("halfv", "random", "uniform", "attention", "dart")  # in the order of enum halfv_choice
+CHOICES = ("halfv", "random", "uniform", "attention", "dart", "given")  # in the order of enum halfv_choice
 FLOPS = "flops"  # in place of a number: as many as the profile spends
 STEPS = 400  # shares that are tried for it
 FASTV_LAYER = 2  # where FastV and DART prune
@@ -29,11 +30,17 @@ class Policy:
     prepared: bool = False  # most tokens are chosen before the question
     choice: str = CHOICES[0]  # how the profile's shares are chosen
     seed: int = 0
+    selector: str | None = None  # of selectors.BOUNDARY under the choice "given", else of selectors.INPUT
 
     @property
     def holds_text(self) -> bool:
         """Text before a picture waits as well, so that the library's statistics start with the prompt."""
-        return self.choice in ("attention", "dart")
+        return self.choice in ("attention", "dart", "given")
+
+    @property
+    def chooses_input(self) -> bool:
+        """Before the language model, otherwise than libmtmd."""
+        return self.selector in INPUT
 
     @property
     def tau(self) -> float | None:
@@ -129,6 +136,30 @@ def _pixel(model: PolicyModel, name: str, value: str) -> Policy:
 def _input(model: PolicyModel, name: str, value: str) -> Policy:
     """The choice before the language model, and nothing in it."""
     return Policy(name, dataclasses.replace(Profile.default(model.n_layer), input_keep=share(name, value)))
+
+
+def _input_chosen(model: PolicyModel, name: str, value: str) -> Policy:
+    return dataclasses.replace(_input(model, name, value), selector=name.partition(":")[0])
+
+
+def _cut(model: PolicyModel, name: str, value: str) -> Policy:
+    """Layers and shares as they are given, the rest of the profile; without any, the profile's."""
+    kind = name.partition(":")[0]
+    own = _placed(model, name, value) if value else model.own(name)
+    return Policy(name, own) if kind == "cut" else Policy(name, own, choice="given", selector=kind)
+
+
+def _placed(model: PolicyModel, name: str, value: str) -> Profile:
+    """`2/0.2` or `2/0.2/6/0.05`: where stage II begins and the share it keeps; stage III too, the rest dropped."""
+    layer, keep, deep, update = (*value.split("/"), "", "", "")[:4]
+    if value.count("/") not in (1, 3):
+        raise HalfVError(
+            f"The policy {name!r} is not valid: it is like {name.partition(':')[0]}:2/0.2 or :2/0.2/6/0.05."
+        )
+    base = dataclasses.replace(Profile.default(model.n_layer), ivr_layer=whole(name, layer), ivr_keep=share(name, keep))
+    if not deep:
+        return base
+    return dataclasses.replace(base, ssr_layer=whole(name, deep), ssr_update=share(name, update), ssr_rest=DROPPED)
 
 
 def _otherwise(model: PolicyModel, name: str, value: str) -> Policy:
@@ -241,7 +272,17 @@ POLICIES: dict[str, tuple[Maker, str, str]] = {
     "vtw": (_vtw, "?", "no visual tokens from a layer on, vtw:16; the middle"),
     "shortv": (_shortv, "?", "visual tokens frozen in the last share of the layers, shortv:0.6; 19/32"),
 }
+POLICIES["cut"] = (
+    _cut,
+    "!",
+    "HalfV's own choice with other layers and shares, cut:2/0.2 or cut:2/0.2/6/0.05 (eval only)",
+)
+POLICIES |= {name: (_cut, "?", f"the same, or the profile, chosen by {name} (eval only)") for name in BOUNDARY}
+POLICIES |= {name: (_input_chosen, "!", f"like input:0.5, chosen by {name} (eval only)") for name in INPUT}
 MATCHED = "flops in place of a number, as in fastv:flops, matches the FLOPs of the profile (eval only)"
+
+
+BEHIND = "pixel:0+ and input:0.5+ before any are done first, as in pixel:0+input:0.5+profile (eval only)"
 
 
 def parse(text: str, model: PolicyModel) -> list[Policy]:
@@ -255,6 +296,25 @@ def parse(text: str, model: PolicyModel) -> list[Policy]:
 
 
 def parse_one(name: str, model: PolicyModel) -> Policy:
+    first, plus, rest = name.partition("+")
+    if plus:
+        return _behind(_known(first, model), parse_one(rest, model), name, model)
+    return _known(name, model)
+
+
+def _behind(first: Policy, policy: Policy, name: str, model: PolicyModel) -> Policy:
+    """What `pixel:0` or `input:0.5` leaves out, and then another policy."""
+    if not first.name.startswith(("pixel:", "input:")) or policy.weights:
+        raise HalfVError(f"The policy {name!r} is not valid: what stands before + must be pixel:TAU or input:SHARE.")
+    profile = policy.profile or Profile.default(model.n_layer)
+    if first.name.startswith("pixel:"):
+        profile = dataclasses.replace(profile, pixel_tau=first.tau)
+    else:
+        profile = dataclasses.replace(profile, input_keep=first.input_keep)
+    return dataclasses.replace(policy, name=name, profile=profile)
+
+
+def _known(name: str, model: PolicyModel) -> Policy:
     kind, colon, value = name.partition(":")
     if kind not in POLICIES:
         raise HalfVError(f"There is no policy {kind!r}: it must be one of {', '.join(POLICIES)}.")
@@ -281,7 +341,7 @@ def whole(name: str, value: str) -> int:
 
 def describe() -> str:
     """For --help."""
-    return "; ".join([*(f"{name}: {what}" for name, (_, _, what) in POLICIES.items()), MATCHED])
+    return "; ".join([*(f"{name}: {what}" for name, (_, _, what) in POLICIES.items()), MATCHED, BEHIND])
 
 
 def names(policies: Sequence[Policy]) -> list[str]:

@@ -21,11 +21,44 @@ enum halfv_choice {
     HALFV_CHOICE_UNIFORM   = 2, // evenly spread
     HALFV_CHOICE_ATTENTION = 3, // the last token's attention to all tokens, as FastV and PyramidDrop rank them
     HALFV_CHOICE_DART      = 4, // least like a few pivots; in stage III as ATTENTION
+    HALFV_CHOICE_GIVEN     = 5, // by the chooser of halfv_set_chooser
 };
 
-// ATTENTION and DART hold back text before a picture as well, from an empty sequence on; `seed` is RANDOM's.
-// HALFV_OK; HALFV_ERR_ARGUMENT: no such choice, or a picture waits for its question; HALFV_ERR_UNSUPPORTED
+// ATTENTION, DART and GIVEN hold back text before a picture as well, from an empty sequence on; `seed` is RANDOM's.
+// HALFV_OK; HALFV_ERR_ARGUMENT: no such choice, or a picture waits for its question, or nobody to choose; HALFV_ERR_UNSUPPORTED
 LLAMA_API int32_t halfv_set_choice(struct llama_context * ctx, int32_t choice, uint32_t seed);
+
+// What a chooser sees where a stage begins: rows in prompt order, first the text before the picture, then the picture's tokens
+// that are left, then the text after it, up to the question's last token. Other pictures are not among them.
+struct halfv_choosing {
+    uint32_t        size;      // sizeof(struct halfv_choosing), set by the library
+    int32_t         stage;     // that begins: 2 or 3
+    int32_t         n_before;  // rows of text
+    int32_t         n_visual;
+    int32_t         n_after;   // rows of text
+    int32_t         n_keep;    // how many visual ones to choose
+    int32_t         n_embd;
+    int32_t         n_head;
+    int32_t         n_head_kv;
+    int32_t         head_dim;
+    const int32_t * index;     // [n_visual], which tokens of the picture these are
+    const float   * states;    // [rows][n_embd], entering the stage, before any norm
+    const float   * features;  // the same after the model's last norm, each of length 1
+    const float   * keys;      // [rows][n_head_kv][head_dim], of the layer before, with RoPE
+    const float   * queries;   // [n_before + n_after][n_head][head_dim], of text, likewise
+};
+
+// Writes at most n_keep different numbers from 0 to n_visual - 1, in any order, and to `flops` what that took; returns how
+// many. A negative number fails the batch. The pointers are valid until it returns.
+typedef int32_t (*halfv_chooser)(const struct halfv_choosing * seen, int32_t * chosen, double * flops, void * user);
+
+// Who chooses under HALFV_CHOICE_GIVEN; null: nobody. HALFV_OK, HALFV_ERR_UNSUPPORTED; HALFV_ERR_ARGUMENT: a picture waits for
+// its question
+LLAMA_API int32_t halfv_set_chooser(struct llama_context * ctx, halfv_chooser chooser, void * user);
+
+// The row of a token in the model's table of embeddings, [n_embd]: what its text is before the first layer.
+// HALFV_OK; HALFV_ERR_ARGUMENT: no such token, or null
+LLAMA_API int32_t halfv_token_embedding(const struct llama_model * model, int32_t token, float * row);
 
 //
 // looking inside an unpruned prompt, for calibration. The context needs a profile; the default one will do.

@@ -356,7 +356,7 @@ void tap(const llm_graph_context & graph, ggml_tensor * q, ggml_tensor * k, int 
         ggml_build_forward_expand(graph.gf, t);
         return t;
     };
-    graph.res->t_halfv_q = exported(q_last, "halfv_q");
+    graph.res->t_halfv_q = exported(pass.rotated ? q : q_last, "halfv_q"); // to compare with, every token may ask
     graph.res->t_halfv_k = exported(k,      "halfv_k");
 }
 

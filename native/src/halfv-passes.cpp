@@ -297,7 +297,7 @@ prefill::given prefill::room_for(const graph_pass & pass, const std::vector<bool
     res.stores = &memory.after(pass);
     auto & stores = *res.stores;
     std::vector<state_ref> keys, query;
-    if (stores.on_device()) {
+    if (stores.on_device() && !wants_queries()) {
         res.hidden = stores.hidden.take_on_device(has_key.size());
         keys       = stores.keys.take_on_device(n_keys);
         query      = stores.queries.take_on_device(has_query);
@@ -327,7 +327,9 @@ void prefill::bring_down(const llm_graph_result & res, const given & gives, size
     read(res.t_embd, gives.stores->hidden, rows.out);
     if (rows.query) {
         read(res.t_halfv_k, gives.stores->keys, rows.keys);
-        read(res.t_halfv_q, gives.stores->queries, { rows.query });
+        std::vector<state_ref> queries(res.t_halfv_q->ne[2]);
+        queries.back() = rows.query;
+        read(res.t_halfv_q, gives.stores->queries, queries);
     }
     wait_for_device();
 }

@@ -64,6 +64,8 @@ public:
 #else
     int32_t  choice      = HALFV_CHOICE_HALFV;
     uint32_t choice_seed = 0;
+    halfv_chooser chooser = nullptr; // of HALFV_CHOICE_GIVEN
+    void * chooser_user = nullptr;
 #endif
 
 private:
@@ -91,7 +93,8 @@ private:
     bool thins(const image & im) const; // in stage III
     bool may_split() const;
     bool splits(const std::vector<image> & images, const std::vector<row> & go) const;
-    bool wants_attention() const { return choice == HALFV_CHOICE_ATTENTION || choice == HALFV_CHOICE_DART; } // rotated, of text too
+    bool wants_attention() const { return choice >= HALFV_CHOICE_ATTENTION; } // rotated, of text too
+    bool wants_queries()   const { return choice == HALFV_CHOICE_GIVEN; }     // of all text
     bool is_lazy(llama_seq_id seq_id, bool visual) const;
 
     std::optional<int> decode_batch(llama_memory_context_ptr & mctx);
@@ -123,6 +126,8 @@ private:
     std::vector<float> attention(const std::vector<row> & rows, std::vector<float> query) const;
     std::vector<int32_t> choose_otherwise(sequence & s, const std::vector<row> & rows, const std::vector<size_t> & members,
                                           const std::vector<float> & query, int k, bool deep);
+    std::vector<int32_t> choose_as_given(sequence & s, const std::vector<row> & rows, const std::vector<size_t> & members, int k, bool deep);
+    std::vector<state_ref> queries_of(const llm_graph_result & res, state_stores & stores) const; // on the host, a row for each token
     const std::vector<float> & final_norm();
     void make_features(std::vector<float> & states); // in place: as the last norm leaves them, of length 1
     worker_pool & cover_workers();

@@ -47,6 +47,7 @@ int prefill::stage1(const share & part, bool visual) {
     const int rc = run(std::move(steps), [&](const llama_ubatch & ubatch, const llm_graph_result & res) {
         const uint32_t n = ubatch.n_tokens;
         bring_down(res, gives, done, done + n);
+        const auto queries = wants_queries() ? queries_of(res, *gives.stores) : std::vector<state_ref>();
         for (uint32_t i = 0; i < n; ++i, ++done) {
             if (!none.empty()) {
                 const float * more = ubatch.embd ? ubatch.embd + (size_t) i*memory.n_hidden + hparams.n_embd : none.data();
@@ -70,6 +71,7 @@ int prefill::stage1(const share & part, bool visual) {
             }
             r.first     = r.hidden = gives.hidden[done];
             r.first_key = r.key    = gives.keys[done];
+            if (!queries.empty() && !visual) { r.query = queries[i]; }
             r.stage     = 1;
             r.group     = group;
             r.batch_idx = ubatch.data->batch_idxs[i];
@@ -205,6 +207,8 @@ int prefill::settle(llama_seq_id seq_id, when moment, std::vector<step> * last) 
         size_t done = 0;
         const int rc = run(steps_of(seq_id, fed, pass2, &gives), [&](const llama_ubatch & ubatch, const llm_graph_result & res) {
             bring_down(res, gives, done, done + ubatch.n_tokens);
+            const auto queries = asks_deep && wants_queries() ? queries_of(res, *gives.stores) : std::vector<state_ref>();
+            for (size_t i = 0; i < queries.size(); ++i) { go[done + i].query = queries[i]; }
             done += ubatch.n_tokens;
         });
         if (rc != 0) {

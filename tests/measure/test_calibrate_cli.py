@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from halfv_edge.engine.options import ModelOptions
 from halfv_edge.errors import HalfVError
 from halfv_edge.gguf.write import replace_keys
 from halfv_edge.measure import CalibrationGoal, Progress, find_samples, load_for_calibration, run_calibration
+from halfv_edge.measure.calibrate import search
 from halfv_edge.measure.calibrate.taps import Probe
-from halfv_edge.profile import model_file, profile, stored
+from halfv_edge.profile import frontier, model_file, profile, stored
 from tests.support.vlm import Vlms, picture, poisoned
 
 N_LAYER = 6
@@ -38,6 +40,8 @@ def place(tmp_path: Path, vlms: Vlms, monkeypatch: pytest.MonkeyPatch) -> Path:
     for number in range(6):
         picture(number, 280, 224).save(tmp_path / "pictures" / f"{number}.png")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(search, "LADDER", (1.25, 1.5))  # the whole ladder takes a minute
+    monkeypatch.setattr("halfv_edge.measure.calibrate.run_calibration.INPUTS", (1.0, 0.5))
     return tmp_path
 
 
@@ -68,7 +72,9 @@ def test_a_profile_and_its_evidence(place: Path, capsys: pytest.CaptureFixture[s
     assert min(evidence.layer_kl[:-1]) > 1e-4
     assert evidence.layer_kl[-1] < 1e-6
     assert evidence.divergence == pytest.approx(told["divergence"], rel=1e-5)
-    assert told["divergence"] == min(one["divergence"] for one in told["stage3_candidates"])
+    assert told["divergence"] == min(one["divergence"] for one in told["tried"] if one["speedup"] >= 1.5)
+    speeds, losses = zip(*((one["speedup"], one["divergence"]) for one in told["frontier"]), strict=True)
+    assert list(speeds) == sorted(speeds) and list(losses) == sorted(losses) and told["speedup"] in speeds
     assert re.search(r"6 samples to observe, about \d+ tokens each: [\d.]+ TFLOPs, about \d+ seconds", err)
 
     # the model runs with it
@@ -131,7 +137,11 @@ def test_write(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert found.calibration.samples == 4
     assert found.calibration.divergence <= 5
     after = model_file.ModelFile.read("model.gguf").metadata
-    assert after.entries.keys() - before.entries.keys() == set(found.to_gguf())
+    assert after.entries.keys() - before.entries.keys() == {*found.to_gguf(), frontier.KEY}
+    assert any(
+        replace(found, calibration=None) == point.profile
+        for point in frontier.read(model_file.ModelFile.read("model.gguf"))
+    )
     assert "wrote the profile into" in capsys.readouterr().err
     Path("link.gguf").symlink_to("model.gguf")
     assert main(["calibrate", "-m", "link.gguf", "--images", "pictures", "--write"]) == 2
@@ -201,7 +211,7 @@ def test_generated_pictures_with_a_report(place: Path, capsys: pytest.CaptureFix
         "Calibration of model.gguf",
         "Matrix entropy",
         "Divergence when one layer",
-        "Marginal utility",
+        "The frontier",
         "Kept",
     ):
         assert word in words

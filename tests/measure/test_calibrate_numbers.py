@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 
-from halfv_edge.errors import HalfVError
-from halfv_edge.measure.calibrate import entropy, picking, search
+from halfv_edge.measure.calibrate import entropy, picking
 from halfv_edge.measure.calibrate.calibrator import spread_evenly
 from halfv_edge.measure.calibrate.picking import Curves
-from halfv_edge.measure.calibrate.search import Check, Search
-from halfv_edge.profile.profile import DROPPED, FROZEN, Profile
 
 # --- entropy ---
 
@@ -188,149 +184,12 @@ def test_slopes_steps_and_notches() -> None:
     assert picking.cliff_end(np.array([3, 1, 3, 1, 3, 3, 3, 3.0])) is None
 
 
-# --- searching ---
-
-
-def speedup(n_layer: int):
-    """Linear costs: of n_layer layers what each stage leaves."""
-
-    def of(p: Profile) -> float:
-        third = p.ssr_update + (0.15 * (p.ivr_keep - p.ssr_update) if p.ssr_rest == FROZEN else 0)
-        third = p.ivr_keep if p.ssr_layer == n_layer else min(third, p.ivr_keep)
-        return n_layer / (p.ivr_layer + (p.ssr_layer - p.ivr_layer) * p.ivr_keep + (n_layer - p.ssr_layer) * third)
-
-    return of
-
-
-class Model:
-    """Diverges as told; remembers what was measured."""
-
-    def __init__(self, n_layer: int, divergence):
-        self.n_layer = n_layer
-        self.divergence = divergence
-        self.measured: list[Profile] = []
-
-    def search(self, ivr: int, ssr: int, fits: Callable[[Profile], bool] = lambda _: True) -> Search:
-        def measure(profile: Profile) -> Check:
-            self.measured.append(profile)
-            return Check(profile, self.divergence(profile), 0.9, speedup(self.n_layer)(profile))
-
-        return Search(self.n_layer, ivr, ssr, measure, speedup(self.n_layer), fits)
-
-
-def qwen_like(p: Profile) -> float:
-    """Dropping all or freezing is a disaster, a few updated tokens are nearly free from layer 21 on."""
-    loss = 0.01 * (1 / p.ivr_keep - 1) + 2.0 * (p.ivr_layer < 2)
-    if p.ssr_layer < 28:
-        loss += 0.8 if p.ssr_update == 0 else 0.002 + 0.05 * max(0, 21 - p.ssr_layer)
-    return loss
-
-
-def vicuna_like(p: Profile) -> float:
-    """Freezing is free from layer 15 on, dropping is not."""
-    loss = 0.05 * (1 - p.ivr_keep) + 1.0 * (p.ivr_layer < 3)
-    if p.ssr_layer < 32:
-        loss += (0.0 if p.ssr_rest == FROZEN else 0.1) + 0.05 * max(0, 15 - p.ssr_layer)
-    return loss
-
-
-def test_qwen_keeps_a_few() -> None:
-    model = Model(28, qwen_like)
-    best = model.search(2, 21).run(3.5, None).best
-    assert (best.profile.ivr_layer, best.profile.ssr_layer) == (2, 21)
-    assert (best.profile.ssr_update, best.profile.ssr_rest) == (pytest.approx(0.05), DROPPED)
-    assert 3.5 <= best.speedup < 3.7
-    assert len(model.measured) < 20
-
-
-def test_vicuna_freezes() -> None:
-    best = Model(32, vicuna_like).search(3, 15).run(3.0, None).best
-    assert (best.profile.ivr_layer, best.profile.ssr_layer) == (3, 15)
-    assert (best.profile.ssr_update, best.profile.ssr_rest) == (0.0, FROZEN)
-
-
-def test_stages_that_a_model_cannot_have() -> None:
-    """Like a hybrid: one layer in four has attention, nothing freezes. Like shared caches: none behind the middle."""
-
-    def hybrid(p: Profile) -> bool:
-        return p.ivr_layer >= 4 and (p.ssr_layer == 28 or (p.ssr_rest == DROPPED and p.ssr_layer >= p.ivr_layer + 4))
-
-    model = Model(28, qwen_like)
-    found = model.search(2, 6, hybrid).run(1.5, None)
-    assert all(hybrid(profile) for profile in model.measured)
-    assert found.best.profile.ivr_layer == 4
-    assert "stage II from layer 4: this model cannot begin it at 2" in found.notes
-    assert "stage III is tried from layer 8, as this model cannot begin it at 6" in found.notes
-
-    model = Model(28, vicuna_like)
-    found = model.search(3, 20, lambda p: p.ivr_layer <= 13 and not 13 < p.ssr_layer < 28).run(2.0, None)
-    assert max(profile.ssr_layer for profile in model.measured if profile.ssr_layer < 28) <= 13
-    assert found.best.speedup >= 2.0
-
-    found = Model(28, qwen_like).search(2, 21, lambda p: p.ssr_layer == 28).run(1.5, None)
-    assert found.best.profile.ssr_layer == 28
-    assert "no stage III is possible" in found.notes
-    with pytest.raises(HalfVError, match="No layer of this model can begin a stage II"):
-        Model(28, qwen_like).search(2, 21, lambda p: False)
-
-
 def test_cliffs_of_layers_that_say_something() -> None:
     """Of a hybrid only every fourth layer has attention: the cliff ends at the first of these where it is over."""
     curve = np.full(28, np.nan)
     curve[3::4] = [0.9, 0.2, 0.2, 0.19, 0.2, 0.2, 0.2]
     assert picking.cliff_end(curve) == 7
     assert picking.cliff_end(np.full(28, np.nan)) is None
-
-
-def test_a_wrong_pick_is_corrected() -> None:
-    """Stage II from layer 1 costs much: the neighbour wins. Stage III from 12 does too."""
-    found = Model(28, qwen_like).search(1, 18).run(3.0, None)
-    assert found.best.profile.ivr_layer == 2
-    assert found.best.profile.ssr_layer == 21
-    assert len(found.notes) == 2
-
-
-def test_no_stage3_when_each_kind_costs_more() -> None:
-    best = Model(28, lambda p: 0.1 * (1 - p.ivr_keep) + (p.ssr_layer < 28)).search(2, 21).run(2.0, None).best
-    assert best.profile.ssr_layer == 28
-
-
-def test_keep_is_the_largest_that_reaches_the_target() -> None:
-    search_ = Model(28, qwen_like).search(2, 21)
-    profile = search_.fitting(2, 21, 0.05, DROPPED, 3.0)
-    more = Profile(2, profile.ivr_keep + 0.01, 0.1, 21, 0.05, DROPPED)
-    assert speedup(28)(profile) >= 3.0 > speedup(28)(more)
-    assert search_.fitting(2, 21, 0.05, DROPPED, 50.0) is None
-
-
-def test_a_target_out_of_reach_names_the_closest() -> None:
-    search_ = Model(28, qwen_like).search(2, 21)
-    with pytest.raises(HalfVError, match=r"cannot become 30 times faster.*closest is ([\d.]+); ") as caught:
-        search_.run(30.0, None)
-    closest = float(str(caught.value).partition("closest is ")[2].partition(";")[0])
-    assert search_.run(closest, None).best.speedup >= closest
-
-
-@pytest.mark.parametrize("limit", [0.008, 0.016, 0.03, 0.5])
-def test_max_divergence(limit: float) -> None:
-    best = Model(28, qwen_like).search(2, 21).run(None, limit).best
-    assert best.divergence <= limit
-    # the next step of the ladder would not be within it, or there is none
-    higher = [step for step in search.LADDER if step > best.speedup]
-    if higher:
-        profile = Model(28, qwen_like).search(2, 21).fitting(2, 21, 0.05, DROPPED, higher[0])
-        assert profile is None or qwen_like(profile) > limit
-
-
-def test_max_divergence_out_of_reach_names_the_closest() -> None:
-    with pytest.raises(HalfVError, match=r"divergence of 1e-06: the closest has 0\.\d+ and is \d\.\d+ times faster"):
-        Model(28, qwen_like).search(2, 21).run(None, 1e-6)
-
-
-@pytest.mark.parametrize("n", [2, 3, 4, 5, 6, 8])
-def test_any_depth(n: int) -> None:
-    best = Model(n, lambda p: 1 - p.ivr_keep).search(1, n).run(1.1, None).best
-    best.profile.validate(n)
 
 
 def test_spread() -> None:

@@ -14,6 +14,8 @@ from halfv_edge.cli.main import main
 from halfv_edge.engine import images
 from halfv_edge.engine.context import n_cells
 from halfv_edge.engine.model import Model
+from halfv_edge.errors import HalfVError
+from halfv_edge.measure import selectors
 from halfv_edge.measure.calibrate import entropy
 from halfv_edge.measure.eval import frontier, summary
 from halfv_edge.measure.eval.asking import Asker
@@ -149,6 +151,54 @@ def test_left_out_before_the_language_model(asker: Asker, given: PolicyModel) ->
     assert (whole.n_visual, spared.unpruned) == (120, "")
     head, tail, _ = asker.items(parse_one("unpruned", given), shown, QUESTION)
     assert spared.flops == asker.flops(n_cells(head) + len(tail) - 60) < whole.flops
+
+
+def test_chosen_by_selectors(asker: Asker, given: PolicyModel) -> None:
+    """Before the language model and in it, also behind patches that stay out; what choosing costs is counted."""
+    shown = images.load(Image.fromarray(page(12 * 28, 10 * 28, 28)))
+    half = asker.ask(parse_one("input:0.5", given), shown, QUESTION)
+    for name in ("divprune:0.5", "cdpruner:0.5", "scope-input:0.5"):
+        answer = asker.ask(parse_one(name, given), shown, QUESTION)
+        assert (answer.n_patches, answer.n_visual, answer.n_kept) == (120, 60, 60)
+        assert answer.flops > half.flops
+    large = images.load(Image.fromarray(page(18 * 28, 14 * 28, 28)))
+    left = len(entering(np.asarray(large.image), 28))
+    assert asker.ask(parse_one("pixel:0+divprune:0.5", given), large, QUESTION).n_visual == left // 2 < 126
+
+    own = asker.ask(parse_one("cut:2/0.25", given), shown, QUESTION)
+    for name in ("asked:2/0.25", "sieve:2/0.25", "sparsevlm:2/0.25", "scope:2/0.25"):
+        answer = asker.ask(parse_one(name, given), shown, QUESTION)
+        assert (answer.n_visual, answer.n_kept, answer.n_deep) == (120, 30, 30)
+        assert 0.9 * own.flops < answer.flops < 1.1 * own.flops
+    deep = asker.ask(parse_one("pixel:0+asked:1/0.5/3/0.25", given), large, QUESTION)
+    assert (deep.n_visual, deep.n_kept, deep.n_deep) == (left, left // 2, left // 4)
+    both = asker.ask(parse_one("input:0.5+cut:2/0.5/4/0.25", given), large, QUESTION)
+    assert (both.n_visual, both.n_kept, both.n_deep) == (126, 63, 31)
+
+
+def test_a_selector_that_breaks_says_why(asker: Asker, given: PolicyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_seen: object, _count: int) -> None:
+        raise ValueError("no idea which")
+
+    monkeypatch.setitem(selectors.BOUNDARY, "asked", broken)
+    with pytest.raises(ValueError, match="no idea which"):
+        asker.ask(parse_one("asked", given), images.load(picture(0, 336, 280)), QUESTION)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("asked:0.2", "'asked:0.2' is not valid: it is like asked:2/0.2 or :2/0.2/6/0.05"),
+        ("cut:2/0.2/6", "'cut:2/0.2/6' is not valid: it is like cut:2/0.2"),
+        ("cut:0/0.2", "0 must be a whole number of at least 1"),
+        ("cut:4/0.2/3/0.1", r"halfv.ssr.layer = 3 is not valid"),
+        ("profile+pixel:0", r"what stands before \+ must be pixel:TAU or input:SHARE"),
+        ("divprune", "'divprune' is not valid"),
+    ],
+)
+def test_mistakes_in_policies(given: PolicyModel, name: str, said: str) -> None:
+    with pytest.raises(HalfVError, match=said):
+        parse_one(name, given)
 
 
 def test_report(evaluate, folder: Path) -> None:

@@ -10,13 +10,16 @@ from pathlib import Path
 import halfv_cpp
 import numpy as np
 import pytest
+import torch
 from halfv_cpp import halfv_compare_h
 
 from halfv_edge.errors import HalfVError
-from halfv_edge.measure import policies
+from halfv_edge.measure import policies, selectors
+from halfv_edge.measure.choosing import Chooser
 from halfv_edge.measure.policies import Policy, PolicyModel
+from halfv_edge.measure.selectors import Chosen, Seen
 from halfv_edge.profile.profile import Profile
-from halfv_edge.testing.client import Client
+from halfv_edge.testing.client import Client, DecodeError
 from tests.support import pruned
 from tests.support.dialogue import N_LAYER, NEXT_TOKENS, feed, make_prompt
 from tests.support.reference.halfv_torch import Reference, share
@@ -169,6 +172,73 @@ def test_not_while_a_picture_waits(model: Callable) -> None:
             set_choice(client, "random")
         with pytest.raises(halfv_cpp.CallError, match="choice 9 does not exist"):
             halfv_cpp.check(halfv_compare_h.halfv_set_choice(client.ctx, 9, 0))
+
+
+def by_attention(seen: Seen, count: int) -> Chosen:
+    """FastV's rank, as a selector: where the last token of the question looks."""
+    assert seen.attention is not None
+    return Chosen(selectors.top(seen.attention[:, -1].mean(axis=0), count), 0.0)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("profile", [IVR, PYRAMID], ids=["stage II", "both"])
+def test_a_chooser_sees_what_it_should(
+    model: Callable, arch: str, profile: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that ranks by attention chooses as the library does itself, in pieces and with text before the picture."""
+    monkeypatch.setitem(selectors.BOUNDARY, "by attention", by_attention)
+    path, reference = model(arch)
+    reference.choice = "attention"
+    segments = make_prompt(reference, GRID, seed=3)
+    chooser = Chooser("by attention")
+    with connect(path, profile, "halfv", n_batch=50, n_ubatch=30) as client:
+        chooser.serve(client.ctx)
+        set_choice(client, "given")
+        assert_follows(client, reference, segments, profile)
+
+
+def test_what_a_chooser_sees_of_the_states(model: Callable) -> None:
+    path, reference = model("qwen2vl")
+    segments = make_prompt(reference, GRID, seed=3)
+    seen: list[Seen] = []
+
+    class Spy(Chooser):
+        def __init__(self) -> None:
+            super().__init__("scope")
+            self.select = self.look
+
+        def look(self, shown: Seen, count: int) -> Chosen:
+            seen.append(shown)
+            return selectors.scope(shown, count)
+
+    spy = Spy()
+    with connect(path, IVR, "halfv") as client:
+        spy.serve(client.ctx)
+        set_choice(client, "given")
+        feed(client, segments)
+    states = Reference.run(Reference(path), segments, IVR, states=True).states[IVR["ivr.layer"]].numpy()
+    n, before = GRID[0][0] * GRID[0][1], len(segments[0].ids)
+    np.testing.assert_allclose(seen[0].states, states[before : before + n], atol=1e-4)
+    np.testing.assert_allclose(seen[0].text, states[before + n :], atol=1e-4)
+    normed = reference.norm(torch.from_numpy(states), "output_norm.weight").numpy()
+    np.testing.assert_allclose(seen[0].features, selectors.unit(normed)[before : before + n], atol=1e-4)
+    assert seen[0].attention is not None and (seen[0].attention.sum(axis=2) < 1).all()
+
+
+def test_a_chooser_that_fails(model: Callable) -> None:
+    path, reference = model("llama")
+    with connect(path, IVR, "halfv") as client:
+        with pytest.raises(halfv_cpp.CallError, match="nobody is there to choose"):
+            set_choice(client, "given")
+        for wrong in ([0, 0], [-1], [108]):
+            chooser = Chooser("scope")
+            chooser.select = lambda _seen, _count, wrong=wrong: Chosen(np.array(wrong), 0.0)
+            pruned.llama_clear(client)
+            client.next_pos[0] = 0
+            chooser.serve(client.ctx)
+            set_choice(client, "given")
+            with pytest.raises(DecodeError, match="chose a token twice, or none of the picture's"):
+                feed(client, make_prompt(reference, GRID, seed=9))
 
 
 def test_neither_prepared_nor_topped_up(model: Callable) -> None:

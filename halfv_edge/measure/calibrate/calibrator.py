@@ -13,6 +13,7 @@ from halfv_edge.engine.context import Item
 from halfv_edge.errors import HalfVError
 from halfv_edge.measure.arrays import Floats
 from halfv_edge.measure.calibrate import entropy, picking, search
+from halfv_edge.measure.calibrate.costs import Costs
 from halfv_edge.measure.calibrate.picking import Curves
 from halfv_edge.measure.calibrate.results import CalibrationGoal, CalibrationResult
 from halfv_edge.measure.calibrate.samples import LEAST, Sample, Samples, too_few
@@ -23,12 +24,12 @@ from halfv_edge.measure.work_file import WorkFile
 from halfv_edge.profile.profile import Calibration, Profile
 
 FROZEN_SAMPLES = 8  # on which every layer is frozen once, at the cost of half the layers per layer
-TRIED_SAMPLES = 16  # on which candidates are run
+TRIED_SAMPLES = 24  # on which candidates are run
 ANSWER_TOKENS = 8
 USUAL_TOKENS = 1024  # of a picture, where the encoder takes any size: what speedups are counted for
 TEXT_TOKENS = 60  # beside it, for the second figure
-EXPECTED_CHECKS = 19  # candidates that a search runs, and
-CHECK_SHARE = 0.6  # what one of them costs, of an unpruned prompt
+EXPECTED_CHECKS = 60  # candidates that a search runs on all of them, about, and
+CHECK_SHARE = 0.5  # what one of them costs, of an unpruned prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,8 @@ class Calibrator:
         work: WorkFile,
         *,
         any_size: bool,
+        taus: Sequence[float | None] = (None,),
+        inputs: Sequence[float] = (1.0,),
         progress: Watch = ignore,
         say: Say = ignore,
         words: Sentence = str,
@@ -66,6 +69,8 @@ class Calibrator:
         self.source = samples.source
         self.work = work
         self.any_size = any_size
+        self.taus = taus  # to try, of patches that the encoder spares
+        self.inputs = inputs  # to try, of shares of its rows that go on
         self.progress = progress
         self.say = say
         self.words = words  # of a sample's error, in the names of whoever reads it
@@ -116,7 +121,9 @@ class Calibrator:
         return min(TRIED_SAMPLES, len(self.samples)) * (1 + EXPECTED_CHECKS * CHECK_SHARE)
 
     def _advance(self, n_prompts: float) -> None:
-        self._n_done += n_prompts
+        """How many candidates there will be nobody knows: towards the end each counts for less."""
+        left = self.n_units() - self._n_done
+        self._n_done += min(n_prompts, 0.02 * left)
         self.progress(Progress(self._n_done, self.n_units(), "calibrating"))
 
     # --- the work ---
@@ -129,19 +136,22 @@ class Calibrator:
         visual = float(np.median([observation.n_visual for observation in seen.values()]))
         n_visual = max(round(visual), USUAL_TOKENS) if self.any_size else round(visual)
         tried = [list(seen)[place] for place in spread_evenly(TRIED_SAMPLES, len(seen))]
+        costs = Costs.of(self.probe, [self.samples[at] for at in tried], self.taus, n_visual, timed=goal.timed)
 
-        def speedup(profile: Profile) -> float:
-            dense, spent = self.probe.flops(profile, 0, n_visual, 0)
-            return dense / spent
-
-        def measure(profile: Profile) -> Check:
-            for at in tried:  # all answers first, as another profile needs another context
+        def measure(profile: Profile, count: int | None) -> Check:
+            some = tried[:count]
+            for at in some:  # all answers first, as another profile needs another context
                 self._answer(at, profile)
-            divergence, agreement = np.array([self._check(at, profile) for at in tried]).mean(axis=0)
-            return Check(profile, float(divergence), float(agreement), speedup(profile))
+            checks = [self._check(at, profile) for at in some]
+            agreement = float(np.mean([agree for _, agree in checks]))
+            return Check(profile, tuple(kl for kl, _ in checks), agreement, costs.speedup(profile))
 
-        candidates = Search(self.probe.n_layer, first.layer, second.layer, measure, speedup, self.probe.fits)
-        found = candidates.run(goal.speedup, goal.max_divergence)
+        search_ = Search(
+            self.probe.n_layer, first.layer, second.layer, measure, costs.speedup, len(tried), self.taus,
+            self.inputs, self.probe.fits,
+        )  # fmt: skip
+        found = search_.run(goal.speedup, goal.max_divergence)
+        self.progress(Progress(self.n_units(), self.n_units(), "calibrating"))
         n_frozen = sum(observation.layer_kl is not None for observation in seen.values())
         evidence = Calibration(
             samples=len(seen),
@@ -151,14 +161,11 @@ class Calibrator:
             layer_kl=tuple(curves.layer_kl) if np.isfinite(curves.layer_kl).all() else None,
             divergence=found.best.divergence,
         )
-        tau = self.probe.runtime.encoder.pixel_tau  # what the samples were encoded with
-        profile = search.finished(found.best.profile, visual)
-        keep = self.probe.runtime.encoder.input_keep
-        profile = dataclasses.replace(profile, pixel_tau=tau, input_keep=keep, calibration=evidence)
-        dense, spent = self.probe.flops(profile, 0, n_visual, TEXT_TOKENS)
+        done = [search.finished(check.profile, visual) for check in (found.best, *found.frontier)]
+        profile = dataclasses.replace(done[0], calibration=evidence).validate(self.probe.n_layer)
         return CalibrationResult(
-            profile.validate(self.probe.n_layer), curves, all_entropy, (first, second), found, len(seen), n_frozen,
-            len(tried), n_visual, dense / spent, tuple(self.skipped),
+            profile, curves, all_entropy, (first, second), found, len(seen), n_frozen, len(tried), n_visual,
+            costs.speedup(profile, TEXT_TOKENS), tuple(done[1:]), tuple(self.skipped), goal.timed,
         )  # fmt: skip
 
     def _observe_all(self) -> dict[int, Observation]:
@@ -197,7 +204,8 @@ class Calibrator:
 
     def _check_key(self, at: int, profile: Profile) -> str:
         values = (profile.ivr_layer, profile.ivr_keep, profile.ivr_anchors, profile.ssr_layer, profile.ssr_update)
-        return f"check {self.samples[at].key} {' '.join(map(str, values))} {profile.ssr_rest}"
+        of_encoder = f"{profile.pixel_tau} {profile.input_keep}"
+        return f"check {self.samples[at].key} {' '.join(map(str, values))} {profile.ssr_rest} {of_encoder}"
 
     def _answer(self, at: int, profile: Profile) -> None:
         if at not in self._answers and self._check_key(at, profile) not in self.work.results:
@@ -206,7 +214,10 @@ class Calibrator:
     def _check(self, at: int, profile: Profile) -> tuple[float, float]:
         key = self._check_key(at, profile)
         if key not in self.work.results:
-            divergence, agree = self.probe.divergence(self._answers[at], profile)
+            sample = self.samples[at]
+            encoder = self.probe.encoder(profile.pixel_tau, profile.input_keep)
+            items = self.probe.items(sample.load(), sample.question, encoder)
+            divergence, agree = self.probe.divergence(self._answers[at], profile, items)
             if not np.isfinite(divergence):
                 raise HalfVError(f"Sample {at + 1} ({self.samples[at].name}) gives NaN with {profile.to_json()}.")
             self.work.add(key, [divergence, agree])

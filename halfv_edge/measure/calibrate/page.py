@@ -66,13 +66,14 @@ def calibration_page(path: Path, result: CalibrationResult, model: Model, sample
 
 def _kept(sample: Sample, profile: Profile, model: Model, probe: Probe) -> TokenMap:
     picture = sample.load()
-    chosen = probe.kept(probe.items(picture, sample.question), profile)
-    return model.encoder.token_map(model.encoder.tokens(picture), chosen)
+    encoder = probe.encoder(profile.pixel_tau, profile.input_keep)
+    chosen = probe.kept(probe.items(picture, sample.question, encoder), profile)
+    return encoder.token_map(encoder.tokens(picture), chosen)
 
 
 def draw(result: CalibrationResult, name: str, pictures: Sequence[tuple[Sample, TokenMap]]) -> Canvas:
     drawn = [(sample, draw_token_map(token_map)) for sample, token_map in pictures]
-    tables = max(_map_height(result), 70 + ROW * len(_shown(result.found.modes)))
+    tables = 70 + ROW * max(len(result.found.frontier), len(_nearest(result)))
     below = _picture_height(drawn)
     top = 150
     page = Canvas(WIDTH, top + 2 * (PLOT_HEIGHT + 90) + tables + below + 40, PAPER)
@@ -92,8 +93,15 @@ def draw(result: CalibrationResult, name: str, pictures: Sequence[tuple[Sample, 
     share = [("", VISUAL, curves.attention)]
     _plot(page, right, top, "Attention of the last token to the picture", share, stages, lambda y: f"{y:.0%}")
     top += PLOT_HEIGHT + 90
-    _map(page, left, top, result)
-    _modes(page, right, top, result)
+    _table(page, left, top, "The frontier", result.found.frontier, result)
+    _table(
+        page,
+        right,
+        top,
+        "What was tried about as fast; f: frozen, d: dropped, p: without patches that repeat",
+        _nearest(result),
+        result,
+    )
     _pictures(page, top + tables, drawn)
     return page
 
@@ -197,66 +205,37 @@ def _power(exponent: float) -> str:
     return f"{value:.2g}" if value >= 0.01 else f"{value:.0e}".replace("e-0", "e-")
 
 
-def _map_height(result: CalibrationResult) -> int:
-    return 110 + 34 * len({check.profile.ivr_keep for check in result.found.map})
+def _nearest(result: CalibrationResult) -> list[Check]:
+    """Of what was tried, those about as fast as the profile, the best first."""
+    found = result.found
+    by_speed = sorted(found.tried, key=lambda check: abs(math.log(check.speedup / found.best.speedup)))
+    return sorted(by_speed[:12], key=lambda check: check.divergence)
 
 
-def _map(page: Canvas, x: float, y: float, result: CalibrationResult) -> None:
-    """Marginal utility over layers and shares: darker is dearer."""
-    page.text(x, y + 12, "Marginal utility of stage II alone", INK, 14, bold=True)
-    page.text(
-        x, y + 32, "divergence per share of compute saved, by first layer and share kept; less is better", DIM, 12
-    )
-    layers = sorted({check.profile.ivr_layer for check in result.found.map})
-    keeps = sorted({check.profile.ivr_keep for check in result.found.map}, reverse=True)
-    cost = {(check.profile.ivr_layer, check.profile.ivr_keep): check.marginal_utility for check in result.found.map}
-    logs = np.log10(np.maximum(list(cost.values()), 1e-9))
-    low, span = logs.min(), max(float(np.ptp(logs)), 1e-9)
-    wide = (SIDE - 60) / max(1, len(layers))
-    for row, keep in enumerate(keeps):
-        top = y + 46 + 34 * row
-        page.text(x + 50, top + 21, f"{keep:.0%}", DIM, 12, "end")
-        for column, layer in enumerate(layers):
-            heat = (np.log10(max(cost[layer, keep], 1e-9)) - low) / span
-            fill = _mix((255, 247, 230), (217, 119, 6), float(heat))
-            chosen = BEST if layer == result.profile.ivr_layer else None
-            page.rect(x + 60 + wide * column + 2, top + 2, wide - 4, 30, fill, chosen)
-            page.text(x + 60 + wide * (column + 0.5), top + 21, f"{cost[layer, keep]:.2g}", INK, 12, "middle")
-    for column, layer in enumerate(layers):
-        page.text(x + 60 + wide * (column + 0.5), y + 64 + 34 * len(keeps), f"layer {layer}", DIM, 12, "middle")
-
-
-def _mix(one: tuple[int, int, int], other: tuple[int, int, int], share: float) -> str:
-    return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in zip(one, other, strict=True))
-
-
-def _shown(modes: Sequence[Check]) -> list[Check]:
-    """Each profile once, the best first."""
-    unique = {check.profile: check for check in modes}
-    return sorted(unique.values(), key=lambda check: (-check.speedup // 0.1, check.divergence))[:12]
-
-
-def _modes(page: Canvas, x: float, y: float, result: CalibrationResult) -> None:
-    page.text(x, y + 12, "Stage III: what was tried", INK, 14, bold=True)
+def _table(page: Canvas, x: float, y: float, title: str, checks: Sequence[Check], result: CalibrationResult) -> None:
+    page.text(x, y + 12, title, INK, 14, bold=True)
     columns = (
-        (0, "layer"),
-        (52, "updated"),
-        (118, "rest"),
-        (190, "keep"),
-        (246, "speedup"),
-        (314, "divergence"),
-        (398, "same"),
+        (0, "II from"),
+        (50, "keep"),
+        (96, "anchors"),
+        (150, "III from"),
+        (206, "enters"),
+        (260, "speedup"),
+        (322, "divergence"),
+        (400, "same"),
     )
     for offset, word in columns:
         page.text(x + offset, y + 36, word, DIM, 12)
-    n_layer = result.curves.n_layer
-    for row, check in enumerate(_shown(result.found.modes)):
+    for row, check in enumerate(checks):
         p = check.profile
-        none = p.ssr_layer == n_layer
-        third = ("none", "", "") if none else (str(p.ssr_layer), f"{p.ssr_update:.0%}", p.ssr_rest)
-        cost = (f"{p.ivr_keep:.0%}", f"{check.speedup:.2f}x", f"{check.divergence:.3g}", f"{check.agreement:.0%}")
+        third = "none" if p.ssr_layer == result.curves.n_layer else f"{p.ssr_layer} {p.ssr_update:.0%} {p.ssr_rest[0]}"
+        cells = (
+            str(p.ivr_layer), f"{p.ivr_keep:.1%}", f"{p.ivr_anchors:.0%}", third,
+            ("p " if p.pixel_tau is not None else "") + f"{p.input_keep:.0%}", f"{check.speedup:.2f}x",
+            f"{check.divergence:.3g}", f"{check.agreement:.0%}",
+        )  # fmt: skip
         is_best = p == result.best.profile
-        for (offset, _), cell in zip(columns, (*third, *cost), strict=True):
+        for (offset, _), cell in zip(columns, cells, strict=True):
             page.text(x + offset, y + 36 + ROW * (row + 1), cell, BEST if is_best else INK, 13, bold=is_best)
 
 

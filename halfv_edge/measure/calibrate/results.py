@@ -11,6 +11,7 @@ from halfv_edge.errors import HalfVError
 from halfv_edge.measure.arrays import Floats
 from halfv_edge.measure.calibrate.picking import Curves, Pick
 from halfv_edge.measure.calibrate.search import Check, Found
+from halfv_edge.profile.frontier import Point
 from halfv_edge.profile.profile import Profile
 
 USUAL_SPEEDUP = 4.0
@@ -29,6 +30,8 @@ class CalibrationGoal:
     """FLOPs of a picture, unpruned by pruned."""
     max_divergence: float | None = None
     """KL from the unpruned model, nats per token."""
+    timed: bool = False
+    """Speedups are of the time to the first token on this machine, encoder included, in place of FLOPs."""
 
     def __post_init__(self) -> None:
         for name, above in (("target_speedup", 1), ("max_divergence", 0)):
@@ -66,12 +69,20 @@ class CalibrationResult:
     n_tried: int
     n_visual: int  # what speedups are counted for
     text_speedup: float  # the same with 60 tokens of text
+    frontier: tuple[Profile, ...]  # one for each check of found.frontier, for everyday use
     skipped: tuple[str, ...]
+    timed: bool = False  # speedups are of time
 
     @property
     def best(self) -> Check:
         """The candidate that became the profile."""
         return self.found.best
+
+    @property
+    def points(self) -> tuple[Point, ...]:
+        """The frontier as a model's file carries it."""
+        pairs = zip(self.found.frontier, self.frontier, strict=True)
+        return tuple(Point(check.speedup, check.divergence, profile) for check, profile in pairs)
 
     def to_json(self) -> dict[str, Any]:
         """All of it, as `halfv calibrate --json` prints it."""
@@ -85,7 +96,6 @@ class CalibrationResult:
             "samples": {"used": self.n_samples, "frozen": self.n_frozen, "tried": self.n_tried},
             "skipped": list(self.skipped),
             "picks": {name: dataclasses.asdict(pick) for name, pick in zip(("ivr", "ssr"), self.picks, strict=True)},
-            "notes": list(self.found.notes),
             "curves": {
                 "visual_entropy": self.curves.visual.tolist(),
                 "text_entropy": self.curves.text.tolist(),
@@ -93,8 +103,8 @@ class CalibrationResult:
                 "attention": _numbers(self.curves.attention),
                 "layer_kl": _numbers(self.curves.layer_kl),
             },
-            "stage2_candidates": [_candidate(check) for check in self.found.map],
-            "stage3_candidates": [_candidate(check) for check in self.found.modes],
+            "frontier": [_candidate(check) for check in self.found.frontier],
+            "tried": [_candidate(check) for check in self.found.tried],
         }
 
 
@@ -108,5 +118,4 @@ def _candidate(check: Check) -> dict[str, Any]:
         "divergence": check.divergence,
         "agreement": check.agreement,
         "speedup": check.speedup,
-        "marginal_utility": check.marginal_utility,
     }

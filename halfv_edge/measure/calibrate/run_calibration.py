@@ -25,6 +25,7 @@ from halfv_edge.profile import resolve
 
 USUAL_IMAGE_TOKENS = 256  # per picture while calibrating, for encoders that take any size: layers behave alike
 DEFAULT_CTX = 4096
+INPUTS = (1.0, 0.7, 0.5, 0.4, 0.3, 0.25, 0.2)
 DEFAULT_OPTIONS = ModelOptions()
 DEFAULT_GOAL = CalibrationGoal()
 
@@ -106,13 +107,26 @@ def run_calibration(
     probe = Probe(model)
     try:
         calibrator = Calibrator(
-            probe, samples, kept, any_size=model.encoder.is_mrope, progress=progress, say=say, words=words
-        )
+            probe, samples, kept, any_size=model.encoder.is_mrope, taus=_taus(model), inputs=_inputs(model),
+            progress=progress, say=say, words=words,
+        )  # fmt: skip
         say(_cost(calibrator.estimate()))
         return calibrator.run(goal)
     finally:
         kept.close()
         probe.close()
+
+
+def _taus(model: Model) -> tuple[float | None, ...]:
+    """What to try of patches that repeat: what was asked for, else all of them and none, where the encoder can."""
+    asked = model.encoder.pixel_tau
+    return (None, 0.0) if asked is None and model.encoder.spares_patches else (asked,)
+
+
+def _inputs(model: Model) -> tuple[float, ...]:
+    """What to try of shares that go on from the encoder: what was asked for, else several."""
+    asked = model.encoder.input_keep
+    return INPUTS if asked == 1 else (asked,)
 
 
 def _settings(model: Model) -> dict[str, Any]:

@@ -1,30 +1,39 @@
-"""From the picked boundaries to a profile: candidates are run, and what they cost decides. Pure but for `measure`."""
+"""From the picked boundaries to a frontier: for each speedup the profile that stays nearest to the unpruned model.
+
+Layers, shares, stage III and what the encoder leaves out are searched together: whatever is tried keeps as many tokens
+as the speedup allows, so that only what it does to the answers decides. Pure but for `measure`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from halfv_edge.errors import HalfVError
 from halfv_edge.profile.profile import DROPPED, FROZEN, Profile, Rest
 
-ANCHORS = 0.1
-MAP_KEEPS = (0.5, 0.25)
+ANCHORS = (0.1, 0.3, 0.6, 0.0)
 MODES: tuple[tuple[float, Rest], ...] = (
     (0.0, FROZEN),
     (0.05, DROPPED),
     (0.05, FROZEN),
     (0.0, DROPPED),
+    (0.15, DROPPED),
 )  # ssr.update, ssr.rest
-BETTER = 0.8  # a layer that was not picked must be this much better
-KEEP_STEPS = 100
-LEAST_KEEP = 0.05
+KEEP_STEPS = 200
+LEAST_KEEP = 0.02
 FALLBACK_DEPTH = 0.75  # of stage III to try, when the entropy does not turn
-STEP = 0.1  # of the depth: neighbours of the picked stage III
-LADDER = (1.25, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
-LADDER_START = 3.0  # where the stage III mode is decided when a divergence is the target
+STEP = 0.1  # of the depth: the longer of two steps by which layers move
+ROUNDS = 2  # through all kinds of moves, for one speedup
+LADDER = (1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
+HOPELESS = 1.0  # nats per token: what is faster than this is not tried
+HALVINGS = 5  # of the gap between two speedups, for a divergence that lies between theirs
+FIRST_HEAT = 4  # a candidate runs on a share of the samples first, one in so many
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +41,34 @@ class Check:
     """A profile that was run."""
 
     profile: Profile
-    divergence: float  # KL of the answers from the unpruned model's, nats per token
+    each: tuple[float, ...]  # KL of the answers from the unpruned model's, nats per token, a sample each
     agreement: float  # share of answer tokens that stay the likeliest
-    speedup: float  # FLOPs of a picture, unpruned by pruned
+    speedup: float  # what a picture costs, unpruned by pruned
 
     @property
-    def marginal_utility(self) -> float:
-        """Divergence per share of compute saved; less is better."""
-        return self.divergence / max(1 - 1 / self.speedup, 1e-9)
+    def divergence(self) -> float:
+        return statistics.fmean(self.each)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """All of a profile but the share that stage II keeps."""
+
+    ivr_layer: int
+    ssr_layer: int
+    ssr_update: float = 1.0
+    ssr_rest: Rest = DROPPED
+    ivr_anchors: float = ANCHORS[0]
+    pixel_tau: float | None = None
+    input_keep: float = 1.0
+
+    @classmethod
+    def of(cls, profile: Profile) -> Shape:
+        return cls(**{field.name: getattr(profile, field.name) for field in dataclasses.fields(cls)})
+
+    def keeping(self, share: float) -> Profile:
+        # every picture counts, small ones too
+        return Profile(ivr_keep=share, min_visual_tokens=1, **dataclasses.asdict(self))
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,214 +76,236 @@ class Found:
     """What the search comes to."""
 
     best: Check
-    map: tuple[Check, ...]  # stage II alone, over layers and shares
-    modes: tuple[Check, ...]  # stage III, at equal compute
-    notes: tuple[str, ...]
+    frontier: tuple[Check, ...]  # faster and faster, each further from the unpruned model
+    tried: tuple[Check, ...]  # all that ran on every sample
 
 
-@dataclass(slots=True)
-class Tried:
-    """The same while it goes on."""
-
-    ivr_layer: int
-    map: list[Check] = field(default_factory=list)
-    modes: list[Check] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-
-Measure = Callable[[Profile], Check]
+Measure = Callable[[Profile, int | None], Check]  # on the first so many samples, None: on all
 Speedup = Callable[[Profile], float]
 Fits = Callable[[Profile], bool]
 
 
 class Search:
     def __init__(
-        self,
-        n_layer: int,
-        ivr: int,
-        ssr: int,
-        measure: Measure,
-        speedup: Speedup,
-        fits: Fits = lambda _: True,
-    ):
-        """ivr, ssr: as picked from the curves; ssr = n_layer: the curves show no stage III.
+        self, n_layer: int, ivr: int, ssr: int, measure: Measure, speedup: Speedup, n_samples: int,
+        taus: Sequence[float | None] = (None,), inputs: Sequence[float] = (1.0,), fits: Fits = lambda _: True,
+    ):  # fmt: skip
+        """ivr, ssr: as picked from the curves; ssr = n_layer: the curves show no stage III. taus, inputs: to try.
 
         fits: whether the model can have a profile's stages.
         """
         self.n_layer = n_layer
         self.measure = measure
         self.speedup = speedup
-        self.fits = fits
-        self.first_layers = [il for il in range(1, n_layer) if fits(self._profile(il, 0.5, n_layer, 1.0, DROPPED))]
+        self.heat = -(-n_samples // FIRST_HEAT)
+        self.long = max(2, round(STEP * n_layer))
+        self.taus = taus
+        self.inputs = inputs
+        self.fits = functools.cache(fits)
+        self._tried: dict[Profile, Check] = {}
+        self.first_layers = [layer for layer in range(1, n_layer) if self._possible(Shape(layer, n_layer))]
         if not self.first_layers:
             raise HalfVError("No layer of this model can begin a stage II.")
-        self.picked = ivr
         self.ivr = _nearest(ivr, self.first_layers)
-        self.ssr = ssr
+        self.ssr = ssr if self.ivr < ssr < n_layer else round(FALLBACK_DEPTH * n_layer)
 
     def run(self, target: float | None, max_divergence: float | None) -> Found:
-        """The fastest within a divergence, else the closest at a speedup."""
-        tried = Tried(self.ivr)
-        if self.ivr != self.picked:
-            tried.notes.append(f"stage II from layer {self.ivr}: this model cannot begin it at {self.picked}")
-        self._stage2(tried)
-        if max_divergence is not None:
-            best = self._within(max_divergence, tried)
-        else:
-            assert target is not None
-            best = self._at(target, tried)
-        return Found(best, tuple(tried.map), tuple(tried.modes), tuple(tried.notes))
-
-    def map_layers(self) -> list[int]:
-        n = self.n_layer
-        near = {self.ivr - 1, self.ivr, self.ivr + 1}
-        return sorted({layer for layer in near | {n // 4, n // 2, 3 * n // 4} if layer in self.first_layers})
-
-    def _stage2(self, tried: Tried) -> None:
-        """The marginal utility over layers and shares; a neighbour of the pick replaces it if it is clearly better."""
-        tried.map = [
-            self.measure(self._profile(layer, keep, self.n_layer, 1.0, DROPPED))
-            for layer in self.map_layers()
-            for keep in MAP_KEEPS
-        ]
-        cost = {
-            layer: sum(check.marginal_utility for check in tried.map if check.profile.ivr_layer == layer)
-            for layer in self.map_layers()
-            if abs(layer - self.ivr) <= 1
-        }
-        best = min(cost, key=cost.__getitem__)
-        if best != self.ivr and cost[best] < BETTER * cost[self.ivr]:
-            tried.notes.append(f"stage II from layer {best}: its marginal utility is better than that of {self.ivr}")
-            tried.ivr_layer = best
-
-    def _at(self, target: float, tried: Tried) -> Check:
-        """The least divergence at a speedup."""
-        ssr = self._first_ssr(tried)
-        wanted = [(ssr, update, rest) for update, rest in MODES if ssr < self.n_layer] + [(self.n_layer, 1.0, DROPPED)]
-        checks = self._checks(tried, wanted, target)
-        if not checks:
-            closest = max(self._fastest(tried, wanted), key=self.speedup)
-            raise HalfVError(
-                f"This model cannot become {target:g} times faster without keeping less than {LEAST_KEEP:.0%} of a "
-                f"picture: the closest is {math.floor(100 * self.speedup(closest)) / 100:g}; ask for that with "
-                "{target_speedup}.",
-                settings={"target_speedup": None},
-            )
-        tried.modes += checks
-        deep = [check for check in checks if check.profile.ssr_layer < self.n_layer]
-        if deep:
-            checks.append(self._best_layer(min(deep, key=_divergence), tried, target))
-        return min(checks, key=_divergence)
-
-    def _best_layer(self, first: Check, tried: Tried, target: float) -> Check:
-        """A neighbour of the picked stage III takes its place if it is clearly better."""
-        p, step = first.profile, max(1, round(STEP * self.n_layer))
-        layers = [layer for layer in (p.ssr_layer - step, p.ssr_layer + step) if 0 < layer < self.n_layer]
-        others = self._checks(tried, [(layer, p.ssr_update, p.ssr_rest) for layer in layers], target)
-        tried.modes += others
-        other = min(others, key=_divergence, default=first)
-        if other.divergence >= BETTER * first.divergence:
-            return first
-        tried.notes.append(f"stage III from layer {other.profile.ssr_layer}: it diverges less than from {p.ssr_layer}")
-        return other
-
-    def _within(self, limit: float, tried: Tried) -> Check:
-        """The highest speedup whose divergence is within the limit."""
-        start = LADDER_START
-        while True:  # some models cannot even reach the start
-            try:
-                first = self._at(start, tried)
+        """The fastest within a divergence, else the nearest at a speedup."""
+        points: list[Check] = []
+        shape = Shape(self.ivr, self.n_layer, pixel_tau=self.taus[0], input_keep=self.inputs[0])
+        for speed in sorted({*LADDER, *([target] if target else [])}):
+            point = self._nearest_at(speed, shape)
+            if point is None:
                 break
-            except HalfVError:
-                start -= 0.5
-                if start <= 1:
-                    raise
-        mode = (first.profile.ssr_layer, first.profile.ssr_update, first.profile.ssr_rest)
-        # how the divergence grows with the speedup is close enough to monotone for a bisection
-        low, high, best, least = 0, len(LADDER), None, first
-        while low < high:
-            middle = (low + high) // 2
-            checks = self._checks(tried, [mode, (self.n_layer, 1.0, DROPPED)], LADDER[middle])
-            tried.modes += checks
-            fits = [check for check in checks if check.divergence <= limit]
-            least = min([least, *checks], key=_divergence)
-            if fits:
-                best, low = min(fits, key=_divergence), middle + 1
-            else:
-                high = middle
-        if best is None:
+            points.append(point)
+            shape = Shape.of(point.profile)
+            if point.divergence > HOPELESS and not (target and speed < target):
+                break
+        best = self._at(target, points) if target else self._within(max_divergence or 0.0, points)
+        return Found(best, _frontier([*points, best]), tuple(self._tried.values()))
+
+    def _at(self, target: float, points: Sequence[Check]) -> Check:
+        reached = [point for point in points if point.speedup >= target]
+        if reached:
+            return min(reached, key=_divergence)
+        closest = max(self.speedup(shape.keeping(LEAST_KEEP)) for shape in self._shapes())
+        raise HalfVError(
+            f"This model cannot become {target:g} times faster without keeping less than {LEAST_KEEP:.0%} of a "
+            f"picture: the closest is {math.floor(100 * closest) / 100:g}; ask for that with "
+            "{target_speedup}.",
+            settings={"target_speedup": None},
+        )
+
+    def _within(self, limit: float, points: Sequence[Check]) -> Check:
+        """The fastest of all that ran, and of some more between the last step of the ladder that fits and the next."""
+        fitting = [point for point in points if point.divergence <= limit]
+        if not fitting:
+            least = min(self._tried.values(), key=_divergence)
             raise HalfVError(
                 f"No profile stays within a divergence of {limit:g}: the closest has {_rounded_up(least.divergence)} "
                 f"and is {least.speedup:.2f} times faster; ask for that with {{max_divergence}}.",
                 settings={"max_divergence": None},
             )
+        slow = max(fitting, key=_speedup)
+        fast = min((point for point in points if point.speedup > slow.speedup), key=_speedup, default=None)
+        low, high = slow.speedup, fast.speedup if fast else slow.speedup
+        shapes = [Shape.of(point.profile) for point in (slow, fast) if point]
+        for _ in range(HALVINGS if fast else 0):
+            middle = math.sqrt(low * high)
+            checks = [check for shape in shapes if (check := self._fitted(shape, middle))]
+            within = [check for check in checks if check.divergence <= limit]
+            low, high = (middle, high) if within else (low, middle)
+        return max((check for check in self._tried.values() if check.divergence <= limit), key=_speedup)
+
+    # --- one speedup ---
+
+    def _nearest_at(self, speed: float, start: Shape) -> Check | None:
+        """Moves one thing after the other as long as that helps."""
+        best = self._fitted(start, speed)
+        if best is None:
+            others = [check for shape in self._shapes() if (check := self._fitted(shape, speed))]
+            if not others:
+                return None
+            best = min(others, key=_divergence)
+        for _ in range(ROUNDS):
+            before = best
+            for moves in (self._inputs, self._taus, self._layers, self._stage3, self._deep_layers, self._anchors):
+                better = [
+                    check for shape in moves(Shape.of(best.profile)) if (check := self._better(shape, speed, best))
+                ]
+                best = min([best, *better], key=_divergence)
+            if best is before:
+                break
         return best
 
-    def _first_ssr(self, tried: Tried) -> int:
-        if self.ssr < self.n_layer and self.ssr > tried.ivr_layer:
-            ssr, why = self.ssr, ""
-        else:
-            ssr = min(self.n_layer - 1, max(tried.ivr_layer + 1, round(FALLBACK_DEPTH * self.n_layer)))
-            why = f"{FALLBACK_DEPTH:.0%} of the depth, as no curve shows it"
-        possible = [
-            layer
-            for layer in range(tried.ivr_layer + 1, self.n_layer)
-            if any(self.fits(self._profile(tried.ivr_layer, 0.5, layer, *mode)) for mode in MODES)
-        ]
-        nearest = _nearest(ssr, possible) if possible else self.n_layer
-        if nearest != ssr:
-            why = f"as this model cannot begin it at {ssr}"
-        note = f"stage III is tried from layer {nearest}, {why}" if possible else "no stage III is possible"
-        if why and note not in tried.notes:
-            tried.notes.append(note)
-        return nearest
+    def _better(self, shape: Shape, speed: float, best: Check) -> Check | None:
+        """Nearer than the best by more than the samples' differences vary; most fail on a few of them."""
+        profile = self._keeping_most(shape, speed)
+        if profile is None:
+            return None
+        if profile not in self._tried:
+            first = self.measure(profile, self.heat)
+            if first.divergence >= statistics.fmean(best.each[: len(first.each)]):
+                return None
+        check = self._check(profile)
+        return check if surely_less(check.each, best.each) else None
 
-    def _checks(self, tried: Tried, wanted: Iterable[tuple[int, float, Rest]], target: float) -> list[Check]:
-        """Each at the largest share of kept tokens that reaches the target; those that cannot are left out."""
-        checks = []
-        for ssr, update, rest in wanted:
-            if not tried.ivr_layer < ssr <= self.n_layer:
-                continue
-            profile = self.fitting(tried.ivr_layer, ssr, update, rest, target)
-            if profile and self.fits(profile):
-                checks.append(self.measure(profile))
-        return checks
+    def _fitted(self, shape: Shape, speed: float) -> Check | None:
+        profile = self._keeping_most(shape, speed)
+        return self._check(profile) if profile else None
 
-    def _fastest(self, tried: Tried, wanted: Iterable[tuple[int, float, Rest]]) -> list[Profile]:
-        all_of = [self._profile(tried.ivr_layer, LEAST_KEEP, *mode) for mode in wanted if mode[0] > tried.ivr_layer]
-        return [profile for profile in all_of if self.fits(profile)]
+    def _check(self, profile: Profile) -> Check:
+        if profile not in self._tried:
+            self._tried[profile] = self.measure(profile, None)
+        return self._tried[profile]
 
-    def fitting(self, ivr: int, ssr: int, update: float, rest: Rest, target: float) -> Profile | None:
-        """With the largest share kept that makes it fast enough; None when LEAST_KEEP does not."""
+    def _keeping_most(self, shape: Shape, speed: float) -> Profile | None:
+        """The largest share kept that is fast enough; None when LEAST_KEEP is not."""
+        if not self._possible(shape):
+            return None
         low, high = round(LEAST_KEEP * KEEP_STEPS), KEEP_STEPS
-        profile = self._profile(ivr, low / KEEP_STEPS, ssr, update, rest)
-        if self.speedup(profile) < target:
+        if self.speedup(shape.keeping(low / KEEP_STEPS)) < speed:
             return None
         while low < high:
             middle = (low + high + 1) // 2
-            fitted = self._profile(ivr, middle / KEEP_STEPS, ssr, update, rest)
-            if self.speedup(fitted) >= target:
-                low, profile = middle, fitted
+            if self.speedup(shape.keeping(middle / KEEP_STEPS)) >= speed:
+                low = middle
             else:
                 high = middle - 1
-        return profile
+        return shape.keeping(low / KEEP_STEPS)
 
-    def _profile(self, ivr: int, keep: float, ssr: int, update: float, rest: Rest) -> Profile:
-        # every picture counts, small ones too
-        return Profile(ivr, keep, ANCHORS, ssr, update, rest, min_visual_tokens=1)
+    # --- moves ---
+
+    def _possible(self, shape: Shape) -> bool:
+        return 1 <= shape.ivr_layer < min(shape.ssr_layer, self.n_layer) and self.fits(shape.keeping(0.5))
+
+    def _around(self, layer: int, layers: Sequence[int]) -> list[int]:
+        """The next ones in a list, and those a tenth of the depth away, both ways."""
+        if not layers:
+            return []
+        at = layers.index(_nearest(layer, layers))
+        found = [layers[to] for to in (at - 1, at, at + 1) if 0 <= to < len(layers)]
+        return sorted({*found, _nearest(layer - self.long, layers), _nearest(layer + self.long, layers)})
+
+    def _layers(self, shape: Shape) -> Iterator[Shape]:
+        for layer in self._around(shape.ivr_layer, self.first_layers):
+            yield dataclasses.replace(shape, ivr_layer=layer)
+
+    def _stage3(self, shape: Shape) -> Iterator[Shape]:
+        for update, rest in MODES:
+            changed = dataclasses.replace(shape, ssr_update=update, ssr_rest=rest)
+            if shape.ssr_layer < self.n_layer:
+                yield changed
+            elif layers := self._third_layers(changed):
+                for layer in {_nearest(self.ssr, layers), _nearest(self.ssr + self.long, layers)}:
+                    yield dataclasses.replace(changed, ssr_layer=layer)
+        yield dataclasses.replace(shape, ssr_layer=self.n_layer, ssr_update=1.0, ssr_rest=DROPPED)
+
+    def _deep_layers(self, shape: Shape) -> Iterator[Shape]:
+        if shape.ssr_layer < self.n_layer:
+            for layer in self._around(shape.ssr_layer, self._third_layers(shape)):
+                yield dataclasses.replace(shape, ssr_layer=layer)
+
+    def _third_layers(self, shape: Shape) -> list[int]:
+        """Where stage III can begin."""
+        layers = range(shape.ivr_layer + 1, self.n_layer)
+        return [layer for layer in layers if self._possible(dataclasses.replace(shape, ssr_layer=layer))]
+
+    def _anchors(self, shape: Shape) -> Iterator[Shape]:
+        for share in ANCHORS:
+            yield dataclasses.replace(shape, ivr_anchors=share)
+
+    def _inputs(self, shape: Shape) -> Iterator[Shape]:
+        for share in self.inputs:
+            yield dataclasses.replace(shape, input_keep=share)
+
+    def _taus(self, shape: Shape) -> Iterator[Shape]:
+        for tau in self.taus:
+            yield dataclasses.replace(shape, pixel_tau=tau)
+
+    def _shapes(self) -> Iterator[Shape]:
+        """From where no step leads to a speedup: everywhere, coarsely."""
+        n = self.n_layer
+        layers = {_nearest(layer, self.first_layers) for layer in (1, self.ivr, n // 8, n // 4, 3 * n // 8, n // 2)}
+        third = [(layer, *mode) for layer in (self.ssr, 2) for mode in MODES] + [(n, 1.0, DROPPED)]
+        for first, (ssr, update, rest), tau, share in itertools.product(sorted(layers), third, self.taus, self.inputs):
+            shape = Shape(first, n, update, rest, pixel_tau=tau, input_keep=share)
+            deep = self._third_layers(shape) if ssr < n else []
+            if deep or ssr == n:
+                yield dataclasses.replace(shape, ssr_layer=_nearest(ssr, deep) if deep else n)
 
 
 def can_freeze(n_layer: int, fits: Fits) -> bool:
     """Whether all layers of a model can leave visual tokens as they are."""
-    return n_layer < 3 or fits(Profile(1, 0.5, ANCHORS, 2, 0.0, FROZEN, min_visual_tokens=1))
+    return n_layer < 3 or fits(Shape(1, 2, 0.0, FROZEN).keeping(0.5))
 
 
 def _nearest(layer: int, layers: Iterable[int]) -> int:
     return min(layers, key=lambda other: (abs(other - layer), other))
 
 
+def surely_less(one: Sequence[float], other: Sequence[float]) -> bool:
+    """On the same samples, by more than the standard error of the mean difference."""
+    differences = [b - a for a, b in zip(one, other, strict=True)]
+    spread = statistics.stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else 0.0
+    return statistics.fmean(differences) > spread
+
+
+def _frontier(points: Iterable[Check]) -> tuple[Check, ...]:
+    """Those that none beats in both."""
+    kept: list[Check] = []
+    for point in sorted(set(points), key=lambda check: (-check.speedup, check.divergence)):
+        if not kept or point.divergence < kept[-1].divergence:
+            kept.append(point)
+    return tuple(reversed(kept))
+
+
 def _divergence(check: Check) -> float:
     return check.divergence
+
+
+def _speedup(check: Check) -> float:
+    return check.speedup
 
 
 def _rounded_up(value: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import numpy as np
 from halfv_cpp import halfv_compare_h, halfv_h, llama_h, log
 
 from halfv_edge.engine.context import SEQ, Context, Item, n_cells
-from halfv_edge.engine.encoder import Chunk
+from halfv_edge.engine.encoder import Chunk, Encoder
 from halfv_edge.engine.images import Picture
 from halfv_edge.engine.model import Model
 from halfv_edge.errors import HalfVError, RunError
@@ -59,9 +60,13 @@ class Probe:
         self.n_embd = model.runtime.n_embd
         self._context: Context | None = None
         self._profile: Profile | None = None
+        self._encoders = {(model.encoder.pixel_tau, model.encoder.input_keep): model.encoder}
 
     def close(self) -> None:
         self._drop()
+        for encoder in self._encoders.values():
+            if encoder is not self.runtime.encoder:
+                encoder.close()
 
     def _drop(self) -> None:
         if self._context:
@@ -70,17 +75,31 @@ class Probe:
 
     def context(self, profile: Profile | None = None) -> Context:
         """An empty context with this profile; None: unpruned, and observable."""
-        profile = profile or Profile.default(self.n_layer)
+        own = self.runtime.encoder
+        default = Profile.default(self.n_layer)
+        profile = profile or dataclasses.replace(default, pixel_tau=own.pixel_tau, input_keep=own.input_keep)
         if self._context and self._profile == profile:
             self._context.clear()
             return self._context
         self._drop()
-        self._context, self._profile = self.runtime.context(profile), profile
+        encoder = self.encoder(profile.pixel_tau, profile.input_keep)
+        self._context, self._profile = self.runtime.context(profile, encoder=encoder), profile
         return self._context
 
-    def items(self, picture: Picture, question: str) -> list[Item]:
+    def encoder(self, pixel_tau: float | None, input_keep: float) -> Encoder:
+        """The model's, or the same that leaves patches or rows out."""
+        key = pixel_tau, input_keep
+        if key not in self._encoders:
+            options = self.runtime.options
+            self._encoders[key] = self.runtime.load_encoder(
+                image_max_tokens=options.image_max_tokens, pixel_tau=pixel_tau, input_keep=input_keep,
+                weights=options.mmproj_type,
+            )  # fmt: skip
+        return self._encoders[key]
+
+    def items(self, picture: Picture, question: str, encoder: Encoder | None = None) -> list[Item]:
         """The prompt as the model's chat template has it."""
-        return self.runtime.prompt(picture, question).items
+        return self.runtime.prompt(picture, question, encoder).items
 
     def observe(self, items: Sequence[Item], freeze: bool) -> Observation:
         """Layer by layer, one boundary in memory at a time."""
@@ -133,10 +152,15 @@ class Probe:
                 halfv_cpp.set_model_profile(pointer, before)
         return True
 
-    def divergence(self, answer: GreedyAnswer, profile: Profile) -> tuple[float, float]:
-        """KL from the unpruned model over its own answer, and the share of its tokens that are still the likeliest."""
+    def divergence(
+        self, answer: GreedyAnswer, profile: Profile, items: Sequence[Item] | None = None
+    ) -> tuple[float, float]:
+        """KL from the unpruned model over its own answer, and the share of its tokens that are still the likeliest.
+
+        items: the prompt where the profile leaves patches out.
+        """
         context = self.context(profile)
-        context.evaluate(answer.items, output=True)
+        context.evaluate(answer.items if items is None else items, output=True)
         logits = np.stack([self.runtime.logits(context), *self._follow(context, answer.tokens[:-1])])
         agree = float(np.mean(logits.argmax(axis=1) == np.array(answer.tokens)))
         return entropy.kl(answer.logits, logits), agree

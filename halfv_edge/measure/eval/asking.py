@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from halfv_edge.engine.model import Model
 from halfv_edge.errors import HalfVError, RunError
 from halfv_edge.measure.arrays import Floats
 from halfv_edge.measure.calibrate import entropy
+from halfv_edge.measure.choosing import Chooser, ChosenChunk, choose_input, raising_what_failed
 from halfv_edge.measure.policies import CHOICES, Policy
 from halfv_edge.profile.profile import Profile
 
@@ -56,6 +58,7 @@ class Asker:
         self.max_tokens = max_tokens
         self.kl_tokens = kl_tokens
         self._contexts: dict[Policy, Context] = {}
+        self._choosers: list[Chooser] = []  # the library calls them as long as there are contexts
         self._own_encoder = model.encoder
         self._own_encoder._cache.clear()  # so that the encoding of every picture is timed
         options = model.runtime.options
@@ -107,6 +110,9 @@ class Asker:
         if policy.choice != CHOICES[0]:
             from halfv_cpp import halfv_compare_h
 
+            if policy.selector:
+                self._choosers.append(Chooser(policy.selector))
+                self._choosers[-1].serve(context.pointer)
             halfv_cpp.check(
                 halfv_compare_h.halfv_set_choice(context.pointer, CHOICES.index(policy.choice), policy.seed)
             )
@@ -123,6 +129,14 @@ class Asker:
 
     def items(self, policy: Policy, picture: Picture, question: str) -> tuple[list[Item], list[Item], float]:
         """The prompt up to the picture's end, the rest, and the seconds that the encoder took for this picture."""
+        if policy.chooses_input and policy.profile:
+            whole = dataclasses.replace(
+                policy, profile=dataclasses.replace(policy.profile, input_keep=1.0), selector=None
+            )
+            head, tail, seconds = self.items(whole, picture, question)
+            start = time.perf_counter()
+            head = choose_input(policy, self.runtime, self.encoder(policy).tokens(picture), head, tail)
+            return head, tail, seconds + time.perf_counter() - start
         prompt = self.runtime.prompt(picture, question, self.encoder(policy))
         key = prompt.encoded.digest, policy.max_tokens, policy.weights  # a digest knows of tau and of input_keep
         if prompt.encode_sec is not None:
@@ -139,7 +153,8 @@ class Asker:
             context.prepare()
         llama_h.llama_synchronize(context.pointer)
         enter = time.perf_counter()
-        context.evaluate(tail, output=True)
+        with raising_what_failed(self._choosers):
+            context.evaluate(tail, output=True)
         logits = [self.runtime.logits(context)]
         end = time.perf_counter()
         stats = context.stats()
@@ -189,7 +204,8 @@ class Asker:
     def _flops(self, policy: Policy, head: Sequence[Item], tail: Sequence[Item], stats: dict[str, Any]) -> float:
         """Of the language model for the whole prompt. The statistics mostly start with the picture."""
         if not stats.get("flops_spent"):  # nothing is left out of the language model
-            return self.flops(n_cells(head) + len(tail))
+            chosen = sum(item.flops for item in head if isinstance(item, ChosenChunk))
+            return self.flops(n_cells(head) + len(tail)) + chosen
         if policy.holds_text:
             return float(stats["flops_spent"])
         first = next(at for at, item in enumerate(head) if isinstance(item, Chunk))

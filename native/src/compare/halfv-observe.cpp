@@ -2,6 +2,7 @@
 // prompt goes through one layer whole before it enters the next, and finds its cells again in each.
 
 #include "halfv-cut.h"
+#include "halfv-policy.h"
 #include "halfv-prefill.h"
 #include "halfv-selection.h"
 
@@ -25,7 +26,7 @@ void prefill::hold(bool on) {
     }
 }
 
-static void embedding(const ggml_tensor * table, llama_token token, float * dst) {
+void token_embedding(const ggml_tensor * table, int32_t token, float * dst) {
     const int64_t n = table->ne[0];
     std::vector<uint8_t> raw(ggml_row_size(table->type, n));
     ggml_backend_tensor_get(table, raw.data(), (size_t) token*table->nb[1], raw.size());
@@ -70,7 +71,7 @@ int prefill::hold_batch(const llama_batch & batch, bool visual) {
     for (int32_t i = 0; i < batch.n_tokens; ++i) {
         float * state = held->states->host(refs[i]);
         if (batch.token) {
-            embedding(ctx.model.tok_embd, batch.token[i], state);
+            token_embedding(ctx.model.tok_embd, batch.token[i], state);
             std::fill(state + ctx.model.hparams.n_embd, state + width, 0.0f); // what deep-stack layers add to text
         } else {
             memcpy(state, batch.embd + i*width, width*sizeof(float));
@@ -186,13 +187,14 @@ int prefill::observe_layer(const held_prompt & prompt, int32_t il, float * out, 
     const graph_pass pass = { il, il + 1, INT32_MAX, attends ? il : -1, true };
     memory.rewind(prompt.seq_id, pass);
 
-    std::vector<float> query((size_t) hparams.n_head(il)*n_head_embd), keys(n*hparams.n_embd_k_gqa(il));
+    std::vector<float> queries, keys(n*hparams.n_embd_k_gqa(il));
     size_t i = 0;
     const int rc = run(steps_of(prompt.seq_id, rows, pass), [&](const llama_ubatch & ubatch, const llm_graph_result & res) {
         read(res.t_embd, out + i*n_embd);
         if (attends) {
             read(res.t_halfv_k, keys.data() + i*hparams.n_embd_k_gqa(il));
-            read(res.t_halfv_q, query.data());
+            queries.resize(ggml_nelements(res.t_halfv_q));
+            read(res.t_halfv_q, queries.data());
         }
         wait_for_device();
         i += ubatch.n_tokens;
@@ -202,6 +204,7 @@ int prefill::observe_layer(const held_prompt & prompt, int32_t il, float * out, 
         return rc;
     }
     const float scale = hparams.f_attention_scale != 0.0f ? hparams.f_attention_scale : 1.0f/std::sqrt((float) n_head_embd);
+    std::vector<float> query(queries.end() - hparams.n_head(il)*n_head_embd, queries.end()); // of the last token
     for (auto & q : query) { q *= scale; }
     visual_scores(query.data(), keys.data(), hparams.n_embd_k_gqa(il), n, hparams.n_head(il), hparams.n_head_kv(il), n_head_embd, attention);
     return rc;

@@ -102,6 +102,9 @@ std::vector<float> prefill::attention(const std::vector<row> & rows, std::vector
 std::vector<int32_t> prefill::choose_otherwise(sequence & s, const std::vector<row> & rows, const std::vector<size_t> & members,
                                                const std::vector<float> & query, int k, bool deep) {
     const int n = members.size();
+    if (choice == HALFV_CHOICE_GIVEN) {
+        return choose_as_given(s, rows, members, k, deep);
+    }
     if (choice == HALFV_CHOICE_UNIFORM) {
         return choose_uniform(n, k);
     }
@@ -130,6 +133,80 @@ std::vector<int32_t> prefill::choose_otherwise(sequence & s, const std::vector<r
     for (const size_t m : members) { mine.push_back(scores[m]); }
     s.stats.flops_spent += cost.scores(rows.size(), memory.bounds[deep ? 2 : 1] - 1);
     return top_k(mine.data(), n, k);
+}
+
+std::vector<state_ref> prefill::queries_of(const llm_graph_result & res, state_stores & stores) const {
+    auto refs = stores.queries.take_on_host(res.t_halfv_q->ne[2]);
+    read(res.t_halfv_q, stores.queries, refs);
+    wait_for_device();
+    return refs;
+}
+
+std::vector<int32_t> prefill::choose_as_given(sequence & s, const std::vector<row> & rows, const std::vector<size_t> & members, int k, bool deep) {
+    std::vector<row> seen, text;
+    const auto add_text = [&](size_t first, size_t end) {
+        for (size_t i = first; i < end; ++i) {
+            if (rows[i].image < 0 && rows[i].key && rows[i].query) { text.push_back(rows[i]); }
+        }
+    };
+    add_text(0, members[0]);
+    const size_t n_before = text.size();
+    add_text(members.back() + 1, rows.size());
+    seen.assign(text.begin(), text.begin() + n_before);
+    for (const size_t m : members) { seen.push_back(rows[m]); }
+    seen.insert(seen.end(), text.begin() + n_before, text.end());
+
+    const auto & hparams = ctx.model.hparams;
+    const int32_t il = memory.asked[deep ? 1 : 0];
+    const size_t d = hparams.n_embd, width = (size_t) hparams.n_head_kv(il)*hparams.n_embd_head_k(il);
+    std::vector<float> states, keys, queries, value;
+    for (const auto & r : seen) {
+        r.hidden.read(value);
+        states.insert(states.end(), value.begin(), value.begin() + d);
+        r.key.read(value);
+        keys.insert(keys.end(), value.begin(), value.begin() + width);
+    }
+    for (const auto & r : text) {
+        r.query.read(value);
+        queries.insert(queries.end(), value.begin(), value.begin() + hparams.n_head(il)*hparams.n_embd_head_k(il));
+    }
+    auto features = states;
+    make_features(features);
+    std::vector<int32_t> index;
+    for (const size_t m : members) { index.push_back(rows[m].index); }
+
+    halfv_choosing what = {};
+    what.size      = sizeof(what);
+    what.stage     = deep ? 3 : 2;
+    what.n_before  = n_before;
+    what.n_visual  = members.size();
+    what.n_after   = text.size() - n_before;
+    what.n_keep    = k;
+    what.n_embd    = d;
+    what.n_head    = hparams.n_head(il);
+    what.n_head_kv = hparams.n_head_kv(il);
+    what.head_dim  = hparams.n_embd_head_k(il);
+    what.index     = index.data();
+    what.states    = states.data();
+    what.features  = features.data();
+    what.keys      = keys.data();
+    what.queries   = queries.data();
+
+    double flops = 0;
+    std::vector<int32_t> chosen(k);
+    const int32_t n = chooser ? chooser(&what, chosen.data(), &flops, chooser_user) : -1;
+    if (n < 0 || n > k) {
+        throw std::runtime_error("the chooser failed");
+    }
+    chosen.resize(n);
+    std::sort(chosen.begin(), chosen.end());
+    const bool valid = std::adjacent_find(chosen.begin(), chosen.end()) == chosen.end() &&
+                       (chosen.empty() || (chosen.front() >= 0 && chosen.back() < what.n_visual));
+    if (!valid) {
+        throw std::runtime_error("the chooser chose a token twice, or none of the picture's");
+    }
+    s.stats.flops_spent += flops;
+    return chosen;
 }
 
 } // namespace halfv

@@ -3,7 +3,12 @@
 #include <cstdint>
 #include <vector>
 
+struct ggml_tensor;
+
 namespace halfv {
+
+// the row of a token in a table of embeddings, of any type
+void token_embedding(const ggml_tensor * table, int32_t token, float * dst);
 
 // Other ways to choose k of n tokens, to compare with. Indices come ascending.
 

@@ -1,0 +1,188 @@
+"""Which tokens of a picture go on, as other methods choose them: small functions of what a selector may see.
+
+Each takes what is seen and how many tokens to choose, and gives which ones, and what that took. docs/eval.md says how
+near they are to their papers; tests hold each to a short statement of it in torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from halfv_edge.measure.arrays import Floats
+
+Indices = npt.NDArray[np.int64]
+TINY = 1e-12
+SIEVE_SHARE = 0.75  # of the text's variance that its dominant directions hold
+ASKED_SHARE = 0.5  # of the chosen, by attention
+HEADS_SHARE = 14 / 32  # of the heads that look at the picture most, for SparseVLM
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a selector may look at: rows of the picture's tokens, and of the text after it."""
+
+    states: Floats  # [n, d] where they are pruned: entering a layer, or as the encoder gives them
+    features: Floats  # [n, d] the same of length 1; in the language model after its last norm
+    text: Floats  # [m, d] of text at the same place
+    text_features: Floats  # [m, d]
+    attention: Floats | None = (
+        None  # [heads, m, n]: of the layer before, with the whole prompt in the softmax; None there
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Which tokens, in any order, and the FLOPs of choosing."""
+
+    tokens: Indices
+    flops: float
+
+
+Selector = Callable[[Seen, int], Chosen]
+
+
+def unit(rows: Floats) -> Floats:
+    """Of length 1."""
+    found: Floats = rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), TINY)
+    return found
+
+
+def top(scores: Floats, count: int) -> Indices:
+    """The largest, the lower index first among equals."""
+    return np.argsort(-scores, kind="stable")[:count]
+
+
+def sieve(seen: Seen, count: int) -> Chosen:
+    """SIEVE: what the text attends to and cannot say itself, each next token unlike those before.
+
+    A token's residual is what is left of it without the dominant directions of the text. Score: the text's attention,
+    and the residual's share of the token, both squared. Each choice multiplies the others' by 1 - cos^2 of residuals.
+    """
+    assert seen.attention is not None
+    residual = text_residual(seen.states, seen.text)
+    share = np.linalg.norm(residual, axis=1) / np.maximum(np.linalg.norm(seen.states, axis=1), TINY)
+    scores = (seen.attention.sum(axis=(0, 1)) * share) ** 2
+    directions, chosen = unit(residual), []
+    for _ in range(count):
+        at = int(np.argmax(scores))
+        chosen.append(at)
+        scores = scores * (1 - (directions @ directions[at]) ** 2)
+        scores[chosen] = -np.inf
+    (n, d), m = seen.states.shape, len(seen.text)
+    return Chosen(np.array(chosen), 2.0 * d * (m * m + 2 * n * m + n * count) + m**3 / 3 + _attention_flops(seen))
+
+
+def text_residual(states: Floats, text: Floats) -> Floats:
+    """States without what a ridge regression on the centred text says of them; its weight is the smallest of the
+    eigenvalues that hold SIEVE_SHARE of the text's variance."""
+    mean = text.mean(axis=0)
+    centred, own = text - mean, states - mean
+    gram = centred @ centred.T
+    values = np.linalg.eigvalsh(gram)[::-1].clip(min=0)
+    enough = np.searchsorted(np.cumsum(values), SIEVE_SHARE * values.sum())
+    ridge = values[min(int(enough), len(values) - 1)] + 1e-6
+    fitted: Floats = own - (own @ centred.T) @ np.linalg.solve(gram + ridge * np.eye(len(gram)), centred)
+    return fitted
+
+
+def asked(seen: Seen, count: int) -> Chosen:
+    """HalfV's own with other anchors: more of them, and where all of the question looks, as the layer before has it."""
+    assert seen.attention is not None
+    chosen = top(seen.attention.sum(axis=(0, 1)), int(ASKED_SHARE * count)).tolist()
+    nearest = (seen.features @ seen.features[chosen].T).max(axis=1, initial=-np.inf)
+    while len(chosen) < count:
+        nearest[chosen] = np.inf
+        chosen.append(int(np.argmin(nearest)))
+        nearest = np.maximum(nearest, seen.features @ seen.features[chosen[-1]])
+    n, d = seen.features.shape
+    return Chosen(np.array(chosen), 2.0 * n * d * count + _attention_flops(seen))
+
+
+def sparsevlm(seen: Seen, count: int) -> Chosen:
+    """SparseVLM 2.0 without its correction for distance: attention of the text that looks at the picture more than the
+    mean, over the heads that do so most."""
+    assert seen.attention is not None
+    dots = seen.text @ seen.states.T
+    relevance = np.exp(dots - dots.max(axis=0))
+    raters = (relevance / relevance.sum(axis=0)).mean(axis=1)
+    looks = seen.attention[:, raters >= raters.mean()]
+    heads = top(looks.sum(axis=(1, 2)), max(1, round(HEADS_SHARE * len(looks))))
+    return Chosen(
+        top(looks[heads].mean(axis=(0, 1)), count), 2.0 * dots.size * seen.states.shape[1] + _attention_flops(seen)
+    )
+
+
+def scope(seen: Seen, count: int) -> Chosen:
+    """SCOPE, all equally salient: each next token adds most to how well all are covered by their nearest choice."""
+    likeness = seen.features @ seen.features.T
+    chosen: list[int] = []
+    covered = np.zeros(len(likeness))
+    for _ in range(count):
+        gain = np.maximum(0, likeness - covered[:, None]).sum(axis=0)
+        gain[chosen] = -np.inf
+        chosen.append(int(np.argmax(gain)))
+        covered = np.maximum(covered, likeness[:, chosen[-1]])
+    n, d = seen.features.shape
+    return Chosen(np.array(chosen), 2.0 * n * n * d + 2.0 * n * n * count)
+
+
+def divprune(seen: Seen, count: int) -> Chosen:
+    """DivPrune: first the token whose nearest neighbour is farthest, then always the one farthest from those chosen."""
+    distance = 1 - seen.features @ seen.features.T
+    np.fill_diagonal(distance, np.inf)
+    chosen = [int(np.argmax(distance.min(axis=0)))]
+    nearest = distance[chosen[0]].copy()
+    while len(chosen) < count:
+        nearest[chosen] = -np.inf
+        chosen.append(int(np.argmax(nearest)))
+        nearest = np.minimum(nearest, distance[chosen[-1]])
+    n, d = seen.features.shape
+    return Chosen(np.array(chosen[:count]), 2.0 * n * n * d)
+
+
+def cdpruner(seen: Seen, count: int) -> Chosen:
+    """CDPruner as OpenVINO has it: a determinantal point process over likeness, weighted half by likeness to the
+    question; the picture in two halves with equal shares."""
+    relevance = (seen.features @ seen.text_features.T).mean(axis=1)
+    relevance = (relevance - relevance.min() + 1e-6) / (relevance.max() - relevance.min() + 1e-6)
+    weight = 0.5 + 0.5 * relevance
+    kernel = weight[:, None] * (seen.features @ seen.features.T) * weight
+    n, d = seen.features.shape
+    half, share = n // 2, min(n // 2, count // 2)
+    first, rest = kernel[:half, :half], kernel[half:, half:]
+    chosen = np.concatenate([_most_diverse(first, share), half + _most_diverse(rest, count - share)])
+    return Chosen(chosen, 2.0 * n * (n + len(seen.text)) * d + 0.5 * n * count**2)
+
+
+def _most_diverse(kernel: Floats, count: int) -> Indices:
+    """Greedy search for the most probable set, by growing a Cholesky factor."""
+    left = np.diag(kernel).astype(float)
+    chosen: list[int] = []
+    factor = np.zeros((count, len(kernel)))
+    for step in range(count):
+        left[chosen] = -np.inf
+        at = int(np.argmax(left))
+        chosen.append(at)
+        factor[step] = (kernel[at] - factor[:step, at] @ factor[:step]) / math.sqrt(max(left[at], TINY))
+        left = left - factor[step] ** 2
+    return np.array(chosen, dtype=int)
+
+
+def _attention_flops(seen: Seen) -> float:
+    """The queries of all text against the picture's keys; heads together are as wide as a state, about."""
+    assert seen.attention is not None
+    return 2.0 * float(seen.attention.shape[1] * seen.states.size)
+
+
+BOUNDARY: dict[str, Selector] = {
+    "asked": asked,
+    "sieve": sieve,
+    "sparsevlm": sparsevlm,
+    "scope": scope,
+}  # where a stage begins
+INPUT: dict[str, Selector] = {"divprune": divprune, "cdpruner": cdpruner, "scope-input": scope}  # before the model

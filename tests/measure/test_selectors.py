@@ -1,0 +1,118 @@
+"""Selectors against short statements of them in torch, written from the papers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cosine_similarity, normalize
+
+from halfv_edge.measure import selectors
+from halfv_edge.measure.selectors import Seen
+
+N, M, D, HEADS = 60, 7, 24, 4
+
+
+@pytest.fixture(params=[0, 1, 2])
+def seen(request: pytest.FixtureRequest) -> Seen:
+    """Tokens of a picture that are alike in groups, and text."""
+    rng = np.random.default_rng(request.param)
+    groups = rng.standard_normal((9, D))
+    states = groups[rng.integers(0, 9, N)] + 0.4 * rng.standard_normal((N, D))
+    text = rng.standard_normal((M, D)) + 0.5 * groups[0]
+    logits = 2 * rng.standard_normal((HEADS, M, N + M))
+    attention = np.exp(logits) / np.exp(logits).sum(axis=2, keepdims=True)
+    return Seen(states, selectors.unit(states), text, selectors.unit(text), attention[:, :, :N])
+
+
+def sieve(seen: Seen, count: int) -> list[int]:
+    t, v = torch.from_numpy(seen.text), torch.from_numpy(seen.states)
+    centred, own = t - t.mean(0), v - t.mean(0)
+    gram = centred @ centred.T
+    held = torch.linalg.eigvalsh(gram).flip(0).clamp(min=0)
+    k = int((held.cumsum(0) < 0.75 * held.sum()).sum())
+    weights = own @ centred.T @ torch.linalg.inv(gram + (held[k] + 1e-6) * torch.eye(M, dtype=gram.dtype))
+    residual = own - weights @ centred
+    score = torch.from_numpy(seen.attention).sum((0, 1)) ** 2 * (residual.norm(dim=1) / v.norm(dim=1)) ** 2
+    chosen: list[int] = []
+    while len(chosen) < count:
+        chosen.append(max((i for i in range(N) if i not in chosen), key=lambda i: float(score[i])))
+        score = score * (1 - cosine_similarity(residual, residual[chosen[-1]][None], dim=1) ** 2)
+    return sorted(chosen)
+
+
+def asked(seen: Seen, count: int) -> list[int]:
+    looks = torch.from_numpy(seen.attention).sum((0, 1))
+    chosen = looks.topk(int(selectors.ASKED_SHARE * count)).indices.tolist() or [0]  # as coverage begins
+    features = normalize(torch.from_numpy(seen.states), dim=1)
+    while len(chosen) < count:
+        nearest = (features @ features[chosen].T).amax(1)
+        chosen.append(min((i for i in range(N) if i not in chosen), key=lambda i: float(nearest[i])))
+    return sorted(chosen)
+
+
+def sparsevlm(seen: Seen, count: int) -> list[int]:
+    text, states = torch.from_numpy(seen.text), torch.from_numpy(seen.states)
+    mean = (text @ states.T).softmax(0).mean(1)
+    attention = torch.from_numpy(seen.attention)[:, mean >= mean.mean()]
+    best = attention.sum((1, 2)).topk(max(1, round(HEADS * 14 / 32))).indices
+    return sorted(attention[best].mean((0, 1)).topk(count).indices.tolist())
+
+
+def scope(seen: Seen, count: int) -> list[int]:
+    """The definition: the set whose sum of best likenesses grows most."""
+    likeness = torch.from_numpy(seen.features @ seen.features.T).clamp(min=0)
+    chosen: list[int] = []
+    while len(chosen) < count:
+        chosen.append(max((i for i in range(N) if i not in chosen),
+                          key=lambda i: float(likeness[:, [*chosen, i]].amax(1).sum())))  # fmt: skip
+    return sorted(chosen)
+
+
+def divprune(seen: Seen, count: int) -> list[int]:
+    distance = 1 - torch.from_numpy(seen.features @ seen.features.T)
+    others = distance + torch.diag(torch.full((N,), torch.inf, dtype=distance.dtype))
+    chosen = [int(others.amin(1).argmax())]
+    while len(chosen) < count:
+        chosen.append(max((i for i in range(N) if i not in chosen), key=lambda i: float(distance[i, chosen].min())))
+    return sorted(chosen)
+
+
+def cdpruner(seen: Seen, count: int) -> list[int]:
+    """By determinants: each half grows by the token that makes the chosen ones' kernel largest."""
+    features, text = torch.from_numpy(seen.features), torch.from_numpy(seen.text_features)
+    relevance = (features @ text.T).mean(1)
+    relevance = (relevance - relevance.min() + 1e-6) / (relevance.max() - relevance.min() + 1e-6)
+    weight = 0.5 + 0.5 * relevance
+    kernel = weight[:, None] * (features @ features.T) * weight
+    found = []
+    for half, share in ((range(N // 2), count // 2), (range(N // 2, N), count - count // 2)):
+        chosen: list[int] = []
+        while len(chosen) < share:
+            rows = [[*chosen, i] for i in half if i not in chosen]
+            chosen = max(rows, key=lambda row: float(torch.logdet(kernel[row][:, row])))
+        found += chosen
+    return sorted(found)
+
+
+@pytest.mark.parametrize("count", [1, 8, 15])
+@pytest.mark.parametrize("statement", [sieve, asked, sparsevlm, scope, divprune, cdpruner], ids=lambda f: f.__name__)
+def test_chooses_what_the_statement_does(seen: Seen, statement: Any, count: int) -> None:
+    chosen = getattr(selectors, statement.__name__)(seen, count)
+    assert len(set(chosen.tokens.tolist())) == count
+    expected = statement(seen, count)
+    if statement is scope:  # of two tokens that are each other's nearest either adds the same
+        likeness = np.maximum(0, seen.features @ seen.features.T)
+        sums = [likeness[:, tokens].max(axis=1).sum() for tokens in (chosen.tokens.tolist(), expected)]
+        assert sums[0] == pytest.approx(sums[1], rel=1e-12)
+    else:
+        assert sorted(chosen.tokens.tolist()) == expected
+    assert chosen.flops > 0
+
+
+@pytest.mark.parametrize("name", [*selectors.BOUNDARY, *selectors.INPUT])
+def test_all_of_them_when_all_are_wanted(seen: Seen, name: str) -> None:
+    select = (selectors.BOUNDARY | selectors.INPUT)[name]
+    assert sorted(select(seen, N).tokens.tolist()) == list(range(N))
