@@ -28,8 +28,15 @@ std::vector<float> prefill::score(const state_stores & stores, const std::vector
     if (n > 0 && query.on_device() && std::all_of(keys.begin(), keys.end(), [](const state_ref & k) { return k.on_device(); })) {
         std::vector<float> res(n), dots((size_t) n*n_head);
         if (run(dots_graph(stores.keys, stores.queries, query, n, n_head, hparams.n_head_kv(il)), stores.keys, keys, dots.data())) {
-            for (auto & x : dots) { x *= dots_scale; }
-            scores_of_dots(dots.data(), n, n_head, res.data());
+            std::vector<float> by_head(dots.size());
+            for (int first = 0; first < n; first += dots_stripe) {
+                const int n_keys = std::min(dots_stripe, n - first);
+                for (int h = 0; h < n_head; ++h) {
+                    const float * from = dots.data() + (size_t) n_head*first + h*n_keys;
+                    std::transform(from, from + n_keys, by_head.data() + (size_t) h*n + first, [](float x) { return x*dots_scale; });
+                }
+            }
+            scores_of_dots(by_head.data(), n, n_head, res.data());
             return res;
         }
     }
@@ -95,10 +102,9 @@ std::vector<int32_t> prefill::cover(const std::vector<row> & rows, const std::ve
             if (!run(similarities_graph(hidden, group.count), hidden, refs_of(members, &row::hidden), gram)) {
                 break;
             }
-            for (size_t i = 0, size = gram_size(group.count, gram_block); i < size; ++i) {
-                gram[i] = gram[i] == gram[i] ? gram[i] : 0.0f; // of a state that is not finite
-            }
-            for (const int32_t i : cover_gram(gram, group.count, group.anchors, group.k, gram_block)) { res.push_back(group.first + i); }
+            const auto layout = similarities_layout(group.count);
+            clear_broken(gram, layout);
+            for (const int32_t i : cover_gram(gram, layout, group.anchors, group.k)) { res.push_back(group.first + i); }
             if (group.first + group.count == n) {
                 return res;
             }
@@ -254,7 +260,7 @@ void prefill::unprepare_what_will_not_fit(llama_seq_id seq_id, size_t n_text) {
     if (first == s->rows.end()) {
         return;
     }
-    uint64_t bytes = n_text*memory.n_hidden*sizeof(float);
+    uint64_t bytes = n_text*memory.stores[0].hidden.width*sizeof(float);
     for (auto r = first; r != s->rows.end(); ++r) { bytes += memory.undo_bytes(*r); }
     if (memory.undo_bytes() + bytes > memory.undo_limit) {
         memory.unprepare(seq_id);

@@ -29,14 +29,6 @@ bool deep_stack_follows(const llama_hparams & hparams, int32_t il) {
     return il < (int32_t) hparams.n_deepstack_layers && !is_mapped(hparams);
 }
 
-int64_t input_width(const llama_hparams & hparams, int32_t first) {
-    bool more = deep_stack_follows(hparams, first);
-    for (int32_t il = std::max(first, 1); il < (int32_t) hparams.n_layer() && hparams.n_deepstack_layers > 0; ++il) {
-        more = more || hparams.deepstack_mapping_arr[il] >= 0; // added ahead of this layer
-    }
-    return more ? hparams.n_embd_inp() : hparams.n_embd;
-}
-
 static const char * name_of_boundary(const llm_graph_context & graph, int32_t il) {
     const bool is_nemotron = graph.arch == LLM_ARCH_NEMOTRON_H || graph.arch == LLM_ARCH_NEMOTRON_H_MOE;
     return is_nemotron ? "nemotron_h_block_out" : deep_stack_follows(graph.hparams, il) ? "deepstack_out" : "l_out";
@@ -55,9 +47,11 @@ public:
     std::string fault;
     std::vector<const ggml_tensor *> weights; // in the order in which layers take them
     std::vector<bool> attends; // layer by layer
+    std::vector<input_part> reads; // of the input beside the state, layer by layer
     bool centred = false; // the norm after the last one takes the mean away
 
     void embeddings(const ggml_tensor * t) { input = t; }
+    void reads_beside(const ggml_tensor * part) { beside.insert(part); }
     void boundary(ggml_tensor * cur, int32_t il);
     void attention(const ggml_tensor * q, const ggml_tensor * k, const ggml_tensor * v, const ggml_tensor * out, int32_t il);
     void done(const llm_graph_result & res);
@@ -70,7 +64,7 @@ private:
     bool attended = false;
     const ggml_tensor * input = nullptr, * state = nullptr;
     std::vector<const ggml_tensor *> roots; // of this layer
-    std::unordered_set<const ggml_tensor *> past, seen;
+    std::unordered_set<const ggml_tensor *> past, seen, beside;
 };
 
 // false where it hangs on something that the layer before did not hand on
@@ -79,7 +73,12 @@ bool probe::visit(const ggml_tensor * root) {
     while (!todo.empty()) {
         const ggml_tensor * t = todo.back();
         todo.pop_back();
-        if (!seen.insert(t).second || (t->view_src == input && t->view_offs > 0)) { // the latter: rows beyond the embedding
+        if (!seen.insert(t).second) {
+            continue;
+        }
+        if (beside.count(t) > 0) {
+            reads.resize(layer + 1);
+            reads[layer].add({ (uint32_t) (t->view_offs/sizeof(float)), (uint32_t) t->ne[0] });
             continue;
         }
         if (past.count(t) > 0) {
@@ -189,6 +188,10 @@ static void keep_nodes(ggml_cgraph * gf, const std::vector<ggml_tensor *> & node
     for (size_t i = 0; i < nodes.size(); ++i) { nodes[i]->flags = flags[i]; }
 }
 
+static bool is_cpu(ggml_backend_dev_t device) {
+    return !device || ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_CPU;
+}
+
 // The same states on the device of a layer, once for all layers there: views of it would each cross on their own.
 static ggml_tensor * at_layer(const llm_graph_context & graph, ggml_tensor * states, int32_t il) {
     const auto * device = as_staged(graph.mctx)->device(il);
@@ -203,9 +206,27 @@ static ggml_tensor * at_layer(const llm_graph_context & graph, ggml_tensor * sta
     return states;
 }
 
+// A builder names what it makes of a part of the input: of the view that it took of the embeddings. Where there are none it
+// gets that of what goes along with the states.
+static void read_beside(const llm_graph_context & graph, ggml_tensor * cur) {
+    const auto & cut = graph.res->halfv_cut;
+    for (auto & src : cur->src) {
+        if (!cut.embeddings || !src || src->view_src != cut.embeddings || src->view_offs == 0) {
+            continue;
+        }
+        const input_part part = { (uint32_t) (src->view_offs/sizeof(float)), (uint32_t) src->ne[0] };
+        if (graph.halfv_pass.probe) {
+            graph.halfv_pass.probe->reads_beside(src);
+        } else if (cut.carried.has(part)) {
+            src = ggml_view_2d(graph.ctx0, cut.companion, part.n, src->ne[1], cut.companion->nb[1], (part.first - cut.carried.first)*sizeof(float));
+        }
+    }
+}
+
 void at_name(const llm_graph_context & graph, ggml_tensor * cur, const char * name, int il) {
     const auto & pass = graph.halfv_pass;
     auto & cut = graph.res->halfv_cut;
+    read_beside(graph, cur);
     if (il < 0 || strcmp(name, name_of_boundary(graph, il)) != 0) {
         return;
     }
@@ -219,7 +240,9 @@ void at_name(const llm_graph_context & graph, ggml_tensor * cur, const char * na
     }
     if (il == pass.first - 1) {
         ggml_graph_clear(graph.gf);
-        cut.hidden = build_inp_hidden(graph);
+        if (!cut.state) { take_rows(graph); }
+        cut.hidden = cut.state;
+        ggml_build_forward_expand(graph.gf, cut.hidden);
         if (pass.kv_only(pass.first) && as_staged(graph.mctx)->device_before() != as_staged(graph.mctx)->device(pass.first)) {
             cut.hidden = at_layer(graph, cut.hidden, pass.first);
         }
@@ -239,14 +262,37 @@ void at_name(const llm_graph_context & graph, ggml_tensor * cur, const char * na
     }
 }
 
-ggml_tensor * instead_of_embeddings(const llm_graph_context & graph) {
+// A device gets rows with more than the embedding once: views of them would each cross on their own.
+static ggml_tensor * embeddings_at_first_layer(const llm_graph_context & graph, ggml_tensor * tok_embd) {
+    auto & cut = graph.res->halfv_cut;
+    const int64_t width = graph.hparams.n_embd_inp();
+    if (cut.asked || !graph.halfv_pass.is_part() || width == graph.n_embd || is_cpu(as_staged(graph.mctx)->device(0))) {
+        return nullptr;
+    }
+    cut.asked = true;
+    ggml_tensor * cur = graph.build_inp_embd(tok_embd);
+    ggml_tensor * & given = graph.res->t_inp_embd;
+    ggml_tensor * moved = at_layer(graph, given->src[0], 0);
+    ggml_tensor * view  = ggml_view_2d(graph.ctx0, moved, graph.n_embd, graph.n_tokens, moved->nb[1], 0);
+    if (cur == given) { cur = view; }
+    given = view;
+    ggml_build_forward_expand(graph.gf, cur);
+    return cur;
+}
+
+ggml_tensor * instead_of_embeddings(const llm_graph_context & graph, ggml_tensor * tok_embd) {
     const auto & pass = graph.halfv_pass;
     if (pass.first == 0 && !pass.probe) {
-        return nullptr;
+        return embeddings_at_first_layer(graph, tok_embd);
     }
     const int64_t width = graph.hparams.n_embd_inp();
     ggml_tensor * cur = ggml_new_tensor_2d(graph.ctx0, GGML_TYPE_F32, width, graph.n_tokens);
-    if (pass.probe) { pass.probe->embeddings(cur); }
+    graph.res->halfv_cut.embeddings = cur;
+    if (pass.probe) {
+        pass.probe->embeddings(cur);
+    } else {
+        take_rows(graph);
+    }
     if (width != graph.n_embd) {
         cur = ggml_view_2d(graph.ctx0, cur, graph.n_embd, graph.n_tokens, cur->nb[1], 0);
     }
@@ -414,6 +460,9 @@ layer_cuts find_cuts(const llama_model & model) {
         res.refusal = tokens.fault.empty() ? embeddings.fault : tokens.fault;
         res.by_kind = tokens.weights != embeddings.weights;
         res.attends = tokens.attends;
+        res.reads   = tokens.reads;
+        res.reads.resize(std::max(tokens.reads.size(), embeddings.reads.size()));
+        for (size_t il = 0; il < embeddings.reads.size(); ++il) { res.reads[il].add(embeddings.reads[il]); }
         res.centred = tokens.centred;
         if (res.refusal.empty() && res.last_that_attends(0, model.hparams.n_layer()) < 0) {
             res.refusal = "none of its layers has attention";
@@ -443,6 +492,12 @@ int32_t layer_cuts::last_that_attends(int32_t first, int32_t end) const {
     int32_t il = end - 1;
     while (il >= first && !attends[il]) { --il; }
     return il >= first ? il : -1;
+}
+
+input_part layer_cuts::companion(int32_t first) const {
+    input_part res;
+    for (size_t il = std::max(first, 0); il < reads.size(); ++il) { res.add(reads[il]); }
+    return res;
 }
 
 halfv_profile fitted(const llama_model & model, halfv_profile p) {

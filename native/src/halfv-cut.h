@@ -37,17 +37,14 @@ halfv_profile fitted(const llama_model & model, halfv_profile profile);
 // what a builder is given that is only watched
 const llama_memory_recurrent_context & recurrent_of(const probe & probe);
 
-// floats per token that a graph starting at this layer takes: hidden states, then rows for deep-stack layers still to come
-int64_t input_width(const llama_hparams & hparams, int32_t first);
-
 // whether a picture's rows beyond the embedding are added after this layer
 bool deep_stack_follows(const llama_hparams & hparams, int32_t il);
 
 // at every tensor that a builder names
 void at_name(const llm_graph_context & graph, ggml_tensor * cur, const char * name, int il);
 
-// stands for the embeddings where they are not computed; null: they are
-ggml_tensor * instead_of_embeddings(const llm_graph_context & graph);
+// what a builder takes for the embeddings of a part of the model; null: as ever
+ggml_tensor * instead_of_embeddings(const llm_graph_context & graph, ggml_tensor * tok_embd);
 
 // stands for the attention of a layer that this pass leaves out; null: it does not
 ggml_tensor * instead_of_attention(const llm_graph_context & graph, ggml_tensor * q, ggml_tensor * k, ggml_tensor * v, ggml_tensor * wo, int il,

@@ -1,17 +1,16 @@
 #include "halfv-device.h"
 
-#include "halfv-selection.h"
-
 #include <algorithm>
 
 namespace halfv {
 
 namespace {
 
-device_graph new_graph() {
-    constexpr int n_max = 256;
+device_graph new_graph(const state_store & rows) {
+    constexpr int n_max = 1024;
     const ggml_init_params params = { n_max*ggml_tensor_overhead() + ggml_graph_overhead_custom(n_max, false), nullptr, true };
     device_graph res;
+    res.device = ggml_backend_buft_get_device(rows.buffer_type());
     res.context.reset(ggml_init(params));
     res.graph = ggml_new_graph_custom(res.context.get(), n_max, false);
     return res;
@@ -23,10 +22,14 @@ ggml_tensor * input(ggml_context * ctx, ggml_type type, int64_t n) {
     return res;
 }
 
-void output(device_graph & g, ggml_tensor * tensor) {
+void output(device_graph & g, ggml_tensor * tensor, size_t at) {
     ggml_set_output(tensor);
     ggml_build_forward_expand(g.graph, tensor);
-    g.outputs.push_back(tensor);
+    g.outputs.push_back({ tensor, at });
+}
+
+ggml_tensor * some(ggml_context * ctx, ggml_tensor * ids, int first, int n) {
+    return ggml_view_1d(ctx, ids, n, first*sizeof(int32_t));
 }
 
 // x = high + low, each of 11 bits
@@ -49,39 +52,58 @@ ggml_tensor * product(ggml_context * ctx, const parts & a, const parts & b) {
     return ggml_add(ctx, res, ggml_mul_mat(ctx, a.low, b.high));
 }
 
+// of states of length 1
+parts features(device_graph & g, const state_store & hidden, int first, int n) {
+    ggml_context * ctx = g.context.get();
+    ggml_tensor * x = ggml_get_rows(ctx, hidden.tensor(), some(ctx, g.ids, first, n));
+    if (hidden.companion.n > 0) {
+        x = ggml_view_2d(ctx, x, hidden.n_state(), n, x->nb[1], 0);
+    }
+    const parts res(ctx, ggml_l2_norm(ctx, ggml_mul(ctx, x, g.norm), 1e-12f));
+    ggml_build_forward_expand(g.graph, res.low);
+    return res;
+}
+
 } // namespace
 
+// Stripe by stripe, so that only the results are as large as n: states of 4096 tokens, split in two, would take 120 MB.
 device_graph similarities_graph(const state_store & hidden, int n) {
-    device_graph g = new_graph();
+    device_graph g = new_graph(hidden);
     ggml_context * ctx = g.context.get();
     g.ids  = input(ctx, GGML_TYPE_I32, n);
-    g.norm = input(ctx, GGML_TYPE_F32, hidden.width);
+    g.norm = input(ctx, GGML_TYPE_F32, hidden.n_state());
 
-    ggml_tensor * x = ggml_mul(ctx, ggml_get_rows(ctx, hidden.tensor(), g.ids), g.norm);
-    const parts all(ctx, ggml_l2_norm(ctx, x, 1e-12f));
-    for (int first = 0; first < n; first += gram_block) {
-        const int end = std::min(n, first + gram_block);
-        output(g, product(ctx, all.rows(ctx, 0, end), all.rows(ctx, first, end - first)));
+    const gram_layout layout = similarities_layout(n);
+    for (int s = 0; s*gram_stripe < n; ++s) {
+        const int begin = s*gram_stripe, end = std::min(n, begin + gram_stripe);
+        const parts stripe = features(g, hidden, begin, end - begin);
+        for (int b = begin/gram_block; b*gram_block < n; ++b) {
+            const int first = b*gram_block, n_rows = layout.rows_of(b);
+            const parts block = first < end ? stripe.rows(ctx, first - begin, n_rows) : features(g, hidden, first, n_rows);
+            output(g, product(ctx, stripe.rows(ctx, 0, layout.width(b, s)), block), layout.tile(b, s));
+        }
     }
     return g;
 }
 
 device_graph dots_graph(const state_store & keys, const state_store & queries, const state_ref & query, int n, int n_head, int n_head_kv) {
-    device_graph g = new_graph();
+    device_graph g = new_graph(keys);
     ggml_context * ctx = g.context.get();
     g.ids = input(ctx, GGML_TYPE_I32, n);
 
     const float   scale = 1.0f/64; // a key of half precision may be larger than what half holds
     const int64_t d     = keys.width/n_head_kv;
-    ggml_tensor * k = ggml_reshape_3d(ctx, ggml_get_rows(ctx, keys.tensor(), g.ids), d, n_head_kv, n);
-    k = ggml_scale(ctx, ggml_cont(ctx, ggml_permute(ctx, k, 0, 2, 1, 3)), scale);
-
     ggml_tensor * all = queries.tensor();
     const size_t  row = d*sizeof(float);
     ggml_tensor * q = ggml_view_3d(ctx, all, d, n_head/n_head_kv, n_head_kv, row, row*(n_head/n_head_kv), queries.row_of(query)*all->nb[1]);
-    q = ggml_scale(ctx, ggml_cont(ctx, q), scale);
+    const parts asked(ctx, ggml_scale(ctx, ggml_cont(ctx, q), scale));
 
-    output(g, product(ctx, parts(ctx, k), parts(ctx, q)));
+    for (int first = 0; first < n; first += dots_stripe) {
+        const int n_keys = std::min(dots_stripe, n - first);
+        ggml_tensor * k = ggml_reshape_3d(ctx, ggml_get_rows(ctx, keys.tensor(), some(ctx, g.ids, first, n_keys)), d, n_head_kv, n_keys);
+        k = ggml_scale(ctx, ggml_cont(ctx, ggml_permute(ctx, k, 0, 2, 1, 3)), scale);
+        output(g, product(ctx, parts(ctx, k), asked), (size_t) n_head*first);
+    }
     return g;
 }
 

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "ggml-cpp.h"
+#include "halfv-selection.h"
 #include "halfv-states.h"
 
 #include <vector>
@@ -12,15 +13,22 @@ namespace halfv {
 struct device_graph {
     ggml_context_ptr context;
     ggml_cgraph * graph = nullptr;
+    ggml_backend_dev_t device = nullptr; // that has the states
     ggml_tensor * ids   = nullptr; // input: the rows
     ggml_tensor * norm  = nullptr; // input: weights of their elements; null where there are none
-    std::vector<ggml_tensor *> outputs;
+    struct output {
+        ggml_tensor * tensor;
+        size_t at; // where it belongs in what comes of all of them, in floats
+    };
+    std::vector<output> outputs;
 };
 
-// cosines of n rows of `hidden`, weighted: the lower triangle in blocks of rows, as cover_gram takes it
+// cosines of the states of n rows of `hidden`, weighted, as cover_gram takes them in this layout
+constexpr gram_layout similarities_layout(int n) { return { n, gram_block, gram_stripe }; }
 device_graph similarities_graph(const state_store & hidden, int n);
 
-// n keys times the query of each head: [n_head][n], to be multiplied by dots_scale
+// n keys times the query of each head, to be multiplied by dots_scale: [n_head][dots_stripe] for so many keys, then for the next
+constexpr int dots_stripe = 1024;
 device_graph dots_graph(const state_store & keys, const state_store & queries, const state_ref & query, int n, int n_head, int n_head_kv);
 constexpr float dots_scale = 4096.0f;
 

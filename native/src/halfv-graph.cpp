@@ -1,5 +1,6 @@
 #include "halfv-graph.h"
 #include "halfv-cut.h"
+#include "halfv-mask.h"
 
 #include "llama-impl.h"
 
@@ -69,8 +70,8 @@ static void share_mask(ggml_context * ctx0, per_stage<T> & stages, const staged_
 }
 
 template <typename T>
-static bool can_reuse_stages(per_stage<T> & stages, const staged_context * staged, bool one_mask, stored_ends stored, const llm_graph_params & params) {
-    if (!staged || one_mask != staged->one_mask() || stored != staged->stored()) {
+static bool can_reuse_stages(per_stage<T> & stages, const staged_context * staged, bool one_mask, const graph_ends & ends, const llm_graph_params & params) {
+    if (!staged || one_mask != staged->one_mask() || !(ends == staged->ends())) {
         return false;
     }
     for (int s = 0; s < n_stages; ++s) {
@@ -136,6 +137,15 @@ void attn_input::share_masks(ggml_context * ctx0) {
     share_mask(ctx0, windows, *staged);
 }
 
+// whether it was one that takes little time
+static bool set_mask(ggml_tensor * mask, const staged_context & staged, int s, const llama_ubatch & ubatch, const llama_hparams & hparams, bool causal) {
+    if (!causal || hparams.use_alibi || !is_one_sequence(mask, ubatch)) {
+        return false;
+    }
+    set_causal_mask(mask, staged.cells(s, ubatch.seq_id_unq[0]), ubatch);
+    return true;
+}
+
 void attn_input::set_input(const llama_ubatch * ubatch) {
     bool set = false;
     for (int s = 0; s < n_stages; ++s) {
@@ -146,7 +156,7 @@ void attn_input::set_input(const llama_ubatch * ubatch) {
         const bool has_mask = one_mask && set;
         const auto wanted = [&](const ggml_tensor * mask) { return !has_mask && mask->buffer; }; // of layers of both kinds a stage may have one
         ggml_tensor * mask = stage->self_kq_mask;
-        if (!wanted(mask)) { stage->self_kq_mask = nullptr; }
+        if (!wanted(mask) || set_mask(mask, *staged, s, *ubatch, hparams, cparams.causal_attn)) { stage->self_kq_mask = nullptr; }
         stage->set_input(ubatch);
         stage->self_kq_mask = mask;
         if (windows[s] && wanted(windows[s]->self_kq_mask)) {
@@ -158,7 +168,7 @@ void attn_input::set_input(const llama_ubatch * ubatch) {
 
 bool attn_input::can_reuse(const llm_graph_params & params) {
     staged = as_staged(params.mctx);
-    if (!can_reuse_stages(stages, staged, one_mask, stored, params)) {
+    if (!can_reuse_stages(stages, staged, one_mask, ends, params)) {
         return false;
     }
     for (int s = 0; s < n_stages; ++s) {
@@ -185,19 +195,22 @@ void latent_input::share_masks(ggml_context * ctx0) {
 
 void latent_input::set_input(const llama_ubatch * ubatch) {
     bool set = false;
-    for (auto & stage : stages) {
+    for (int s = 0; s < n_stages; ++s) {
+        const auto & stage = stages[s];
         if (!stage) {
             continue;
         }
         stage->mctx->set_input_k_idxs(stage->self_k_idxs, ubatch);
-        if (!(one_mask && set)) { stage->mctx->set_input_kq_mask(stage->self_kq_mask, ubatch, cparams.causal_attn); }
+        if (!(one_mask && set) && !set_mask(stage->self_kq_mask, *staged, s, *ubatch, hparams, cparams.causal_attn)) {
+            stage->mctx->set_input_kq_mask(stage->self_kq_mask, ubatch, cparams.causal_attn);
+        }
         set = true;
     }
 }
 
 bool latent_input::can_reuse(const llm_graph_params & params) {
     staged = as_staged(params.mctx);
-    return can_reuse_stages(stages, staged, one_mask, stored, params);
+    return can_reuse_stages(stages, staged, one_mask, ends, params);
 }
 
 // states that a pass takes up where another ended
@@ -207,10 +220,10 @@ public:
         ggml_set_input(states);
     }
     void set_input(const llama_ubatch * ubatch) override {
-        ggml_backend_tensor_set(states, ubatch->embd, 0, ggml_nbytes(states));
+        ggml_backend_tensor_set(states, ubatch->data->embd.data(), 0, ggml_nbytes(states)); // ->embd is what the builder asks
     }
     bool can_reuse(const llm_graph_params & params) override {
-        return states->ne[1] == params.ubatch.n_tokens;
+        return states->ne[1] == params.ubatch.n_tokens; // their width is told from the graph's ends
     }
 
 private:
@@ -263,38 +276,46 @@ static void put_rows(const llm_graph_context & graph, const state_store & store,
     ggml_build_forward_expand(graph.gf, ggml_set_rows(graph.ctx0, store.tensor(), values, ids));
 }
 
-ggml_tensor * build_inp_hidden(const llm_graph_context & graph) {
-    const int64_t n_embd = graph.hparams.n_embd;
-    const int64_t width  = input_width(graph.hparams, graph.halfv_pass.first);
+void take_rows(const llm_graph_context & graph) {
+    const auto & staged = *as_staged(graph.mctx);
+    const auto & end    = staged.ends().in;
+    auto & cut = graph.res->halfv_cut;
+    ggml_tensor * rows;
+    if (end.stored) {
+        const auto & hidden = staged.stores_before().hidden;
+        rows = ggml_get_rows(graph.ctx0, hidden.tensor(), rows_of(graph, hidden, graph.n_tokens, [](const auto & io) { return io.in; }));
+    } else {
+        rows = ggml_new_tensor_2d(graph.ctx0, GGML_TYPE_F32, graph.hparams.n_embd + end.companion.n, graph.n_tokens);
+        graph.res->add_input(std::make_unique<hidden_input>(rows));
+    }
+    graph.cb(rows, "inp_hidden", -1);
+    cut.state = rows;
+    if (end.companion.n > 0) {
+        const int64_t n_state = rows->ne[0] - end.companion.n;
+        const auto part = [&](int64_t n, int64_t first) { return ggml_view_2d(graph.ctx0, rows, n, graph.n_tokens, rows->nb[1], first*sizeof(float)); };
+        cut.state     = ggml_cont(graph.ctx0, part(n_state, 0)); // as what leaves a layer is
+        cut.companion = part(end.companion.n, n_state);
+        cut.carried   = end.companion;
+    }
+}
 
-    if (as_staged(graph.mctx)->stored().in) {
-        const auto & hidden = as_staged(graph.mctx)->stores_before().hidden;
-        ggml_tensor * ids = rows_of(graph, hidden, graph.n_tokens, [](const auto & io) { return io.in; });
-        ggml_tensor * cur = ggml_get_rows(graph.ctx0, hidden.tensor(), ids);
-        graph.cb(cur, "inp_hidden", -1);
-        graph.res->t_inp_embd = cur;
-        ggml_build_forward_expand(graph.gf, cur);
-        return cur;
-    }
-
-    ggml_tensor * cur = ggml_new_tensor_2d(graph.ctx0, GGML_TYPE_F32, width, graph.n_tokens);
-    graph.cb(cur, "inp_hidden", -1);
-    graph.res->add_input(std::make_unique<hidden_input>(cur));
-    if (width != n_embd) {
-        cur = ggml_view_2d(graph.ctx0, cur, n_embd, graph.n_tokens, cur->nb[1], 0);
-    }
-    graph.res->t_inp_embd = cur;
-    if (!ggml_is_contiguous(cur)) {
-        cur = ggml_cont(graph.ctx0, cur); // as what leaves a layer is
-    }
-    ggml_build_forward_expand(graph.gf, cur);
-    return cur;
+// what of a token's input goes along with its state
+static ggml_tensor * companion_of(const llm_graph_context & graph, const input_part & part) {
+    const auto & cut = graph.res->halfv_cut;
+    ggml_tensor * from  = graph.halfv_pass.first > 0 ? cut.companion : graph.res->t_inp_embd;
+    const size_t offset = part.first - (graph.halfv_pass.first > 0 ? cut.carried.first : 0);
+    return ggml_view_2d(graph.ctx0, from, part.n, graph.n_tokens, from->nb[1], offset*sizeof(float));
 }
 
 void give_states(const llm_graph_context & graph, ggml_tensor * states) {
+    const auto & staged = *as_staged(graph.mctx);
+    const auto & end    = staged.ends().out;
+    if (end.companion.n > 0) {
+        states = ggml_concat(graph.ctx0, states, companion_of(graph, end.companion), 0);
+    }
     ggml_build_forward_expand(graph.gf, states);
-    if (as_staged(graph.mctx)->stored().out) {
-        put_rows(graph, as_staged(graph.mctx)->stores_after().hidden, states, [](const auto & io) { return io.out; });
+    if (end.stored) {
+        put_rows(graph, staged.stores_after().hidden, states, [](const auto & io) { return io.out; });
     } else {
         graph.res->t_embd = states;
     }
@@ -343,7 +364,7 @@ void tap(const llm_graph_context & graph, ggml_tensor * q, ggml_tensor * k, int 
         k = without_rope(graph, k);
     }
     ggml_tensor * q_last = ggml_view_3d(graph.ctx0, q, q->ne[0], q->ne[1], 1, q->nb[1], q->nb[2], (q->ne[2] - 1)*q->nb[2]);
-    if (as_staged(graph.mctx)->stored().out) {
+    if (as_staged(graph.mctx)->ends().out.stored) {
         const auto & stores = as_staged(graph.mctx)->stores_after();
         put_rows(graph, stores.queries, ggml_cont(graph.ctx0, q_last), [](const auto & io) { return std::vector<state_ref>{ io.query }; });
         put_rows(graph, stores.keys,    ggml_cont(graph.ctx0, k),      [](const auto & io) { return io.keys; });

@@ -22,7 +22,7 @@ using per_stage = std::array<std::unique_ptr<T>, n_stages>;
 class attn_input : public llm_graph_input_attn_kv {
 public:
     attn_input(const llama_hparams & hparams, const llama_cparams & cparams, const staged_context & mctx) :
-        llm_graph_input_attn_kv(hparams, cparams, nullptr), staged(&mctx), stored(mctx.stored()) {}
+        llm_graph_input_attn_kv(hparams, cparams, nullptr), staged(&mctx), ends(mctx.ends()) {}
 
     template <typename F>
     void build(ggml_context * ctx0, F && build_stage) {
@@ -44,7 +44,7 @@ private:
     void share_masks(ggml_context * ctx0);
 
     const staged_context * staged;
-    const stored_ends stored;
+    const graph_ends ends;
     bool one_mask = false;
     per_stage<llm_graph_input_attn_kv> stages;
     per_stage<llm_graph_input_attn_kv> windows; // the same cells, with the mask of layers that have a sliding window
@@ -72,7 +72,7 @@ const window_input * as_window(const llm_graph_input_attn_kv_iswa * inp);
 class latent_input : public llm_graph_input_attn_k {
 public:
     latent_input(const llm_graph_context & graph, const staged_context * mctx) :
-        llm_graph_input_attn_k(graph.hparams, graph.cparams, nullptr), staged(mctx), stored(mctx ? mctx->stored() : stored_ends()) {}
+        llm_graph_input_attn_k(graph.hparams, graph.cparams, nullptr), staged(mctx), ends(mctx ? mctx->ends() : graph_ends()) {}
 
     template <typename F>
     void build(ggml_context * ctx0, F && build_stage) {
@@ -90,7 +90,7 @@ private:
     void share_masks(ggml_context * ctx0);
 
     const staged_context * staged;
-    const stored_ends stored;
+    const graph_ends ends;
     bool one_mask = false;
     per_stage<llm_graph_input_attn_k> stages;
 };
@@ -98,8 +98,8 @@ private:
 // that of a layer; itself for another memory
 llm_graph_input_attn_k * latent_at(llm_graph_input_attn_k * inp, int il);
 
-// the input of a graph that does not start at layer 0
-ggml_tensor * build_inp_hidden(const llm_graph_context & graph);
+// what a graph that does not start at layer 0 takes: a state for each token, and what goes along with it
+void take_rows(const llm_graph_context & graph);
 
 // what leaves a graph that does not come to the output head
 void give_states(const llm_graph_context & graph, ggml_tensor * states);

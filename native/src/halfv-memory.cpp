@@ -32,8 +32,11 @@ static std::vector<ggml_backend_dev_t> devices_of(const llama_model & model) {
     return res;
 }
 
-static uint32_t query_width(const llama_hparams & hparams, int32_t il) {
-    return hparams.n_head(il)*hparams.n_embd_head_k(il);
+// of what enters a layer, and of keys and queries like those of another
+static state_stores stores_before(const llama_model & model, int32_t first, int32_t il) {
+    const auto & hparams = model.hparams;
+    return { state_store(hparams.n_embd, cuts_of(model).companion(first)), state_store(hparams.n_embd_k_gqa(il)),
+             state_store(hparams.n_head(il)*hparams.n_embd_head_k(il)) };
 }
 
 staged_memory::staged_memory(const llama_model & model, const llama_memory_params & params, const llama_cparams & cparams,
@@ -42,11 +45,9 @@ staged_memory::staged_memory(const llama_model & model, const llama_memory_param
     asked(layers_asked(model, profile)),
     profile(profile),
     devices(devices_of(model)),
-    n_hidden(input_width(model.hparams, bounds[1])),
     n_key(model.hparams.n_embd_k_gqa(asked[0])),
     n_vocab(model.vocab.n_tokens()),
-    stores{{ { state_store(n_hidden), state_store(n_key), state_store(query_width(model.hparams, asked[0])) },
-             { state_store(n_hidden), state_store(n_key), state_store(query_width(model.hparams, asked[0])) } }},
+    stores{{ stores_before(model, bounds[1], asked[0]), stores_before(model, std::max(bounds[1], bounds[2] - 1), asked[0]) }}, // may_split()
     hparams(model.hparams),
     cparams(cparams),
     is_recurrent(bounds[n_stages]),
@@ -80,12 +81,10 @@ staged_memory::staged_memory(const llama_model & model, const llama_memory_param
 // Rows for the states of all tokens that may wait where stage I ends, and of those that go on where stage II ends.
 void staged_memory::reserve_states() {
     constexpr uint64_t most = 256ull << 20; // bytes of both
-    if (n_hidden != hparams.n_embd) {
-        return; // rows that deep-stack layers add later go through the host
-    }
     const uint64_t n_cells = (uint64_t) stages[0]->get_size()*n_stream();
     const uint64_t n_on    = has_stage(2) ? std::min<uint64_t>(n_cells, n_cells*profile.ivr_keep + cparams.n_ubatch) : 0; // and a question
-    const double   share   = std::min(1.0, most/((double) (n_cells + n_on)*(n_hidden + n_key)*sizeof(float)));
+    const auto     bytes   = [&](const state_stores & s, uint64_t n) { return (double) n*(s.hidden.width + s.keys.width)*sizeof(float); };
+    const double   share   = std::min(1.0, most/(bytes(stores[0], n_cells) + bytes(stores[1], n_on)));
     stores[0].reserve(devices[bounds[1] - 1], n_cells*share, 4*cparams.n_seq_max, hparams.no_alloc);
     stores[1].reserve(devices[bounds[2] - 1], n_on*share,    4*cparams.n_seq_max, hparams.no_alloc);
 }

@@ -24,10 +24,16 @@ class staged_context;
 
 constexpr int n_stages = 3;
 
-// which ends of a graph are rows of a store on a device
-struct stored_ends {
-    bool in = false, out = false;
-    bool operator!=(const stored_ends & o) const { return in != o.in || out != o.out; }
+// what a graph takes its states from, or gives them to
+struct graph_end {
+    bool stored = false;       // rows of a store on a device
+    input_part companion = {}; // what goes along with them
+    bool operator==(const graph_end & o) const { return stored == o.stored && companion == o.companion; }
+};
+
+struct graph_ends {
+    graph_end in = {}, out = {};
+    bool operator==(const graph_ends & o) const { return in == o.in && out == o.out; }
 };
 
 // one graph to run: what goes in, and through which layers
@@ -40,7 +46,7 @@ struct step {
     // A row for each token: what it takes, what it gives; none where nobody will ask. Where an end is stored, a device reads or
     // writes them; else what it takes is in the ubatch, and what it gives is brought down.
     struct io {
-        stored_ends stored;
+        graph_ends ends;
         std::vector<state_ref> in, out, keys;
         state_ref query; // of the last token
     } io = {};
@@ -60,7 +66,7 @@ public:
 
     std::unique_ptr<staged_context> init_batch(llama_batch_allocr & balloc, uint32_t n_ubatch); // one that can be taken back
     std::unique_ptr<staged_context> init_steps(std::vector<step> steps); // a batch made by hand
-    std::unique_ptr<staged_context> init_full(const graph_pass & pass, stored_ends stored = {});
+    std::unique_ptr<staged_context> init_full(const graph_pass & pass, graph_ends ends = {});
 
     bool get_can_shift() const override;
 
@@ -124,11 +130,9 @@ public:
 
     halfv_profile profile;
 
-    // floats per token: the input of stage II (with the rows that deep-stack layers add later), keys at a tapped layer
     const std::vector<ggml_backend_dev_t> devices; // of the layers
 
-    const uint32_t n_hidden;
-    const uint32_t n_key;
+    const uint32_t n_key; // floats per token: keys at a tapped layer
     const int32_t  n_vocab;
 
     stores_of_stages stores; // go after everything that holds their rows
@@ -266,11 +270,12 @@ public:
     const state_stores & stores_after()  const { return memory->after(pass()); }
     ggml_backend_dev_t device(int32_t il) const { return memory->devices[il]; }
     ggml_backend_dev_t device_before() const; // where the states are that a graph takes
-    stored_ends stored() const { return steps.empty() ? full_stored : io().stored; }
+    graph_ends ends() const { return steps.empty() ? full_ends : io().ends; }
     std::optional<bool> causal() const { return steps.empty() ? std::nullopt : steps[i_cur].causal; }
 
     // null where the current step does not reach the stage
     const llama_kv_cache_context * stage(int s) const;
+    const llama_kv_cells & cells(int s, llama_seq_id seq_id) const { return memory->stages[s]->get_cells(seq_id); }
 
     // null where the stage has no recurrent layers; of some use only where the current step runs them
     const llama_memory_recurrent_context * recurrent(int s) const;
@@ -298,7 +303,7 @@ private:
     std::vector<bool> alike; // the stages that each step reaches, after it
     size_t i_cur = 0;
     graph_pass full = {}; // of a context without steps
-    stored_ends full_stored;
+    graph_ends full_ends;
     llama_memory_status status;
 };
 

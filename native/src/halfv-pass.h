@@ -30,10 +30,31 @@ struct graph_pass {
     }
 };
 
+// Floats [first, first + n) of what a batch gives for a token: layers may read them beside the state that reaches them.
+struct input_part {
+    uint32_t first = 0, n = 0;
+
+    uint32_t end() const { return first + n; }
+    bool operator==(const input_part & o) const { return first == o.first && n == o.n; }
+    bool has(const input_part & o) const { return o.first >= first && o.end() <= end(); }
+
+    // both, and what lies between them
+    void add(const input_part & o) {
+        const uint32_t begin = n == 0 || (o.n > 0 && o.first < first) ? o.first : first;
+        n     = (end() > o.end() || o.n == 0 ? end() : o.end()) - begin;
+        first = begin;
+    }
+};
+
 // what is known while a graph of a few layers is built
 struct cut_state {
     ggml_tensor * hidden = nullptr;  // what enters a layer of which only K and V are wanted
     std::vector<ggml_tensor *> kept; // the graph, up to the last such layer's K and V
+
+    ggml_tensor * embeddings = nullptr; // stands for them where a graph begins behind them
+    ggml_tensor * state = nullptr, * companion = nullptr; // there: what reaches its first layer, and goes along
+    input_part    carried;              // what of the input the companion is
+    bool          asked = false;        // for embeddings
 };
 
 // What of an architecture matters for cutting its graphs. Found by building one, without computing it.

@@ -23,18 +23,21 @@ void prefill::reserve(uint32_t n_tokens) {
         { b[1], memory.has_stage(2) ? b[2] : INT32_MAX, INT32_MAX, memory.asked[1], true },
         { b[2] - may_split(), b[3] },
     };
-    std::vector<std::pair<graph_pass, stored_ends>> all;
+    std::vector<std::pair<graph_pass, graph_ends>> all;
     for (const auto & pass : passes) {
-        const bool in  = pass.first > 0     && memory.before(pass).on_device();
-        const bool out = pass.last  < b[3]  && memory.after(pass).on_device();
-        for (const stored_ends stored : { stored_ends{}, { in, false }, { false, out }, { in, out } }) {
-            const auto same = [&](const auto & other) { return other.first == pass && !(other.second != stored); };
-            if (pass.first < pass.last && std::none_of(all.begin(), all.end(), same)) { all.emplace_back(pass, stored); }
+        const bool takes = pass.first > 0, gives = pass.last < b[3];
+        const input_part in  = takes ? memory.before(pass).hidden.companion : input_part();
+        const input_part out = gives ? memory.after(pass).hidden.companion  : input_part();
+        for (const bool in_stored : { false, takes && memory.before(pass).on_device() }) {
+            for (const bool out_stored : { false, gives && memory.after(pass).on_device() }) {
+                const std::pair<graph_pass, graph_ends> one = { pass, { { in_stored, in }, { out_stored, out } } };
+                if (pass.first < pass.last && std::find(all.begin(), all.end(), one) == all.end()) { all.push_back(one); }
+            }
         }
     }
     reserve_choice();
-    for (const auto & [pass, stored] : all) {
-        const auto mctx = memory.init_full(pass, stored);
+    for (const auto & [pass, ends] : all) {
+        const auto mctx = memory.init_full(pass, ends);
         if (!ctx.graph_reserve(n_tokens, ctx.cparams.n_seq_max, 1, mctx.get())) {
             if (!reserved) {
                 throw std::runtime_error("HalfV: failed to allocate the compute buffers of a stage");
@@ -61,6 +64,7 @@ void prefill::reserve_choice() {
     if (hidden.tensor()) { graphs.push_back(similarities_graph(hidden, n_most(hidden))); }
     for (const auto & g : graphs) {
         ggml_backend_sched_reset(ctx.sched.get());
+        put_inputs(g);
         if (!ggml_backend_sched_reserve(ctx.sched.get(), g.graph)) {
             LLAMA_LOG_WARN("%s: HalfV: no room to choose tokens on the device: it needs memory when it is done\n", __func__);
         }
@@ -68,11 +72,23 @@ void prefill::reserve_choice() {
     if (gram || !hidden.tensor()) {
         return;
     }
-    const int n = n_most(hidden);
+    const size_t size = similarities_layout(n_most(hidden)).size();
     auto * type = ggml_backend_dev_host_buffer_type(ggml_backend_buft_get_device(hidden.buffer_type()));
-    if (type) { pinned.reset(ggml_backend_buft_alloc_buffer(type, gram_size(n, gram_block)*sizeof(float))); }
-    if (!pinned) { gram_memory.reset(new float[gram_size(n, gram_block)]); }
+    if (type) { pinned.reset(ggml_backend_buft_alloc_buffer(type, size*sizeof(float))); }
+    if (!pinned) { gram_memory.reset(new float[size]); }
     gram = pinned ? (float *) ggml_backend_buffer_get_base(pinned.get()) : gram_memory.get();
+}
+
+// Inputs of a graph that chooses go straight to its device: parts of them would each cross on their own.
+void prefill::put_inputs(const device_graph & g) const {
+    auto * sched = ctx.sched.get();
+    for (int i = 0; i < ggml_backend_sched_get_n_backends(sched); ++i) {
+        ggml_backend_t backend = ggml_backend_sched_get_backend(sched, i);
+        if (ggml_backend_get_device(backend) == g.device) {
+            ggml_backend_sched_set_tensor_backend(sched, g.ids, backend);
+            if (g.norm) { ggml_backend_sched_set_tensor_backend(sched, g.norm, backend); }
+        }
+    }
 }
 
 bool prefill::run(const device_graph & g, const state_store & store, const std::vector<state_ref> & rows, float * out) {
@@ -80,18 +96,19 @@ bool prefill::run(const device_graph & g, const state_store & store, const std::
     ctx.gf_res_prev_active = nullptr; // its memory is given to this one
     ggml_backend_sched_reset(sched);
     ggml_backend_sched_set_eval_callback(sched, nullptr, nullptr);
+    put_inputs(g);
     if (!ggml_backend_sched_alloc_graph(sched, g.graph)) {
         return false;
     }
     std::vector<int32_t> ids;
     for (const auto & r : rows) { ids.push_back(store.row_of(r)); }
+    wait_for_device(); // what runs may use their memory
     ggml_backend_tensor_set(g.ids, ids.data(), 0, ggml_nbytes(g.ids));
     if (g.norm) { ggml_backend_tensor_set(g.norm, final_norm().data(), 0, ggml_nbytes(g.norm)); }
 
     bool ok = ggml_backend_sched_graph_compute_async(sched, g.graph) == GGML_STATUS_SUCCESS;
-    for (auto * tensor : g.outputs) {
-        if (ok) { read(tensor, out); }
-        out += ggml_nelements(tensor);
+    for (const auto & output : g.outputs) {
+        if (ok) { read(output.tensor, out + output.at); }
     }
     wait_for_device();
     return ok;
@@ -127,12 +144,13 @@ void prefill::wait_for_device() const {
     ggml_backend_sched_synchronize(ctx.sched.get());
 }
 
-// the rows of a tensor, which may be narrower than those that take them on the host
+// the rows of a tensor
 void prefill::read(ggml_tensor * tensor, state_store & store, const std::vector<state_ref> & refs) const {
     ggml_backend_t backend = ggml_backend_sched_get_tensor_backend(ctx.sched.get(), tensor);
-    const size_t size = ggml_nbytes(tensor)/refs.size();
+    const size_t size = store.width*sizeof(float);
+    GGML_ASSERT(ggml_nbytes(tensor) == refs.size()*size);
     for (size_t i = 0, n; i < refs.size(); i += n) {
-        n = size == store.width*sizeof(float) ? store.run(refs, i) : 1;
+        n = store.run(refs, i);
         if (refs[i]) { ggml_backend_tensor_get_async(backend, tensor, store.host(refs[i]), i*size, n*size); }
     }
 }
@@ -142,7 +160,7 @@ void prefill::read(ggml_tensor * tensor, float * dst) const {
     ggml_backend_tensor_get_async(backend, tensor, dst, 0, ggml_nbytes(tensor));
 }
 
-// `width` floats of state per row; with a stream per sequence the rows of each of n_seqs sequences follow each other
+// `width` floats per row; with a stream per sequence the rows of each of n_seqs sequences follow each other
 static llama_ubatch new_ubatch(uint32_t n, uint32_t n_seqs, uint32_t n_pos, size_t width, bool tokens, bool own_stream) {
     auto data = std::make_shared<llama_ubatch::data_t>();
     data->token     .resize(tokens ? n : 0);
@@ -195,12 +213,15 @@ llama_ubatch prefill::ubatch_of_batch(const llama_batch & batch, const std::vect
     const uint32_t n_pos = hparams.n_pos_per_embd();
     const size_t   width = batch.embd ? hparams.n_embd_inp() : 0;
 
-    llama_ubatch res = new_ubatch(n, n_seqs, n_pos, width, batch.token, memory.equal_seqs());
+    // rows that follow each other are read where they are: a picture of 4096 tokens may have 270 MB
+    const bool in_place = n > 0 && idxs[n - 1] - idxs[0] == (int32_t) n - 1 && std::is_sorted(idxs.begin(), idxs.end());
+    llama_ubatch res = new_ubatch(n, n_seqs, n_pos, in_place ? 0 : width, batch.token, memory.equal_seqs());
+    if (batch.embd && in_place) { res.embd = batch.embd + idxs[0]*width; }
     std::vector<llama_seq_id> seq_ids(n);
     for (uint32_t i = 0; i < n; ++i) {
         const int32_t idx = idxs[i];
         if (batch.token) { res.token[i] = batch.token[idx]; }
-        if (batch.embd)  { memcpy(res.embd + i*width, batch.embd + idx*width, width*sizeof(float)); }
+        if (batch.embd && !in_place) { memcpy(res.embd + i*width, batch.embd + idx*width, width*sizeof(float)); }
         for (uint32_t j = 0; j < n_pos; ++j) {
             res.pos[j*n + i] = batch.pos[(batch.token ? 0 : (size_t) j*batch.n_tokens) + idx];
         }
@@ -214,11 +235,13 @@ llama_ubatch prefill::ubatch_of_batch(const llama_batch & batch, const std::vect
 
 static bool is_text(const row & r) { return r.token >= 0; }
 
-llama_ubatch prefill::ubatch_of_rows(llama_seq_id seq_id, const row * rows, uint32_t n, size_t width) const {
+llama_ubatch prefill::ubatch_of_rows(llama_seq_id seq_id, const row * rows, uint32_t n, bool with_states) const {
     const uint32_t n_pos = ctx.model.hparams.n_pos_per_embd();
 
     const bool tokens = is_text(rows[0]) && cuts_of(ctx.model).by_kind; // which is what the builder asks
     std::vector<float> state;
+    if (with_states) { rows[0].hidden.read(state); }
+    const size_t width = state.size();
     llama_ubatch res = new_ubatch(n, 1, n_pos, width, tokens, memory.equal_seqs());
     for (uint32_t i = 0; i < n; ++i) {
         if (tokens) { res.token[i] = rows[i].token; }
@@ -315,7 +338,7 @@ prefill::given prefill::room_for(const graph_pass & pass, const std::vector<bool
 }
 
 struct step::io prefill::given::rows(size_t first, size_t end) const {
-    return { { false, stored }, {}, { hidden.begin() + first, hidden.begin() + end }, { keys.begin() + first, keys.begin() + end }, query };
+    return { { {}, { stored, stores->hidden.companion } }, {}, { hidden.begin() + first, hidden.begin() + end }, { keys.begin() + first, keys.begin() + end }, query };
 }
 
 // what a step has given for these rows, if it is not where it belongs already
@@ -339,7 +362,6 @@ std::vector<step> prefill::steps_of(llama_seq_id seq_id, const std::vector<row> 
     if (!stored && std::any_of(rows.begin(), rows.end(), [](const row & r) { return r.hidden.on_device(); })) {
         wait_for_device();
     }
-    const size_t width = stored ? 0 : input_width(ctx.model.hparams, pass.first);
     const size_t n_ubatch = memory.ubatch_size(pass, rows.size());
     const bool by_kind = cuts_of(ctx.model).by_kind;
     std::vector<step> steps;
@@ -350,11 +372,11 @@ std::vector<step> prefill::steps_of(llama_seq_id seq_id, const std::vector<row> 
                (!by_kind || is_text(rows[end]) == is_text(rows[i]))) {
             ++end;
         }
-        steps.push_back({ ubatch_of_rows(seq_id, &rows[i], end - i, width), pass, rows[i].group < 0 });
+        steps.push_back({ ubatch_of_rows(seq_id, &rows[i], end - i, !stored), pass, rows[i].group < 0 });
         auto & io = steps.back().io;
         if (gives) { io = gives->rows(i, end); }
+        io.ends.in = { stored, rows[i].hidden.companion() };
         if (stored) {
-            io.stored.in = true;
             io.in = refs_of({ rows.begin() + i, rows.begin() + end }, &row::hidden);
         }
         for (size_t j = i; j < end && rows[j].cell >= 0; ++j) { steps.back().cells.push_back(rows[j].cell); }

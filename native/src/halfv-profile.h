@@ -40,10 +40,12 @@ struct found_profile {
 struct layer_cuts : cuts {
     std::vector<bool> attends;
     std::vector<bool> recurrent; // empty: none is
+    std::vector<input_part> reads; // of a token's input, beside the state
     bool centred = false;        // the norm after the last one is no RMS norm
 
     bool    is_recurrent(int32_t il) const { return il < (int32_t) recurrent.size() && recurrent[il]; }
     int32_t last_that_attends(int32_t first, int32_t end) const; // -1: none in [first, end)
+    input_part companion(int32_t first) const; // of a state that enters this layer: what that and later layers read
 };
 
 // A model's profile: set through the C ABI, or else from HALFV_PROFILE, or else from its GGUF metadata.

@@ -275,36 +275,55 @@ void final_norm_features(const float * rows, const float * norm_weight, int n, i
     }
 }
 
-// where block i of a lower triangle begins
-static size_t gram_offset(int64_t i, int64_t block) {
-    return (size_t) (block * block * (i * (i + 1) / 2));
+int gram_layout::n_tiles(int b) const {
+    return (int) ((end_of(b) + stripe - 1) / stripe);
 }
 
-size_t gram_size(int n, int block) {
-    const int64_t whole = n / block, rest = n % block;
-    return gram_offset(whole, block) + (size_t) (rest * n);
+int gram_layout::width(int b, int s) const {
+    return (int) std::min<int64_t>(stripe, end_of(b) - (int64_t) s * stripe);
+}
+
+size_t gram_layout::tile(int b, int s) const {
+    const int64_t whole = block < n ? (int64_t) block * block * b * (b + 1) / 2 : 0;
+    return (size_t) (whole + rows_of(b) * s * stripe);
+}
+
+size_t gram_layout::at(int i, int j) const {
+    const int b = i / block, s = j / stripe;
+    return tile(b, s) + (size_t) (i - b * block) * width(b, s) + j - s * stripe;
+}
+
+size_t gram_layout::size() const {
+    return n < 1 ? 0 : at(n - 1, n - 1) + 1;
+}
+
+void clear_broken(float * gram, const gram_layout & layout) {
+    for (int i = 0; i < layout.n; ++i) {
+        if (std::isnan(gram[layout.at(i, i)])) {
+            std::replace_if(gram, gram + layout.size(), [](float x) { return std::isnan(x); }, 0.0f);
+            return;
+        }
+    }
 }
 
 // A similarity to the nearest chosen token only grows as tokens are chosen, so one that has not seen the latest is a lower bound.
 // What follows a chosen token in memory is brought up to date at once; where its similarities are a column of blocks below, a
 // row there is only when it would be chosen.
-std::vector<int32_t> cover_gram(const float * gram, int n, const std::vector<int32_t> & anchors, int k, int block) {
-    if (n < 1 || block < 1) {
+std::vector<int32_t> cover_gram(const float * gram, const gram_layout & layout, const std::vector<int32_t> & anchors, int k) {
+    const int n = layout.n, block = layout.block, stripe = layout.stripe;
+    if (n < 1 || block < 1 || stripe < 1) {
         return {};
     }
-    block = std::min(block, n);
     std::vector<int32_t> chosen = clean(anchors, n);
     k = std::min(n, std::max(k, (int) chosen.size()));
     std::vector<float> nearest(n, -FLT_MAX);
     std::vector<int> seen(n, 0); // how many of the chosen a token has seen
     std::vector<char> in(n, 0);
-    const auto row = [&](int32_t i) {
-        const int b = i / block;
-        return gram + gram_offset(b, block) + (size_t) (i - b * block) * std::min(n, (b + 1) * block);
-    };
     const auto take_in = [&](int32_t c) {
         in[c] = 1;
-        absorb(row(c), std::min(n, (c / block + 1) * block), nearest.data());
+        for (int s = 0; s < layout.n_tiles(c / block); ++s) {
+            absorb(gram + layout.at(c, s * stripe), layout.width(c / block, s), nearest.data() + s * stripe);
+        }
     };
     for (const int32_t c : chosen) {
         take_in(c);
@@ -316,13 +335,17 @@ std::vector<int32_t> cover_gram(const float * gram, int n, const std::vector<int
             next.push({ nearest[i], i });
         }
     }
+    std::vector<const float *> own; // of one token, by stripes
     while ((int) chosen.size() < k) {
         const auto [sim, i] = next.top();
-        const float * own = row(i);
+        own.clear();
+        for (int s = 0; s < layout.n_tiles(i / block); ++s) {
+            own.push_back(gram + layout.at(i, s * stripe) - (size_t) s * stripe);
+        }
         for (; seen[i] < (int) chosen.size(); ++seen[i]) {
             const int32_t c = chosen[seen[i]];
-            if (c / block < i / block && own[c] > nearest[i]) {
-                nearest[i] = own[c];
+            if (c / block < i / block && own[c / stripe][c] > nearest[i]) {
+                nearest[i] = own[c / stripe][c];
             }
         }
         next.pop();

@@ -5,6 +5,7 @@
 // Matrices are row-major and dense. Index lists come back sorted ascending, without repeats.
 // Nothing throws but std::bad_alloc. Sizes below one and indices out of range select nothing.
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -55,12 +56,29 @@ void layer_norm(float * row, const float * weight, const float * bias, int d, fl
 std::vector<int32_t> cover(const float * features, int n, int d, const std::vector<int32_t> & anchors, int k,
                            worker_pool * workers = nullptr, const std::function<bool()> & stop = nullptr);
 
-// The same over a symmetric matrix of similarities, of which only the lower triangle is there, in blocks of rows: the rows of
-// a block follow each other and all reach to the block's last token. With one block of n or more: the whole, [n][n].
-// Never grouped.
-std::vector<int32_t> cover_gram(const float * gram, int n, const std::vector<int32_t> & anchors, int k, int block = INT32_MAX);
-size_t gram_size(int n, int block); // floats
-constexpr int gram_block = 256;     // what devices compute
+// Where a symmetric matrix of similarities lies of which only the lower triangle is there, in blocks of rows: those of a block
+// all reach to its last token. A block's rows are cut where stripes of columns end, into tiles that follow each other. With one
+// block of n or more: the whole, [n][n].
+struct gram_layout {
+    int n;
+    int block = INT32_MAX, stripe = INT32_MAX;
+
+    int    n_tiles(int b) const;       // of a block
+    int    width(int b, int s) const;  // columns of its tile in a stripe
+    size_t tile(int b, int s) const;   // where that begins
+    size_t at(int i, int j) const;     // j <= i, or in its block
+    size_t size() const;               // floats
+
+    int64_t rows_of(int b) const { return block < n ? std::min(block, n - b*block) : n; }
+    int64_t end_of(int b)  const { return block < n ? std::min((int64_t) n, (int64_t) (b + 1)*block) : n; }
+};
+constexpr int gram_block = 256, gram_stripe = 1024; // what devices compute
+
+// The same over such a matrix. Never grouped.
+std::vector<int32_t> cover_gram(const float * gram, const gram_layout & layout, const std::vector<int32_t> & anchors, int k);
+
+// What a device makes of a state that is not finite, known by its similarity to itself, becomes 0, as it is for cover().
+void clear_broken(float * gram, const gram_layout & layout);
 
 struct cover_group {
     int first;

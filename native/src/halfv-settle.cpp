@@ -14,7 +14,6 @@
 namespace halfv {
 
 int prefill::stage1(const share & part, bool visual) {
-    const auto & hparams = ctx.model.hparams;
     const auto & bounds  = memory.bounds;
     const llama_batch & batch = ctx.balloc->get_batch();
     const int64_t t_start = ggml_time_us();
@@ -43,16 +42,11 @@ int prefill::stage1(const share & part, bool visual) {
     }
 
     size_t done = 0;
-    const std::vector<float> none(memory.n_hidden - hparams.n_embd, 0.0f); // what deep-stack layers add to text
     const int rc = run(std::move(steps), [&](const llama_ubatch & ubatch, const llm_graph_result & res) {
         const uint32_t n = ubatch.n_tokens;
         bring_down(res, gives, done, done + n);
         const auto queries = wants_queries() ? queries_of(res, *gives.stores) : std::vector<state_ref>();
         for (uint32_t i = 0; i < n; ++i, ++done) {
-            if (!none.empty()) {
-                const float * more = ubatch.embd ? ubatch.embd + (size_t) i*memory.n_hidden + hparams.n_embd : none.data();
-                gives.stores->hidden.write(gives.hidden[done], more, none.size(), hparams.n_embd);
-            }
             row r = {};
             for (uint32_t j = 0; j < ubatch.n_pos; ++j) {
                 r.pos[j] = ubatch.pos[j*n + i];
@@ -214,13 +208,7 @@ int prefill::settle(llama_seq_id seq_id, when moment, std::vector<step> * last) 
         if (rc != 0) {
             return rc;
         }
-        const size_t n_embd = ctx.model.hparams.n_embd;
-        std::vector<float> before;
         for (size_t i = 0; i < go.size(); ++i) {
-            if (memory.n_hidden > n_embd) {
-                go[i].hidden.read(before);
-                gives.stores->hidden.write(gives.hidden[i], before.data() + n_embd, memory.n_hidden - n_embd, n_embd);
-            }
             go[i].hidden = gives.hidden[i];
             go[i].stage  = 2;
             if (gives.keys[i]) { go[i].key = gives.keys[i]; }

@@ -288,7 +288,7 @@ static constexpr uint32_t state_tag = 0x33564c48; // "HLV3"
 
 std::vector<uint32_t> staged_memory::state_shape() const {
     std::vector<uint32_t> res(bounds.begin(), bounds.end());
-    res.insert(res.end(), { n_hidden, n_key, stores[0].queries.width });
+    res.insert(res.end(), { stores[0].hidden.width, n_key, stores[0].queries.width });
     if (recurs()) { res.insert(res.end(), { hparams.n_embd_r(), hparams.n_embd_s(), hparams.ple_conv_state() }); }
     return res;
 }

@@ -30,6 +30,10 @@ bool state_ref::on_device() const {
     return store && slot < store->n_device;
 }
 
+input_part state_ref::companion() const {
+    return store ? store->companion : input_part();
+}
+
 void state_ref::read(std::vector<float> & values) const {
     values.resize(store->width);
     state_store::read({ *this }, values.data());

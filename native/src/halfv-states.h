@@ -2,6 +2,7 @@
 
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
+#include "halfv-pass.h"
 
 #include <array>
 #include <cstdint>
@@ -25,6 +26,7 @@ public:
     explicit operator bool() const { return store != nullptr; }
     bool on_device() const;
     void read(std::vector<float> & values) const;
+    input_part companion() const; // what its row holds beside a state
     bool operator==(const state_ref & other) const { return store == other.store && slot == other.slot; }
 
 private:
@@ -38,10 +40,13 @@ private:
 // fit there, else on the host. Where a device's graph has written them, it must be done before they are read.
 class state_store {
 public:
-    explicit state_store(uint32_t width) : width(width) {}
+    explicit state_store(uint32_t width, input_part companion = {}) : width(width + companion.n), companion(companion) {}
     state_store(const state_store &) = delete;
 
-    const uint32_t width; // floats of a row
+    const uint32_t   width;     // floats of a row
+    const input_part companion; // the last of them: what of its input goes along with a token's state
+
+    uint32_t n_state() const { return width - companion.n; }
 
     // Makes room for rows on a device, once and before any is taken; false where it has no memory for them.
     bool reserve(ggml_backend_buffer_type_t type, uint32_t n_rows, bool no_alloc);

@@ -49,10 +49,10 @@ llama_memory_context_ptr staged_memory::init_full() {
     return init_full(graph_pass{});
 }
 
-std::unique_ptr<staged_context> staged_memory::init_full(const graph_pass & pass, stored_ends stored) {
+std::unique_ptr<staged_context> staged_memory::init_full(const graph_pass & pass, graph_ends ends) {
     auto res = std::make_unique<staged_context>(*this, std::vector<step>{});
     res->full = pass;
-    res->full_stored = stored;
+    res->full_ends = ends;
     for (int s = 0; s < n_stages; ++s) {
         if (stages[s]) { res->stages[s] = stages[s]->init_full(); }
     }
@@ -285,7 +285,7 @@ const llama_memory_recurrent_context * staged_context::recurrent(int s) const {
 }
 
 ggml_backend_dev_t staged_context::device_before() const {
-    return stored().in ? ggml_backend_buft_get_device(stores_before().hidden.buffer_type()) : ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+    return ends().in.stored ? ggml_backend_buft_get_device(stores_before().hidden.buffer_type()) : ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
 }
 
 const llama_kv_cache_context * staged_context::stage(int s) const {

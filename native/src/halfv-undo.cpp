@@ -45,7 +45,7 @@ uint64_t staged_memory::undo_bytes(bool prepared) const {
 }
 
 uint64_t staged_memory::undo_bytes(const row & r) const {
-    return (n_hidden + (r.first_key ? n_key : 0))*sizeof(float);
+    return (stores[0].hidden.width + (r.first_key ? n_key : 0))*sizeof(float);
 }
 
 // What was prepared depends on all that stood before it then. Where that changes it is prepared again with the question,

@@ -94,10 +94,12 @@ int main(int argc, char ** argv) {
                         gram[(size_t) i * n + j] = gram[(size_t) j * n + i] = s;
                     }
                 }
-                std::vector<float> lower; // as a device gives it
+                const halfv::gram_layout layout = { n, halfv::gram_block, halfv::gram_stripe };
+                std::vector<float> lower(layout.size()); // as a device gives it
                 for (int i = 0; i < n; ++i) {
-                    const auto row = gram.begin() + (size_t) i * n;
-                    lower.insert(lower.end(), row, row + std::min(n, (i / halfv::gram_block + 1) * halfv::gram_block));
+                    for (int j = 0; j < layout.end_of(i / layout.block); ++j) {
+                        lower[layout.at(i, j)] = gram[(size_t) i * n + j];
+                    }
                 }
                 for (int r = 0; r < reps; ++r) {
                     t_scores.push_back(ms_of([&] {
@@ -112,8 +114,8 @@ int main(int argc, char ** argv) {
                         halfv::worker_pool workers(threads[t]);
                         t_cover[t].push_back(ms_of([&] { halfv::cover(features.data(), n, d, anchors, k, &workers); }));
                     }
-                    t_gram.push_back(ms_of([&] { halfv::cover_gram(gram.data(), n, anchors, k); }));
-                    t_lower.push_back(ms_of([&] { halfv::cover_gram(lower.data(), n, anchors, k, halfv::gram_block); }));
+                    t_gram.push_back(ms_of([&] { halfv::cover_gram(gram.data(), { n }, anchors, k); }));
+                    t_lower.push_back(ms_of([&] { halfv::cover_gram(lower.data(), layout, anchors, k); }));
                 }
                 printf("%-10s %5d %5d | %7.2f %8.2f |", kind, n, d, median(t_scores), median(t_features));
                 for (const auto & t : t_cover) {

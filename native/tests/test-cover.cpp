@@ -7,13 +7,15 @@
 
 static halfv::worker_pool two(2), three(3);
 
-static std::vector<float> lower_triangle(const std::vector<double> & g, int n, int block) {
-    std::vector<float> res;
-    for (int i = 0; i < n; ++i) {
-        for (int j = 0; j < std::min(n, (i / block + 1) * block); ++j) {
-            res.push_back((float) g[(size_t) i * n + j]);
+static std::vector<float> lower_triangle(const std::vector<double> & g, const halfv::gram_layout & layout) {
+    std::vector<float> res(layout.size(), NaN);
+    for (int i = 0; i < layout.n; ++i) {
+        for (int j = 0; j < layout.end_of(i / layout.block); ++j) {
+            CHECK(std::isnan(res.at(layout.at(i, j)))); // a place of its own
+            res[layout.at(i, j)] = (float) g[(size_t) i * layout.n + j];
         }
     }
+    CHECK(std::none_of(res.begin(), res.end(), [](float x) { return std::isnan(x); }));
     return res;
 }
 
@@ -33,11 +35,9 @@ static void test_cover_exact() {
         CHECK(is_selection(want, n, k));
         CHECK(halfv::cover(f.data(), n, d, anchors, k) == want);
         CHECK(halfv::cover(f.data(), n, d, anchors, k, &three) == want);
-        CHECK(halfv::cover_gram(narrow(g).data(), n, anchors, k) == want);
-        const int block = r.upto(1, n + 3);
-        const std::vector<float> lower = lower_triangle(g, n, block);
-        CHECK(lower.size() == halfv::gram_size(n, block));
-        CHECK(halfv::cover_gram(lower.data(), n, anchors, k, block) == want);
+        CHECK(halfv::cover_gram(narrow(g).data(), { n }, anchors, k) == want);
+        const halfv::gram_layout layout = { n, r.upto(1, n + 3), r.upto(1, n + 3) };
+        CHECK(halfv::cover_gram(lower_triangle(g, layout).data(), layout, anchors, k) == want);
     }
 }
 
@@ -70,7 +70,7 @@ static void test_cover_features() {
         if (gap > 1e-6) {
             ++compared;
             CHECK(got == want);
-            CHECK(halfv::cover_gram(narrow(g).data(), n, anchors, k) == want);
+            CHECK(halfv::cover_gram(narrow(g).data(), { n }, anchors, k) == want);
         }
     }
     CHECK(compared > 20);
@@ -100,7 +100,7 @@ static void test_cover_edges() {
     };
     for (const auto & c : cases) {
         CHECK(halfv::cover(f, c.n, 2, c.anchors, c.k) == c.want);
-        CHECK(halfv::cover_gram(g.data(), c.n, c.anchors, c.k) == c.want);
+        CHECK(halfv::cover_gram(g.data(), { c.n }, c.anchors, c.k) == c.want);
     }
     CHECK(halfv::cover(f, 4, 0, { 1 }, 2).empty());
     CHECK(halfv::cover(f, 4, 2, {}, 2, nullptr, [] { return false; }) == (ids{ 0, 2 }));
@@ -113,16 +113,16 @@ static void test_cover_edges() {
     CHECK(halfv::cover(same.data(), 300, 5, {}, 100) == first);
     CHECK(halfv::cover(std::vector<float>(300 * 5, 0.0f).data(), 300, 5, {}, 100) == first);
     CHECK(halfv::cover(std::vector<float>(300 * 5, NaN).data(), 300, 5, {}, 100) == first);
-    CHECK(halfv::cover_gram(std::vector<float>(300 * 300, NaN).data(), 300, {}, 100) == first);
-    CHECK(halfv::cover_gram(std::vector<float>(300 * 300, Inf).data(), 300, {}, 100) == first);
-    CHECK(halfv::cover_gram(std::vector<float>(300 * 300, -Inf).data(), 300, {}, 100) == first);
-    CHECK(halfv::cover_gram(std::vector<float>(300 * 300, -0.0f).data(), 300, {}, 100) == first);
+    CHECK(halfv::cover_gram(std::vector<float>(300 * 300, NaN).data(), { 300 }, {}, 100) == first);
+    CHECK(halfv::cover_gram(std::vector<float>(300 * 300, Inf).data(), { 300 }, {}, 100) == first);
+    CHECK(halfv::cover_gram(std::vector<float>(300 * 300, -Inf).data(), { 300 }, {}, 100) == first);
+    CHECK(halfv::cover_gram(std::vector<float>(300 * 300, -0.0f).data(), { 300 }, {}, 100) == first);
 
     // -0 and 0 are equally near
     const float zeros[3] = { 1, 0, -0.0f };
     const float zeros_gram[9] = { 1, 0, -0.0f, 0, 0, 0, -0.0f, 0, 0 };
     CHECK(halfv::cover(zeros, 3, 1, { 0 }, 2) == (ids{ 0, 1 }));
-    CHECK(halfv::cover_gram(zeros_gram, 3, { 0 }, 2) == (ids{ 0, 1 }));
+    CHECK(halfv::cover_gram(zeros_gram, { 3 }, { 0 }, 2) == (ids{ 0, 1 }));
 }
 
 // rows that are not finite: a full selection, the same from features and from their Gram matrix
@@ -148,10 +148,29 @@ static void test_cover_not_finite() {
         const ids got = halfv::cover(f.data(), n, d, anchors, k);
         CHECK(is_selection(got, n, k));
         CHECK(contains(got, anchors));
-        CHECK(is_selection(halfv::cover_gram(g.data(), n, anchors, k), n, k));
+        CHECK(is_selection(halfv::cover_gram(g.data(), { n }, anchors, k), n, k));
         if (!overflows) { // else the order of a sum decides between infinity and NaN
-            CHECK(halfv::cover_gram(g.data(), n, anchors, k) == got);
+            CHECK(halfv::cover_gram(g.data(), { n }, anchors, k) == got);
         }
+    }
+}
+
+// what a device makes of states that are not finite is what the host makes of them
+static void test_cover_broken() {
+    randoms r(8);
+    for (int round = 0; round < 40; ++round) {
+        const int n = r.upto(2, 120), d = r.upto(1, 20), k = r.upto(1, n);
+        std::vector<float> f = r.normal((size_t) n * d);
+        const ids broken = r.choice(n, r.upto(0, 3));
+        for (const int i : broken) { f[(size_t) i * d + r.upto(0, d - 1)] = NaN; }
+        halfv::final_norm_features(f.data(), nullptr, n, d, f.data());
+        std::vector<double> g = exact_gram(f, n, d);
+        for (const int i : broken) {
+            for (int j = 0; j < n; ++j) { g[(size_t) i * n + j] = g[(size_t) j * n + i] = NaN; }
+        }
+        std::vector<float> narrowed = narrow(g);
+        halfv::clear_broken(narrowed.data(), { n });
+        CHECK(halfv::cover_gram(narrowed.data(), { n }, {}, k) == brute_cover(exact_gram(f, n, d), n, {}, k));
     }
 }
 
@@ -245,6 +264,7 @@ int main(int argc, char ** argv) {
         { "cover_features", test_cover_features },
         { "cover_edges", test_cover_edges },
         { "cover_not_finite", test_cover_not_finite },
+        { "cover_broken", test_cover_broken },
         { "groups", test_groups },
         { "cover_grouped", test_cover_grouped },
         { "anchors_later", test_anchors_later },

@@ -22,15 +22,26 @@ PROFILE = {
     "ssr.update": 0.05,
     "ssr.rest": "frozen",
 }
-MIB = 1 << 20
+SIMILARITIES = sum(256 * (i + 256) for i in range(0, N_VISUAL, 256))
+LAST_NORM = N_EMBD  # read once
+
+
+SHAPE = {"n_embd": N_EMBD, "n_head": N_HEAD, "n_head_kv": N_HEAD_KV, "n_ff": 256, "n_vocab": N_VOCAB}
 
 
 @pytest.fixture(scope="module")
 def wide_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As wide as Qwen2.5-VL-7B, three layers deep."""
     path = tmp_path_factory.mktemp("device") / "wide.gguf"
-    shape = {"n_embd": N_EMBD, "n_head": N_HEAD, "n_head_kv": N_HEAD_KV, "n_ff": 256, "n_layer": 3, "n_vocab": N_VOCAB}
-    return write_model(path, "llama", ftype="q4_0", profile=PROFILE, **shape)
+    return write_model(path, "llama", ftype="q4_0", profile=PROFILE, n_layer=3, **SHAPE)
+
+
+@pytest.fixture(scope="module")
+def deepstack_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of Qwen3-VL, with three deep-stack layers, of which the last is stage II."""
+    path = tmp_path_factory.mktemp("device") / "deepstack.gguf"
+    profile = PROFILE | {"ivr.layer": 2, "ssr.layer": 3}
+    return write_model(path, "qwen3vl", ftype="q4_0", profile=profile, n_layer=4, n_deepstack_layers=3, **SHAPE)
 
 
 def count(build_dir: Path, model: Path, n_ubatch: int, **env: str) -> dict[str, int]:
@@ -52,7 +63,14 @@ def test_what_a_picture_moves(wide_model: Path, build_dir: Path, n_ubatch: int) 
     assert (ours["kept"], ours["deep"]) == (1024, 204)
     assert ours["round_trips"] == 4 and stock["round_trips"] == 1  # scores, similarities, scores again; logits
     assert ours["bytes_down"] + max(0, ours["bytes_up"] - stock["bytes_up"]) < 40e6
-    similarities = sum(256 * (i + 256) for i in range(0, N_VISUAL, 256))
-    scores = N_HEAD * (N_VISUAL + ours["kept"])
-    last_norm = N_EMBD  # read once
-    assert ours["bytes_down"] == 4 * (similarities + scores + last_norm + N_VOCAB)
+    assert ours["bytes_down"] == 4 * (SIMILARITIES + N_HEAD * (N_VISUAL + ours["kept"]) + LAST_NORM + N_VOCAB)
+
+
+def test_deepstack_rows_go_up_once_and_stay(deepstack_model: Path, build_dir: Path) -> None:
+    """A token's input is four times as wide as its state. Stock sends it once for each layer that reads of it."""
+    ours, stock = count(build_dir, deepstack_model, 512), count(build_dir, deepstack_model, 512, HALFV="off")
+    picture = 4 * N_VISUAL * 4 * N_EMBD
+    assert (ours["kept"], ours["deep"]) == (1024, 204)
+    assert ours["round_trips"] == 4 and stock["round_trips"] == 1
+    assert picture < ours["bytes_up"] < picture + 50e6 < stock["bytes_up"]
+    assert ours["bytes_down"] == 4 * (SIMILARITIES + N_HEAD * (N_VISUAL + ours["kept"]) + LAST_NORM + N_VOCAB)

@@ -14,13 +14,14 @@ library.load()
 from halfv_edge.testing.client import Client  # noqa: E402
 from tests.support import pretend_device, pruned  # noqa: E402
 from tests.support.pretend_device import PretendDevice  # noqa: E402
+from tests.support.tiny_models import grid_positions  # noqa: E402
 
 PREFIX, QUESTION = [1, 40, 41, 42], [50, 51, 52, 53]
 
 
 def count(build_dir: Path, model: Path, n_visual: int, n_ubatch: int, n_gpu_layers: int) -> dict[str, int]:
     """Of one picture and its question. Nothing is computed: what crosses does not depend on it."""
-    device = PretendDevice(build_dir)
+    device = PretendDevice(build_dir / "bin")
     device.compute(False)
     n_ctx = n_visual + 256
     with Client(
@@ -35,7 +36,8 @@ def count(build_dir: Path, model: Path, n_visual: int, n_ubatch: int, n_gpu_laye
     ) as client:
         client.text(PREFIX, logits_last=False)
         device.counts()
-        client.image(np.full((n_visual, client.n_embd_inp), 0.5, np.float32))
+        pos = grid_positions(client.next_pos[0], 64, n_visual // 64) if client.is_mrope else None
+        client.image(np.full((n_visual, client.n_embd_inp), 0.5, np.float32), pos)
         client.text(QUESTION)
         client.logits()
         counts = device.counts()

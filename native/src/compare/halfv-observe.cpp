@@ -22,7 +22,8 @@ void prefill::hold(bool on) {
     held.reset();
     if (on) {
         held = held_prompt{};
-        held->states = std::make_unique<state_store>(ctx.model.hparams.n_embd_inp());
+        const auto & hparams = ctx.model.hparams;
+        held->states = std::make_unique<state_store>(hparams.n_embd, input_part{ hparams.n_embd, hparams.n_embd_inp() - hparams.n_embd });
     }
 }
 

@@ -32,10 +32,9 @@ std::vector<float> compute(ggml_backend_t backend, const device_graph & g, int n
     if (ggml_backend_graph_compute(backend, g.graph) != GGML_STATUS_SUCCESS) {
         return res;
     }
-    for (auto * tensor : g.outputs) {
-        const size_t first = res.size();
-        res.resize(first + ggml_nelements(tensor));
-        ggml_backend_tensor_get(tensor, res.data() + first, 0, ggml_nbytes(tensor));
+    for (const auto & output : g.outputs) {
+        res.resize(std::max(res.size(), output.at + ggml_nelements(output.tensor)));
+        ggml_backend_tensor_get(output.tensor, res.data() + output.at, 0, ggml_nbytes(output.tensor));
     }
     return res;
 }
@@ -102,7 +101,8 @@ EXPORT int device_errors_measure(const char * device, int n, int d, int keep, ui
 
     const auto gram = compute(backend.get(), similarities_graph(hidden, n), n, norm);
     const auto dots = compute(backend.get(), dots_graph(hidden, queries, query, n, 1, 1), n, norm);
-    if (gram.size() != gram_size(n, gram_block) || dots.size() != (size_t) n) {
+    const gram_layout layout = similarities_layout(n);
+    if (gram.size() != layout.size() || dots.size() != (size_t) n) {
         return 1;
     }
     std::vector<float> features((size_t) n*d), exact(gram.size());
@@ -111,17 +111,14 @@ EXPORT int device_errors_measure(const char * device, int n, int d, int keep, ui
     const std::vector<double> as_host(features.begin(), features.end());
 
     *out = {};
-    size_t at = 0;
-    for (int first = 0; first < n; first += gram_block) {
-        const int end = std::min(n, first + gram_block);
-        for (int i = first; i < end; ++i) {
-            for (int j = 0; j < end; ++j, ++at) {
-                const double right = product(unit.data() + (size_t) i*d, unit.data() + (size_t) j*d, d);
-                exact[at] = right;
-                out->similarity      = std::max(out->similarity, std::abs(gram[at] - right));
-                out->similarity_host = std::max(out->similarity_host,
-                    std::abs(product(as_host.data() + (size_t) i*d, as_host.data() + (size_t) j*d, d) - right));
-            }
+    for (int i = 0; i < n; ++i) {
+        for (int j = 0; j < layout.end_of(i/layout.block); ++j) {
+            const size_t at = layout.at(i, j);
+            const double right = product(unit.data() + (size_t) i*d, unit.data() + (size_t) j*d, d);
+            exact[at] = right;
+            out->similarity      = std::max(out->similarity, std::abs(gram[at] - right));
+            out->similarity_host = std::max(out->similarity_host,
+                std::abs(product(as_host.data() + (size_t) i*d, as_host.data() + (size_t) j*d, d) - right));
         }
     }
     double largest = 0;
@@ -133,8 +130,8 @@ EXPORT int device_errors_measure(const char * device, int n, int d, int keep, ui
     }
     out->dot /= largest;
 
-    const auto kept  = cover_gram(exact.data(), n, {}, keep, gram_block);
-    out->others      = others(cover_gram(gram.data(), n, {}, keep, gram_block), kept);
+    const auto kept  = cover_gram(exact.data(), layout, {}, keep);
+    out->others      = others(cover_gram(gram.data(), layout, {}, keep), kept);
     out->others_host = others(halfv::cover(features.data(), n, d, std::vector<int32_t>(), keep), kept);
     return 0;
 }
