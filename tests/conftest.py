@@ -43,7 +43,8 @@ def build_dir() -> Path:
 @pytest.fixture(scope="session", autouse=True)
 def device(request: pytest.FixtureRequest) -> None:
     if pretend_device.asked_for():
-        pretend_device.use_everywhere(request.getfixturevalue("build_dir"))
+        packed = (library.lib_dir() / pretend_device.FILE).exists()  # by scripts/gpu-proof
+        pretend_device.use_everywhere(library.lib_dir() if packed else request.getfixturevalue("build_dir") / "bin")
 
 
 @pytest.fixture(scope="session")

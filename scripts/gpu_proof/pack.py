@@ -29,15 +29,20 @@ def pack(args: argparse.Namespace) -> None:
             raise ProofError(f"{folder} holds no bin/libllama.so: build the target halfv there (docs/gpu.md).")
     with tempfile.TemporaryDirectory() as made:
         proof = Path(made) / "gpu-proof"
-        _copy_libraries(args.build / "bin", args.stock / "bin", proof)
-        _copy_python(proof)
-        sizes = {path.name: path.stat().st_size for path in (proof / "lib").iterdir() if not path.is_symlink()}
-        (proof / "pack.json").write_text(json.dumps({"bytes": sizes, "cuda": _cuda(args.build)}, indent=2))
+        lay_out(args.build, args.stock, proof)
         args.out.mkdir(parents=True, exist_ok=True)
         archive = args.out / "gpu-proof.tar.xz"
         with tarfile.open(archive, "w:xz", preset=6) as out:
             out.add(proof, "gpu-proof")
     print(f"{archive}: {archive.stat().st_size / 2**20:.1f} MiB", file=sys.stderr)
+
+
+def lay_out(build: Path, stock: Path, proof: Path) -> None:
+    """The archive as a folder."""
+    _copy_libraries(build / "bin", stock / "bin", proof)
+    _copy_python(proof)
+    sizes = {path.name: path.stat().st_size for path in (proof / "lib").iterdir() if not path.is_symlink()}
+    (proof / "pack.json").write_text(json.dumps({"bytes": sizes, "cuda": _cuda(build)}, indent=2))
 
 
 def _copy_libraries(build: Path, stock: Path, proof: Path) -> None:

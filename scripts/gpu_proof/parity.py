@@ -83,5 +83,13 @@ def as_table(found: dict[str, Any]) -> list[str]:
         for test in found["tests"]
         if "similarity" in test
     ]
+    asked = [test for test in found["tests"] if "decided" in test]
+    if asked:
+        by = {name: sum(test[name] for test in asked) for name in ("others_by_states", "others_by_choice")}
+        lines.append(
+            f"- saved here and settled there: of {sum(test['decided'] for test in asked)} tokens kept, "
+            f"{by['others_by_states']} are others because the GPU's states differ, {by['others_by_choice']} because it "
+            "chooses otherwise among the same states"
+        )
     lines += [] if found["complete"] else ["", "The run was stopped before its end."]
     return lines

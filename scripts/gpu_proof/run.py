@@ -21,6 +21,10 @@ SHAPES = (
     "qwen2.5-vl-7b:1024+4096,qwen3-vl-8b:1024+4096,qwen3.5-9b:1024+4096,qwen2.5-vl-3b:1024+4096,gemma-3-4b:256,"
     "llava-1.5-7b:576,llava-next-mistral-7b:2880"
 )
+PROFILED = "qwen2.5-vl-7b:4096,qwen3-vl-8b:4096"
+REHEARSED = (
+    "test_errors or ((test_choice or test_pruned and drop) and llama)"  # of tests/gpu, on a pretended device
+)
 MEMORY_FOR_MODELS = 40 << 30
 MOST_FOR_PARITY = 0.35  # of the budget
 LEFT_FOR_THE_END = 3  # seconds
@@ -51,9 +55,8 @@ class Proof:
         self.started = time.monotonic()
         self.report: dict[str, Any] = {"seconds": {}, "skipped": []}
         self.models = args.models or _fast_folder() / f"gpu-proof-{os.getpid()}"
-        self.shapes = {name: [int(n) for n in counts.split("+")] for name, _, counts in _pairs(args.shapes)}
-        self.profiled, _, count = args.profiled.partition(":")
-        self.n_profiled = int(count)
+        self.shapes = _sizes("--shapes", args.shapes)
+        self.profiled = _sizes("--profiled", args.profiled)
         self.writers: dict[tuple[str, str], Any] = {}
         self.how = {
             "models": str(self.models),
@@ -114,7 +117,7 @@ class Proof:
 
     def write_models(self) -> None:
         """All at once, in the background, while the parity tests run."""
-        for name in dict.fromkeys([self.profiled, *self.shapes]):
+        for name in dict.fromkeys([*self.profiled, *self.shapes]):
             for which in ("model", "mmproj"):
                 self.writers[name, which] = self.place.start("-m", "gpu_proof.weights", name, which, str(self.models))
 
@@ -130,9 +133,12 @@ class Proof:
     #
 
     def parity_steps(self) -> Iterator[tuple[str, Any]]:
-        if self.args.device == "cpu":
-            return self.skip("parity", "there is nothing to compare the CPU with")
-        yield "parity with the CPU", lambda: self.check("parity")
+        if self.args.device == "gpu":
+            yield "parity with the CPU", lambda: self.check("parity")
+        elif (self.place.lib / "libpretend-device.so").exists():
+            yield "parity, rehearsed", lambda: self.check("parity", REHEARSED, HALFV_TEST_DEVICE="pretend")
+        else:
+            self.skip("parity", "there is nothing to compare the CPU with")
 
     def exact_steps(self) -> Iterator[tuple[str, Any]]:
         if self.args.device == "cpu":
@@ -148,19 +154,22 @@ class Proof:
         self.say("  " + ", ".join(f"{outcomes.count(word)} {word}" for word in ("passed", "failed", "skipped")))
 
     def profile_steps(self) -> Iterator[tuple[str, Any]]:
-        for run, pruned, stock in (("pruned", True, False), ("stock", False, True), ("unpruned", False, False)):
-            yield f"where the time goes: {self.profiled}, {run}", lambda which=(run, pruned, stock): self.trace(*which)
+        for name, counts in self.profiled.items():
+            for count in counts:
+                for run, pruned, stock in (("pruned", True, False), ("stock", False, True), ("unpruned", False, False)):
+                    which = (name, count, run, pruned, stock)
+                    yield f"where the time goes: {name}:{count}, {run}", lambda which=which: self.trace(*which)
 
-    def trace(self, run: str, pruned: bool, stock: bool) -> None:
-        self.wait_for(self.profiled)
+    def trace(self, name: str, count: int, run: str, pruned: bool, stock: bool) -> None:
+        self.wait_for(name)
         question = self.how | {
-            "shape": self.profiled,
-            "tokens": self.n_profiled,
+            "shape": name,
+            "tokens": count,
             "pruned": pruned,
             "tracer": str(self.place.lib / "libtrace-ggml.so"),
         }
         found = self.place.ask(self.left(), "gpu_proof.trace", question, self.place.env(stock=stock))
-        self.report.setdefault("profile", {})[run] = found
+        self.report.setdefault("profile", {})[f"{name}:{count}, {run}"] = found
 
     def speed_steps(self) -> Iterator[tuple[str, Any]]:
         for name in self.shapes:
@@ -202,7 +211,7 @@ class Proof:
         for name, title, table in (
             ("parity", "The GPU against the CPU, and off against stock", parity.as_table),
             ("exact", "The GPU against the CPU, cuBLAS without TF32", parity.as_table),
-            ("profile", f"Where the time goes: {self.profiled}, {self.n_profiled} visual tokens", trace.as_table),
+            ("profile", "Where the time goes", trace.as_table),
             ("speed", f"Speed: medians of {self.args.repeats} (minimum-maximum)", speed.as_table),
         ):
             if self.report.get(name):
@@ -212,11 +221,13 @@ class Proof:
         yield "- seconds: " + ", ".join(f"{name} {seconds}" for name, seconds in self.report["seconds"].items())
 
 
-def _pairs(text: str) -> list[tuple[str, str, str]]:
-    found = [part.strip().partition(":") for part in text.split(",") if part.strip()]
-    for name, _, counts in found:
-        if not counts or not all(count.isdigit() for count in counts.split("+")):
-            raise ProofError(f"--shapes {name}:{counts} is not valid: it is NAME:TOKENS+TOKENS.")
+def _sizes(option: str, text: str) -> dict[str, list[int]]:
+    found = {}
+    for part in text.split(","):
+        name, _, counts = part.strip().partition(":")
+        if not all(count.isdigit() for count in counts.split("+")):
+            raise ProofError(f"{option} {part} is not valid: it is NAME:TOKENS+TOKENS, ...")
+        found[name] = [int(count) for count in counts.split("+")]
     return found
 
 

@@ -61,5 +61,5 @@ if __name__ == "__main__":
     build_dir, folder, arch, mode, splits = sys.argv[1:]
     numbers, unified = ("f32", True) if mode == "freeze" else ("flash-f16", False)
     path = make_tiny(Path(folder) / "model.gguf", arch, seed=1, profile=PROFILES[mode], **SIZES)
-    device = PretendDevice(Path(build_dir), 2)
+    device = PretendDevice(Path(build_dir) / "bin", 2)
     print(json.dumps(compare(device, path, json.loads(splits), kv_unified=unified, **OPTIONS[numbers])))

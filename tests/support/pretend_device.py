@@ -8,6 +8,8 @@ from pathlib import Path
 
 from halfv_edge.testing.client import Client
 
+FILE = "libpretend-device.so"
+
 
 class Counts(ctypes.Structure):
     bytes_up: int
@@ -24,8 +26,8 @@ class Counts(ctypes.Structure):
 class PretendDevice:
     """Once made, models of this process find n GPUs. They stay until the process ends."""
 
-    def __init__(self, build_dir: Path, n: int = 1) -> None:
-        self._lib = ctypes.CDLL(str(build_dir / "bin" / "libpretend-device.so"))
+    def __init__(self, folder: Path, n: int = 1) -> None:
+        self._lib = ctypes.CDLL(str(folder / FILE))
         self._lib.pretend_device_register(ctypes.c_size_t(n))
 
     def compute(self, on: bool) -> None:
@@ -38,9 +40,9 @@ class PretendDevice:
         return counts
 
 
-def use_everywhere(build_dir: Path) -> None:
+def use_everywhere(folder: Path) -> None:
     """Every Client offloads all layers to it, unless a test says how many."""
-    PretendDevice(build_dir)
+    PretendDevice(folder)
     defaults = Client.__init__.__kwdefaults__
     assert defaults is not None
     defaults["n_gpu_layers"] = 99

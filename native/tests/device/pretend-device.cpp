@@ -107,8 +107,15 @@ ggml_backend_buffer_t type_alloc(ggml_backend_buffer_type_t type, size_t size) {
 // stream
 //
 
+// with one thread: on a busy machine more of them wait for each other, at ten times the cost
 ggml_backend_t cpu() {
-    static ggml_backend_t backend = ggml_backend_init_by_type(GGML_BACKEND_DEVICE_TYPE_CPU, nullptr);
+    static ggml_backend_t backend = [] {
+        ggml_backend_t made = ggml_backend_init_by_type(GGML_BACKEND_DEVICE_TYPE_CPU, nullptr);
+        const auto reg = ggml_backend_dev_backend_reg(ggml_backend_get_device(made));
+        const auto set = (ggml_backend_set_n_threads_t) ggml_backend_reg_get_proc_address(reg, "ggml_backend_set_n_threads");
+        if (set) { set(made, 1); }
+        return made;
+    }();
     return backend;
 }
 
