@@ -269,13 +269,21 @@ static ggml_tensor * embeddings_at_first_layer(const llm_graph_context & graph, 
     if (cut.asked || !graph.halfv_pass.is_part() || width == graph.n_embd || is_cpu(as_staged(graph.mctx)->device(0))) {
         return nullptr;
     }
-    cut.asked = true;
-    ggml_tensor * cur = graph.build_inp_embd(tok_embd);
-    ggml_tensor * & given = graph.res->t_inp_embd;
-    ggml_tensor * moved = at_layer(graph, given->src[0], 0);
-    ggml_tensor * view  = ggml_view_2d(graph.ctx0, moved, graph.n_embd, graph.n_tokens, moved->nb[1], 0);
-    if (cur == given) { cur = view; }
-    given = view;
+    ggml_tensor * cur = nullptr, * rows;
+    if (graph.ubatch.embd && !graph.ubatch.token) { // without embeddings of tokens beside, which would cross as well
+        auto inp = std::make_unique<llm_graph_input_embd>(width);
+        rows = inp->embd = ggml_new_tensor_2d(graph.ctx0, GGML_TYPE_F32, width, graph.n_tokens);
+        ggml_set_input(rows);
+        graph.res->add_input(std::move(inp));
+    } else {
+        cut.asked = true;
+        cur  = graph.build_inp_embd(tok_embd);
+        rows = graph.res->t_inp_embd->src[0];
+    }
+    rows = at_layer(graph, rows, 0);
+    ggml_tensor * view = ggml_view_2d(graph.ctx0, rows, graph.n_embd, graph.n_tokens, rows->nb[1], 0);
+    if (!cur || cur == graph.res->t_inp_embd) { cur = view; }
+    graph.res->t_inp_embd = view;
     ggml_build_forward_expand(graph.gf, cur);
     return cur;
 }

@@ -20,6 +20,7 @@ OUTSIDE = re.compile(
     r"ld-linux|linux-vdso|lib(c|m|dl|rt|pthread|stdc\+\+|gcc_s|cuda|cudart|cublas|cublasLt|vulkan)\.so"
 )
 OURS = ("libllama.so", "libmtmd.so")
+BESIDE = ("libtrace-ggml.so", "libdevice-errors.so", "libpretend-device.so")  # where they are built
 TESTS = ("__init__.py", "conftest.py", "gpu", "support", "native/test_identity.py")
 
 
@@ -46,16 +47,20 @@ def lay_out(build: Path, stock: Path, proof: Path) -> None:
 
 
 def _copy_libraries(build: Path, stock: Path, proof: Path) -> None:
-    """ggml once: the patches do not touch it, so that an unpatched libllama can lie beside the same."""
+    """ggml once where it has one name: patches do not touch it, an unpatched libllama can lie beside the same."""
     lib = proof / "lib"
     lib.mkdir(parents=True)
     (proof / "stock").mkdir()
-    for path in sorted(build.glob("lib*.so")):
+    for path in sorted(path for pattern in ("libggml*.so", *OURS, *BESIDE) for path in build.glob(pattern)):
         _copy_library(path, lib)
     for name in OURS:
         _copy_library(stock / name, proof / "stock")
-    for path in sorted(lib.glob("libggml*")):
-        (proof / "stock" / path.name).symlink_to(Path("..") / "lib" / path.name)
+    for path in sorted(stock.glob("libggml*.so")):
+        if (lib / _soname(path)).exists():
+            for name in {_soname(path), path.name}:
+                (proof / "stock" / name).symlink_to(Path("..") / "lib" / name)
+        else:
+            _copy_library(path, proof / "stock")
     shutil.copy(build / "build.json", lib)
     for path in [*lib.glob("*.so"), *(proof / "stock").glob("*.so")]:
         for name, found in _needs(path):
@@ -69,13 +74,17 @@ def _copy_libraries(build: Path, stock: Path, proof: Path) -> None:
 
 def _copy_library(path: Path, folder: Path) -> None:
     """Under the name that the others know it by; the plain one leads there."""
-    said = subprocess.run(["readelf", "-d", path], capture_output=True, text=True, check=True).stdout
-    soname = re.search(r"SONAME.*\[(.*)\]", said)
-    name = soname[1] if soname else path.name
+    name = _soname(path)
     shutil.copy(path.resolve(), folder / name)
     subprocess.run(["strip", "--strip-unneeded", folder / name], check=True)
     if name != path.name:
         (folder / path.name).symlink_to(name)
+
+
+def _soname(path: Path) -> str:
+    said = subprocess.run(["readelf", "-d", path], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"SONAME.*\[(.*)\]", said)
+    return found[1] if found else path.name
 
 
 def _needs(path: Path) -> list[tuple[str, Path | None]]:

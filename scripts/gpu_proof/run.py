@@ -22,9 +22,7 @@ SHAPES = (
     "llava-1.5-7b:576,llava-next-mistral-7b:2880"
 )
 PROFILED = "qwen2.5-vl-7b:4096,qwen3-vl-8b:4096"
-REHEARSED = (
-    "test_errors or ((test_choice or test_pruned and drop) and llama)"  # of tests/gpu, on a pretended device
-)
+REHEARSED = "test_errors or ((test_choice or test_pruned and drop) and llama)"  # of tests/gpu, on a pretended device
 MEMORY_FOR_MODELS = 40 << 30
 MOST_FOR_PARITY = 0.35  # of the budget
 LEFT_FOR_THE_END = 3  # seconds
