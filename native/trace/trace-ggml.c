@@ -42,6 +42,7 @@ static void * real(const char * name) {
     static void * library;
     if (!library) {
         library = dlopen("libggml-base.so.0", RTLD_NOW | RTLD_NOLOAD);
+        library = library ? library : dlopen("libggml-base.so", RTLD_NOW | RTLD_NOLOAD); // of a package
     }
     void * function = library ? dlsym(library, name) : NULL;
     if (!function) {

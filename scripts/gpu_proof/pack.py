@@ -27,7 +27,7 @@ TESTS = ("__init__.py", "conftest.py", "gpu", "support", "native/test_identity.p
 def pack(args: argparse.Namespace) -> None:
     for folder in (args.build, args.stock):
         if not (folder / "bin" / "libllama.so").exists():
-            raise ProofError(f"{folder} holds no bin/libllama.so: build the target halfv there (docs/gpu.md).")
+            raise ProofError(f"{folder} holds no bin/libllama.so: build the target halfv there (docs/gpu-proof.md).")
     with tempfile.TemporaryDirectory() as made:
         proof = Path(made) / "gpu-proof"
         lay_out(args.build, args.stock, proof)
