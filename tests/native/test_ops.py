@@ -187,7 +187,8 @@ def complaint(tree: Path, backend: str, node: Node) -> str | None:
 # tests
 #
 
-ADDED = {Node("CONT", "f32", ("f32",), ())}  # queries and keys on their way out
+JOINED = Node("CONCAT", "f32", ("f32", "f32"), ())
+ADDED = {Node("CONT", "f32", ("f32",), ()), JOINED}  # queries, keys and states on their way out
 PRODUCT = Node("MUL_MAT", "f32", ("f32", "f32"), (("per", "[0,1,2,3]"), ("nr3", "1")))
 # what devices compute: states as rows of a store, their scores and similarities; keys without RoPE, joined again
 ON_DEVICES = (
@@ -196,7 +197,7 @@ ON_DEVICES = (
     PRODUCT,
     Node("CPY", "f16", ("f32",), ()),
     Node("CPY", "f32", ("f16",), ()),
-    Node("CONCAT", "f32", ("f32", "f32"), ()),
+    JOINED,
     *(Node(op, "f32", ("f32",), ()) for op in ("CONT", "SCALE", "L2_NORM")),
     *(Node(op, "f32", ("f32", "f32"), (("perm1", "0"),)) for op in ("ADD", "SUB", "MUL")),
 )
