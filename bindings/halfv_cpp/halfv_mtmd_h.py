@@ -5,9 +5,15 @@
 from ctypes import CFUNCTYPE, c_float, c_void_p
 from typing import Annotated, Any
 
-from halfv_cpp.c_types import Address, Float, Handle, Int32, Int32s, Size, functions_of
+from halfv_cpp.c_types import Address, Float, Handle, Int32, Int32s, MaybeHandle, Size, functions_of
 
 function = functions_of("mtmd")
+
+
+# MTMD_API void halfv_begin_chunk(struct llama_context * ctx, const mtmd_input_chunk * chunk);
+@function
+def halfv_begin_chunk(ctx: MaybeHandle, chunk: Handle, /) -> None:
+    """halfv_begin_media with what the chunk is."""
 
 
 # MTMD_API size_t halfv_picture_rows(const mtmd_image_tokens * picture);

@@ -11,6 +11,10 @@
 extern "C" {
 #endif
 
+// halfv_begin_media with what the chunk is. mtmd_helper_decode_image_chunk calls it for the context that it feeds; others that
+// are given the same rows, as a draft model's is, have to be told as well. ctx may be null.
+MTMD_API void halfv_begin_chunk(struct llama_context * ctx, const mtmd_input_chunk * chunk);
+
 // mtmd_image_tokens_get_n_tokens counts the rows that go on, and mtmd_encode_chunk and its like leave just these.
 
 // Rows that the encoder and its projector give of a picture, or of one tile of it, before any choice among them.

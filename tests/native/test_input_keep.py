@@ -16,7 +16,7 @@ import pytest
 from halfv_cpp import halfv_mtmd_h, llama_h, mtmd_h, mtmd_helper_h
 
 from halfv_edge.profile.profile import Profile
-from halfv_edge.testing.client import Client
+from halfv_edge.testing.client import Client, DecodeError
 from tests.support import hf_reference, holes
 from tests.support.converted import Pair, convert_tiny
 from tests.support.hf_reference import QWEN, like_ggml
@@ -206,12 +206,17 @@ def test_batches_cut_anywhere_and_two_pictures(family: str, pairs: Callable[[str
         assert np.abs(other - found[0]).max() / found[0].std() < 1e-4
 
 
-def test_gaps_are_for_embeddings_alone(llava: tuple[Path, Path]) -> None:
-    with Client(llava[0], n_ctx=64) as client:
-        client.text([1, 2, 3])
-        client.next_pos[0] += 2
-        with pytest.raises(Exception, match="-1"):
-            client.text([4])
+def test_another_context_is_told_of_the_chunk(llava: tuple[Path, Path]) -> None:
+    """A draft model's, which is given the same rows: it takes their gaps once it knows."""
+    picture = hf_reference.random_picture(280, 280)
+    with opened(*llava, picture, KEEP) as (client, encoder, chunks), Client(llava[0], n_ctx=256) as draft:
+        chunk = next(filter(is_image, chunks))
+        rows = encoded(encoder, chunk, client.n_embd_inp)
+        places = np.array([t for t, _, _ in positions(chunk)])
+        with pytest.raises(DecodeError, match="continuous"):
+            draft.image(rows, places)
+        halfv_mtmd_h.halfv_begin_chunk(draft.ctx, chunk)
+        draft.image(rows, places)
 
 
 def test_tiles_together_are_as_each_alone(llava: tuple[Path, Path]) -> None:

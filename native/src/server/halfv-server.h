@@ -2,6 +2,7 @@
 
 // What llama-server asks of us: hooks in tools/server call these. Nothing here is part of libllama or libmtmd.
 
+#include "halfv-mtmd.h"
 #include "json.h"
 
 #include <cstddef>
