@@ -89,4 +89,8 @@ def test_profile_of_several_threads(build_dir: Path, llama_tree: Path, tmp_path:
     profile = json.dumps(Profile(2, 0.5, 0.1, 6, 0.1, "dropped").to_json())
     for command in (compile_it, [program]):
         done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HALFV_PROFILE": profile})
+        if "cannot find" in done.stderr and "tsan" in done.stderr:
+            pytest.skip("this compiler came without ThreadSanitizer's runtime")
+        if "unexpected memory mapping" in done.stderr:
+            pytest.skip("this kernel places memory where ThreadSanitizer does not expect it")
         assert done.returncode == 0, done.stderr[-4000:]
