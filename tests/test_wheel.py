@@ -164,6 +164,14 @@ def as_data_url(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
+def test_no_path_of_the_building_machine(wheel: Path) -> None:
+    """Libraries are looked for there else, on machines of others."""
+    places = [str(place).encode() for place in (ROOT, Path.home() / ".cache")]
+    with zipfile.ZipFile(wheel) as archive:
+        found = [name for name in archive.namelist() if any(place in archive.read(name) for place in places)]
+    assert found == [] or not PORTABLE
+
+
 def test_what_a_package_index_shows(wheel: Path) -> None:
     """Nothing lies beside the README there."""
     with zipfile.ZipFile(wheel) as archive:
