@@ -50,7 +50,9 @@ def vision_shapes(model: Any, names: dict[str, str]) -> None:
             elif kind.startswith("ln"):
                 expect(name, width)
     patch = model.find_vparam(["patch_size"])
-    for name in ("v.patch_embd.weight", "v.patch_embd.weight.1"):
+    if n_blocks == 0:  # no encoder: blocks of patches are projected at once
+        expect("v.patch_embd.weight", width, 3 * (patch * model.find_vparam(["pooling_kernel_size"])) ** 2)
+    for name in ("v.patch_embd.weight", "v.patch_embd.weight.1") if n_blocks else ():
         expect(name, width, 3, patch, patch)
     if (positions := shapes.get("v.position_embd.weight", (width,)))[-1] != width:
         refuse("v.position_embd.weight", positions, f"each position needs {width} numbers")

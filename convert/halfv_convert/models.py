@@ -12,7 +12,7 @@ from typing import Any
 import gguf
 from conversion import MMPROJ_MODEL_MAP, TEXT_MODEL_MAP, ModelBase, ModelType, get_model_architecture, get_model_class
 from conversion.base import MmprojModel
-from conversion.gemma import Gemma3VisionModel, Gemma4VisionAudioModel
+from conversion.gemma import Gemma3VisionModel, Gemma4UnifiedModel, Gemma4VisionAudioModel
 from conversion.internvl import InternVisionModel
 from conversion.lfm2 import LFM2VLModel
 from conversion.llava import LlavaVisionModel
@@ -211,7 +211,20 @@ class Qwen3VLMoeText(Qwen3VLMoeTextModel):
         yield from super().modify_tensors(data_torch, name, bid)
 
 
-OUR_TEXT: dict[str, type[ModelBase]] = {"Qwen3VLMoeForConditionalGeneration": Qwen3VLMoeText}
+class Gemma4UnifiedText(Gemma4UnifiedModel):
+    """Without experts, of which the pinned converter looks for the width in the config."""
+
+    model_arch = Gemma4UnifiedModel.model_arch
+
+    def set_gguf_parameters(self) -> None:
+        self.hparams.setdefault("moe_intermediate_size", None)
+        super().set_gguf_parameters()
+
+
+OUR_TEXT: dict[str, type[ModelBase]] = {
+    "Gemma4UnifiedForConditionalGeneration": Gemma4UnifiedText,
+    "Qwen3VLMoeForConditionalGeneration": Qwen3VLMoeText,
+}
 OUR_VISION: dict[str, type[MmprojModel]] = {
     "Gemma3ForConditionalGeneration": Gemma3Vision,
     "Gemma4ForConditionalGeneration": Gemma4Vision,

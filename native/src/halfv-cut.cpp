@@ -174,13 +174,16 @@ ggml_tensor * instead_of_embeddings(const llm_graph_context & graph, ggml_tensor
     }
     const int64_t width = graph.hparams.n_embd_inp();
     ggml_tensor * cur = ggml_new_tensor_2d(graph.ctx0, GGML_TYPE_F32, width, graph.n_tokens);
-    graph.res->halfv_cut.embeddings = cur;
+    auto & cut = graph.res->halfv_cut;
+    cut.embeddings = cur;
     if (pass.probe) {
         pass.probe->embeddings(cur);
     } else {
         take_rows(graph);
     }
-    if (width != graph.n_embd) {
+    if (cut.carried.has({ 0, graph.hparams.n_embd })) { // layers take them once more
+        cur = ggml_cont(graph.ctx0, ggml_view_2d(graph.ctx0, cut.companion, graph.n_embd, graph.n_tokens, cut.companion->nb[1], 0));
+    } else if (width != graph.n_embd) {
         cur = ggml_view_2d(graph.ctx0, cur, graph.n_embd, graph.n_tokens, cur->nb[1], 0);
     }
     graph.res->t_inp_embd = cur;

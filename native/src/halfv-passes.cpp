@@ -235,13 +235,13 @@ llama_ubatch prefill::ubatch_of_batch(const llama_batch & batch, const std::vect
 
 static bool is_text(const row & r) { return r.token >= 0; }
 
-llama_ubatch prefill::ubatch_of_rows(llama_seq_id seq_id, const row * rows, uint32_t n, bool with_states) const {
+llama_ubatch prefill::ubatch_of_rows(llama_seq_id seq_id, const row * rows, uint32_t n, size_t most) const {
     const uint32_t n_pos = ctx.model.hparams.n_pos_per_embd();
 
     const bool tokens = is_text(rows[0]) && cuts_of(ctx.model).by_kind; // which is what the builder asks
     std::vector<float> state;
-    if (with_states) { rows[0].hidden.read(state); }
-    const size_t width = state.size();
+    if (most > 0) { rows[0].hidden.read(state); }
+    const size_t width = std::min(state.size(), most);
     llama_ubatch res = new_ubatch(n, 1, n_pos, width, tokens, memory.equal_seqs());
     for (uint32_t i = 0; i < n; ++i) {
         if (tokens) { res.token[i] = rows[i].token; }
@@ -255,6 +255,7 @@ llama_ubatch prefill::ubatch_of_rows(llama_seq_id seq_id, const row * rows, uint
         res.output[i] = rows[i].output;
         res.data->batch_idxs[i] = rows[i].batch_idx;
     }
+    if (tokens) { res.embd = nullptr; } // the states are in its data, where a graph's input finds them
     set_sequences(res, std::vector<llama_seq_id>(n, seq_id));
     return res;
 }
@@ -362,6 +363,7 @@ std::vector<step> prefill::steps_of(llama_seq_id seq_id, const std::vector<row> 
     if (!stored && std::any_of(rows.begin(), rows.end(), [](const row & r) { return r.hidden.on_device(); })) {
         wait_for_device();
     }
+    const size_t width = stored ? 0 : pass.first == 0 ? ctx.model.hparams.n_embd_inp() : SIZE_MAX; // of a row, at most
     const size_t n_ubatch = memory.ubatch_size(pass, rows.size());
     const bool by_kind = cuts_of(ctx.model).by_kind;
     std::vector<step> steps;
@@ -372,7 +374,7 @@ std::vector<step> prefill::steps_of(llama_seq_id seq_id, const std::vector<row> 
                (!by_kind || is_text(rows[end]) == is_text(rows[i]))) {
             ++end;
         }
-        steps.push_back({ ubatch_of_rows(seq_id, &rows[i], end - i, !stored), pass, rows[i].group < 0 });
+        steps.push_back({ ubatch_of_rows(seq_id, &rows[i], end - i, width), pass, rows[i].group < 0 });
         auto & io = steps.back().io;
         if (gives) { io = gives->rows(i, end); }
         io.ends.in = { stored, rows[i].hidden.companion() };

@@ -149,7 +149,7 @@ private:
     void  bring_down(const llm_graph_result & res, const given & gives, size_t first, size_t end);
 
     std::vector<step> steps_of(llama_seq_id seq_id, const std::vector<row> & rows, const graph_pass & pass, const given * gives = nullptr) const;
-    llama_ubatch ubatch_of_rows(llama_seq_id seq_id, const row * rows, uint32_t n, bool with_states) const;
+    llama_ubatch ubatch_of_rows(llama_seq_id seq_id, const row * rows, uint32_t n, size_t most) const; // floats of a row
     llama_ubatch ubatch_of_token(llama_seq_id seq_id, const row & r) const;
     llama_ubatch ubatch_of_batch(const llama_batch & batch, const std::vector<int32_t> & idxs, uint32_t n_seqs) const;
     std::vector<step> whole_steps(const llama_batch & batch, std::vector<share> parts) const;

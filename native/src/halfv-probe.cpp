@@ -24,9 +24,9 @@ bool probe::visit(const ggml_tensor * root) {
         if (!seen.insert(t).second) {
             continue;
         }
-        if (beside.count(t) > 0) {
+        if (beside.count(t) > 0 || (t == input && state)) {
             reads.resize(layer + 1);
-            reads[layer].add({ (uint32_t) (t->view_offs/sizeof(float)), (uint32_t) t->ne[0] });
+            reads[layer].add(t == input ? input_part{ 0, hparams.n_embd } : input_part{ (uint32_t) (t->view_offs/sizeof(float)), (uint32_t) t->ne[0] });
             continue;
         }
         if (past.count(t) > 0) {
@@ -71,7 +71,7 @@ void probe::boundary(ggml_tensor * cur, int32_t il) {
         }
     }
     // from here on there is this state alone
-    past.insert(state ? state : input);
+    if (state) { past.insert(state); }
     past.insert(roots.begin(), roots.end());
     past.erase(cur);
     roots.clear();
@@ -217,11 +217,11 @@ layer_cuts find_cuts(const llama_model & model) {
         ubatch.embd  = values.data();
         watch(model, ubatch, embeddings);
         res.refusal = tokens.fault.empty() ? embeddings.fault : tokens.fault;
-        res.by_kind = tokens.weights != embeddings.weights;
         res.attends = tokens.attends;
         res.reads   = tokens.reads;
         res.reads.resize(std::max(tokens.reads.size(), embeddings.reads.size()));
         for (size_t il = 0; il < embeddings.reads.size(); ++il) { res.reads[il].add(embeddings.reads[il]); }
+        res.by_kind = tokens.weights != embeddings.weights || res.companion(1).has({ 0, model.hparams.n_embd }); // which text scales
         res.centred = tokens.centred;
         if (res.refusal.empty() && res.last_that_attends(0, model.hparams.n_layer()) < 0) {
             res.refusal = "none of its layers has attention";

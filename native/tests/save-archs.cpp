@@ -89,7 +89,7 @@ static void save(const gguf_context * gguf, const llama_model & model, const std
 
 static bool exists(llm_arch arch, bool moe) {
     if (is_left_out(arch)) {
-        return moe == (arch == LLM_ARCH_GEMMA4 || arch == LLM_ARCH_STEP35);
+        return arch == LLM_ARCH_GEMMA4 || moe == (arch == LLM_ARCH_STEP35);
     }
     return arch != LLM_ARCH_UNKNOWN && arch != LLM_ARCH_EAGLE3 && arch != LLM_ARCH_DFLASH && arch_supported(arch) &&
            llama_model_saver_supports_arch(arch) && (moe ? moe_implemented(arch) : !moe_mandatory(arch));

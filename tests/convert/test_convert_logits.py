@@ -155,7 +155,10 @@ HALF = {
 }
 
 
-@pytest.mark.parametrize("family", ["qwen3_vl_moe", "gemma3", "gemma4", "glm4v", "mistral3", "paddleocr_vl"])
+@pytest.mark.parametrize(
+    "family",
+    ["qwen3_vl_moe", "gemma3", "gemma4", "gemma4_small", "glm4v", "mistral3", "paddleocr_vl"],
+)
 def test_pruned(family: str, pairs: Callable[[str], Pair]) -> None:
     """Stages that prune nothing change nothing, to the bit; ones that do change the answer."""
     pair = pairs(family)

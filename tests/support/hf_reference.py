@@ -31,7 +31,7 @@ LATER_QWEN = {"qwen3_vl_moe": 16, "qwen3_5": 16}  # with the encoder of Qwen3-VL
 # given what their own preprocessors make, with the name under which the model is told which tokens are a picture's
 PREPARED = {
     "gemma3": "token_type_ids",
-    **dict.fromkeys(("gemma4", "glm4v", "glm4v_moe", "paddleocr_vl"), "mm_token_type_ids"),
+    **dict.fromkeys(("gemma4", "gemma4_small", "glm4v", "glm4v_moe", "paddleocr_vl"), "mm_token_type_ids"),
     **dict.fromkeys(("mistral3", "minicpmv4_6"), None),
 }
 EXACT_GELU = ("glm4v", "glm4v_moe")  # llama.cpp computes the error function there
@@ -41,7 +41,7 @@ SIZES = {
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl"), (224, 168)),
     **dict.fromkeys(("qwen3_vl", "qwen3_vl_moe", "qwen3_5"), (192, 128)),
     "gemma3": (96, 96),
-    "gemma4": (480, 336),  # 70 tokens, the fewest
+    **dict.fromkeys(("gemma4", "gemma4_small"), (480, 336)),  # 70 tokens, the fewest
     **dict.fromkeys(("glm4v", "glm4v_moe", "mistral3", "paddleocr_vl"), (112, 84)),
     "lfm2_vl": (256, 256),
     "minicpmv4_6": (112, 112),

@@ -47,39 +47,54 @@ def gemma3(changes: dict[str, Any]) -> Made:
     return transformers.Gemma3ForConditionalGeneration(config), files
 
 
+GEMMA4_ROPE = {
+    "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+}
+GEMMA4_TEXT: dict[str, Any] = {
+    **{"num_hidden_layers": 6, "head_dim": 16, "global_head_dim": 32, "sliding_window": 16},
+    **{"num_global_key_value_heads": 1, "attention_k_eq_v": True, "use_bidirectional_attention": "vision"},
+    **{"hidden_size_per_layer_input": 0, "final_logit_softcapping": 30.0, "rope_parameters": GEMMA4_ROPE},
+    **{"vocab_size": SPM_WORDS + 5, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0},
+}
+
+
 def gemma4(changes: dict[str, Any]) -> Made:
     """The larger ones: heads of two sizes, keys that are values where all is seen, nothing per layer."""
-    rope = {
-        "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6},
-        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
-    }
-    text = {
-        **{"num_hidden_layers": 6, "head_dim": 16, "global_head_dim": 32, "sliding_window": 16},
-        **{"num_global_key_value_heads": 1, "attention_k_eq_v": True, "use_bidirectional_attention": "vision"},
-        **{"hidden_size_per_layer_input": 0, "final_logit_softcapping": 30.0, "rope_parameters": rope},
-        **{"vocab_size": SPM_WORDS + 5, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0},
-    }
     vision = {
         **{"head_dim": 16, "num_key_value_heads": 4, "patch_size": 16, "pooling_kernel_size": 3},
         **{"position_embedding_size": 64},
     }
     config = transformers.Gemma4Config(
-        text_config=TEXT_SIZES | text | changes,
+        text_config=TEXT_SIZES | GEMMA4_TEXT | changes,
         vision_config=SIGLIP | vision,
         image_token_id=SPM_WORDS,
         boi_token_id=SPM_WORDS + 1,
         eoi_token_id=SPM_WORDS + 2,
     )
     config.audio_config = None
+    return transformers.Gemma4ForConditionalGeneration(config), gemma4_files("Gemma4")
 
+
+def gemma4_small(changes: dict[str, Any]) -> Made:
+    """E2B and E4B: embeddings per layer, and last layers that read the caches of those before them."""
+    small = {
+        **{"num_hidden_layers": 8, "num_kv_shared_layers": 2, "use_double_wide_mlp": True},
+        **{"attention_k_eq_v": False, "num_global_key_value_heads": None},
+        **{"hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": SPM_WORDS + 5},
+    }
+    return gemma4(small | changes)
+
+
+def gemma4_files(kind: str) -> Callable[[Path], None]:
     def files(folder: Path) -> None:
         specials = ("<|image|>", "<|image>", "<image|>", "<unused0>", "<unused1>")
         write_llama_tokenizer(folder, SPM_WORDS, specials)
         write_llama_tokenizer_json(folder)
         processor = {"patch_size": 16, "pooling_kernel_size": 3, "max_soft_tokens": 70}
-        write_json(folder / "preprocessor_config.json", pixels("Gemma4", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)) | processor)
+        write_json(folder / "preprocessor_config.json", pixels(kind, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)) | processor)
 
-    return transformers.Gemma4ForConditionalGeneration(config), files
+    return files
 
 
 def glm4v(kind: str, **more: Any) -> Callable[[dict[str, Any]], Made]:
@@ -218,6 +233,7 @@ FAMILIES: dict[str, Callable[[dict[str, Any]], Made]] = {
     "internvl": tiny.internvl,
     "gemma3": gemma3,
     "gemma4": gemma4,
+    "gemma4_small": gemma4_small,
     "glm4v": glm4v("Glm4v"),
     "glm4v_moe": glm4v("Glm4vMoe", **GLM_EXPERTS),
     "mistral3": mistral3("mistral"),

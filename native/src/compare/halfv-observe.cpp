@@ -22,8 +22,7 @@ void prefill::hold(bool on) {
     held.reset();
     if (on) {
         held = held_prompt{};
-        const auto & hparams = ctx.model.hparams;
-        held->states = std::make_unique<state_store>(hparams.n_embd, input_part{ hparams.n_embd, hparams.n_embd_inp() - hparams.n_embd });
+        held->states = std::make_unique<state_store>(ctx.model.hparams.n_embd, cuts_of(ctx.model).companion(0));
     }
 }
 
@@ -66,18 +65,20 @@ int prefill::hold_batch(const llama_batch & batch, bool visual) {
     }
     const uint32_t n_pos = ctx.model.hparams.n_pos_per_embd();
     const int32_t  group = ctx.cparams.causal_attn ? -1 : next_group(held->rows);
-    const size_t   width = held->states->width;
+    const auto &   part  = held->states->companion;
+    const size_t   n_embd = ctx.model.hparams.n_embd;
+    std::vector<float> input(ctx.model.hparams.n_embd_inp(), 0.0f); // what deep-stack layers add to text stays 0
     const auto     refs  = held->states->take_on_host(batch.n_tokens);
     const float    scale = input_scale(ctx.model, batch.token);
     for (int32_t i = 0; i < batch.n_tokens; ++i) {
         float * state = held->states->host(refs[i]);
         if (batch.token) {
-            token_embedding(ctx.model.tok_embd, batch.token[i], state);
-            std::fill(state + ctx.model.hparams.n_embd, state + width, 0.0f); // what deep-stack layers add to text
+            token_embedding(ctx.model.tok_embd, batch.token[i], input.data());
         } else {
-            memcpy(state, batch.embd + i*width, width*sizeof(float));
+            memcpy(input.data(), batch.embd + i*input.size(), input.size()*sizeof(float));
         }
-        for (uint32_t j = 0; j < ctx.model.hparams.n_embd; ++j) { state[j] *= scale; }
+        for (size_t j = 0; j < n_embd; ++j) { state[j] = input[j]*scale; }
+        std::copy_n(input.begin() + part.first, part.n, state + n_embd);
         row r = {};
         for (uint32_t j = 0; j < n_pos && !(batch.token && j == 3); ++j) { // the fourth is 0 for text
             r.pos[j] = batch.pos[(batch.token ? 0 : (size_t) j*batch.n_tokens) + i];
@@ -201,7 +202,7 @@ int prefill::observe_layer(const held_prompt & prompt, int32_t il, float * out, 
         i += ubatch.n_tokens;
     });
 
-    if (!attends) {
+    if (rc != 0 || !attends) {
         return rc;
     }
     const float scale = hparams.f_attention_scale != 0.0f ? hparams.f_attention_scale : 1.0f/std::sqrt((float) n_head_embd);
