@@ -114,4 +114,7 @@ def _contenders(options: BenchOptions, bench: Bench) -> list[Contender]:
     listed = [policy for policy in policies.parse(",".join(wanted), of_model) if policy.name not in names]
     if any(policy.prepared for policy in listed):
         raise HalfVError("The policy prepared is measured as a conversation: measure follow-up questions for it.")
+    for policy in listed:
+        if policy.selector:  # in numpy, so that its time means nothing
+            raise HalfVError(f"The policy {policy.name} is chosen by a selector of eval's: it cannot be timed.")
     return [*base, *(Contender(policy.name, bench.halfv, policy) for policy in listed)]
