@@ -67,11 +67,11 @@ wheel: $(VENV)/ready-wheel
 test-wheel: $(VENV)/ready-wheel
 	HALFV_WHEEL=dist/$(BACKEND) $(PY) -m pytest --noconftest tests/test_wheel.py
 
-# For Windows, by Debian's g++-mingw-w64-x86-64-posix; docs/building.md
+# libllama for Windows, by Debian's g++-mingw-w64-x86-64-posix; docs/building.md
 cross: $(VENV)/ready
 	$(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DCMAKE_TOOLCHAIN_FILE=cmake/mingw.cmake \
 		-DGGML_NATIVE=OFF -DGGML_OPENMP=OFF -DHALFV_WEB_PAGE=OFF -S . -B build/windows
-	$(BIN)/cmake --build build/windows --target halfv
+	$(BIN)/cmake --build build/windows --target llama
 
 # Of all wheels in dist, for a host of static files.
 index:
