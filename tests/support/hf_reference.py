@@ -41,7 +41,7 @@ SIZES = {
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl"), (224, 168)),
     **dict.fromkeys(("qwen3_vl", "qwen3_vl_moe", "qwen3_5"), (192, 128)),
     "gemma3": (96, 96),
-    **dict.fromkeys(("gemma4", "gemma4_small"), (480, 336)),  # 70 tokens, the fewest
+    **dict.fromkeys(("gemma4", "gemma4_small", "gemma4_unified"), (480, 336)),  # 70 tokens, the fewest
     **dict.fromkeys(("glm4v", "glm4v_moe", "mistral3", "paddleocr_vl"), (112, 84)),
     "lfm2_vl": (256, 256),
     "minicpmv4_6": (112, 112),
@@ -109,6 +109,9 @@ def logits(family: str, pair: Pair, seen: PromptRun, picture: np.ndarray) -> np.
         given["pixel_values"] = smolvlm_pixels(picture)[None]
     elif family == "lfm2_vl":
         given |= lfm2_patches(picture)
+    elif family == "gemma4_unified":
+        given |= gemma4_blocks(picture)
+        given |= {"attention_mask": gemma4_masks(model, ids, is_image), "mm_token_type_ids": is_image.int()}
     elif family in PREPARED:
         given |= prepared(pair, picture)
         if kind := PREPARED[family]:
@@ -154,6 +157,27 @@ def lfm2_patches(picture: np.ndarray) -> dict[str, torch.Tensor]:
         "spatial_shapes": torch.tensor([[rows, columns]]),
         "pixel_attention_mask": torch.ones(1, rows * columns, dtype=torch.int32),
     }
+
+
+def gemma4_blocks(picture: np.ndarray) -> dict[str, torch.Tensor]:
+    """Blocks of 48 x 48 pixels, which are projected at once; transformers' own preprocessor needs torchvision."""
+    rows, columns = picture.shape[0] // 48, picture.shape[1] // 48
+    pixels = halves(torch.from_numpy(picture.copy()).float() / 127.5 - 1)
+    blocks = pixels.reshape(rows, 48, columns, 48, 3).permute(0, 2, 1, 3, 4).reshape(1, rows * columns, -1)
+    y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    return {"pixel_values": blocks, "image_position_ids": torch.stack([x, y], -1).reshape(1, -1, 2)}
+
+
+def gemma4_masks(model: Any, ids: torch.Tensor, is_image: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Those of generation: causal in layers that see everything, which a plain call of this class has not."""
+    return model.create_masks_for_generate(
+        config=model.config,
+        inputs_embeds=model.get_input_embeddings()(torch.where(is_image, 0, ids)),
+        attention_mask=torch.ones_like(ids),
+        cache=None,
+        position_ids=torch.arange(ids.shape[1])[None],
+        mm_token_type_ids=is_image.int(),
+    )
 
 
 def normalised(picture: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:

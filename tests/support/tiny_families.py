@@ -97,6 +97,26 @@ def gemma4_files(kind: str) -> Callable[[Path], None]:
     return files
 
 
+def gemma4_unified(changes: dict[str, Any]) -> Made:
+    """Gemma 4 12B: no encoder, but a projection of blocks of pixels."""
+    text = {name: value for name, value in GEMMA4_TEXT.items() if name != "hidden_size_per_layer_input"}
+    config = transformers.Gemma4UnifiedConfig(
+        text_config=TEXT_SIZES | text | changes,
+        vision_config={
+            "patch_size": 16,
+            "pooling_kernel_size": 3,
+            "mm_embed_dim": 48,
+            "output_proj_dims": 48,
+            "mm_posemb_size": 64,
+        },
+        audio_config={"audio_embed_dim": 64},
+        image_token_id=SPM_WORDS,
+        boi_token_id=SPM_WORDS + 1,
+        eoi_token_id=SPM_WORDS + 2,
+    )
+    return transformers.Gemma4UnifiedForConditionalGeneration(config), gemma4_files("Gemma4Unified")
+
+
 def glm4v(kind: str, **more: Any) -> Callable[[dict[str, Any]], Made]:
     def make_one(changes: dict[str, Any]) -> Made:
         rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1]}
@@ -234,6 +254,7 @@ FAMILIES: dict[str, Callable[[dict[str, Any]], Made]] = {
     "gemma3": gemma3,
     "gemma4": gemma4,
     "gemma4_small": gemma4_small,
+    "gemma4_unified": gemma4_unified,
     "glm4v": glm4v("Glm4v"),
     "glm4v_moe": glm4v("Glm4vMoe", **GLM_EXPERTS),
     "mistral3": mistral3("mistral"),
