@@ -85,6 +85,8 @@ HALFV_REST_DROPPED = 1
 #                                 // for the text of the rest and the visual tokens that reach them; 0: text fills all
 #     float    input_keep;        // share of a picture's rows that go on from the encoder, for libmtmd, (0, 1];
 #                                 // the shares above are of those
+#     uint32_t encoder_layer;     // from this layer on the encoder sees only some of a picture, for libmtmd
+#     float    encoder_keep;      // share of it that they see, (0, 1]; the rest follows what is most like it
 # };
 @structure
 class halfv_profile(Structure):  # noqa: N801
@@ -100,6 +102,8 @@ class halfv_profile(Structure):  # noqa: N801
     pixel_tau: Float
     visual_share: Float
     input_keep: Float
+    encoder_layer: UInt32
+    encoder_keep: Float
 
     def __init__(self, **values: Any) -> None:
         super().__init__(sizeof(halfv_profile), **values)

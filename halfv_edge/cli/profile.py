@@ -39,6 +39,8 @@ FIELDS: dict[str, tuple[Callable[[str], Any], str, str]] = {
         "spare the encoder patches within so many of 255 levels of what their neighbours predict; 0: equal ones",
     ),
     "input_keep": (float, "SHARE", "share of a picture's visual tokens given to the language model; 1: all"),
+    "encoder_layer": (int, "N", "first layer of the encoder that sees only some of a picture"),
+    "encoder_keep": (float, "SHARE", "share of a picture that these layers of the encoder see; 1: all"),
     "visual_share": (float, "SHARE", "share of the context set aside for pictures: less KV memory, less room for text"),
 }
 
@@ -247,6 +249,8 @@ def _rows(model: ModelFile, found: Resolved) -> list[tuple[str, str]]:
     if p.pixel_tau is not None:
         alike = f"within {p.pixel_tau:g} levels of" if p.pixel_tau else "equal to"
         rows.append(("encoder", f"is spared patches {alike} what their neighbours predict (Qwen-VL)"))
+    if p.encoder_keep < 1:
+        rows.append(("its layers", f"from {p.encoder_layer} on see {_share(p.encoder_keep)} of a picture"))
     if p.input_keep < 1:
         rows.append(("its output", f"{_share(p.input_keep)} of it goes on to the language model"))
     if p.visual_share:

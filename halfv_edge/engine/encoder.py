@@ -25,6 +25,7 @@ from halfv_edge.errors import HalfVError, RunError
 from halfv_edge.gguf import encoder_keys
 from halfv_edge.gguf.read import Metadata, read_metadata
 from halfv_edge.profile import model_file
+from halfv_edge.profile.profile import NO_REDUCTION, Reduction
 
 # of the weights: the fastest here that keeps the embeddings, as stored, as llama.cpp loads them, or one type
 MMPROJ_TYPES = ("auto", "file", "off", "f32", "f16", "bf16", "q8_0", "q6_k", "q5_1", "q5_0", "q4_1", "q4_0")
@@ -105,6 +106,7 @@ class Encoder:
     layout: Layout
     pixel_tau: float | None  # None: pictures are taken whole
     input_keep: float = 1.0  # share of its rows that go on
+    reduction: Reduction = NO_REDUCTION
     batches: bool = False  # several tiles of a picture at once, for encoders that can
     spares_patches: bool = False  # whether it could leave out those that repeat
     n_encoded: int = 0  # pictures that went through the encoder, the remembered ones not counted
@@ -126,10 +128,11 @@ class Encoder:
         pixel_tau: float | None,
         cache_bytes: int,
         input_keep: float = 1.0,
+        reduction: Reduction = NO_REDUCTION,
         weights: str = "auto",
         attention: int | None = None,
     ) -> Encoder:
-        """pixel_tau, input_keep: of the model's profile in force, where libmtmd takes them from.
+        """pixel_tau, input_keep, reduction: of the model's profile in force, where libmtmd takes them from.
         weights: of MMPROJ_TYPES. attention: enum halfv_attention; by default the fastest, llama.cpp's for "off".
         """
         if attention is None:
@@ -159,7 +162,7 @@ class Encoder:
         # a tile fills a CPU, and one call cannot be interrupted
         batches = use_gpu and bool(devices.gpus())
         layout = _layout(metadata)
-        return cls(path, pointer, cache_bytes, n_embd, layout, tau, input_keep, batches, spares_patches)
+        return cls(path, pointer, cache_bytes, n_embd, layout, tau, input_keep, reduction, batches, spares_patches)
 
     def close(self) -> None:
         with self._lock:
@@ -200,8 +203,8 @@ class Encoder:
     def tokens(self, picture: Picture) -> Encoded:
         """What the picture will be, with embeddings only if it is remembered."""
         digest = picture.digest()
-        if self.pixel_tau is not None or self.input_keep < 1:
-            settings = f"{digest} {self.pixel_tau} {self.input_keep}"
+        if self.pixel_tau is not None or self.input_keep < 1 or self.reduction != NO_REDUCTION:
+            settings = f"{digest} {self.pixel_tau} {self.input_keep} {self.reduction}"
             digest = hashlib.blake2b(settings.encode(), digest_size=32).hexdigest()
         with self._held() as pointer:
             if digest in self._cache:

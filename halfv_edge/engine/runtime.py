@@ -28,7 +28,7 @@ from halfv_edge.engine.template import Template
 from halfv_edge.engine.turn_lock import TurnLock
 from halfv_edge.errors import HalfVError
 from halfv_edge.profile import model_file
-from halfv_edge.profile.profile import Profile
+from halfv_edge.profile.profile import NO_REDUCTION, Profile, Reduction
 from halfv_edge.profile.resolve import Resolved
 
 DEFAULT_N_CTX = 8192
@@ -110,6 +110,7 @@ class Runtime:
             image_max_tokens=options.image_max_tokens,
             pixel_tau=self.profile.pixel_tau if self.profile else None,
             input_keep=self.profile.input_keep if self.profile else 1.0,
+            reduction=self.profile.reduction if self.profile else NO_REDUCTION,
             weights=options.mmproj_type,
         )
         try:
@@ -277,11 +278,16 @@ class Runtime:
         image_max_tokens: int | None,
         pixel_tau: float | None,
         input_keep: float,
+        reduction: Reduction,
         weights: str,
     ) -> Encoder:
         """The model's encoder again, with other settings; whoever asked for it closes it."""
         base = self.profile or Profile.default(self.n_layer)
-        with self._in_force(dataclasses.replace(base, pixel_tau=pixel_tau, input_keep=input_keep)):
+        layer, keep = reduction
+        seen = dataclasses.replace(
+            base, pixel_tau=pixel_tau, input_keep=input_keep, encoder_layer=layer, encoder_keep=keep
+        )
+        with self._in_force(seen):
             return Encoder.load(
                 path or self.encoder.path,
                 self.pointer,
@@ -292,6 +298,7 @@ class Runtime:
                 image_max_tokens=image_max_tokens,
                 pixel_tau=pixel_tau,
                 input_keep=input_keep,
+                reduction=reduction,
                 cache_bytes=self.options.image_cache_mb << 20,
                 weights=weights,
             )

@@ -33,7 +33,7 @@ from halfv_edge.handler import upstream
 from halfv_edge.handler.prompt import StandIn, formatter, mark_pictures
 from halfv_edge.hub.fetch import fetch, is_url
 from halfv_edge.profile import model_file
-from halfv_edge.profile.profile import Profile
+from halfv_edge.profile.profile import NO_REDUCTION, Profile
 
 if TYPE_CHECKING:
     import llama_cpp
@@ -202,6 +202,7 @@ class HalfVChatHandler:
             image_max_tokens=self._image_max_tokens,
             pixel_tau=resolved.profile.pixel_tau if resolved.profile else None,
             input_keep=resolved.profile.input_keep if resolved.profile else 1.0,
+            reduction=resolved.profile.reduction if resolved.profile else NO_REDUCTION,
             weights=self._mmproj_type,
             cache_bytes=self._cache_bytes,
         )

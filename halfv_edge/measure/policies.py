@@ -8,11 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from halfv_edge.errors import HalfVError
-from halfv_edge.measure.selectors import BOUNDARY, INPUT
-from halfv_edge.profile.profile import DROPPED, FROZEN, Profile, Rest
+from halfv_edge.profile.profile import DROPPED, FROZEN, NO_REDUCTION, Profile, Reduction, Rest
 
 STOCK, UNPRUNED = "stock", "unpruned"
 CHOICES = ("halfv", "random", "uniform", "attention", "dart", "given")  # in the order of enum halfv_choice
+# the names in selectors.py, which needs numpy
+AT_A_BOUNDARY = ("asked", "sieve", "sparsevlm", "scope")
+BEFORE_THE_MODEL = ("divprune", "cdpruner", "scope-input")
 FLOPS = "flops"  # in place of a number: as many as the profile spends
 STEPS = 400  # shares that are tried for it
 FASTV_LAYER = 2  # where FastV and DART prune
@@ -30,7 +32,7 @@ class Policy:
     prepared: bool = False  # most tokens are chosen before the question
     choice: str = CHOICES[0]  # how the profile's shares are chosen
     seed: int = 0
-    selector: str | None = None  # of selectors.BOUNDARY under the choice "given", else of selectors.INPUT
+    selector: str | None = None  # at a boundary under the choice "given", else before the model
 
     @property
     def holds_text(self) -> bool:
@@ -40,7 +42,7 @@ class Policy:
     @property
     def chooses_input(self) -> bool:
         """Before the language model, otherwise than libmtmd."""
-        return self.selector in INPUT
+        return self.selector in BEFORE_THE_MODEL
 
     @property
     def tau(self) -> float | None:
@@ -51,6 +53,11 @@ class Policy:
     def input_keep(self) -> float:
         """Of the encoder's rows that go on."""
         return self.profile.input_keep if self.profile else 1.0
+
+    @property
+    def reduction(self) -> Reduction:
+        """Of the encoder's later layers."""
+        return self.profile.reduction if self.profile else NO_REDUCTION
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +169,15 @@ def _placed(model: PolicyModel, name: str, value: str) -> Profile:
     return dataclasses.replace(base, ssr_layer=whole(name, deep), ssr_update=share(name, update), ssr_rest=DROPPED)
 
 
+def _encoder(model: PolicyModel, name: str, value: str) -> Policy:
+    """Later layers of the encoder see a share of the picture; nothing is pruned in the language model."""
+    layer, slash, keep = value.partition("/")
+    if not slash:
+        raise HalfVError(f"The policy {name!r} is not valid: give LAYER/SHARE, as in encoder:8/0.5.")
+    base = Profile.default(model.n_layer)
+    return Policy(name, dataclasses.replace(base, encoder_layer=whole(name, layer), encoder_keep=share(name, keep)))
+
+
 def _otherwise(model: PolicyModel, name: str, value: str) -> Policy:
     """The profile's layers, tokens chosen without looking."""
     own = model.own(name)
@@ -263,6 +279,7 @@ POLICIES: dict[str, tuple[Maker, str, str]] = {
     "wrong-ssr": (_wrong_mode, "", "the profile with the stage III of the other kind of backbone"),
     "pixel": (_pixel, "!", "patches that their neighbours predict stay out of the encoder, pixel:0, nothing else"),
     "input": (_input, "!", "this share of the encoder's rows goes on to the language model, input:0.5, nothing else"),
+    "encoder": (_encoder, "!", "later layers of the encoder see this share of a picture, encoder:8/0.5, nothing else"),
     "downscale": (_downscale, "!", "a smaller picture of at most so many tokens, downscale:256"),
     "random": (_otherwise, "?", "the profile's layers and shares, tokens drawn by lot"),
     "uniform": (_otherwise, "?", "the profile's layers and shares, tokens evenly spread"),
@@ -277,8 +294,8 @@ POLICIES["cut"] = (
     "!",
     "HalfV's own choice with other layers and shares, cut:2/0.2 or cut:2/0.2/6/0.05 (eval only)",
 )
-POLICIES |= {name: (_cut, "?", f"the same, or the profile, chosen by {name} (eval only)") for name in BOUNDARY}
-POLICIES |= {name: (_input_chosen, "!", f"like input:0.5, chosen by {name} (eval only)") for name in INPUT}
+POLICIES |= {name: (_cut, "?", f"the same, or the profile, chosen by {name} (eval only)") for name in AT_A_BOUNDARY}
+POLICIES |= {name: (_input_chosen, "!", f"like input:0.5, chosen by {name} (eval only)") for name in BEFORE_THE_MODEL}
 MATCHED = "flops in place of a number, as in fastv:flops, matches the FLOPs of the profile (eval only)"
 
 

@@ -24,6 +24,8 @@ FROZEN: Final = "frozen"
 DROPPED: Final = "dropped"
 Rest = Literal["frozen", "dropped"]
 REST = (FROZEN, DROPPED)  # in the order of enum halfv_rest
+Reduction = tuple[int, float]  # an encoder's first layer that sees only some of a picture, and the share
+NO_REDUCTION: Reduction = (1, 1.0)
 
 # field: (key without the prefix, GGUF type), in the order in which they are checked
 KEYS = {
@@ -37,8 +39,10 @@ KEYS = {
     "pixel_tau": ("pixel.tau", FLOAT32),
     "visual_share": ("visual_share", FLOAT32),
     "input_keep": ("input.keep", FLOAT32),
+    "encoder_layer": ("encoder.layer", UINT32),
+    "encoder_keep": ("encoder.keep", FLOAT32),
 }
-OPTIONAL = ("min_visual_tokens", "pixel.tau", "visual_share", "input.keep")
+OPTIONAL = ("min_visual_tokens", "pixel.tau", "visual_share", "input.keep", "encoder.layer", "encoder.keep")
 CALIBRATION_KEYS = {
     "samples": UINT32,
     "source": STRING,
@@ -108,6 +112,8 @@ class Profile:
     pixel_tau: float | None = None  # 8-bit levels by which a patch dropped before the encoder may differ; None: none is
     visual_share: float = 0.0  # of the context, set aside for visual tokens: deeper stages get fewer KV cells
     input_keep: float = 1.0  # share of a picture's rows that go on from the encoder; the shares above are of those
+    encoder_layer: int = 1  # first layer of the encoder that sees only some of a picture
+    encoder_keep: float = 1.0  # share of its tokens' patches that it sees
     calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
@@ -164,14 +170,19 @@ class Profile:
             raise complaint("visual_share", self.visual_share, "it must be between 0 and 1")
         if not 0 < self.input_keep <= 1:
             raise complaint("input.keep", self.input_keep, "it must be above 0 and at most 1")
+        if self.encoder_layer < 1:
+            raise complaint("encoder.layer", self.encoder_layer, "it must be at least 1")
+        if not 0 < self.encoder_keep <= 1:
+            raise complaint("encoder.keep", self.encoder_keep, "it must be above 0 and at most 1")
         if self.calibration:
             self.calibration.validate(n_layer)
         return self
 
     def _given(self) -> Iterator[tuple[str, int, Any]]:
-        """Key, GGUF type and value of each, without those that are left out."""
+        """Key, GGUF type and value of each that is not left out; those of the encoder are, where they do nothing."""
         for name, (key, type_) in KEYS.items():
-            if (value := getattr(self, name)) is not None:
+            is_usual = name.startswith("encoder_") and self.reduction == NO_REDUCTION
+            if (value := getattr(self, name)) is not None and not is_usual:
                 yield key, type_, value
 
     def prunes(self, n_layer: int) -> bool:
@@ -184,6 +195,11 @@ class Profile:
             False when it keeps and updates all that the language model is given.
         """
         return self.ivr_keep < 1 or (self.ssr_layer < n_layer and self.ssr_update < 1)
+
+    @property
+    def reduction(self) -> Reduction:
+        """What layers of the encoder see."""
+        return self.encoder_layer, self.encoder_keep
 
     def to_gguf(self) -> dict[str, tuple[int, Any]]:
         """Metadata of a GGUF, each key with its type and value."""
@@ -250,6 +266,8 @@ class Profile:
             min_visual_tokens=self.min_visual_tokens,
             pixel_tau=self.pixel_tau,
             input_keep=self.input_keep,
+            encoder_layer=self.encoder_layer,
+            encoder_keep=self.encoder_keep,
         )
 
     @classmethod
@@ -321,7 +339,7 @@ def _flatten(value: Any) -> dict[str, Any]:
         raise InvalidError(f"a profile is a JSON object, not {quote(value)}")
     out: dict[str, Any] = {}
     for key, item in value.items():
-        if key in ("ivr", "ssr", "pixel", "input", "calibration"):
+        if key in ("ivr", "ssr", "pixel", "input", "encoder", "calibration"):
             if not isinstance(item, Mapping):
                 raise complaint(key, quote(item), "it must be an object")
             out |= {f"{key}.{leaf}": leaf_value for leaf, leaf_value in item.items()}

@@ -64,6 +64,8 @@ struct halfv_profile {
                                 // for the text of the rest and the visual tokens that reach them; 0: text fills all
     float    input_keep;        // share of a picture's rows that go on from the encoder, for libmtmd, (0, 1];
                                 // the shares above are of those
+    uint32_t encoder_layer;     // from this layer on the encoder sees only some of a picture, for libmtmd
+    float    encoder_keep;      // share of it that they see, (0, 1]; the rest follows what is most like it
 };
 
 // keep = 1 and no stage III, for a model of n_layer layers: prunes nothing until it is changed. HALFV_OK, HALFV_ERR_ARGUMENT

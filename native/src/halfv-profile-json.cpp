@@ -141,6 +141,8 @@ const known_key KEYS[] = {
     { "pixel.tau",         value_type::number, false, [](halfv_profile & p, const json & v) { p.pixel_prune = true; p.pixel_tau = v; } },
     { "visual_share",      value_type::number, false, [](halfv_profile & p, const json & v) { p.visual_share = v; } },
     { "input.keep",        value_type::number, false, [](halfv_profile & p, const json & v) { p.input_keep = v; } },
+    { "encoder.layer",     value_type::whole,  false, [](halfv_profile & p, const json & v) { p.encoder_layer = v; } },
+    { "encoder.keep",      value_type::number, false, [](halfv_profile & p, const json & v) { p.encoder_keep = v; } },
     { "calibration.samples",        value_type::whole,  false, nullptr },
     { "calibration.source",         value_type::text,   false, nullptr },
     { "calibration.visual_entropy", value_type::list,   false, nullptr },
@@ -168,7 +170,7 @@ std::vector<entry> flatten(const json & object) {
     }
     std::vector<entry> entries;
     for (const auto & [key, value] : object.items()) {
-        if (key == "ivr" || key == "ssr" || key == "pixel" || key == "input" || key == "calibration") {
+        if (key == "ivr" || key == "ssr" || key == "pixel" || key == "input" || key == "encoder" || key == "calibration") {
             if (!value.is_object()) {
                 refuse(complaint("halfv." + key, shown(value), "it must be an object"));
             }

@@ -32,6 +32,8 @@ halfv_profile default_profile(uint32_t n_layer) {
         /*.pixel_tau         =*/ 0.0f,
         /*.visual_share      =*/ 0.0f,
         /*.input_keep        =*/ 1.0f,
+        /*.encoder_layer     =*/ 1,
+        /*.encoder_keep      =*/ 1.0f,
     };
 }
 
@@ -66,6 +68,12 @@ std::string validate(const halfv_profile & p, uint32_t n_layer) {
     if (!in_range(p.input_keep, 0.0f, 1.0f) || p.input_keep == 0.0f) {
         return complaint("halfv.input.keep", p.input_keep, "it must be above 0 and at most 1");
     }
+    if (p.encoder_layer < 1) {
+        return complaint("halfv.encoder.layer", p.encoder_layer, "it must be at least 1");
+    }
+    if (!in_range(p.encoder_keep, 0.0f, 1.0f) || p.encoder_keep == 0.0f) {
+        return complaint("halfv.encoder.keep", p.encoder_keep, "it must be above 0 and at most 1");
+    }
     return "";
 }
 
@@ -81,6 +89,8 @@ std::string make_usable(halfv_profile & p, uint32_t n_layer, bool can_be_cut) {
         part.pixel_prune       = p.pixel_prune;
         part.pixel_tau         = p.pixel_tau;
         part.input_keep        = p.input_keep;
+        part.encoder_layer     = p.encoder_layer;
+        part.encoder_keep      = p.encoder_keep;
         p = part;
     }
     return validate(p, n_layer);
@@ -148,6 +158,8 @@ static found_profile read_gguf(const gguf_context * metadata) {
     p.pixel_prune = keys.get("halfv.pixel.tau", p.pixel_tau, false);
     keys.get("halfv.visual_share", p.visual_share, false);
     keys.get("halfv.input.keep", p.input_keep, false);
+    keys.get("halfv.encoder.layer", p.encoder_layer, false);
+    keys.get("halfv.encoder.keep", p.encoder_keep, false);
 
     if (keys.error.empty() && rest != "frozen" && rest != "dropped") {
         keys.error = wrong_rest(quoted(rest));
@@ -208,6 +220,10 @@ void model_profile::write(gguf_context * metadata) const {
     if (p.pixel_prune)         { gguf_set_val_f32(metadata, "halfv.pixel.tau",    p.pixel_tau); }
     if (p.visual_share > 0.0f) { gguf_set_val_f32(metadata, "halfv.visual_share", p.visual_share); }
     if (p.input_keep < 1.0f)   { gguf_set_val_f32(metadata, "halfv.input.keep",   p.input_keep); }
+    if (p.encoder_keep < 1.0f) {
+        gguf_set_val_u32(metadata, "halfv.encoder.layer", p.encoder_layer);
+        gguf_set_val_f32(metadata, "halfv.encoder.keep",  p.encoder_keep);
+    }
 }
 
 void model_profile::set(std::optional<halfv_profile> profile) {

@@ -70,6 +70,9 @@ static void test_profile_rules(void) {
     BAD(input_keep, 0.0f, "halfv.input.keep = 0 ");
     BAD(input_keep, 1.5f, "halfv.input.keep = 1.5 ");
     BAD(input_keep, NAN, "halfv.input.keep");
+    BAD(encoder_layer, 0, "halfv.encoder.layer = 0 ");
+    BAD(encoder_keep, 0.0f, "halfv.encoder.keep = 0 ");
+    BAD(encoder_keep, 1.5f, "halfv.encoder.keep = 1.5 ");
     BAD(ssr_rest, 2, "halfv.ssr.rest = 2 ");
     BAD(ssr_rest, -1, "halfv.ssr.rest = -1 ");
 #undef BAD

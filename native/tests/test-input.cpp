@@ -62,7 +62,7 @@ static void test_plan() {
     CHECK(halfv::plan_rows(10, { 0, 4, 9 }, 0.7f, 0).n_kept == 3 + 4); // of the other seven
     CHECK(halfv::plan_rows(2, { 0, 1 }, 0.5f, 0).n_kept == 2); // nothing else
     CHECK(halfv::plan_rows(0, {}, 0.5f, 0).n_kept == 0);
-    CHECK(halfv::id_suffix(0.5f) != halfv::id_suffix(0.25f) && halfv::id_suffix(0.5f) == "+halfv.input.keep=0.5");
+    CHECK(halfv::id_suffix("input.keep", { 0.5f }) == "+halfv.input.keep=0.5" && halfv::id_suffix("encoder", { 3, 0.25f }) == "+halfv.encoder=3,0.25");
 }
 
 static void test_saved() {

@@ -146,6 +146,7 @@ def fitting(draw: st.DrawFn) -> tuple[Profile, int]:
     found = Profile(
         ivr, draw(st.floats(0, 1, width=32, exclude_min=True)), draw(share), draw(st.integers(ivr + 1, n_layer)),
         draw(share), draw(st.sampled_from(profile.REST)), draw(u32), draw(tau), draw(share),
+        draw(st.floats(0, 1, width=32, exclude_min=True)), draw(st.integers(1, 2**32 - 1)),
         draw(st.floats(0, 1, width=32, exclude_min=True)),
         draw(st.none() | calibration.filter(lambda c: c != Calibration())),
     )  # fmt: skip

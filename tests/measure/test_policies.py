@@ -17,7 +17,7 @@ from halfv_edge.errors import HalfVError
 from halfv_edge.measure import policies, selectors
 from halfv_edge.measure.choosing import Chooser
 from halfv_edge.measure.policies import Policy, PolicyModel
-from halfv_edge.measure.selectors import Chosen, Seen
+from halfv_edge.measure.selectors import BOUNDARY, INPUT, Chosen, Seen
 from halfv_edge.profile.profile import Profile
 from halfv_edge.testing.client import Client, DecodeError
 from tests.support import pruned
@@ -321,3 +321,8 @@ def test_matched_flops(name: str) -> None:
 def test_mistaken_names(name: str, said: str) -> None:
     with pytest.raises(HalfVError, match=said):
         policies.parse(name, PolicyModel(28, OWN))
+
+
+def test_names_of_selectors() -> None:
+    assert tuple(BOUNDARY) == policies.AT_A_BOUNDARY
+    assert tuple(INPUT) == policies.BEFORE_THE_MODEL

@@ -153,7 +153,7 @@ def _blind_to(family: str, model: Any, rows: int, columns: int, entered: list[in
     blocks = (model.model.visual if hasattr(model.model, "visual") else model.visual).blocks
     former = [block.attn.forward for block in blocks]
     for block in blocks:
-        block.attn.forward = _masked(block.attn, inside)
+        block.attn.forward = masked(block.attn, inside)
     try:
         yield
     finally:
@@ -161,7 +161,7 @@ def _blind_to(family: str, model: Any, rows: int, columns: int, entered: list[in
             block.attn.forward = forward
 
 
-def _masked(attention: Any, inside: torch.Tensor) -> Any:
+def masked(attention: Any, inside: torch.Tensor) -> Any:
     rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb_vision
 
     def forward(hidden_states: torch.Tensor, cu_seqlens: torch.Tensor, position_embeddings: Any, **_: Any) -> Any:

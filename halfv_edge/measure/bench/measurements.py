@@ -36,7 +36,8 @@ class Contender:
 
     @property
     def encoder(self) -> EncoderSettings:
-        return EncoderSettings(self.policy.max_tokens, self.policy.tau, self.policy.input_keep, self.policy.weights)
+        policy = self.policy
+        return EncoderSettings(policy.max_tokens, policy.tau, policy.input_keep, policy.reduction, policy.weights)
 
 
 class Bench(contextlib.ExitStack):

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from halfv_cpp import library
 
 from halfv_edge.errors import HalfVError, RunError
+from halfv_edge.profile.profile import Reduction
 
 Answer = dict[str, Any]
 
@@ -23,6 +24,7 @@ class EncoderSettings(NamedTuple):
     max_tokens: int | None  # of a picture
     tau: float | None  # of patches that are left out
     input_keep: float  # of the encoder's rows
+    reduction: Reduction  # of its later layers
     weights: str | None  # type of its weights
 
 

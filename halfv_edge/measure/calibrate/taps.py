@@ -93,7 +93,7 @@ class Probe:
             options = self.runtime.options
             self._encoders[key] = self.runtime.load_encoder(
                 image_max_tokens=options.image_max_tokens, pixel_tau=pixel_tau, input_keep=input_keep,
-                weights=options.mmproj_type,
+                reduction=self.runtime.encoder.reduction, weights=options.mmproj_type,
             )  # fmt: skip
         return self._encoders[key]
 

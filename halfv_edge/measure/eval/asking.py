@@ -24,7 +24,7 @@ from halfv_edge.measure.arrays import Floats
 from halfv_edge.measure.calibrate import entropy
 from halfv_edge.measure.choosing import Chooser, ChosenChunk, choose_input, raising_what_failed
 from halfv_edge.measure.policies import CHOICES, Policy
-from halfv_edge.profile.profile import Profile
+from halfv_edge.profile.profile import Profile, Reduction
 
 BIG = (2048, 2048)  # pixels: more than any limit on tokens lets through
 CTX_STEP = 256
@@ -62,8 +62,9 @@ class Asker:
         self._own_encoder = model.encoder
         self._own_encoder._cache.clear()  # so that the encoding of every picture is timed
         options = model.runtime.options
-        own = options.image_max_tokens, model.encoder.pixel_tau, model.encoder.input_keep, options.mmproj_type
-        self._encoders: dict[tuple[int | None, float | None, float, str], Encoder] = {own: model.encoder}
+        seen = model.encoder
+        own = options.image_max_tokens, seen.pixel_tau, seen.input_keep, seen.reduction, options.mmproj_type
+        self._encoders: dict[tuple[int | None, float | None, float, Reduction, str], Encoder] = {own: model.encoder}
         self._encode_s: dict[tuple[str, int | None, str | None], float] = {}
 
     def close(self) -> None:
@@ -78,10 +79,14 @@ class Asker:
         own, options = self._own_encoder, self.runtime.options
         limit = policy.max_tokens or options.image_max_tokens
         tau = policy.tau if own.is_mrope else None  # others take every picture whole
-        key = limit, tau, policy.input_keep, policy.weights or options.mmproj_type
+        key = limit, tau, policy.input_keep, policy.reduction, policy.weights or options.mmproj_type
         if key not in self._encoders:
             encoder = self._encoders[key] = self.runtime.load_encoder(
-                image_max_tokens=limit, pixel_tau=tau, input_keep=policy.input_keep, weights=key[3]
+                image_max_tokens=limit,
+                pixel_tau=tau,
+                input_keep=policy.input_keep,
+                reduction=policy.reduction,
+                weights=key[-1],
             )
             if policy.max_tokens:
                 self._check_limit(policy, policy.max_tokens, encoder)
@@ -138,7 +143,7 @@ class Asker:
             head = choose_input(policy, self.runtime, self.encoder(policy).tokens(picture), head, tail)
             return head, tail, seconds + time.perf_counter() - start
         prompt = self.runtime.prompt(picture, question, self.encoder(policy))
-        key = prompt.encoded.digest, policy.max_tokens, policy.weights  # a digest knows of tau and of input_keep
+        key = prompt.encoded.digest, policy.max_tokens, policy.weights  # a digest knows of the rest
         if prompt.encode_sec is not None:
             self._encode_s[key] = prompt.encode_sec
         return prompt.head, prompt.tail, self._encode_s[key]

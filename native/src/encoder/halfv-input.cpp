@@ -27,10 +27,16 @@ picture_rows plan_rows(int32_t n, std::vector<int32_t> structure, float keep, ui
     return plan;
 }
 
-std::string id_suffix(float keep) {
-    char text[48];
-    snprintf(text, sizeof(text), "+halfv.input.keep=%.9g", keep);
-    return text;
+std::string id_suffix(const char * what, std::initializer_list<float> values) {
+    std::string suffix = std::string("+halfv.") + what;
+    char separator = '=';
+    for (const float value : values) {
+        char text[24];
+        snprintf(text, sizeof(text), "%c%.9g", separator, value);
+        suffix += text;
+        separator = ',';
+    }
+    return suffix;
 }
 
 std::vector<int32_t> choose_rows(const encoded_picture & picture, const picture_rows & plan, int32_t n_threads) {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 #include <string>
 #include <vector>
 
@@ -32,7 +33,7 @@ struct picture_rows {
 picture_rows plan_rows(int32_t n, std::vector<int32_t> structure, float keep, uint32_t min_visual_tokens);
 
 // What is added to a picture's id, so that caches do not take it for the whole one.
-std::string id_suffix(float keep);
+std::string id_suffix(const char * what, std::initializer_list<float> values);
 
 // The first selector: farthest-point coverage of the rows by cosine. It begins with the last row that may be left out, which
 // stays so, and the text after the picture follows on a position that is taken. As many as the plan says, ascending.

@@ -75,7 +75,8 @@ bool remember_encoder(const std::string & mmproj, const mtmd_context_params & pa
           << fs::last_write_time(mmproj, failed).time_since_epoch().count() << ' ' << params.image_min_tokens << ' ' << params.image_max_tokens
           << ' ' << params.use_gpu << ' ' << params.flash_attn_type << ' ' << weights << ' ' << attention << ' '
           << (has_profile && profile.pixel_prune ? profile.pixel_tau : -1.0f) << ' '
-          << (has_profile ? profile.input_keep : 1.0f) << ' ' << halfv_version() << ' ' << llama_build_info();
+          << (has_profile ? profile.input_keep : 1.0f) << ' ' << (has_profile ? profile.encoder_layer : 1) << ' '
+          << (has_profile ? profile.encoder_keep : 1.0f) << ' ' << halfv_version() << ' ' << llama_build_info();
     std::ostringstream hex;
     hex << std::hex << hash_of(about.str());
     remembered.encoder = hex.str();
