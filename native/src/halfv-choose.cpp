@@ -267,6 +267,12 @@ void prefill::unprepare_what_will_not_fit(llama_seq_id seq_id, size_t n_text) {
     }
 }
 
+// Where every question prepares its pictures, one that goes on without a question was not prepared in a fresh context.
+void prefill::unprepare_what_nobody_asks(llama_seq_id seq_id) {
+    const auto * s = memory.find(seq_id);
+    if (memory.prepares && s && !s->rows.empty() && s->rows.back().image >= 0) { memory.unprepare(seq_id); }
+}
+
 // A picture that was prepared for a question that is gone, and now turns out to have more tokens.
 void prefill::unprepare_what_goes_on(llama_seq_id seq_id) {
     const auto * s = memory.find(seq_id);

@@ -258,7 +258,10 @@ std::optional<int> prefill::decode_batch(llama_memory_context_ptr & mctx) {
 // A batch through all layers. What its sequences still wait with goes first, taking their last token for the question.
 std::optional<int> prefill::decode_whole(llama_memory_context_ptr & mctx, const llama_batch & batch, bool visual, halfv_reason reason) {
     const auto seq_ids = sequences_of(batch);
-    for (const auto id : seq_ids) { unprepare_what_will_not_fit(id, 0); }
+    for (const auto id : seq_ids) {
+        unprepare_what_will_not_fit(id, 0);
+        unprepare_what_nobody_asks(id);
+    }
     auto transaction = std::make_unique<staged_memory::transaction>(memory, seq_ids);
     for (const auto id : seq_ids) {
         if (const auto * s = memory.find(id); s && s->lazy()) {

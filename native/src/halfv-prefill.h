@@ -119,6 +119,7 @@ private:
     size_t   first_open(const std::vector<row> & rows, const std::vector<image> & images, size_t fits) const;
     void     keep_turn(sequence & s, turn t);
     void     unprepare_what_will_not_fit(llama_seq_id seq_id, size_t n_text);
+    void     unprepare_what_nobody_asks(llama_seq_id seq_id);
     void     unprepare_what_goes_on(llama_seq_id seq_id);
     std::vector<float> values_of(const state_ref & ref) const;
     std::vector<float> score(const state_stores & stores, const std::vector<row> & rows, const state_ref & query);

@@ -347,7 +347,10 @@ void prefill::settle_waiting() {
             ctx.memory_update(false);
         }
         stopped = false;
-        for (const auto id : seq_ids) { unprepare_what_will_not_fit(id, 0); }
+        for (const auto id : seq_ids) {
+            unprepare_what_will_not_fit(id, 0);
+            unprepare_what_nobody_asks(id);
+        }
         staged_memory::transaction transaction(memory, seq_ids);
         for (size_t i = 0; i < seq_ids.size() && rc == 0; ++i) {
             rc = settle(seq_ids[i], when::question, nullptr);

@@ -153,6 +153,21 @@ def test_left_out_before_the_language_model(asker: Asker, given: PolicyModel) ->
     assert spared.flops == asker.flops(n_cells(head) + len(tail) - 60) < whole.flops
 
 
+def test_less_of_a_picture_in_later_layers_of_the_encoder(asker: Asker, given: PolicyModel) -> None:
+    """Every token is there for the language model, and they are other ones."""
+    shown = images.load(picture(0, 336, 280))
+    whole, reduced = (asker.encoder(parse_one(name, given)) for name in ("unpruned", "encoder:1/0.5"))
+    answer = asker.ask(parse_one("encoder:1/0.5", given), shown, QUESTION)
+    assert (answer.n_visual, answer.n_kept, answer.unpruned) == (120, 120, "")
+    rows = [encoder.tokens(shown) for encoder in (whole, reduced)]
+    assert rows[0].digest != rows[1].digest
+    for encoder, encoded in zip((whole, reduced), rows, strict=True):
+        encoder.encode(encoded)
+    first, second = (encoded.chunks[0].embd for encoded in rows)
+    assert first is not None and second is not None and first.shape == second.shape
+    assert not np.array_equal(first, second)
+
+
 def test_chosen_by_selectors(asker: Asker, given: PolicyModel) -> None:
     """Before the language model and in it, also behind patches that stay out; what choosing costs is counted."""
     shown = images.load(Image.fromarray(page(12 * 28, 10 * 28, 28)))

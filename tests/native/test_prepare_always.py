@@ -9,7 +9,7 @@ import halfv_cpp
 import llama_cpp
 import numpy as np
 import pytest
-from halfv_cpp import llama_h
+from halfv_cpp import library, llama_h
 
 from halfv_edge.testing.client import Client
 from tests.support import pruned
@@ -167,6 +167,19 @@ def it_is_saved_late(client: Client, segments: list[Segment]) -> None:
     assert load(client, state, 0) == len(state)
 
 
+def steer(client: Client) -> None:
+    """A control vector, so that what waits goes on without a question."""
+    vector = np.random.default_rng(5).standard_normal(7 * client.n_embd).astype(np.float32)
+    data = vector.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+    args = (ctypes.c_void_p(client.ctx), data, ctypes.c_size_t(len(vector)), client.n_embd, 1, 7)
+    assert library.open_library("llama").llama_set_adapter_cvec(*args) == 0
+
+
+def adapters_change(client: Client, segments: list[Segment]) -> None:
+    remove(client, asked(client, segments))
+    steer(client)
+
+
 def nothing_is_asked(client: Client, segments: list[Segment]) -> None:
     begin(client, segments[:2])
 
@@ -188,6 +201,7 @@ WAYS = {
         begin(client, segments[:2]),
         halfv_cpp.halfv_seq_set_keep(client.ctx, 0, 0.3),
     ),
+    adapters_change: lambda client, segments: (begin(client, segments[:2]), steer(client)),
     it_is_saved_late: lambda client, segments: (begin(client, segments[:2]), pruned.set_keep(client, 0.3)),
 }
 

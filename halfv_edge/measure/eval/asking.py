@@ -24,7 +24,7 @@ from halfv_edge.measure.arrays import Floats
 from halfv_edge.measure.calibrate import entropy
 from halfv_edge.measure.choosing import Chooser, ChosenChunk, choose_input, raising_what_failed
 from halfv_edge.measure.policies import CHOICES, Policy
-from halfv_edge.profile.profile import Profile, Reduction
+from halfv_edge.profile.profile import NO_REDUCTION, Profile, Reduction
 
 BIG = (2048, 2048)  # pixels: more than any limit on tokens lets through
 CTX_STEP = 256
@@ -234,4 +234,6 @@ def _why_whole(policy: Policy, stats: dict[str, Any]) -> str:
         return "unpruned"
     if not stats:
         return "off"
+    if policy.reduction != NO_REDUCTION:
+        return ""  # in the encoder
     return str(stats["reason"]) if stats["outcome"] != "pruned" else "every token was kept"
