@@ -75,7 +75,14 @@ def measure(question: dict[str, Any]) -> dict[str, Any]:
         struct = model.profile.to_c()
         profile = {field: getattr(struct, field) for field, _ in struct._fields_ if field != "size"}
     bench = LibrariesUnderTest(options)
-    encoder = {"max_tokens": None, "tau": None, "input_keep": 1.0, "reduction": (1, 1.0), "weights": None}
+    encoder = {
+        "max_tokens": None,
+        "tau": None,
+        "input_keep": 1.0,
+        "encoder_layer": 1,
+        "encoder_keep": 1.0,
+        "weights": None,
+    }
     picture = {
         "file": None,
         "drawing": "photo",

@@ -20,6 +20,7 @@ from halfv_edge.gguf.read import (
     MAX_STRINGS,
     MAX_TENSORS,
     MAX_VALUE_BYTES,
+    STRING,
     UINT32,
     encode_entry,
 )
@@ -138,8 +139,9 @@ def test_specified_keys(specification: str) -> None:
         "version",
         *(key for key, _ in KEYS.values()),
         *(f"calibration.{name}" for name in profile.CALIBRATION_KEYS),
+        "frontier",
     ]
-    types = [UINT32, *(type_ for _, type_ in KEYS.values()), *profile.CALIBRATION_KEYS.values()]
+    types = [UINT32, *(type_ for _, type_ in KEYS.values()), *profile.CALIBRATION_KEYS.values(), STRING]
     assert [type_.split(",")[0] for _, type_ in rows] == [stored.TYPE_WORDS[type_] for type_ in types]
 
 

@@ -37,7 +37,7 @@ class Contender:
     @property
     def encoder(self) -> EncoderSettings:
         policy = self.policy
-        return EncoderSettings(policy.max_tokens, policy.tau, policy.input_keep, policy.reduction, policy.weights)
+        return EncoderSettings(policy.max_tokens, policy.tau, policy.input_keep, *policy.reduction, policy.weights)
 
 
 class Bench(contextlib.ExitStack):

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 from halfv_cpp import library
 
 from halfv_edge.errors import HalfVError, RunError
-from halfv_edge.profile.profile import Reduction
 
 Answer = dict[str, Any]
 
@@ -24,7 +23,8 @@ class EncoderSettings(NamedTuple):
     max_tokens: int | None  # of a picture
     tau: float | None  # of patches that are left out
     input_keep: float  # of the encoder's rows
-    reduction: Reduction  # of its later layers
+    encoder_layer: int  # the first one that sees only some of a picture
+    encoder_keep: float
     weights: str | None  # type of its weights
 
 

@@ -138,7 +138,7 @@ def _settings(model: Model) -> dict[str, Any]:
         "image_max_tokens": options.image_max_tokens,
         "pixel_tau": model.encoder.pixel_tau,
         "input_keep": model.encoder.input_keep,
-        "reduction": model.encoder.reduction,
+        "reduction": list(model.encoder.reduction),
         "kv_type": options.kv_type,
     }
 

@@ -138,7 +138,7 @@ class Search:
 
     def _within(self, limit: float, points: Sequence[Check]) -> Check:
         """The fastest of all that ran, and of some more between the last step of the ladder that fits and the next."""
-        fitting = [point for point in points if point.divergence <= limit]
+        fitting = [check for check in self._tried.values() if check.divergence <= limit]
         if not fitting:
             least = min(self._tried.values(), key=_divergence)
             raise HalfVError(
