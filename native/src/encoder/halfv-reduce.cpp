@@ -7,7 +7,6 @@
 #include "ggml-backend.h"
 
 #include <algorithm>
-#include <cmath>
 #include <numeric>
 
 namespace halfv {
@@ -31,16 +30,10 @@ public:
                 mean[x] += states[i*width + x]/(double) n;
             }
         }
-        for (int32_t i = 0; i < n; ++i) {
-            double length = 0.0;
-            for (size_t x = 0; x < width; ++x) {
-                const double v = states[i*width + x] - mean[x];
-                rows[i*width + x] = v;
-                length += v*v;
-            }
-            const float scale = length > 0.0 && std::isfinite(length) ? 1.0/std::sqrt(length) : 0.0;
-            std::transform(row(i), row(i) + width, rows.begin() + i*width, [&](float v) { return scale > 0.0f ? v*scale : 0.0f; });
+        for (size_t i = 0; i < rows.size(); ++i) {
+            rows[i] = states[i] - mean[i%width];
         }
+        final_norm_features(rows.data(), nullptr, n, width, rows.data());
     }
 
     // how like each group is to the one beside it that it is most like
