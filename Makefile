@@ -6,6 +6,8 @@ CMAKE_FLAGS ?=
 TORCH       ?= torch==2.13.0
 TORCH_ARGS  ?=
 PYTEST_ARGS ?=
+# How many test files run at a time
+JOBS        ?= auto
 
 VENV  := .venv
 BIN   := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
@@ -28,7 +30,7 @@ check: lint build $(VENV)/ready-tests
 
 test: build $(VENV)/ready-tests
 	$(BIN)/cmake --build $(BUILD) --target halfv-tests
-	$(PY) -m pytest $(PYTEST_ARGS)
+	$(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 # On Mesa's lavapipe, from packages unpacked into the cache; says so and succeeds where they cannot be had.
 test-vulkan: build $(VENV)/ready-tests

@@ -57,7 +57,7 @@ def measure(folder: Path, shape: list[str]) -> dict[str, float]:
         for key, text in WHAT.items():
             if run == RUNS[0] or key == "prefill_s":  # the others are the same
                 value = rows[run][key]["median"]
-                seconds[f"{text}, {run}" if key == "prefill_s" else text] = value if key.endswith("_s") else 1 / value
+                seconds[f"{text}, {run}" if key == "prefill_s" else text] = 1 / value if "_per_" in key else value
     return seconds
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,11 +11,15 @@ from pathlib import Path
 import pytest
 from halfv_cpp import library
 
+# Test files run side by side, of models so small that threads would only wait for each other.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of torch
 library.load()
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="halfv-state-")  # not the conversations of whoever runs this
 
 from halfv_edge.engine.model import Model  # noqa: E402
 from tests.support import ROOT, pretend_device  # noqa: E402
+from tests.support.building import build  # noqa: E402
 from tests.support.vlm import KINDS, Vlms  # noqa: E402
 
 # What can change the bits must be the same in both builds.
@@ -24,6 +27,11 @@ SAME_OPTIONS = re.compile(
     r"(GGML|Vulkan)_(?!AVAILABLE_BACKENDS)\w+|HALFV_LLAMA_SOURCE"
     r"|CMAKE_(BUILD_TYPE|MAKE_PROGRAM|CUDA_ARCHITECTURES|(C|CXX|CUDA)_(COMPILER|FLAGS\w*))"
 )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first: one that begins last would run alone."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
 @pytest.fixture(scope="session")
@@ -66,12 +74,8 @@ def stock_lib_dir(root: Path, build_dir: Path, cmake_cache: dict[str, str]) -> P
     stock = build_dir.parent / "stock"
     options = [f"-D{name}={value}" for name, value in cmake_cache.items() if SAME_OPTIONS.fullmatch(name) and value]
     cmake = cmake_cache["CMAKE_COMMAND"]
-    for command in (
-        [cmake, "-S", root, "-B", stock, "-G", cmake_cache["CMAKE_GENERATOR"], "-DHALFV_STOCK=ON", *options],
-        [cmake, "--build", stock, "--parallel"],
-    ):
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        assert done.returncode == 0, done.stdout[-4000:]
+    configure = [cmake, "-S", root, "-B", stock, "-G", cmake_cache["CMAKE_GENERATOR"], "-DHALFV_STOCK=ON", *options]
+    build(stock, configure, [cmake, "--build", stock, "--parallel"])
     return stock / "bin"
 
 

@@ -26,6 +26,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parent.parent
 NEEDS = ("numpy", "tqdm", "jinja2", "pillow", "markupsafe")  # dependencies, and theirs
 LEFT_OUT = ("HALFV", "PYTHON", "LLAMA", "MTMD", "LD_", "GGML")  # of the environment
@@ -66,8 +68,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder = tmp_path_factory.mktemp("wheel")
         if PORTABLE:
             options = f"{os.environ.get('CMAKE_ARGS', '')} -DHALFV_CPU_VARIANTS={VARIANTS.get(platform.machine(), '')}"
-            worker = os.environ.get("PYTEST_XDIST_WORKER", "")  # no two compile in one folder
-            build = [sys.executable, ROOT / "scripts" / "build-wheel.py", "cpu", "-b", f"build/wheel-test{worker}"]
+            build = [sys.executable, ROOT / "scripts" / "build-wheel.py", "cpu", "-b", "build/wheel-test"]
             run(*build, "-o", folder, cwd=ROOT, CMAKE_ARGS=options)
         else:  # that of `make build`, with one backend that is linked: only what changed since then is compiled
             pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "-q", "--no-deps")

@@ -84,6 +84,46 @@ static void test_attend(const shape & s, int n_threads) {
     }
 }
 
+// Heads with zeros added give what they give without, one by one and in windows.
+static void test_padded_heads(bool windows) {
+    const int d = 72, n_head = 2, n_tokens = 48;
+    std::mt19937 rng(seed);
+    std::normal_distribution<float> normal;
+    std::vector<float> values((size_t) d*n_head*n_tokens*3), got[2];
+    for (float & x : values) { x = normal(rng); }
+    for (bool pads : { false, true }) {
+        ggml_context_ptr ctx(ggml_init({ 64*ggml_tensor_overhead() + ggml_graph_overhead(), nullptr, true }));
+        ggml_tensor * qkv = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, d, 3*n_head, n_tokens); // as a fused matrix gives it
+        ggml_tensor * part[3];
+        for (int i = 0; i < 3; ++i) {
+            part[i] = ggml_view_3d(ctx.get(), qkv, d, n_head, n_tokens, qkv->nb[1], qkv->nb[2], i*n_head*qkv->nb[1]);
+        }
+        ggml_tensor * mask = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, n_tokens, n_tokens);
+        halfv::encoder_attention attention;
+        attention.level   = HALFV_ATTENTION_FAST;
+        attention.pads    = pads;
+        attention.windows = windows ? std::vector<int>{ 16, 16, 12, 4 } : std::vector<int>{ n_tokens };
+        const bool plain = !windows && !pads; // which is llama.cpp's own
+        ggml_tensor * out = attention.build(ctx.get(), part[0], part[1], part[2], windows || plain ? mask : nullptr, 0.118f, true);
+        CHECK(out != nullptr);
+        ggml_cgraph * graph = ggml_new_graph(ctx.get());
+        ggml_build_forward_expand(graph, out);
+        int n_padded = 0;
+        for (int i = 0; i < ggml_graph_n_nodes(graph); ++i) { n_padded += ggml_graph_node(graph, i)->op == GGML_OP_PAD; }
+        CHECK((n_padded > 0) == pads);
+        ggml_backend_ptr cpu(ggml_backend_init_by_type(GGML_BACKEND_DEVICE_TYPE_CPU, nullptr));
+        ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors(ctx.get(), cpu.get()));
+        ggml_backend_tensor_set(qkv, values.data(), 0, ggml_nbytes(qkv));
+        CHECK(ggml_backend_graph_compute(cpu.get(), graph) == GGML_STATUS_SUCCESS);
+        got[pads].resize(ggml_nelements(out));
+        ggml_backend_tensor_get(out, got[pads].data(), 0, ggml_nbytes(out));
+    }
+    CHECK(got[0].size() == got[1].size() && got[0].size() == (size_t) d*n_head*n_tokens);
+    float most = 0;
+    for (size_t i = 0; i < got[0].size(); ++i) { most = std::max(most, std::fabs(got[0][i] - got[1][i])); }
+    CHECK(most < 1e-3f);
+}
+
 static void test_grid_windows(int width, int height, int side) {
     std::vector<int> seen(width*height, 0);
     const auto windows = halfv::grid_windows(width, height, side);
@@ -106,6 +146,7 @@ int main(int argc, char ** argv) {
             for (int side : { 1, 4, 8 }) { test_grid_windows(width, height, side); }
         }
     }
+    for (bool windows : { false, true }) { test_padded_heads(windows); }
     if (!halfv::can_attend_cpu()) {
         printf("this CPU has no bfloat16 dot products: only windows were tested\n");
         return n_failed > 0;

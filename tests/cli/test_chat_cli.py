@@ -25,6 +25,7 @@ from halfv_edge.hub.known import MODELS
 from halfv_edge.measure.bench.shapes import SHAPES
 from halfv_edge.profile import model_file, stored
 from tests.support import limited
+from tests.support.building import build
 from tests.support.chat_command import ARCHS, chat, program
 from tests.support.vlm import QUESTION
 
@@ -135,9 +136,7 @@ def test_a_reader_that_has_enough(place: Path) -> None:
 
 @pytest.fixture(scope="module")
 def mtmd_cli(build_dir: Path, cmake_cache: dict[str, str]) -> Path:
-    command = [cmake_cache["CMAKE_COMMAND"], "--build", build_dir, "--parallel", "--target", "llama-mtmd-cli"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert done.returncode == 0, done.stdout[-4000:]
+    build(build_dir, [cmake_cache["CMAKE_COMMAND"], "--build", build_dir, "--parallel", "--target", "llama-mtmd-cli"])
     return build_dir / "bin" / "llama-mtmd-cli"
 
 

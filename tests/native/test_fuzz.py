@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.skipif(not os.environ.get("HALFV_FUZZ"), reason="it compiles for minutes: set HALFV_FUZZ=1")
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(not os.environ.get("HALFV_FUZZ"), reason="it compiles for minutes: set HALFV_FUZZ=1"),
+]
 
 SECONDS = 5
 TARGETS = sorted(path.name for path in (Path(__file__).parents[2] / "native" / "fuzz" / "corpus").iterdir())

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from halfv_cpp import library
 
+from tests.support.building import build
+
 
 def test_plain_c_program(tmp_path: Path, root: Path, cmake_cache: dict[str, str]) -> None:
     program = tmp_path / "use_header"
@@ -50,12 +52,8 @@ def test_without_comparing(root: Path, build_dir: Path, cmake_cache: dict[str, s
         pytest.skip("all of libllama is compiled again, for minutes without ccache")
     folder, cmake = build_dir.parent / "small", cmake_cache["CMAKE_COMMAND"]
     tools = ["-G", cmake_cache["CMAKE_GENERATOR"], f"-DCMAKE_MAKE_PROGRAM={cmake_cache['CMAKE_MAKE_PROGRAM']}"]
-    for command in (
-        [cmake, *tools, "-S", root, "-B", folder, "-DHALFV_COMPARE=OFF"],
-        [cmake, "--build", folder, "--target", "llama"],
-    ):
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        assert done.returncode == 0, done.stdout[-4000:]
+    configure = [cmake, *tools, "-S", root, "-B", folder, "-DHALFV_COMPARE=OFF"]
+    build(folder, configure, [cmake, "--build", folder, "--target", "llama"])
     command = ["nm", "-DC", "--defined-only", next((folder / "bin").glob("libllama.so"))]
     names = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert " T halfv_prepare" in names

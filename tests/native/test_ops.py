@@ -203,7 +203,7 @@ ON_DEVICES = (
 )
 DEVICE_MAKERS = "add", "cast", "concat", "cont", "get_rows", "l2_norm", "mul", "mul_mat", "scale", "set_rows", "sub"
 # the vision encoder's attention by windows, in heads of 80 as Qwen2.5-VL has them; ADD joins halves on a CPU
-ENCODER_MAKERS = ("add", "cast", "concat", "cont", "cont_2d", "flash_attn_ext", "mul_mat", "soft_max_ext")
+ENCODER_MAKERS = ("add", "cast", "concat", "cont", "cont_2d", "flash_attn_ext", "mul_mat", "pad", "soft_max_ext")
 WINDOWS = (
     Node("FLASH_ATTN_EXT", "f32", ("f32", "f16", "f16"), (("hsk", "80"), ("hsv", "80"), ("mask", "0"))),
     Node("SOFT_MAX", "f32", ("f32",), (("mask", "0"),)),
@@ -212,6 +212,7 @@ WINDOWS = (
     Node("CONT", "f32", ("f32",), ()),
     Node("CPY", "f16", ("f32",), ()),
 )
+PADDED = Node("PAD", "f32", ("f32",), (("v", "0"),))  # its source is contiguous
 CASES = {"flash": (True, "f16"), "flash-q8_0": (True, "q8_0"), "no-flash": (False, "f16")}
 
 
@@ -275,6 +276,10 @@ def test_our_code_makes_no_other_ops(root: Path, llama_tree: Path) -> None:
 @pytest.mark.parametrize("node", WINDOWS, ids=lambda node: node.op)
 def test_attention_by_windows(node: Node, backend: str, llama_tree: Path) -> None:
     assert complaint(llama_tree, backend, node) is None
+
+
+def test_heads_are_padded_on_cuda_alone(llama_tree: Path) -> None:
+    assert complaint(llama_tree, "CUDA", PADDED) is None
 
 
 def test_a_missing_op_is_noticed(llama_tree: Path) -> None:

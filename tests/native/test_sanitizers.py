@@ -11,8 +11,12 @@ from pathlib import Path
 import pytest
 
 from halfv_edge.profile.profile import Profile
+from tests.support.building import build
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sanitizers' runtime is preloaded the Linux way")
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(sys.platform != "linux", reason="the sanitizers' runtime is preloaded the Linux way"),
+]
 
 # Light optimisation compiles fast and keeps stacks readable; OpenMP's pool would be reported as a leak.
 OPTIONS = (
@@ -32,12 +36,8 @@ def sanitized(root: Path, build_dir: Path, cmake_cache: dict[str, str]) -> Path:
     folder = build_dir.parent / "sanitize"
     cmake = cmake_cache["CMAKE_COMMAND"]
     programs = ["batch-cost", *sorted(path.stem for path in (root / "native" / "tests").glob("test-*.c*"))]
-    for command in (
-        [cmake, "-S", root, "-B", folder, "-G", cmake_cache["CMAKE_GENERATOR"], *OPTIONS],
-        [cmake, "--build", folder, "--parallel", "--target", "halfv", *programs],
-    ):
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        assert done.returncode == 0, done.stdout[-4000:]
+    configure = [cmake, "-S", root, "-B", folder, "-G", cmake_cache["CMAKE_GENERATOR"], *OPTIONS]
+    build(folder, configure, [cmake, "--build", folder, "--parallel", "--target", "halfv", *programs])
     return folder
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import itertools
 import json
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from halfv_edge.hub import demo
 from halfv_edge.testing.client import Client
 from halfv_edge.testing.server import Reply, Server, about
 from tests.support import ROOT
+from tests.support.building import build
 from tests.support.tiny_models import make_tiny_lora
 
 MODEL, MMPROJ = demo.DEMO_FOLDER / demo.MODEL, demo.DEMO_FOLDER / demo.MMPROJ
@@ -28,9 +28,7 @@ NOISE = 5e-3  # of a log-probability, with K and V in f16
 
 @pytest.fixture(scope="module")
 def programs(build_dir: Path, cmake_cache: dict[str, str]) -> Path:
-    command = [cmake_cache["CMAKE_COMMAND"], "--build", build_dir, "--parallel", "--target", "llama-server"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert done.returncode == 0, done.stdout[-4000:]
+    build(build_dir, [cmake_cache["CMAKE_COMMAND"], "--build", build_dir, "--parallel", "--target", "llama-server"])
     return build_dir / "bin"
 
 

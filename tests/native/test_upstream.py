@@ -19,6 +19,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.building import build
+
+pytestmark = pytest.mark.long
+
 VOCABULARIES = (
     *("bert-bge", "command-r", "deepseek-coder", "deepseek-llm", "falcon", "gemma-4", "gpt-2", "llama-bpe"),
     *("llama-spm", "mpt", "phi-3", "qwen2", "qwen35", "refact", "starcoder"),
@@ -90,9 +94,7 @@ SAYS = {
 @pytest.fixture(scope="module")
 def programs(build_dir: Path, cmake_cache: dict[str, str]) -> Path:
     targets = [*CASES, "test-llama-archs", "test-tokenizer-0"]
-    command = [cmake_cache["CMAKE_COMMAND"], "--build", build_dir, "--parallel", "--target", *targets]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert done.returncode == 0, done.stdout[-4000:]
+    build(build_dir, [cmake_cache["CMAKE_COMMAND"], "--build", build_dir, "--parallel", "--target", *targets])
     return build_dir / "bin"
 
 

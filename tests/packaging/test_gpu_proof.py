@@ -14,6 +14,7 @@ import pytest
 from tests.support import ROOT
 
 LEFT_OUT = ("PYTHONPATH", "HALFV_LIB_DIR", "HALFV_BUILD_DIR", "HALFV_TEST_DEVICE", "HALFV_PROFILE", "HALFV")
+LEFT_OUT += ("PYTEST_XDIST_WORKER",)  # the tests in it have workers of their own
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="native/trace is for Linux")

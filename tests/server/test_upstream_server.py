@@ -14,6 +14,7 @@ import pytest
 
 from halfv_edge.server import llama_server
 from tests.support import ROOT
+from tests.support.building import build
 
 pytest.importorskip("requests", reason="upstream's tests ask with it")
 pytest.importorskip("filelock", reason="upstream's tests lock with it")
@@ -32,9 +33,10 @@ def test_upstreams_tests(programs: Path, llama_tree: Path, tmp_path: Path) -> No
 def test_a_stock_server_passes_the_same(
     stock_lib_dir: Path, cmake_cache: dict[str, str], llama_tree: Path, tmp_path: Path
 ) -> None:
-    command = [cmake_cache["CMAKE_COMMAND"], "--build", stock_lib_dir.parent, "--target", "llama-server"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert done.returncode == 0, done.stdout[-4000:]
+    build(
+        stock_lib_dir.parent,
+        [cmake_cache["CMAKE_COMMAND"], "--build", stock_lib_dir.parent, "--target", "llama-server"],
+    )
     run_upstreams(stock_lib_dir, llama_tree, tmp_path, "unit/test_basic.py::test_no_ui")  # built without the web page
 
 

@@ -18,6 +18,11 @@ std::vector<grid_window> grid_windows(int width, int height, int side) {
     return windows;
 }
 
+// Flash attention of ggml's CUDA backend has no kernel for tensor cores with heads of 72, which SigLIP and the encoders of
+// Qwen3-VL and later have; one for 80 it has.
+constexpr int SLOW_HEAD   = 72;
+constexpr int PADDED_HEAD = 80;
+
 static bool runs_on_cpu(const ggml_tensor * t) {
     return t->type == GGML_TYPE_F32 && t->nb[0] == sizeof(float);
 }
@@ -37,16 +42,32 @@ static ggml_tensor * join(ggml_context * ctx, std::vector<ggml_tensor *> parts) 
     return parts[0];
 }
 
-static ggml_tensor * attend(ggml_context * ctx, ggml_tensor * q, ggml_tensor * k, ggml_tensor * v, float scale, bool flash) {
-    const int64_t n_tokens = q->ne[2]*q->ne[3];
+void encoder_attention::runs_on(ggml_backend_t backend) {
+    ggml_backend_dev_t device = ggml_backend_get_device(backend);
+    const std::string name = ggml_backend_reg_name(ggml_backend_dev_backend_reg(device));
+    on_cpu = ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_CPU;
+    pads   = name == "CUDA" || name == "ROCm" || name == "MUSA"; // one source, three names
+}
+
+static ggml_tensor * attend(
+        ggml_context * ctx, ggml_tensor * q, ggml_tensor * k, ggml_tensor * v, float scale, bool flash, bool pad) {
+    const int64_t n_tokens = q->ne[2]*q->ne[3], d_head = q->ne[0];
     q = ggml_permute(ctx, q, 0, 2, 1, 3);
     k = ggml_permute(ctx, k, 0, 2, 1, 3);
     if (flash) {
         v = ggml_permute(ctx, v, 0, 2, 1, 3);
+        if (pad) { // zeros add nothing to a score, and give columns that are cut off
+            for (ggml_tensor ** t : { &q, &k, &v }) {
+                *t = ggml_pad(ctx, ggml_cont(ctx, *t), PADDED_HEAD - d_head, 0, 0, 0);
+            }
+        }
         k = ggml_cast(ctx, k, GGML_TYPE_F16);
         v = ggml_cast(ctx, v, GGML_TYPE_F16);
         ggml_tensor * out = ggml_flash_attn_ext(ctx, q, k, v, nullptr, scale, 0.0f, 0.0f);
         ggml_prec_set_acc(out, GGML_PREC_F32);
+        if (out->ne[0] > d_head) {
+            out = ggml_cont(ctx, ggml_view_4d(ctx, out, d_head, out->ne[1], out->ne[2], out->ne[3], out->nb[1], out->nb[2], out->nb[3], 0));
+        }
         return ggml_reshape_2d(ctx, out, out->ne[0]*out->ne[1], n_tokens);
     }
     v = ggml_cont(ctx, ggml_permute(ctx, v, 1, 2, 0, 3));
@@ -60,8 +81,9 @@ ggml_tensor * encoder_attention::build(
         bool flash) const {
     const bool fast = level == HALFV_ATTENTION_FAST && on_cpu && flash && can_attend_cpu() &&
                       runs_on_cpu(q) && runs_on_cpu(k) && runs_on_cpu(v);
+    const bool pad = level == HALFV_ATTENTION_FAST && pads && flash && q->ne[0] == SLOW_HEAD;
     if (!mask) {
-        return fast ? attend_cpu(ctx, q, k, v, scale) : nullptr;
+        return fast ? attend_cpu(ctx, q, k, v, scale) : pad ? attend(ctx, q, k, v, scale, flash, pad) : nullptr;
     }
     if (level == HALFV_ATTENTION_STOCK || windows.empty()) {
         return nullptr;
@@ -80,7 +102,7 @@ ggml_tensor * encoder_attention::build(
             return ggml_view_4d(ctx, t, t->ne[0], t->ne[1], length, count, t->nb[1], t->nb[2], t->nb[2]*length, t->nb[2]*first);
         };
         parts.push_back(fast ? attend_cpu(ctx, run(q), run(k), run(v), scale)
-                             : attend(ctx, run(q), run(k), run(v), scale, flash));
+                             : attend(ctx, run(q), run(k), run(v), scale, flash, pad));
         first += length*count;
     }
     GGML_ASSERT(first == q->ne[2]);

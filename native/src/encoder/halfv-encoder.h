@@ -45,6 +45,9 @@ std::vector<grid_window> grid_windows(int width, int height, int side);
 struct encoder_attention {
     int32_t level  = HALFV_ATTENTION_STOCK;
     bool    on_cpu = false;
+    bool    pads   = false; // heads of a size for which the device's kernels are slow
+
+    void runs_on(ggml_backend_t backend);
 
     // Windows are runs of tokens that attend to each other only; their lengths, which add up to all tokens. Equal ones
     // that follow each other cost one operation. A mask says the same in llama.cpp; empty: it says something else.
