@@ -4,7 +4,7 @@
 
 from ctypes import CFUNCTYPE, c_bool, c_char_p, c_int, c_void_p
 
-from halfv_cpp.c_types import Address, Buffer, Floats, Int, Int64, Size, functions_of
+from halfv_cpp.c_types import Address, Buffer, FloatPointer, Floats, Handle, Int, Int64, Size, Text, functions_of
 
 function = functions_of("ggml-base")
 
@@ -16,6 +16,26 @@ def ggml_bf16_to_fp32_row(bf16: Buffer, out: Floats, n: Int64, /) -> None: ...
 
 # typedef bool (*ggml_abort_callback)(void * data);
 ggml_abort_callback = CFUNCTYPE(c_bool, c_void_p)
+
+
+# GGML_API int64_t ggml_nrows     (const struct ggml_tensor * tensor);
+@function
+def ggml_nrows(tensor: Handle, /) -> Int64: ...
+
+
+# GGML_API size_t  ggml_nbytes    (const struct ggml_tensor * tensor);
+@function
+def ggml_nbytes(tensor: Handle, /) -> Size: ...
+
+
+# GGML_API float * ggml_get_data_f32(const struct ggml_tensor * tensor);
+@function
+def ggml_get_data_f32(tensor: Handle, /) -> FloatPointer: ...
+
+
+# GGML_API const char *         ggml_get_name   (const struct ggml_tensor * tensor);
+@function
+def ggml_get_name(tensor: Handle, /) -> Text: ...
 
 
 # GGML_API size_t ggml_quantize_chunk(enum ggml_type type, const float * src, void * dst, int64_t start,

@@ -12,6 +12,7 @@ CODES = "Exit codes: 0 fine, 1 a failure while running, 2 a mistake in what was 
 
 # parameters of the Python API, as they are typed
 FLAGS = {
+    "against": "--against",
     "arch": "--arch",
     "draw": "--draw",
     "hub": "--hf",

@@ -29,6 +29,10 @@ def add_command(commands: flags.Commands) -> None:
         "--policy", metavar="NAME,NAME", type=flags.words, default=("profile",),
         help="beside the unpruned model (profile)",
     )  # fmt: skip
+    what.add_argument(
+        "--against", metavar="NAME",
+        help="pair all policies with this one (each that leads with its runner-up)",
+    )  # fmt: skip
     what.add_argument("--metric", choices=METRICS, help="of all questions, in place of theirs")
     what.add_argument("--suffix", metavar="TEXT", default="", help="put behind every question")
     what.add_argument(
@@ -64,8 +68,9 @@ def _eval(args: argparse.Namespace) -> int:
     read = measure.read_dialogues if args.follow_up else measure.read_questions
     asked = read(args.questions, metric=args.metric, suffix=args.suffix, limit=args.limit)
     options = measure.EvalOptions(
-        policies=args.policy, follow_up=args.follow_up, max_tokens=args.max_tokens, kl_tokens=args.kl_tokens
-    )
+        policies=args.policy, against=args.against, follow_up=args.follow_up, max_tokens=args.max_tokens,
+        kl_tokens=args.kl_tokens,
+    )  # fmt: skip
     with flags.load(args, console) as model, progress.shown(console, "answer") as show:
         work = args.work or Path(f"eval-{model.path.stem}{'-follow-up' * args.follow_up}.jsonl")
         try:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import halfv_cpp
 import numpy as np
@@ -108,6 +109,7 @@ class Encoder:
     input_keep: float = 1.0  # share of its rows that go on
     reduction: Reduction = NO_REDUCTION
     batches: bool = False  # several tiles of a picture at once, for encoders that can
+    on_tensor: Any = None
     spares_patches: bool = False  # whether it could leave out those that repeat
     n_encoded: int = 0  # pictures that went through the encoder, the remembered ones not counted
     share_done: float = 0.0  # of the picture that is being encoded; 0 where none is, or where it takes no second
@@ -131,9 +133,11 @@ class Encoder:
         reduction: Reduction = NO_REDUCTION,
         weights: str = "auto",
         attention: int | None = None,
+        on_tensor: Any = None,
     ) -> Encoder:
         """pixel_tau, input_keep, reduction: of the model's profile in force, where libmtmd takes them from.
         weights: of MMPROJ_TYPES. attention: enum halfv_attention; by default the fastest, llama.cpp's for "off".
+        on_tensor: a ggml_backend_sched_eval_callback, in place of the one that progress needs.
         """
         if attention is None:
             attention = halfv_cpp.HALFV_ATTENTION_STOCK if weights == "off" else halfv_cpp.HALFV_ATTENTION_FAST
@@ -144,6 +148,8 @@ class Encoder:
         params.n_threads = n_threads
         params.flash_attn_type = flash_attn
         params.warmup = False
+        if on_tensor is not None:
+            params.cb_eval = on_tensor
         metadata = _metadata(path)
         own_limit = encoder_keys.token_limit(metadata) if metadata else None
         if limits := [limit for limit in (image_max_tokens, own_limit) if limit]:
@@ -162,7 +168,9 @@ class Encoder:
         # a tile fills a CPU, and one call cannot be interrupted
         batches = use_gpu and bool(devices.gpus())
         layout = _layout(metadata)
-        return cls(path, pointer, cache_bytes, n_embd, layout, tau, input_keep, reduction, batches, spares_patches)
+        return cls(
+            path, pointer, cache_bytes, n_embd, layout, tau, input_keep, reduction, batches, on_tensor, spares_patches
+        )
 
     def close(self) -> None:
         with self._lock:
@@ -246,7 +254,8 @@ class Encoder:
             self.share_done = (len(light) + share) / len(chunks)
 
         callback = halfv_mtmd_h.halfv_encode_callback(tell)
-        halfv_mtmd_h.halfv_watch_encoding(callback, None, TELL_SEC)
+        if self.on_tensor is None:
+            halfv_mtmd_h.halfv_watch_encoding(callback, None, TELL_SEC)
         try:
             while len(light) < len(chunks):
                 batch = mtmd_h.mtmd_batch_init(pointer)

@@ -11,7 +11,7 @@ import secrets
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import halfv_cpp
 import numpy as np
@@ -280,8 +280,10 @@ class Runtime:
         input_keep: float,
         reduction: Reduction,
         weights: str,
+        on_tensor: Any = None,
     ) -> Encoder:
-        """The model's encoder again, with other settings; whoever asked for it closes it."""
+        """The model's encoder again, with other settings; whoever asked for it closes it. on_tensor: as Encoder.load
+        takes it, and on the CPU, where it can look at what it is shown."""
         base = self.profile or Profile.default(self.n_layer)
         layer, keep = reduction
         seen = dataclasses.replace(
@@ -292,11 +294,12 @@ class Runtime:
                 path or self.encoder.path,
                 self.pointer,
                 self.path,
-                use_gpu=self.options.n_gpu_layers != 0,
+                use_gpu=self.options.n_gpu_layers != 0 and on_tensor is None,
                 n_threads=self.n_threads,
                 flash_attn=FLASH[self.options.flash_attn],
                 image_max_tokens=image_max_tokens,
                 pixel_tau=pixel_tau,
+                on_tensor=on_tensor,
                 input_keep=input_keep,
                 reduction=reduction,
                 cache_bytes=self.options.image_cache_mb << 20,

@@ -17,7 +17,7 @@ from halfv_edge.engine.runtime import Runtime
 from halfv_edge.errors import RunError
 from halfv_edge.measure.arrays import Floats
 from halfv_edge.measure.policies import Policy
-from halfv_edge.measure.selectors import BOUNDARY, INPUT, Seen, unit
+from halfv_edge.measure.selectors import BOUNDARY, INPUT, Seen, coverage, unit
 
 
 class Chooser:
@@ -85,25 +85,35 @@ class ChosenChunk(Chunk):
 
 
 def choose_input(
-    policy: Policy, runtime: Runtime, planned: Encoded, head: Sequence[Item], tail: Sequence[Item]
-) -> list[Item]:
-    """The prompt up to the picture's end with as many of its rows as are planned. `head` has all of them."""
-    assert policy.selector
-    select = INPUT[policy.selector]
+    policy: Policy, runtime: Runtime, planned: Encoded, head: Sequence[Item], tail: Sequence[Item],
+    salience: Floats | None = None,
+) -> list[Item]:  # fmt: skip
+    """The prompt up to the picture's end with as many of its rows as are planned. `head` has all of them.
+
+    salience: of the whole picture's tokens, for selectors that go by the encoder's attention.
+    """
+    select = INPUT.get(policy.selector or "", coverage)
     text = unit(token_embeddings(runtime, [item for item in tail if isinstance(item, int)]))
     plans = iter(planned.chunks)
     found: list[Item] = []
     for item in head:
-        found.append(_chosen(item, next(plans), select, text) if isinstance(item, Chunk) else item)
+        found.append(_chosen(item, next(plans), select, text, salience) if isinstance(item, Chunk) else item)
     return found
 
 
-def _chosen(whole: Chunk, plan: Chunk, select: Any, text: Floats) -> Chunk:
+def cover_input(runtime: Runtime, planned: Encoded, items: Sequence[Item]) -> list[Item]:
+    """A prompt with as many of the pictures' rows as are planned, those that libmtmd would choose. `items` has all."""
+    plans, no_text = iter(planned.chunks), np.zeros((0, runtime.n_embd))
+    return [_chosen(item, next(plans), coverage, no_text, None) if isinstance(item, Chunk) else item for item in items]
+
+
+def _chosen(whole: Chunk, plan: Chunk, select: Any, text: Floats, salience: Floats | None) -> Chunk:
     if plan.n_tokens == whole.n_tokens:
         return whole  # too small a picture
     assert whole.embd is not None
     rows = whole.embd[:, : text.shape[1]].astype(np.float64)
-    chosen = select(Seen(rows, unit(rows), text, text), plan.n_tokens)
+    looked_at = None if salience is None else salience[whole.places()]
+    chosen = select(Seen(rows, unit(rows), text, text, salience=looked_at), plan.n_tokens)
     kept = np.sort(chosen.tokens)
     light = ChosenChunk(mtmd_h.mtmd_input_chunk_copy(plan.pointer))
     numbers = (ctypes.c_int32 * len(kept))(*kept.tolist())

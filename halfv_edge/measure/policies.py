@@ -14,7 +14,7 @@ STOCK, UNPRUNED = "stock", "unpruned"
 CHOICES = ("halfv", "random", "uniform", "attention", "dart", "given")  # in the order of enum halfv_choice
 # the names in selectors.py, which needs numpy
 AT_A_BOUNDARY = ("asked", "sieve", "sparsevlm", "scope")
-BEFORE_THE_MODEL = ("divprune", "cdpruner", "scope-input")
+BEFORE_THE_MODEL = ("divprune", "cdpruner", "scope-input", "visionzip", "holov")
 FLOPS = "flops"  # in place of a number: as many as the profile spends
 STEPS = 400  # shares that are tried for it
 FASTV_LAYER = 2  # where FastV and DART prune
@@ -59,6 +59,11 @@ class Policy:
         """Of the encoder's later layers."""
         return self.profile.reduction if self.profile else NO_REDUCTION
 
+    @property
+    def shortens_encoder(self) -> bool:
+        """Though all of its rows may go on."""
+        return self.reduction != NO_REDUCTION
+
 
 @dataclass(frozen=True, slots=True)
 class PolicyModel:
@@ -68,6 +73,7 @@ class PolicyModel:
     profile: Profile | None  # the model's own
     flops: Callable[[Profile | None, int], float] | None = None  # of a picture of so many tokens
     n_visual: int = 0  # for which FLOPs are matched
+    at_speed: Callable[[float], Profile] | None = None  # from the frontier that the model carries
 
     def own(self, name: str) -> Profile:
         if self.profile is None:
@@ -102,6 +108,14 @@ def _profile(model: PolicyModel, name: str, _value: str) -> Policy:
 
 def _prepared(model: PolicyModel, name: str, _value: str) -> Policy:
     return Policy(name, model.own(name), prepared=True)
+
+
+def _speed(model: PolicyModel, name: str, value: str) -> Policy:
+    if not re.fullmatch(r"[1-9]\d{0,2}(\.\d+)?", value):
+        raise HalfVError(f"The policy {name!r} is not valid: {value} must be a number of at least 1.")
+    if model.at_speed is None:
+        raise HalfVError(f"The policy {name!r} is not valid: eval alone knows the frontier of a model.")
+    return Policy(name, model.at_speed(float(value)))
 
 
 def _keep(model: PolicyModel, name: str, value: str) -> Policy:
@@ -157,7 +171,8 @@ def _cut(model: PolicyModel, name: str, value: str) -> Policy:
 
 
 def _placed(model: PolicyModel, name: str, value: str) -> Profile:
-    """`2/0.2` or `2/0.2/6/0.05`: where stage II begins and the share it keeps; stage III too, the rest dropped."""
+    """`2/0.2`, `2/0.2/6/0.05` or `2/0.2/6/frozen`: where stage II begins and the share it keeps; where stage III
+    does and the share that it updates, the rest dropped, or all frozen."""
     layer, keep, deep, update = (*value.split("/"), "", "", "")[:4]
     if value.count("/") not in (1, 3):
         raise HalfVError(
@@ -166,7 +181,8 @@ def _placed(model: PolicyModel, name: str, value: str) -> Profile:
     base = dataclasses.replace(Profile.default(model.n_layer), ivr_layer=whole(name, layer), ivr_keep=share(name, keep))
     if not deep:
         return base
-    return dataclasses.replace(base, ssr_layer=whole(name, deep), ssr_update=share(name, update), ssr_rest=DROPPED)
+    rest: tuple[float, Rest] = (0.0, FROZEN) if update == FROZEN else (share(name, update), DROPPED)
+    return dataclasses.replace(base, ssr_layer=whole(name, deep), ssr_update=rest[0], ssr_rest=rest[1])
 
 
 def _encoder(model: PolicyModel, name: str, value: str) -> Policy:
@@ -272,6 +288,7 @@ POLICIES: dict[str, tuple[Maker, str, str]] = {
     STOCK: (_stock, "", "as an unpatched llama.cpp computes it, vision encoder too"),
     UNPRUNED: (_unpruned, "", "all tokens, all layers"),
     "profile": (_profile, "", "the model's profile"),
+    "speed": (_speed, "!", "the profile that --speed takes from the model's frontier, speed:3 (eval only)"),
     "prepared": (_prepared, "", "the profile, most tokens chosen before the question (eval only)"),
     "keep": (_keep, "!", "the profile with another share in stage II, keep:0.1"),
     "ivr": (_ivr, "", "the profile's stage II alone"),
@@ -292,7 +309,7 @@ POLICIES: dict[str, tuple[Maker, str, str]] = {
 POLICIES["cut"] = (
     _cut,
     "!",
-    "HalfV's own choice with other layers and shares, cut:2/0.2 or cut:2/0.2/6/0.05 (eval only)",
+    "HalfV's own choice with other layers and shares, cut:2/0.2, cut:2/0.2/6/0.05 or cut:2/0.2/6/frozen (eval only)",
 )
 POLICIES |= {name: (_cut, "?", f"the same, or the profile, chosen by {name} (eval only)") for name in AT_A_BOUNDARY}
 POLICIES |= {name: (_input_chosen, "!", f"like input:0.5, chosen by {name} (eval only)") for name in BEFORE_THE_MODEL}

@@ -19,6 +19,8 @@ Indices = npt.NDArray[np.int64]
 TINY = 1e-12
 SIEVE_SHARE = 0.75  # of the text's variance that its dominant directions hold
 ASKED_SHARE = 0.5  # of the chosen, by attention
+HOLOV_RUNS = 1.78  # for each token chosen, times the picture's tokens
+HOLOV_SCALE, HOLOV_WEIGHT = 1000.0, 0.09  # of attention, and of the spread beside it
 HEADS_SHARE = 14 / 32  # of the heads that look at the picture most, for SparseVLM
 
 
@@ -30,9 +32,9 @@ class Seen:
     features: Floats  # [n, d] the same of length 1; in the language model after its last norm
     text: Floats  # [m, d] of text at the same place
     text_features: Floats  # [m, d]
-    attention: Floats | None = (
-        None  # [heads, m, n]: of the layer before, with the whole prompt in the softmax; None there
-    )
+    # [heads, m, n]: of the layer before, with the whole prompt in the softmax; None before the language model
+    attention: Floats | None = None
+    salience: Floats | None = None  # [n]: attention received inside the encoder, for those in BY_ENCODER
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +133,20 @@ def scope(seen: Seen, count: int) -> Chosen:
     return Chosen(np.array(chosen), 2.0 * n * n * d + 2.0 * n * n * count)
 
 
+def coverage(seen: Seen, count: int) -> Chosen:
+    """As libmtmd chooses for `input.keep`: from the last row on, always the one farthest from those chosen.
+
+    It counts no FLOPs for that.
+    """
+    chosen = [len(seen.features) - 1]
+    nearest = seen.features @ seen.features[-1]
+    while len(chosen) < count:
+        nearest[chosen] = np.inf
+        chosen.append(int(np.argmin(nearest)))
+        nearest = np.maximum(nearest, seen.features @ seen.features[chosen[-1]])
+    return Chosen(np.array(chosen[:count]), 0.0)
+
+
 def divprune(seen: Seen, count: int) -> Chosen:
     """DivPrune: first the token whose nearest neighbour is farthest, then always the one farthest from those chosen."""
     distance = 1 - seen.features @ seen.features.T
@@ -173,6 +189,46 @@ def _most_diverse(kernel: Floats, count: int) -> Indices:
     return np.array(chosen, dtype=int)
 
 
+def visionzip(seen: Seen, count: int) -> Chosen:
+    """VisionZip's dominant tokens: those that receive most attention inside the encoder. Nothing is merged."""
+    assert seen.salience is not None
+    return Chosen(top(seen.salience, count), float(len(seen.salience)))
+
+
+def holov(seen: Seen, count: int) -> Chosen:
+    """HoloV as for Qwen2.5-VL: runs of the picture share the count by how much attention they receive and how their
+    tokens' likenesses vary; in each run the most attended go on. What a run has no room for goes to the next best."""
+    assert seen.salience is not None
+    n, d = seen.features.shape
+    n_runs = min(n, max(1, int(HOLOV_RUNS * n / count)))
+    runs = np.array_split(np.arange(n), n_runs)
+    attention = HOLOV_SCALE * seen.salience
+    spread = np.concatenate([_spread(seen.features[run]) for run in runs])
+    spread = spread * attention.mean() / max(spread.mean(), TINY)
+    worth = attention + HOLOV_WEIGHT * spread
+    shares = np.array([worth[run].mean() for run in runs])
+    quota = np.floor(count * shares / shares.sum()).astype(int)
+    order = top(shares, n_runs)
+    quota[order[: count - quota.sum()]] += 1
+    room = np.array([len(run) for run in runs])
+    spare, quota = int(np.maximum(quota - room, 0).sum()), np.minimum(quota, room)
+    for run in order:
+        more = min(spare, int(room[run] - quota[run]))
+        quota[run], spare = quota[run] + more, spare - more
+    chosen = [run[top(seen.salience[run], int(share))] for run, share in zip(runs, quota, strict=True)]
+    return Chosen(np.concatenate(chosen), 2.0 * n * (n // n_runs) * d)
+
+
+def _spread(features: Floats) -> Floats:
+    """Of a run's likenesses, those to itself as 0, about their mean."""
+    likeness = features @ features.T
+    np.fill_diagonal(likeness, 0)
+    others = max(1, len(features) - 1)
+    mean = likeness.sum(axis=1, keepdims=True) / others
+    found: Floats = ((likeness - mean) ** 2).sum(axis=1) / others
+    return found
+
+
 def _attention_flops(seen: Seen) -> float:
     """The queries of all text against the picture's keys; heads together are as wide as a state, about."""
     assert seen.attention is not None
@@ -185,4 +241,10 @@ BOUNDARY: dict[str, Selector] = {
     "sparsevlm": sparsevlm,
     "scope": scope,
 }  # where a stage begins
-INPUT: dict[str, Selector] = {"divprune": divprune, "cdpruner": cdpruner, "scope-input": scope}  # before the model
+BY_ENCODER: dict[str, Selector] = {"visionzip": visionzip, "holov": holov}  # likewise, by the encoder's attention
+INPUT: dict[str, Selector] = {
+    "divprune": divprune,
+    "cdpruner": cdpruner,
+    "scope-input": scope,
+    **BY_ENCODER,
+}  # before the model

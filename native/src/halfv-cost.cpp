@@ -48,6 +48,13 @@ cost_model::cost_model(const llama_model & model) : head(2*weights({ model.outpu
             /*.query_width =*/ q_width,
         });
     }
+    if (!layers.empty()) { // whose feed-forward only those tokens go through that give an output
+        const auto & l = model.layers[layers.size() - 1];
+        const double experts = l.ffn_gate_inp ? (double) hparams.n_expert_used(layers.size() - 1)/hparams.n_expert : 0;
+        const double ffn = 2*weights({ l.ffn_up, l.ffn_gate, l.ffn_down, l.ffn_gate_inp }) + 2*experts*weights({ l.ffn_up_exps, l.ffn_gate_exps, l.ffn_down_exps });
+        layers.back().linear -= ffn;
+        head += ffn;
+    }
 }
 
 double cost_model::span(int32_t first, int32_t last, uint64_t n, uint64_t before) const {

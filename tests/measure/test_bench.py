@@ -66,11 +66,15 @@ def test_prompt(bench) -> None:
         pairs = n * before + n * (n + 1) / 2
         return n_layers * (n * 2 * n_embd * (2 * q + 2 * kv + 3 * n_ff) + pairs * 4 * q)
 
+    def last(n: int) -> float:
+        """What those of the last layer who give no output do not go through."""
+        return n * 2 * n_embd * 3 * n_ff
+
     head = 2 * n_embd * n_vocab
-    prefix = span(8, N_PREFIX, before=0)
-    dense = prefix + span(8, N_VISUAL + N_QUESTION) + head
+    prefix = span(8, N_PREFIX, before=0) - last(N_PREFIX)
+    dense = prefix + span(8, N_VISUAL + N_QUESTION) - last(N_VISUAL + N_QUESTION - 1) + head
     kept, deep = N_KEPT + N_QUESTION, N_DEEP + N_QUESTION
-    stages = span(2, N_VISUAL + N_QUESTION) + span(3, kept) + span(2, deep)
+    stages = span(2, N_VISUAL + N_QUESTION) + span(3, kept) + span(2, deep) - last(deep - 1)
     # the last layer of stage II: Q, K and V of all in it, the rest for those that stay, which see all the others
     stages += kept * 2 * n_embd * (q + 2 * kv) + span(1, deep, before=N_PREFIX + N_KEPT - N_DEEP)
     pruner = 2 * N_VISUAL * q + 2 * N_VISUAL * N_KEPT * n_embd + 2 * N_KEPT * q

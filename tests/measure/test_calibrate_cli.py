@@ -72,7 +72,8 @@ def test_a_profile_and_its_evidence(place: Path, capsys: pytest.CaptureFixture[s
     assert min(evidence.layer_kl[:-1]) > 1e-4
     assert evidence.layer_kl[-1] < 1e-6
     assert evidence.divergence == pytest.approx(told["divergence"], rel=1e-5)
-    assert told["divergence"] == min(one["divergence"] for one in told["tried"] if one["speedup"] >= 1.5)
+    closest = min(one["divergence"] for one in told["tried"] if one["speedup"] >= 1.5)
+    assert told["divergence"] <= 1.2 * closest  # it gives way only to what is surely nearer
     speeds, losses = zip(*((one["speedup"], one["divergence"]) for one in told["frontier"]), strict=True)
     assert list(speeds) == sorted(speeds) and list(losses) == sorted(losses) and told["speedup"] in speeds
     assert re.search(r"6 samples to observe, about \d+ tokens each: [\d.]+ TFLOPs, about \d+ seconds", err)

@@ -23,7 +23,7 @@ def speedup(n_layer: int) -> Callable[[Profile], float]:
         third = p.ssr_update + (0.15 * (p.ivr_keep - p.ssr_update) if p.ssr_rest == FROZEN else 0)
         third = p.ivr_keep if p.ssr_layer == n_layer else min(third, p.ivr_keep)
         layers = p.ivr_layer + (p.ssr_layer - p.ivr_layer) * p.ivr_keep + (n_layer - p.ssr_layer) * third
-        return n_layer / (layers * LEFT[p.pixel_tau])
+        return n_layer / (layers * LEFT[p.pixel_tau] * p.input_keep)
 
     return of
 
@@ -40,10 +40,10 @@ class Model:
 
     def search(
         self, ivr: int, ssr: int, taus: tuple[float | None, ...] = (None,),
-        fits: Callable[[Profile], bool] = lambda _: True,
+        fits: Callable[[Profile], bool] = lambda _: True, inputs: tuple[float, ...] = (1.0,),
     ) -> Search:  # fmt: skip
         cost = speedup(self.n_layer)
-        return Search(self.n_layer, ivr, ssr, self.measure, cost, N_SAMPLES, taus, fits=fits)
+        return Search(self.n_layer, ivr, ssr, self.measure, cost, N_SAMPLES, taus, inputs, fits)
 
     def measure(self, profile: Profile, count: int | None) -> Check:
         count = count or N_SAMPLES
@@ -148,6 +148,23 @@ def test_patches_stay_out_when_that_is_nearer() -> None:
     assert Model(28, qwen_like).search(2, 21, taus).run(2.0, None).best.profile.pixel_tau == 0.0
     dear = Model(28, lambda p: qwen_like(p) + 5.0 * (p.pixel_tau is not None))
     assert dear.search(2, 21, taus).run(2.0, None).best.profile.pixel_tau is None
+
+
+def test_fewer_enter_when_that_is_nearer() -> None:
+    """Four times by what enters alone, but for what lies between two steps of it."""
+    inputs = tuple(1.1**-step for step in range(20))
+    loss = Model(10, lambda p: 0.01 * (1 / p.input_keep - 1) + 0.3 * (1 / p.ivr_keep - 1) + (p.ssr_layer < 10) + 1e-6)
+    found = loss.search(2, 8, inputs=inputs).run(4.0, None)
+    assert found.best.profile.ivr_keep > 0.85
+    assert 1 / 4.4 < found.best.profile.input_keep <= 1 / 3.6
+
+
+def test_the_search_all_over_runs_on_few_samples() -> None:
+    """From layer 6 of 10 nothing is twice as fast."""
+    model = Model(10, early)
+    found = model.search(6, 10, inputs=(1.0, 0.9, 0.8)).run(4.0, None)
+    assert found.best.speedup >= 4
+    assert len(found.tried) * N_SAMPLES < model.prompts < 200 * N_SAMPLES
 
 
 def test_keep_is_the_largest_that_reaches_the_target() -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from halfv_cpp import halfv_compare_h, llama_h
 
+from halfv_edge.engine.encoder import Chunk
 from halfv_edge.engine.images import load
 from halfv_edge.engine.model import Model
 from halfv_edge.errors import HalfVError
@@ -224,6 +225,23 @@ def test_divergence(probe: Probe) -> None:
     assert divergence == pytest.approx(entropy.kl(answer.logits, np.stack(rows)), rel=1e-3)
     assert divergence > 1e-3
     assert agreement == np.mean(np.stack(rows).argmax(1) == answer.tokens)
+
+
+def test_a_share_that_goes_on(vlms: Any) -> None:
+    """As libmtmd would choose, and one encoder at a time that only says how many."""
+    probe = Probe(vlms.load("qwen2vl"))
+    shown, question = load(picture(2, 336, 280)), "where is the cat"
+    try:
+        for share in (0.5, 0.3, 0.5):
+            profile = Profile(2, 1.0, 0.1, probe.n_layer, 1.0, DROPPED, min_visual_tokens=1, input_keep=share)
+            (chunk,) = (item for item in probe.items_under(profile, shown, question) if isinstance(item, Chunk))
+            encoder = probe.encoder(None, share)
+            encoder.encode(left := encoder.tokens(shown))
+            assert chunk.given() == left.chunks[0].given()
+            np.testing.assert_array_equal(chunk.embd, left.chunks[0].embd)
+            assert len(probe._encoders) == 2
+    finally:
+        probe.close()
 
 
 def test_flops_are_those_of_the_statistics(probe: Probe) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 from halfv_edge.cli.main import main
 from halfv_edge.engine import images
 from halfv_edge.engine.context import n_cells
+from halfv_edge.engine.encoder import Chunk
 from halfv_edge.engine.model import Model
 from halfv_edge.errors import HalfVError
 from halfv_edge.measure import selectors
@@ -153,6 +154,18 @@ def test_left_out_before_the_language_model(asker: Asker, given: PolicyModel) ->
     assert spared.flops == asker.flops(n_cells(head) + len(tail) - 60) < whole.flops
 
 
+def test_the_rows_are_those_that_libmtmd_leaves(asker: Asker, given: PolicyModel) -> None:
+    """Though they are chosen from one encoding for all shares."""
+    shown = images.load(picture(0, 336, 280))
+    for name in ("input:0.5", "input:0.2"):
+        policy = parse_one(name, given)
+        left = asker.encoder(policy).tokens(shown)
+        asker.encoder(policy).encode(left)
+        (chunk,) = (item for item in asker.items(policy, shown, QUESTION)[0] if isinstance(item, Chunk))
+        assert chunk.given() == left.chunks[0].given()
+        np.testing.assert_array_equal(chunk.embd, left.chunks[0].embd)
+
+
 def test_less_of_a_picture_in_later_layers_of_the_encoder(asker: Asker, given: PolicyModel) -> None:
     """Every token is there for the language model, and they are other ones."""
     shown = images.load(picture(0, 336, 280))
@@ -172,13 +185,14 @@ def test_chosen_by_selectors(asker: Asker, given: PolicyModel) -> None:
     """Before the language model and in it, also behind patches that stay out; what choosing costs is counted."""
     shown = images.load(Image.fromarray(page(12 * 28, 10 * 28, 28)))
     half = asker.ask(parse_one("input:0.5", given), shown, QUESTION)
-    for name in ("divprune:0.5", "cdpruner:0.5", "scope-input:0.5"):
+    for name in ("divprune:0.5", "cdpruner:0.5", "scope-input:0.5", "visionzip:0.5", "holov:0.5"):
         answer = asker.ask(parse_one(name, given), shown, QUESTION)
         assert (answer.n_patches, answer.n_visual, answer.n_kept) == (120, 60, 60)
         assert answer.flops > half.flops
     large = images.load(Image.fromarray(page(18 * 28, 14 * 28, 28)))
     left = len(entering(np.asarray(large.image), 28))
-    assert asker.ask(parse_one("pixel:0+divprune:0.5", given), large, QUESTION).n_visual == left // 2 < 126
+    for name in ("pixel:0+divprune:0.5", "pixel:0+holov:0.5"):
+        assert asker.ask(parse_one(name, given), large, QUESTION).n_visual == left // 2 < 126
 
     own = asker.ask(parse_one("cut:2/0.25", given), shown, QUESTION)
     for name in ("asked:2/0.25", "sieve:2/0.25", "sparsevlm:2/0.25", "scope:2/0.25"):
@@ -236,6 +250,7 @@ def test_report(evaluate, folder: Path) -> None:
     assert rows["fastv:flops"]["flops_ratio"] == pytest.approx(rows["profile"]["flops_ratio"], rel=0.04)
     assert set(whole["tasks"]) == {"what", "where"}
     assert whole["tasks"]["what"]["n"] == 3
+    assert all(pair["n_pictures"] == 3 and pair["leads"] for pair in found["pairs"])
     assert Image.open(plot).width > 1000
 
 
@@ -274,6 +289,13 @@ def test_tables(evaluate) -> None:
         "| policy", "| ---", "| unpruned", "| profile", "| policy", "| ---", "| unpruned", "| profile",
     ]  # fmt: skip
     assert "what (3)" in out
+    out, _ = evaluate("--policy", "profile,keep:0.3,stock", "--against", "keep:0.3")
+    assert out.splitlines()[-4:][0].startswith("| first | second | first leads by | pictures | first better")
+    assert [line.split(" | ")[:2] for line in out.splitlines()[-2:]] == [
+        ["| keep:0.3", "profile"], ["| keep:0.3", "stock"],
+    ]  # fmt: skip
+    _, said = evaluate("--policy", "profile", "--against", "vtw:3", code=2)
+    assert "--against vtw:3 is not valid: it must be one of the policies that are asked, unpruned, profile." in said
 
 
 def test_an_encoder_of_one_size_cannot_downscale(evaluate) -> None:

@@ -288,6 +288,8 @@ def cost(profile: Profile | None, n: int) -> float:
         ("dart:0.25", Policy("dart:0.25", Profile(2, 0.25, 0, 28, 1, "dropped", 1), choice="dart")),
         ("pyramiddrop", Policy("pyramiddrop", Profile(7, 0.5, 0, 14, 0.1875, "dropped", 1), choice="attention")),
         ("vtw", Policy("vtw", Profile(1, 1, 0.1, 14, 0, "dropped", 1))),
+        ("cut:2/0.5/9/0.1", Policy("cut:2/0.5/9/0.1", Profile(2, 0.5, 0.1, 9, 0.1, "dropped"))),
+        ("cut:2/0.5/9/frozen", Policy("cut:2/0.5/9/frozen", Profile(2, 0.5, 0.1, 9, 0, "frozen"))),
         ("shortv:0.5", Policy("shortv:0.5", Profile(1, 1, 0.1, 14, 0, "frozen", 1))),
         ("wrong-ssr", Policy("wrong-ssr", Profile(2, 0.25, 0.1, 21, 0, "frozen"))),
     ],
@@ -313,6 +315,8 @@ def test_matched_flops(name: str) -> None:
         ("fastv:flops", "eval alone can match FLOPs"),
         ("fastv:0", "must be a share above 0"),
         ("vtw:x", "must be a whole number"),
+        ("speed:2", "eval alone knows the frontier of a model"),
+        ("speed:0", "0 must be a number of at least 1"),
         ("profile:1", "profile is the model's profile"),
         ("downscale:", "is not valid"),
         ("", "names no policy"),
@@ -321,6 +325,11 @@ def test_matched_flops(name: str) -> None:
 def test_mistaken_names(name: str, said: str) -> None:
     with pytest.raises(HalfVError, match=said):
         policies.parse(name, PolicyModel(28, OWN))
+
+
+def test_speed_is_of_the_models_frontier() -> None:
+    model = PolicyModel(28, OWN, at_speed=lambda speed: dataclasses.replace(OWN, ivr_keep=1 / speed))
+    assert policies.parse_one("speed:2.5", model) == Policy("speed:2.5", dataclasses.replace(OWN, ivr_keep=0.4))
 
 
 def test_names_of_selectors() -> None:

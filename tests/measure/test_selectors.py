@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,8 @@ def seen(request: pytest.FixtureRequest) -> Seen:
     text = rng.standard_normal((M, D)) + 0.5 * groups[0]
     logits = 2 * rng.standard_normal((HEADS, M, N + M))
     attention = np.exp(logits) / np.exp(logits).sum(axis=2, keepdims=True)
-    return Seen(states, selectors.unit(states), text, selectors.unit(text), attention[:, :, :N])
+    salience = rng.dirichlet(np.full(N, 0.3))
+    return Seen(states, selectors.unit(states), text, selectors.unit(text), attention[:, :, :N], salience)
 
 
 def sieve(seen: Seen, count: int) -> list[int]:
@@ -97,11 +99,47 @@ def cdpruner(seen: Seen, count: int) -> list[int]:
     return sorted(found)
 
 
-@pytest.mark.parametrize("count", [1, 8, 15])
-@pytest.mark.parametrize("statement", [sieve, asked, sparsevlm, scope, divprune, cdpruner], ids=lambda f: f.__name__)
+def visionzip(seen: Seen, count: int) -> list[int]:
+    return sorted(torch.from_numpy(seen.salience).topk(count).indices.tolist())
+
+
+def holov(seen: Seen, count: int) -> list[int]:
+    """Token by token: each goes to the run that is owed most, by its share, and has room."""
+    looked_at, features = torch.from_numpy(seen.salience), torch.from_numpy(seen.features)
+    runs = torch.arange(N).tensor_split(min(N, max(1, int(1.78 * N / count))))
+    spreads = []
+    for run in runs:
+        likeness = (features[run] @ features[run].T).fill_diagonal_(0)
+        mean = likeness.sum(1, keepdim=True) / max(1, len(run) - 1)
+        spreads.append((likeness - mean).square().sum(1) / max(1, len(run) - 1))
+    spread = torch.cat(spreads)
+    worth = 1000 * looked_at
+    if spread.mean() > 0:
+        worth = worth + 0.09 * spread * worth.mean() / spread.mean()
+    shares = [float(worth[run].mean()) for run in runs]
+    owed = [count * share / sum(shares) for share in shares]
+    best = sorted(range(len(runs)), key=lambda run: -shares[run])
+    quota = [int(amount) for amount in owed]
+    for run in best[: count - sum(quota)]:
+        quota[run] += 1
+    over = sum(max(0, amount - len(run)) for amount, run in zip(quota, runs, strict=True))
+    quota = [min(amount, len(run)) for amount, run in zip(quota, runs, strict=True)]
+    for _ in range(over):
+        quota[next(run for run in best if quota[run] < len(runs[run]))] += 1
+    return sorted(int(run[i]) for run, k in zip(runs, quota, strict=True) for i in looked_at[run].topk(k).indices)
+
+
+STATEMENTS = [sieve, asked, sparsevlm, scope, divprune, cdpruner, visionzip, holov]
+
+
+@pytest.mark.parametrize(
+    ("statement", "count"),
+    [*itertools.product(STATEMENTS, [1, 8, 15]), (visionzip, 50), (holov, 30), (holov, 50)],
+    ids=lambda value: getattr(value, "__name__", None),
+)
 def test_chooses_what_the_statement_does(seen: Seen, statement: Any, count: int) -> None:
     chosen = getattr(selectors, statement.__name__)(seen, count)
-    assert len(set(chosen.tokens.tolist())) == count
+    assert len(set(chosen.tokens.tolist())) == len(chosen.tokens) == count
     expected = statement(seen, count)
     if statement is scope:  # of two tokens that are each other's nearest either adds the same
         likeness = np.maximum(0, seen.features @ seen.features.T)

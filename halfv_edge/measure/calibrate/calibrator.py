@@ -77,6 +77,8 @@ class Calibrator:
         self.skipped: list[str] = []
         self._n_done = 0.0
         self._answers: dict[int, GreedyAnswer] = {}
+        self._kind: tuple[float | None, float] | None = None
+        self._given: dict[int, list[Item]] = {}  # by sample
         n_frozen = FROZEN_SAMPLES if search.can_freeze(probe.n_layer, probe.fits) else 0
         self._frozen = set(spread_evenly(n_frozen, len(self.samples)))
 
@@ -201,6 +203,16 @@ class Calibrator:
     def _items(self, sample: Sample) -> list[Item]:
         return self.probe.items(sample.load(), sample.question)
 
+    def _items_under(self, at: int, profile: Profile) -> list[Item]:
+        """Those of the last kind are remembered: most candidates differ in the language model alone."""
+        kind = profile.pixel_tau, profile.input_keep
+        if self._kind != kind:
+            self._kind, self._given = kind, {}
+        if at not in self._given:
+            sample = self.samples[at]
+            self._given[at] = self.probe.items_under(profile, sample.load(), sample.question)
+        return self._given[at]
+
     def _key(self, at: int) -> str:
         return f"observe {self.samples[at].key}" + " frozen" * (at in self._frozen)
 
@@ -216,10 +228,7 @@ class Calibrator:
     def _check(self, at: int, profile: Profile) -> tuple[float, float]:
         key = self._check_key(at, profile)
         if key not in self.work.results:
-            sample = self.samples[at]
-            encoder = self.probe.encoder(profile.pixel_tau, profile.input_keep)
-            items = self.probe.items(sample.load(), sample.question, encoder)
-            divergence, agree = self.probe.divergence(self._answers[at], profile, items)
+            divergence, agree = self.probe.divergence(self._answers[at], profile, self._items_under(at, profile))
             if not np.isfinite(divergence):
                 raise HalfVError(f"Sample {at + 1} ({self.samples[at].name}) gives NaN with {profile.to_json()}.")
             self.work.add(key, [divergence, agree])

@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from halfv_edge.engine.encoder import Chunk
 from halfv_edge.measure.calibrate.samples import Sample
 from halfv_edge.measure.calibrate.taps import Probe
 from halfv_edge.profile.profile import Profile
@@ -32,12 +31,14 @@ class Costs:
             encoder = probe.encoder(tau, probe.runtime.encoder.input_keep)
             given, whole, spent = 0, 0, []
             for sample in samples:
-                encoder._cache.clear()  # so that the time is that of the encoder
+                if timed:
+                    encoder._cache.clear()  # so that the time is that of the encoder
                 start = time.perf_counter()
-                chunks = [
-                    item for item in probe.items(sample.load(), sample.question, encoder) if isinstance(item, Chunk)
-                ]
+                encoded = encoder.tokens(sample.load())
+                if timed:
+                    encoder.encode(encoded)
                 spent.append(time.perf_counter() - start)
+                chunks = encoded.chunks
                 given += sum(chunk.n_rows for chunk in chunks)
                 whole += sum(chunk.n_patches for chunk in chunks)
             share[tau] = given / max(1, whole)

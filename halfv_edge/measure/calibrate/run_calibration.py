@@ -25,7 +25,7 @@ from halfv_edge.profile import resolve
 
 USUAL_IMAGE_TOKENS = 256  # per picture while calibrating, for encoders that take any size: layers behave alike
 DEFAULT_CTX = 4096
-INPUTS = (1.0, 0.7, 0.5, 0.4, 0.3, 0.25, 0.2)
+INPUTS = (1.0, 0.8, 0.65, 0.55, 0.45, 0.4, 0.35, 0.3, 0.26, 0.23, 0.2, 0.17, 0.15, 0.12, 0.1)
 DEFAULT_OPTIONS = ModelOptions()
 DEFAULT_GOAL = CalibrationGoal()
 

@@ -30,9 +30,11 @@ LEAST_KEEP = 0.02
 FALLBACK_DEPTH = 0.75  # of stage III to try, when the entropy does not turn
 STEP = 0.1  # of the depth: the longer of two steps by which layers move
 ROUNDS = 2  # through all kinds of moves, for one speedup
-LADDER = (1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
+LADDER = (1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
+CLOSE = 0.002  # nats per token: what is nearer than this is not improved
 HOPELESS = 1.0  # nats per token: what is faster than this is not tried
 HALVINGS = 5  # of the gap between two speedups, for a divergence that lies between theirs
+FINALISTS = 6  # of the search all over
 FIRST_HEAT = 4  # a candidate runs on a share of the samples first, one in so many
 
 
@@ -163,12 +165,13 @@ class Search:
         """Moves one thing after the other as long as that helps."""
         best = self._fitted(start, speed)
         if best is None:
-            others = [check for shape in self._shapes() if (check := self._fitted(shape, speed))]
-            if not others:
+            best = self._best_anywhere(speed)
+            if best is None:
                 return None
-            best = min(others, key=_divergence)
         for _ in range(ROUNDS):
             before = best
+            if best.divergence < CLOSE:
+                break
             for moves in (self._inputs, self._taus, self._layers, self._stage3, self._deep_layers, self._anchors):
                 better = [
                     check for shape in moves(Shape.of(best.profile)) if (check := self._better(shape, speed, best))
@@ -177,6 +180,13 @@ class Search:
             if best is before:
                 break
         return best
+
+    def _best_anywhere(self, speed: float) -> Check | None:
+        """Where the last point leads to nothing so fast: all over, on a few samples, and the best of those on all."""
+        fitting = dict.fromkeys(profile for shape in self._shapes() if (profile := self._keeping_most(shape, speed)))
+        heats = sorted((self.measure(profile, self.heat) for profile in fitting), key=_divergence)
+        finals = [self._check(heat.profile) for heat in heats[:FINALISTS]]
+        return min(finals, key=_divergence, default=None)
 
     def _better(self, shape: Shape, speed: float, best: Check) -> Check | None:
         """Nearer than the best by more than the samples' differences vary; most fail on a few of them."""
@@ -256,8 +266,11 @@ class Search:
             yield dataclasses.replace(shape, ivr_anchors=share)
 
     def _inputs(self, shape: Shape) -> Iterator[Shape]:
-        for share in self.inputs:
-            yield dataclasses.replace(shape, input_keep=share)
+        """The next ones in the list, and those three on: they are many."""
+        at = min(range(len(self.inputs)), key=lambda to: abs(self.inputs[to] - shape.input_keep))  # a profile rounds
+        for to in (at - 3, at - 1, at + 1, at + 3):
+            if 0 <= to < len(self.inputs):
+                yield dataclasses.replace(shape, input_keep=self.inputs[to])
 
     def _taus(self, shape: Shape) -> Iterator[Shape]:
         for tau in self.taus:
@@ -268,7 +281,10 @@ class Search:
         n = self.n_layer
         layers = {_nearest(layer, self.first_layers) for layer in (1, self.ivr, n // 8, n // 4, 3 * n // 8, n // 2)}
         third = [(layer, *mode) for layer in (self.ssr, 2) for mode in MODES] + [(n, 1.0, DROPPED)]
-        for first, (ssr, update, rest), tau, share in itertools.product(sorted(layers), third, self.taus, self.inputs):
+        if len(self.inputs) > 1:  # what enters does much of what the third stage would
+            third = third[:2] + third[-1:]
+        inputs = self.inputs[::3]
+        for first, (ssr, update, rest), tau, share in itertools.product(sorted(layers), third, self.taus, inputs):
             shape = Shape(first, n, update, rest, pixel_tau=tau, input_keep=share)
             deep = self._third_layers(shape) if ssr < n else []
             if deep or ssr == n:

@@ -19,6 +19,7 @@ from halfv_edge.engine.model import Model
 from halfv_edge.errors import HalfVError, RunError
 from halfv_edge.measure.arrays import Floats
 from halfv_edge.measure.calibrate import entropy
+from halfv_edge.measure.choosing import cover_input
 from halfv_edge.profile.profile import Profile
 
 ROOM = 64  # tokens of an answer, and more than enough
@@ -60,6 +61,7 @@ class Probe:
         self.n_embd = model.runtime.n_embd
         self._context: Context | None = None
         self._profile: Profile | None = None
+        self._plans_for: tuple[float | None, float] | None = None
         self._encoders = {(model.encoder.pixel_tau, model.encoder.input_keep): model.encoder}
 
     def close(self) -> None:
@@ -82,7 +84,7 @@ class Probe:
             self._context.clear()
             return self._context
         self._drop()
-        encoder = self.encoder(profile.pixel_tau, profile.input_keep)
+        encoder = self.encoder(profile.pixel_tau, 1.0 if own.is_mrope else profile.input_keep)
         self._context, self._profile = self.runtime.context(profile, encoder=encoder), profile
         return self._context
 
@@ -90,7 +92,10 @@ class Probe:
         """The model's, or the same that leaves patches or rows out."""
         key = pixel_tau, input_keep
         if key not in self._encoders:
-            options = self.runtime.options
+            if self._plans_for in self._encoders:  # only ever says how many rows there will be: one at a time
+                self._encoders.pop(self._plans_for).close()
+            own, options = self.runtime.encoder, self.runtime.options
+            self._plans_for = key if own.is_mrope and input_keep not in (1.0, own.input_keep) else None
             self._encoders[key] = self.runtime.load_encoder(
                 image_max_tokens=options.image_max_tokens, pixel_tau=pixel_tau, input_keep=input_keep,
                 reduction=self.runtime.encoder.reduction, weights=options.mmproj_type,
@@ -100,6 +105,17 @@ class Probe:
     def items(self, picture: Picture, question: str, encoder: Encoder | None = None) -> list[Item]:
         """The prompt as the model's chat template has it."""
         return self.runtime.prompt(picture, question, encoder).items
+
+    def items_under(self, profile: Profile, picture: Picture, question: str) -> list[Item]:
+        """The prompt with what a profile leaves out before the language model.
+
+        A picture is encoded once for all shares, where no row has to stay.
+        """
+        encoder = self.encoder(profile.pixel_tau, profile.input_keep)
+        if profile.input_keep == 1 or not encoder.is_mrope:
+            return self.items(picture, question, encoder)
+        whole = self.items(picture, question, self.encoder(profile.pixel_tau, 1.0))
+        return cover_input(self.runtime, encoder.tokens(picture), whole)
 
     def observe(self, items: Sequence[Item], freeze: bool) -> Observation:
         """Layer by layer, one boundary in memory at a time."""

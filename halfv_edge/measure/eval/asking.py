@@ -23,8 +23,10 @@ from halfv_edge.errors import HalfVError, RunError
 from halfv_edge.measure.arrays import Floats
 from halfv_edge.measure.calibrate import entropy
 from halfv_edge.measure.choosing import Chooser, ChosenChunk, choose_input, raising_what_failed
+from halfv_edge.measure.encoder_attention import EncoderAttention
 from halfv_edge.measure.policies import CHOICES, Policy
-from halfv_edge.profile.profile import NO_REDUCTION, Profile, Reduction
+from halfv_edge.measure.selectors import BY_ENCODER
+from halfv_edge.profile.profile import Profile, Reduction
 
 BIG = (2048, 2048)  # pixels: more than any limit on tokens lets through
 CTX_STEP = 256
@@ -66,6 +68,7 @@ class Asker:
         own = options.image_max_tokens, seen.pixel_tau, seen.input_keep, seen.reduction, options.mmproj_type
         self._encoders: dict[tuple[int | None, float | None, float, Reduction, str], Encoder] = {own: model.encoder}
         self._encode_s: dict[tuple[str, int | None, str | None], float] = {}
+        self._attention: EncoderAttention | None = None  # for selectors that go by it
 
     def close(self) -> None:
         for context in self._contexts.values():
@@ -73,6 +76,8 @@ class Asker:
         for encoder in self._encoders.values():
             if encoder is not self._own_encoder:
                 encoder.close()
+        if self._attention is not None:
+            self._attention.close()
 
     def encoder(self, policy: Policy) -> Encoder:
         """One that sees as the policy wants; the model's own may leave patches out."""
@@ -134,19 +139,26 @@ class Asker:
 
     def items(self, policy: Policy, picture: Picture, question: str) -> tuple[list[Item], list[Item], float]:
         """The prompt up to the picture's end, the rest, and the seconds that the encoder took for this picture."""
-        if policy.chooses_input and policy.profile:
+        # one encoding serves all shares: what libmtmd would choose is chosen here, where no row has to stay
+        if policy.profile and (policy.chooses_input or (policy.input_keep < 1 and self._own_encoder.is_mrope)):
             whole = dataclasses.replace(
                 policy, profile=dataclasses.replace(policy.profile, input_keep=1.0), selector=None
             )
             head, tail, seconds = self.items(whole, picture, question)
             start = time.perf_counter()
-            head = choose_input(policy, self.runtime, self.encoder(policy).tokens(picture), head, tail)
+            salience = self._watched().received(picture) if policy.selector in BY_ENCODER else None
+            head = choose_input(policy, self.runtime, self.encoder(policy).tokens(picture), head, tail, salience)
             return head, tail, seconds + time.perf_counter() - start
         prompt = self.runtime.prompt(picture, question, self.encoder(policy))
         key = prompt.encoded.digest, policy.max_tokens, policy.weights  # a digest knows of the rest
         if prompt.encode_sec is not None:
             self._encode_s[key] = prompt.encode_sec
         return prompt.head, prompt.tail, self._encode_s[key]
+
+    def _watched(self) -> EncoderAttention:
+        if self._attention is None:
+            self._attention = EncoderAttention(self.runtime)
+        return self._attention
 
     def ask(self, policy: Policy, picture: Picture, question: str, teacher: PolicyAnswer | None = None) -> PolicyAnswer:
         """A greedy answer; with a teacher also the KL of its first tokens, each given the teacher's ones before it."""
@@ -171,7 +183,7 @@ class Asker:
         return PolicyAnswer(
             tokens, self._text(tokens), np.stack(logits[: self.kl_tokens]), kl, encode_s, enter - start, end - enter,
             self._flops(policy, head, tail, stats), n_patches, n_visual, stats.get("n_kept", n_visual), n_deep,
-            "" if n_deep < n_patches else _why_whole(policy, stats),
+            "" if n_deep < n_patches or policy.shortens_encoder else _why_whole(policy, stats),
         )  # fmt: skip
 
     def _follow(self, context: Context, logits: list[Floats], teacher: PolicyAnswer) -> float:
@@ -234,6 +246,4 @@ def _why_whole(policy: Policy, stats: dict[str, Any]) -> str:
         return "unpruned"
     if not stats:
         return "off"
-    if policy.reduction != NO_REDUCTION:
-        return ""  # in the encoder
     return str(stats["reason"]) if stats["outcome"] != "pruned" else "every token was kept"

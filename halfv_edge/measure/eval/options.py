@@ -18,6 +18,8 @@ class EvalOptions:
 
     policies: tuple[str, ...] = ("profile",)
     """What is asked beside the unpruned model; docs/eval.md lists them."""
+    against: str | None = None
+    """One of the policies, with which all others are paired; None: each that leads with its runner-up."""
     follow_up: bool = False
     """Questions on one picture as a conversation: exact, prepared, topped up."""
     max_tokens: int = 32

@@ -79,6 +79,21 @@ class EqualRow:
 
 
 @dataclass(frozen=True, slots=True)
+class PairRow:
+    """Two policies on the same pictures."""
+
+    first: str
+    second: str
+    leads: str  # where the first has the best score of all that cost no more, and the second the next best
+    n_pictures: int
+    first_better: int  # pictures whose questions the first answers better
+    second_better: int
+    p: float  # of a split at least as uneven if both were alike
+    kl_less: float  # by how much the first diverges less, mean over pictures
+    kl_error: float  # its standard error
+
+
+@dataclass(frozen=True, slots=True)
 class EvalReport:
     """What `run_eval` returns. `eval_table` and `eval_plot` show it."""
 
@@ -95,6 +110,7 @@ class EvalReport:
     machine: dict[str, Any]
     rows: tuple[PolicyRow, ...] | tuple[ConversationRow, ...]
     equal: tuple[EqualRow, ...]
+    pairs: tuple[PairRow, ...]
 
     def to_json(self) -> dict[str, Any]:
         """All of it, as `halfv eval --json` prints it."""

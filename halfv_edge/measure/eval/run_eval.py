@@ -13,14 +13,16 @@ from halfv_edge.engine.model import Model
 from halfv_edge.errors import HalfVError
 from halfv_edge.measure import policies
 from halfv_edge.measure.bench import machine
-from halfv_edge.measure.eval import frontier, summary
+from halfv_edge.measure.eval import frontier, pairs, summary
 from halfv_edge.measure.eval.asking import Asker
 from halfv_edge.measure.eval.evaluation import Conversations, Evaluation, WayToTalk, open_work
 from halfv_edge.measure.eval.options import EvalOptions
 from halfv_edge.measure.eval.questions import Question, dialogues
-from halfv_edge.measure.eval.results import ConversationRow, EvalReport, PolicyRow
+from halfv_edge.measure.eval.results import ConversationRow, EvalReport, PairRow, PolicyRow
 from halfv_edge.measure.progress import Progress, Say, Watch, ignore
 from halfv_edge.measure.work_file import WorkFile
+from halfv_edge.profile import frontier as carried
+from halfv_edge.profile.model_file import ModelFile
 
 DEFAULTS = EvalOptions()
 
@@ -61,11 +63,12 @@ def run_eval(
         say(f"{work} has {len(kept.results)} results of an earlier run: going on from there.")
     rows: tuple[PolicyRow, ...] | tuple[ConversationRow, ...]
     equal = []
+    paired: list[PairRow] = []
     try:
         if options.follow_up:
             rows = _talk(asker, questions, kept, progress)
         else:
-            rows = _ask(asker, questions, options, kept, progress)
+            rows, paired = _ask(asker, questions, options, kept, progress)
             equal = frontier.at_the_profiles(rows)
             for row in rows:
                 if row.n_whole:
@@ -87,23 +90,33 @@ def run_eval(
         machine=machine.describe(),
         rows=rows,
         equal=tuple(equal),
+        pairs=tuple(paired),
     )
 
 
 def _ask(
     asker: Asker, questions: Sequence[Question], options: EvalOptions, work: WorkFile, progress: Watch
-) -> tuple[PolicyRow, ...]:
+) -> tuple[tuple[PolicyRow, ...], list[PairRow]]:
     if not questions:
         raise HalfVError("There are no questions to ask: give some.")
-    base = policies.PolicyModel(asker.model.n_layer, asker.model.profile)
+    base = _model_of(asker)
     unpruned = policies.parse_one(policies.UNPRUNED, base)
     listed = policies.parse(",".join(options.policies), _with_flops(asker, base, questions[0]))
     listed = [unpruned, *(policy for policy in listed if policy.name != policies.UNPRUNED)]
+    pairs.check_against(options.against, policies.names(listed))
     for policy in listed:
         asker.encoder(policy)  # one that cannot help is refused before anything slow
     tick = _counter(len(questions) * len(listed), progress)
     found = Evaluation(asker, questions, listed, work, tick).run()
-    return tuple(summary.of_policies(questions, found))
+    rows = tuple(summary.of_policies(questions, found))
+    return rows, pairs.of_pairs(questions, rows, found, options.against)
+
+
+def _model_of(asker: Asker) -> policies.PolicyModel:
+    model = asker.model
+    return policies.PolicyModel(
+        model.n_layer, model.profile, at_speed=lambda speed: carried.choose(ModelFile.read(model.path), speed)
+    )
 
 
 def _with_flops(asker: Asker, base: policies.PolicyModel, first: Question) -> policies.PolicyModel:
@@ -121,7 +134,7 @@ def _talk(asker: Asker, questions: Sequence[Question], work: WorkFile, progress:
     talks = dialogues(questions)
     if not talks:
         raise HalfVError("No picture has two questions, as a conversation needs.")
-    base = policies.PolicyModel(asker.model.n_layer, asker.model.profile)
+    base = _model_of(asker)
     own = policies.parse_one("profile", base)
     early = dataclasses.replace(own, prepared=True)
     ways = [

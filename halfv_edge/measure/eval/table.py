@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from halfv_edge.measure.eval.intervals import Interval
-from halfv_edge.measure.eval.results import ConversationRow, EqualRow, EvalReport, PolicyRow
+from halfv_edge.measure.eval.results import ConversationRow, EqualRow, EvalReport, PairRow, PolicyRow
 
 
 def eval_table(report: EvalReport) -> str:
@@ -22,6 +22,7 @@ def eval_table(report: EvalReport) -> str:
     tables = [[_conversation_cells(row) for row in talks], [_cells(row) for row in rows], [*map(_task_cells, rows)]]
     if len(report.equal) > 1:
         tables.append([_equal_cells(row) for row in report.equal])
+    tables.append([_pair_cells(row) for row in report.pairs])
     return "\n\n".join([about, *(_table(table) for table in tables if table)])
 
 
@@ -57,6 +58,19 @@ def _equal_cells(row: EqualRow) -> dict[str, str]:
         "kind": row.kind,
         "retention % at the profile's time": _share(row.time),
         "retention % at its FLOPs": _share(row.flops),
+    }
+
+
+def _pair_cells(row: PairRow) -> dict[str, str]:
+    return {
+        "first": row.first,
+        "second": row.second,
+        "first leads by": row.leads,
+        "pictures": str(row.n_pictures),
+        "first better": str(row.first_better),
+        "second better": str(row.second_better),
+        "p": "< 0.001" if row.p < 0.001 else f"{row.p:.3f}",
+        "KL less by": f"{row.kl_less:.4f} ± {row.kl_error:.4f}",
     }
 
 
