@@ -1,4 +1,4 @@
-// Attention of the vision encoders against sums in double, and windows of a grid.
+// Attention and products of the vision encoders against sums in double, and windows of a grid.
 //   test-attend [seed]
 
 #include "check.h"
@@ -124,6 +124,48 @@ static void test_padded_heads(bool windows) {
     CHECK(most < 1e-3f);
 }
 
+// A matrix that is widened first gives the product of its numbers with x as it is, not rounded to the matrix's type.
+static void test_product(int n_rows, ggml_type type) {
+    const int n_in = 64, n_out = 5;
+    ggml_context_ptr ctx(ggml_init({ 16*ggml_tensor_overhead() + ggml_graph_overhead(), nullptr, true }));
+    ggml_context_ptr weights(ggml_init({ ggml_tensor_overhead(), nullptr, true }));
+    ggml_backend_ptr cpu(ggml_backend_init_by_type(GGML_BACKEND_DEVICE_TYPE_CPU, nullptr));
+    ggml_tensor * matrix = ggml_new_tensor_2d(weights.get(), type, n_in, n_out);
+    ggml_backend_buffer_ptr held(ggml_backend_alloc_ctx_tensors(weights.get(), cpu.get()));
+    ggml_tensor * x   = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, n_in, n_rows);
+    ggml_tensor * out = halfv::multiply(ctx.get(), matrix, x);
+    const bool wide = out->src[0]->type == GGML_TYPE_F32;
+#if defined(__x86_64__)
+    CHECK(wide == (type != GGML_TYPE_BF16 && n_rows >= 128));
+#endif
+    ggml_cgraph * graph = ggml_new_graph(ctx.get());
+    ggml_build_forward_expand(graph, out);
+    ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors(ctx.get(), cpu.get()));
+
+    std::mt19937 rng(seed);
+    std::normal_distribution<float> normal;
+    std::vector<float> vm(n_in*n_out), vx((size_t) n_in*n_rows), got((size_t) n_out*n_rows);
+    for (auto * values : { &vm, &vx }) {
+        for (float & v : *values) { v = normal(rng); }
+    }
+    std::vector<char> stored(ggml_nbytes(matrix));
+    ggml_quantize_chunk(type, vm.data(), stored.data(), 0, n_out, n_in, nullptr);
+    ggml_get_type_traits(type)->to_float(stored.data(), vm.data(), vm.size()); // as the type has them
+    ggml_backend_tensor_set(matrix, stored.data(), 0, stored.size());
+    ggml_backend_tensor_set(x, vx.data(), 0, ggml_nbytes(x));
+    CHECK(ggml_backend_graph_compute(cpu.get(), graph) == GGML_STATUS_SUCCESS);
+    ggml_backend_tensor_get(out, got.data(), 0, ggml_nbytes(out));
+    double most = 0;
+    for (int i = 0; i < n_rows; ++i) {
+        for (int j = 0; j < n_out; ++j) {
+            double sum = 0;
+            for (int c = 0; c < n_in; ++c) { sum += (double) vm[j*n_in + c]*vx[(size_t) i*n_in + c]; }
+            most = std::max(most, std::fabs(got[(size_t) i*n_out + j] - sum));
+        }
+    }
+    CHECK(most < (wide ? 1e-4 : 0.5));
+}
+
 static void test_grid_windows(int width, int height, int side) {
     std::vector<int> seen(width*height, 0);
     const auto windows = halfv::grid_windows(width, height, side);
@@ -147,6 +189,9 @@ int main(int argc, char ** argv) {
         }
     }
     for (bool windows : { false, true }) { test_padded_heads(windows); }
+    for (int n_rows : { 1, 127, 128, 300 }) {
+        for (ggml_type type : { GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_BF16 }) { test_product(n_rows, type); }
+    }
     if (!halfv::can_attend_cpu()) {
         printf("this CPU has no bfloat16 dot products: only windows were tested\n");
         return n_failed > 0;
