@@ -14,6 +14,7 @@ from halfv_edge.errors import HalfVError
 from halfv_edge.gguf.read import read_metadata
 from halfv_edge.hub.demo import demo_model
 from halfv_edge.hub.known import CONTEXT, MODELS
+from halfv_edge.profile.presets import PRESETS
 
 KNOWN = {name: model.source for name, model in MODELS.items()}
 
@@ -199,10 +200,16 @@ def _hub() -> Any:
 
 
 def known_models() -> str:
-    """The known ones for people."""
+    """The known ones for people, with what prunes them: a preset of that name, or nothing yet."""
     names, sources = max(map(len, KNOWN)), max(map(len, KNOWN.values()))
-    rows = (f"{name:<{names}}  {model.source:<{sources}}  {model.memory_gb:4.1f} GB" for name, model in MODELS.items())
-    return "\n".join(rows)
+    return "\n".join(
+        f"{name:<{names}}  {model.source:<{sources}}  {model.file_gb:4.1f} GB  {model.memory_gb:4.1f} GB  "
+        f"{'preset' if name in PRESETS else 'no preset: calibrate'}"
+        for name, model in MODELS.items()
+    )
 
 
-MEMORY_NOTE = f"GB of memory with {CONTEXT} tokens of context, reckoned from shapes, without working buffers."
+MEMORY_NOTE = (
+    f"GB to download, and of memory with {CONTEXT} tokens of context: reckoned from shapes, without working buffers. "
+    "Without a preset a model runs unpruned until `halfv calibrate` has found a profile, or --input-keep is given."
+)

@@ -24,6 +24,7 @@ from halfv_edge.hub.find import KNOWN
 from halfv_edge.hub.known import MODELS
 from halfv_edge.measure.bench.shapes import SHAPES
 from halfv_edge.profile import model_file, stored
+from halfv_edge.profile.presets import PRESETS
 from tests.support import limited
 from tests.support.building import build
 from tests.support.chat_command import ARCHS, chat, program
@@ -249,18 +250,21 @@ def test_no_model(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: 
     assert main(["chat", "--list-models"]) == 0
     listed = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in listed] == [list(pair) for pair in KNOWN.items()]
-    assert all(re.fullmatch(r".* \d+\.\d GB", line) for line in listed)
+    assert all(re.fullmatch(r".* \d+\.\d GB +\d+\.\d GB  (preset|no preset: calibrate)", line) for line in listed)
+    pruned = {line.split()[0] for line in listed if line.endswith("  preset")}
+    assert pruned == {name for name in KNOWN if name in PRESETS}
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_known_shapes(name: str) -> None:
     """A model has about as many weights as its name says, and where the bench knows its shape too they agree."""
     model = MODELS[name]
-    said = float(name.rsplit("-", 1)[1].removesuffix("b"))
-    assert abs(model.weights + model.encoder - said) < 0.3 * said
+    if said := re.search(r"-(\d+(\.\d+)?)b", name):
+        assert abs(model.weights + model.encoder - float(said[1])) < 0.3 * float(said[1])
+    assert 0 < model.file_gb < model.memory_gb
     if shape := SHAPES.get(name):
-        for key in ("n_layer", "n_embd", "n_ff", "n_head", "n_head_kv", "head_dim"):
-            assert getattr(model, key) == getattr(shape, key), key
+        n_layer = shape.n_layer // 4 if shape.arch == "qwen35" else shape.n_layer
+        assert model.keys == n_layer * shape.n_head_kv * shape.head_dim
 
 
 def test_memory_of_a_known_shape() -> None:
