@@ -99,7 +99,7 @@ std::vector<int32_t> prefill::cover(const std::vector<row> & rows, const std::ve
         std::vector<int32_t> res;
         for (const auto & group : cover_groups(n, anchors, k)) {
             const std::vector<row> members(rows.begin() + group.first, rows.begin() + group.first + group.count);
-            if (!run(similarities_graph(hidden, group.count), hidden, refs_of(members, &row::hidden), gram)) {
+            if (!run(similarities_graph(hidden, d, group.count), hidden, refs_of(members, &row::hidden), gram)) {
                 break;
             }
             const auto layout = similarities_layout(group.count);

@@ -41,7 +41,8 @@ cost_model::cost_model(const llama_model & model) : head(2*weights({ model.outpu
         const double q       = 2.0*hparams.n_embd*q_width;
 
         layers.push_back({
-            /*.linear      =*/ q + kv + (kinds.is_recurrent(il) ? recurrent_work(model, il) : 0.0) + 2*weights({ l.wo, l.ffn_up, l.ffn_gate, l.ffn_down, l.ffn_gate_inp }) +
+            /*.linear      =*/ q + kv + (kinds.is_recurrent(il) ? recurrent_work(model, il) : 0.0) +
+                               2*weights({ l.wo, l.ffn_up, l.ffn_gate, l.ffn_down, l.ffn_gate_inp, l.per_layer_inp_gate, l.per_layer_proj, l.laurel_l, l.laurel_r }) +
                                2*experts*weights({ l.ffn_up_exps, l.ffn_gate_exps, l.ffn_down_exps }),
             /*.kv          =*/ kv,
             /*.pair        =*/ !attends ? 0.0 : 2.0*hparams.n_head(il)*(hparams.n_embd_head_k(il) + hparams.n_embd_head_v(il)),

@@ -53,11 +53,11 @@ ggml_tensor * product(ggml_context * ctx, const parts & a, const parts & b) {
 }
 
 // of states of length 1
-parts features(device_graph & g, const state_store & hidden, int first, int n) {
+parts features(device_graph & g, const state_store & hidden, int d, int first, int n) {
     ggml_context * ctx = g.context.get();
     ggml_tensor * x = ggml_get_rows(ctx, hidden.tensor(), some(ctx, g.ids, first, n));
-    if (hidden.companion.n > 0) {
-        x = ggml_view_2d(ctx, x, hidden.n_state(), n, x->nb[1], 0);
+    if (d < (int) hidden.width) {
+        x = ggml_view_2d(ctx, x, d, n, x->nb[1], 0);
     }
     const parts res(ctx, ggml_l2_norm(ctx, ggml_mul(ctx, x, g.norm), 1e-12f));
     ggml_build_forward_expand(g.graph, res.low);
@@ -67,19 +67,19 @@ parts features(device_graph & g, const state_store & hidden, int first, int n) {
 } // namespace
 
 // Stripe by stripe, so that only the results are as large as n: states of 4096 tokens, split in two, would take 120 MB.
-device_graph similarities_graph(const state_store & hidden, int n) {
+device_graph similarities_graph(const state_store & hidden, int d, int n) {
     device_graph g = new_graph(hidden);
     ggml_context * ctx = g.context.get();
     g.ids  = input(ctx, GGML_TYPE_I32, n);
-    g.norm = input(ctx, GGML_TYPE_F32, hidden.n_state());
+    g.norm = input(ctx, GGML_TYPE_F32, d);
 
     const gram_layout layout = similarities_layout(n);
     for (int s = 0; s*gram_stripe < n; ++s) {
         const int begin = s*gram_stripe, end = std::min(n, begin + gram_stripe);
-        const parts stripe = features(g, hidden, begin, end - begin);
+        const parts stripe = features(g, hidden, d, begin, end - begin);
         for (int b = begin/gram_block; b*gram_block < n; ++b) {
             const int first = b*gram_block, n_rows = layout.rows_of(b);
-            const parts block = first < end ? stripe.rows(ctx, first - begin, n_rows) : features(g, hidden, first, n_rows);
+            const parts block = first < end ? stripe.rows(ctx, first - begin, n_rows) : features(g, hidden, d, first, n_rows);
             output(g, product(ctx, stripe.rows(ctx, 0, layout.width(b, s)), block), layout.tile(b, s));
         }
     }

@@ -23,9 +23,9 @@ struct device_graph {
     std::vector<output> outputs;
 };
 
-// cosines of the states of n rows of `hidden`, weighted, as cover_gram takes them in this layout
+// cosines of the states of n rows of `hidden`, their first d floats, weighted, as cover_gram takes them in this layout
 constexpr gram_layout similarities_layout(int n) { return { n, gram_block, gram_stripe }; }
-device_graph similarities_graph(const state_store & hidden, int n);
+device_graph similarities_graph(const state_store & hidden, int d, int n);
 
 // n keys times the query of each head, to be multiplied by dots_scale: [n_head][dots_stripe] for so many keys, then for the next
 constexpr int dots_stripe = 1024;

@@ -92,12 +92,22 @@ llm_graph_input_attn_kv * attn_input::at(int il) {
     return windows[s] && hparams.is_swa(il) ? windows[s].get() : stages[s].get();
 }
 
+window_input * window_inputs(const llm_graph_context & graph) {
+    if (!as_staged(graph.mctx) && !graph.halfv_pass.probe) {
+        return nullptr;
+    }
+    return (window_input *) graph.res->add_input(std::make_unique<window_input>(graph, graph.build_attn_inp_kv()));
+}
+
 const window_input * as_window(const llm_graph_input_attn_kv_iswa * inp) {
     return dynamic_cast<const window_input *>(inp);
 }
 
-ggml_tensor * attend_to_stored(const llm_graph_context & graph, const window_input & inp, ggml_tensor * q, ggml_tensor * wo, ggml_tensor * wo_b,
-                               ggml_tensor * wo_s, ggml_tensor * kq_b, ggml_tensor * sinks, float kq_scale, int il) {
+ggml_tensor * attend(const llm_graph_context & graph, const window_input & inp, ggml_tensor * wo, ggml_tensor * wo_b, ggml_tensor * wo_s, ggml_tensor * q,
+                     ggml_tensor * k, ggml_tensor * v, ggml_tensor * kq_b, ggml_tensor * sinks, ggml_tensor * v_mla, float kq_scale, int il) {
+    if (k) {
+        return graph.build_attn(inp.all, wo, wo_b, wo_s, q, k, v, kq_b, sinks, v_mla, kq_scale, il);
+    }
     if (auto * none = instead_of_attention(graph, q, nullptr, nullptr, wo, il)) {
         return none;
     }
@@ -115,7 +125,8 @@ ggml_tensor * attend_to_stored(const llm_graph_context & graph, const window_inp
 }
 
 // A sliding window is a matter of the mask: the cells of a stage are those of all its layers.
-void attn_input::add_window(ggml_context * ctx0, int s) {
+void attn_input::add(ggml_context * ctx0, int s, std::unique_ptr<one> of_stage) {
+    stages[s] = std::move(of_stage);
     if (hparams.swa_type == LLAMA_SWA_TYPE_NONE) {
         return;
     }
@@ -187,10 +198,8 @@ llm_graph_input_attn_k * latent_at(llm_graph_input_attn_k * inp, int il) {
 }
 
 void latent_input::share_masks(ggml_context * ctx0) {
-    if (staged) {
-        one_mask = staged->one_mask();
-        share_mask(ctx0, stages, *staged);
-    }
+    one_mask = staged->one_mask();
+    share_mask(ctx0, stages, *staged);
 }
 
 void latent_input::set_input(const llama_ubatch * ubatch) {
@@ -285,7 +294,7 @@ void take_rows(const llm_graph_context & graph) {
         const auto & hidden = staged.stores_before().hidden;
         rows = ggml_get_rows(graph.ctx0, hidden.tensor(), rows_of(graph, hidden, graph.n_tokens, [](const auto & io) { return io.in; }));
     } else {
-        rows = ggml_new_tensor_2d(graph.ctx0, GGML_TYPE_F32, graph.hparams.n_embd + end.companion.n, graph.n_tokens);
+        rows = ggml_new_tensor_2d(graph.ctx0, GGML_TYPE_F32, staged.stores_before().hidden.n_state() + end.companion.n, graph.n_tokens);
         graph.res->add_input(std::make_unique<hidden_input>(rows));
     }
     graph.cb(rows, "inp_hidden", -1);
@@ -296,6 +305,10 @@ void take_rows(const llm_graph_context & graph) {
         cut.state     = ggml_cont(graph.ctx0, part(n_state, 0)); // as what leaves a layer is
         cut.companion = part(end.companion.n, n_state);
         cut.carried   = end.companion;
+    }
+    if (cut.state->ne[0] > graph.n_embd) { // several states, as layers hand them on
+        cut.state = ggml_reshape_3d(graph.ctx0, cut.state, graph.n_embd, cut.state->ne[0]/graph.n_embd, graph.n_tokens);
+        cut.state = ggml_cont(graph.ctx0, ggml_permute(graph.ctx0, cut.state, 0, 2, 1, 3));
     }
 }
 
@@ -310,6 +323,10 @@ static ggml_tensor * companion_of(const llm_graph_context & graph, const input_p
 void give_states(const llm_graph_context & graph, ggml_tensor * states) {
     const auto & staged = *as_staged(graph.mctx);
     const auto & end    = staged.ends().out;
+    if (states->ne[2] > 1) { // those of a token follow each other in its row
+        ggml_tensor * rows = ggml_cont(graph.ctx0, ggml_permute(graph.ctx0, states, 0, 2, 1, 3));
+        states = ggml_reshape_2d(graph.ctx0, rows, rows->ne[0]*rows->ne[1], rows->ne[2]);
+    }
     if (end.companion.n > 0) {
         states = ggml_concat(graph.ctx0, states, companion_of(graph, end.companion), 0);
     }
@@ -377,8 +394,8 @@ void tap(const llm_graph_context & graph, ggml_tensor * q, ggml_tensor * k, int 
         ggml_build_forward_expand(graph.gf, t);
         return t;
     };
-    graph.res->t_halfv_q = exported(pass.rotated ? q : q_last, "halfv_q"); // to compare with, every token may ask
-    graph.res->t_halfv_k = exported(k,      "halfv_k");
+    graph.res->halfv_cut.query = exported(pass.rotated ? q : q_last, "halfv_q"); // to compare with, every token may ask
+    graph.res->halfv_cut.keys  = exported(k, "halfv_k");
 }
 
 } // namespace halfv

@@ -21,28 +21,19 @@ using per_stage = std::array<std::unique_ptr<T>, n_stages>;
 // attention inputs, one set per stage that the graph reaches
 class attn_input : public llm_graph_input_attn_kv {
 public:
-    attn_input(const llama_hparams & hparams, const llama_cparams & cparams, const staged_context & mctx) :
-        llm_graph_input_attn_kv(hparams, cparams, nullptr), staged(&mctx), ends(mctx.ends()) {}
+    using one = llm_graph_input_attn_kv;
 
-    template <typename F>
-    void build(ggml_context * ctx0, F && build_stage) {
-        for (int s = 0; s < n_stages; ++s) {
-            if (const auto * stage = staged->stage(s)) {
-                stages[s] = build_stage(stage);
-                add_window(ctx0, s);
-            }
-        }
-        share_masks(ctx0);
-    }
+    attn_input(const llm_graph_context & graph, const staged_context * mctx) :
+        llm_graph_input_attn_kv(graph.hparams, graph.cparams, nullptr), staged(mctx), ends(mctx ? mctx->ends() : graph_ends()) {}
+
+    void add(ggml_context * ctx0, int s, std::unique_ptr<one> stage);
+    void share_masks(ggml_context * ctx0);
 
     llm_graph_input_attn_kv * at(int il) override;
     void set_input(const llama_ubatch * ubatch) override;
     bool can_reuse(const llm_graph_params & params) override;
 
 private:
-    void add_window(ggml_context * ctx0, int s);
-    void share_masks(ggml_context * ctx0);
-
     const staged_context * staged;
     const graph_ends ends;
     bool one_mask = false;
@@ -58,15 +49,16 @@ public:
     void set_input(const llama_ubatch *) override {}
     bool can_reuse(const llm_graph_params &) override { return true; }
 
-    llm_graph_input_attn_kv * const all; // of all layers; null for a probe
+    llm_graph_input_attn_kv * const all; // of all layers
 };
 
-// of a layer that stores no keys and values, and attends to those of a layer before it
-ggml_tensor * attend_to_stored(const llm_graph_context & graph, const window_input & inp, ggml_tensor * q, ggml_tensor * wo, ggml_tensor * wo_b,
-                               ggml_tensor * wo_s, ggml_tensor * kq_b, ggml_tensor * sinks, float kq_scale, int il);
-
 // null for another memory
+window_input * window_inputs(const llm_graph_context & graph);
 const window_input * as_window(const llm_graph_input_attn_kv_iswa * inp);
+
+// A layer that stores no keys and values attends to those of a layer before it.
+ggml_tensor * attend(const llm_graph_context & graph, const window_input & inp, ggml_tensor * wo, ggml_tensor * wo_b, ggml_tensor * wo_s, ggml_tensor * q,
+                     ggml_tensor * k, ggml_tensor * v, ggml_tensor * kq_b, ggml_tensor * sinks, ggml_tensor * v_mla, float kq_scale, int il);
 
 // the same, where the caches hold latent keys alone
 class latent_input : public llm_graph_input_attn_k {
@@ -74,26 +66,38 @@ public:
     latent_input(const llm_graph_context & graph, const staged_context * mctx) :
         llm_graph_input_attn_k(graph.hparams, graph.cparams, nullptr), staged(mctx), ends(mctx ? mctx->ends() : graph_ends()) {}
 
-    template <typename F>
-    void build(ggml_context * ctx0, F && build_stage) {
-        for (int s = 0; s < n_stages && staged; ++s) { // null for a probe
-            if (const auto * stage = staged->stage(s)) { stages[s] = build_stage(stage); }
-        }
-        share_masks(ctx0);
-    }
+    using one = llm_graph_input_attn_k;
+
+    void add(ggml_context *, int s, std::unique_ptr<one> stage) { stages[s] = std::move(stage); }
+    void share_masks(ggml_context * ctx0);
 
     llm_graph_input_attn_k * at(int il);
     void set_input(const llama_ubatch * ubatch) override;
     bool can_reuse(const llm_graph_params & params) override;
 
 private:
-    void share_masks(ggml_context * ctx0);
-
     const staged_context * staged;
     const graph_ends ends;
     bool one_mask = false;
     per_stage<llm_graph_input_attn_k> stages;
 };
+
+// What builders ask for: the inputs of each stage that the graph reaches, of none for a probe. Null for another memory.
+template <typename T, typename F>
+T * stage_inputs(const llm_graph_context & graph, F && build_stage) {
+    const auto * staged = as_staged(graph.mctx);
+    if (!staged && !graph.halfv_pass.probe) {
+        return nullptr;
+    }
+    auto inp = std::make_unique<T>(graph, staged);
+    for (int s = 0; s < n_stages && staged; ++s) {
+        if (const auto * stage = staged->stage(s)) {
+            inp->add(graph.ctx0, s, build_stage(graph.ctx0, graph.ubatch, graph.hparams, graph.cparams, stage));
+        }
+    }
+    if (staged) { inp->share_masks(graph.ctx0); }
+    return (T *) graph.res->add_input(std::move(inp));
+}
 
 // that of a layer; itself for another memory
 llm_graph_input_attn_k * latent_at(llm_graph_input_attn_k * inp, int il);

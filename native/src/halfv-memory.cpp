@@ -35,7 +35,7 @@ static std::vector<ggml_backend_dev_t> devices_of(const llama_model & model) {
 // of what enters a layer, and of keys and queries like those of another
 static state_stores stores_before(const llama_model & model, int32_t first, int32_t il) {
     const auto & hparams = model.hparams;
-    return { state_store(hparams.n_embd, cuts_of(model).companion(first)), state_store(hparams.n_embd_k_gqa(il)),
+    return { state_store(hparams.n_embd*cuts_of(model).n_states, cuts_of(model).companion(first)), state_store(hparams.n_embd_k_gqa(il)),
              state_store(hparams.n_head(il)*hparams.n_embd_head_k(il)) };
 }
 

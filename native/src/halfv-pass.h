@@ -51,6 +51,8 @@ struct cut_state {
     ggml_tensor * hidden = nullptr;  // what enters a layer of which only K and V are wanted
     std::vector<ggml_tensor *> kept; // the graph, up to the last such layer's K and V
 
+    ggml_tensor * query = nullptr, * keys = nullptr; // of the last token and of all, at the tapped layer, for the host
+
     ggml_tensor * embeddings = nullptr; // stands for them where a graph begins behind them
     ggml_tensor * state = nullptr, * companion = nullptr; // there: what reaches its first layer, and goes along
     input_part    carried;              // what of the input the companion is

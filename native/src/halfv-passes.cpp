@@ -61,7 +61,7 @@ void prefill::reserve_choice() {
         if (at.on_device()) { graphs.push_back(dots_graph(at.keys, at.queries, {}, n_most(at.keys), hparams.n_head(il), hparams.n_head_kv(il))); }
     }
     const auto & hidden = memory.stores[0].hidden;
-    if (hidden.tensor()) { graphs.push_back(similarities_graph(hidden, n_most(hidden))); }
+    if (hidden.tensor()) { graphs.push_back(similarities_graph(hidden, hparams.n_embd, n_most(hidden))); }
     for (const auto & g : graphs) {
         ggml_backend_sched_reset(ctx.sched.get());
         put_inputs(g);
@@ -235,10 +235,10 @@ llama_ubatch prefill::ubatch_of_batch(const llama_batch & batch, const std::vect
 
 static bool is_text(const row & r) { return r.token >= 0; }
 
-llama_ubatch prefill::ubatch_of_rows(llama_seq_id seq_id, const row * rows, uint32_t n, size_t most) const {
+llama_ubatch prefill::ubatch_of_rows(llama_seq_id seq_id, const row * rows, uint32_t n, size_t most, bool by_kind) const {
     const uint32_t n_pos = ctx.model.hparams.n_pos_per_embd();
 
-    const bool tokens = is_text(rows[0]) && cuts_of(ctx.model).by_kind; // which is what the builder asks
+    const bool tokens = is_text(rows[0]) && by_kind; // which is what the builder asks
     std::vector<float> state;
     if (most > 0) { rows[0].hidden.read(state); }
     const size_t width = std::min(state.size(), most);
@@ -350,10 +350,10 @@ void prefill::bring_down(const llm_graph_result & res, const given & gives, size
     const auto rows = gives.rows(first, end);
     read(res.t_embd, gives.stores->hidden, rows.out);
     if (rows.query) {
-        read(res.t_halfv_k, gives.stores->keys, rows.keys);
-        std::vector<state_ref> queries(res.t_halfv_q->ne[2]);
+        read(res.halfv_cut.keys, gives.stores->keys, rows.keys);
+        std::vector<state_ref> queries(res.halfv_cut.query->ne[2]);
         queries.back() = rows.query;
-        read(res.t_halfv_q, gives.stores->queries, queries);
+        read(res.halfv_cut.query, gives.stores->queries, queries);
     }
     wait_for_device();
 }
@@ -365,7 +365,7 @@ std::vector<step> prefill::steps_of(llama_seq_id seq_id, const std::vector<row> 
     }
     const size_t width = stored ? 0 : pass.first == 0 ? ctx.model.hparams.n_embd_inp() : SIZE_MAX; // of a row, at most
     const size_t n_ubatch = memory.ubatch_size(pass, rows.size());
-    const bool by_kind = cuts_of(ctx.model).by_kind;
+    const bool by_kind = cuts_of(ctx.model).by_kind || pass.first == 0; // where embeddings enter, each kind may be scaled
     std::vector<step> steps;
     for (size_t i = 0; i < rows.size();) {
         // a non-causal picture stays in one piece: its batch did fit into one
@@ -374,7 +374,7 @@ std::vector<step> prefill::steps_of(llama_seq_id seq_id, const std::vector<row> 
                (!by_kind || is_text(rows[end]) == is_text(rows[i]))) {
             ++end;
         }
-        steps.push_back({ ubatch_of_rows(seq_id, &rows[i], end - i, width), pass, rows[i].group < 0 });
+        steps.push_back({ ubatch_of_rows(seq_id, &rows[i], end - i, width, by_kind), pass, rows[i].group < 0 });
         auto & io = steps.back().io;
         if (gives) { io = gives->rows(i, end); }
         io.ends.in = { stored, rows[i].hidden.companion() };

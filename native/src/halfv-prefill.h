@@ -150,7 +150,7 @@ private:
     void  bring_down(const llm_graph_result & res, const given & gives, size_t first, size_t end);
 
     std::vector<step> steps_of(llama_seq_id seq_id, const std::vector<row> & rows, const graph_pass & pass, const given * gives = nullptr) const;
-    llama_ubatch ubatch_of_rows(llama_seq_id seq_id, const row * rows, uint32_t n, size_t most) const; // floats of a row
+    llama_ubatch ubatch_of_rows(llama_seq_id seq_id, const row * rows, uint32_t n, size_t most, bool by_kind) const; // floats of a row
     llama_ubatch ubatch_of_token(llama_seq_id seq_id, const row & r) const;
     llama_ubatch ubatch_of_batch(const llama_batch & batch, const std::vector<int32_t> & idxs, uint32_t n_seqs) const;
     std::vector<step> whole_steps(const llama_batch & batch, std::vector<share> parts) const;
@@ -168,6 +168,7 @@ private:
         std::vector<row> rows;
     };
     int hold_batch(const llama_batch & batch, bool visual);
+    float scale_of(const row & r) const;
     int observe_layers(held_prompt & prompt, const std::vector<uint8_t> & freeze, halfv_observer observer, void * user);
     int observe_layer(const held_prompt & prompt, int32_t il, float * out, float * attention);
     int frozen_logits(const held_prompt & prompt, int32_t il, float * logits);

@@ -35,6 +35,9 @@ bool probe::visit(const ggml_tensor * root) {
         if (t->op == GGML_OP_NONE && t->buffer) {
             weights.push_back(t);
         }
+        if (layer == 0 && t->op == GGML_OP_SCALE && (t->src[0] == input || t->src[0]->view_src == input)) {
+            memcpy(&scale, t->op_params, sizeof(scale));
+        }
         for (const auto * src : t->src) {
             if (src) { todo.push_back(src); }
         }
@@ -60,9 +63,15 @@ void probe::attention(const ggml_tensor * q, const ggml_tensor * k, const ggml_t
 }
 
 void probe::boundary(ggml_tensor * cur, int32_t il) {
-    if (il != layer || cur->ne[0] != hparams.n_embd || cur->ne[2] != 1 || cur->ne[3] != 1) {
-        fail("what leaves layer " + std::to_string(il) + " is not one state per token");
+    const uint32_t n = cur->ne[2];
+    if (il < layer) {
+        fail("what leaves layer " + std::to_string(il) + " is named twice");
+    } else if (il > layer) {
+        fail("its layers do not follow each other one by one");
+    } else if (cur->ne[0] != hparams.n_embd || cur->ne[3] != 1 || (n > 1 && !(input && cur->ne[1] == input->ne[1])) || (layer > 0 && n != n_states)) {
+        fail("what leaves layer " + std::to_string(il) + " has an unusual form");
     }
+    n_states = n;
     attends.push_back(attended);
     roots.push_back(cur);
     for (const auto * root : roots) {
@@ -181,12 +190,19 @@ std::string feature_refusal(const llama_model & model) {
     if (llama_model_has_encoder(&model) || !llama_model_has_decoder(&model)) {
         return "it is not a decoder alone";
     }
+    if (hparams.n_layer() == 0) {
+        return "it has no layers but those that draft for another model"; // without which its builder ends the process
+    }
     if (!hparams.use_mrope() && (model.arch == LLM_ARCH_GLM4 || model.arch == LLM_ARCH_GLM4_MOE)) {
         return "this file has no positions for pictures, on which llama.cpp would abort";
     }
     return "";
 }
 
+// as build_inp_embd has it
+float scale_of_file(const llama_hparams & hparams, bool is_text) {
+    return hparams.f_embedding_scale != 0.0f && (is_text || hparams.n_deepstack_layers == 0) ? hparams.f_embedding_scale : 1.0f;
+}
 
 layer_cuts find_cuts(const llama_model & model) {
     layer_cuts res;
@@ -223,6 +239,8 @@ layer_cuts find_cuts(const llama_model & model) {
         for (size_t il = 0; il < embeddings.reads.size(); ++il) { res.reads[il].add(embeddings.reads[il]); }
         res.by_kind = tokens.weights != embeddings.weights || res.companion(1).has({ 0, model.hparams.n_embd }); // which text scales
         res.centred = tokens.centred;
+        res.n_states = tokens.n_states;
+        res.scales   = { tokens.scale*scale_of_file(model.hparams, true), embeddings.scale*scale_of_file(model.hparams, false) };
         if (res.refusal.empty() && res.last_that_attends(0, model.hparams.n_layer()) < 0) {
             res.refusal = "none of its layers has attention";
         }

@@ -24,6 +24,8 @@ public:
     std::vector<bool> attends; // layer by layer
     std::vector<input_part> reads; // of the input beside the state, layer by layer
     bool centred = false; // the norm after the last one takes the mean away
+    uint32_t n_states = 1; // that leave a layer for a token
+    float scale = 1.0f; // of embeddings before the first layer
 
     void embeddings(const ggml_tensor * t) { input = t; }
     void reads_beside(const ggml_tensor * part) { beside.insert(part); }

@@ -42,6 +42,8 @@ struct layer_cuts : cuts {
     std::vector<bool> recurrent; // empty: none is
     std::vector<input_part> reads; // of a token's input, beside the state
     bool centred = false;        // the norm after the last one is no RMS norm
+    uint32_t n_states = 1;       // that a layer hands on for a token; the first is the one that tokens are compared by
+    std::array<float, 2> scales = { 1.0f, 1.0f }; // of embeddings before the first layer, of text and of pictures
 
     bool    is_recurrent(int32_t il) const { return il < (int32_t) recurrent.size() && recurrent[il]; }
     int32_t last_that_attends(int32_t first, int32_t end) const; // -1: none in [first, end)

@@ -185,10 +185,8 @@ base * make_hybrid_input(const llm_graph_context & graph, attn * (llm_graph_cont
         return nullptr;
     }
     std::unique_ptr<attn> attention((graph.*build_attention)());
-    if (attention) { // is ours, and no input by itself
-        graph.res->inputs.back().release();
-        graph.res->inputs.pop_back();
-    }
+    graph.res->inputs.back().release(); // no input by itself
+    graph.res->inputs.pop_back();
     auto recurrent = staged ? std::make_unique<recurrent_input>(graph, *staged) : std::make_unique<recurrent_input>(graph, recurrent_of(*probe));
     return (base *) graph.res->add_input(std::make_unique<hybrid_input<base>>(graph, std::move(attention), std::move(recurrent)));
 }

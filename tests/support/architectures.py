@@ -11,10 +11,11 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import halfv_cpp
 import numpy as np
-from halfv_cpp import llama_h
+from halfv_cpp import halfv_compare_h, llama_h
 
 from halfv_edge.testing.client import Client
 from tests.support import ROOT, pruned
@@ -98,6 +99,30 @@ def told(
     ) as client:
         logits = tell(client, masking, causal)
         return logits, [list(pruned.kept(client, 0, stage)) for stage in (2, 3)] if profile else []
+
+
+def observed(path: Path) -> np.ndarray | None:
+    """The logits at the end of the question, layer by layer; None where that is not offered."""
+    found = []
+
+    @halfv_compare_h.halfv_observer
+    def observe(pointer: Any, _user: object) -> bool:
+        at = pointer.contents
+        if at.logits:
+            found.append(np.ctypeslib.as_array(at.logits, (at.n_vocab,)).copy())
+        return True
+
+    with Client(path, n_ctx=256, on_model=lambda model: pruned.set_profile(model, WHOLE)) as client:
+        halfv_cpp.check(halfv_compare_h.halfv_hold(client.ctx, True))
+        client.text(PREFIX, logits_last=False)
+        pos = grid_positions(client.next_pos[0], ROWS, COLS) if client.is_mrope else None
+        client.image(tiny_image(ROWS * COLS, client.n_embd_inp), pos)
+        client.text(QUESTION, logits_last=False)
+        code = halfv_compare_h.halfv_observe(client.ctx, None, observe, None)
+        if code == halfv_cpp.HALFV_ERR_UNSUPPORTED:
+            return None
+        halfv_cpp.check(code)
+    return found[-1]
 
 
 def relayed(path: Path, profile: dict, kept: list[int], deep: list[int]) -> np.ndarray:

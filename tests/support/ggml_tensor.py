@@ -18,6 +18,12 @@ class Tensor(ctypes.Structure):
         data = ctypes.cast(self.data, ctypes.POINTER(ctypes.c_float))
         return np.ctypeslib.as_array(data, (self.ne[1], self.ne[0]))
 
+    def states(self) -> np.ndarray:
+        """What a layer hands on, in place, in host memory: [states of a token, tokens, width]."""
+        assert self.nb[2] == self.nb[1] * self.ne[1]
+        rows = self.rows()
+        return np.ctypeslib.as_array(rows.ctypes.data_as(ctypes.POINTER(ctypes.c_float)), (self.ne[2], *rows.shape))
+
     def ints(self) -> np.ndarray:
         """Its values in place, in host memory."""
         assert self.type == 26, "i32"

@@ -33,9 +33,11 @@ class Masking:
     def _on_tensor(self, pointer: int, ask: bool, _user: int | None) -> bool:
         tensor = Tensor.from_address(pointer)
         name, _, layer = tensor.name.decode().rpartition("-")
+        if not layer.isdecimal():  # a view of one
+            return False
         if name in ("l_out", "deepstack_out", "attn_norm_in"):  # the last as Step 3.5 calls what enters the next layer
             if not ask and tensor.ne[1] == self.count:
-                self._freeze(tensor.rows(), int(layer) - (name == "attn_norm_in"))
+                self._freeze(tensor.states(), int(layer) - (name == "attn_norm_in"))
             return True
         # asked about once what comes before its layer is done
         if ask and name == "kq_soft_max":
@@ -49,6 +51,6 @@ class Masking:
         for since, tokens in self.frozen.items():
             rows = [token - self.first for token in tokens if 0 <= token - self.first < self.count]
             if layer == since - 1:
-                self.kept[since] = states[rows].copy()
+                self.kept[since] = states[:, rows].copy()
             elif layer >= since:
-                states[rows] = self.kept[since]
+                states[:, rows] = self.kept[since]

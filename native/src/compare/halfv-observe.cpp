@@ -22,7 +22,7 @@ void prefill::hold(bool on) {
     held.reset();
     if (on) {
         held = held_prompt{};
-        held->states = std::make_unique<state_store>(ctx.model.hparams.n_embd, cuts_of(ctx.model).companion(0));
+        held->states = std::make_unique<state_store>(ctx.model.hparams.n_embd*cuts_of(ctx.model).n_states, cuts_of(ctx.model).companion(0));
     }
 }
 
@@ -37,20 +37,9 @@ void token_embedding(const ggml_tensor * table, int32_t token, float * dst) {
     }
 }
 
-// What a builder multiplies embeddings by before its first layer. A graph of one layer starts behind that.
-static float input_scale(const llama_model & model, bool is_text) {
-    const auto & hparams = model.hparams;
-    switch (model.arch) {
-        case LLM_ARCH_GEMMA:
-        case LLM_ARCH_GEMMA2:
-            return std::sqrt((float) hparams.n_embd);
-        case LLM_ARCH_GEMMA3:
-        case LLM_ARCH_GEMMA3N:
-        case LLM_ARCH_GEMMA4:
-            return is_text ? std::sqrt((float) hparams.n_embd) : 1.0f;
-        default: // as build_inp_embd has it
-            return hparams.f_embedding_scale != 0.0f && (is_text || hparams.n_deepstack_layers == 0) ? hparams.f_embedding_scale : 1.0f;
-    }
+// what the builder multiplies its embedding by
+float prefill::scale_of(const row & r) const {
+    return cuts_of(ctx.model).scales[r.token < 0];
 }
 
 int prefill::hold_batch(const llama_batch & batch, bool visual) {
@@ -69,7 +58,6 @@ int prefill::hold_batch(const llama_batch & batch, bool visual) {
     const size_t   n_embd = ctx.model.hparams.n_embd;
     std::vector<float> input(ctx.model.hparams.n_embd_inp(), 0.0f); // what deep-stack layers add to text stays 0
     const auto     refs  = held->states->take_on_host(batch.n_tokens);
-    const float    scale = input_scale(ctx.model, batch.token);
     for (int32_t i = 0; i < batch.n_tokens; ++i) {
         float * state = held->states->host(refs[i]);
         if (batch.token) {
@@ -77,8 +65,8 @@ int prefill::hold_batch(const llama_batch & batch, bool visual) {
         } else {
             memcpy(input.data(), batch.embd + i*input.size(), input.size()*sizeof(float));
         }
-        for (size_t j = 0; j < n_embd; ++j) { state[j] = input[j]*scale; }
-        std::copy_n(input.begin() + part.first, part.n, state + n_embd);
+        std::copy_n(input.begin(), n_embd, state); // more there is only behind the first layer
+        std::copy_n(input.begin() + part.first, part.n, state + held->states->n_state());
         row r = {};
         for (uint32_t j = 0; j < n_pos && !(batch.token && j == 3); ++j) { // the fourth is 0 for text
             r.pos[j] = batch.pos[(batch.token ? 0 : (size_t) j*batch.n_tokens) + i];
@@ -104,7 +92,8 @@ int32_t prefill::observe(const uint8_t * freeze, halfv_observer observer, void *
     }
     // behind a frozen layer all tokens are run once more, which needs keys and values of their own in each
     std::vector<uint8_t> frozen(memory.bounds[n_stages]);
-    for (int32_t il = memory.bounds[n_stages] - 1; freeze && il >= 0 && memory.attends(il) && !memory.recurs(il) && ctx.model.hparams.has_kv(il); --il) {
+    const int32_t first = cuts_of(ctx.model).n_states > 1; // what enters layer 0 is one state, and more are made of it
+    for (int32_t il = memory.bounds[n_stages] - 1; freeze && il >= first && memory.attends(il) && !memory.recurs(il) && ctx.model.hparams.has_kv(il); --il) {
         frozen[il] = freeze[il];
     }
     if (prompt.rows.back().image >= 0 || memory.seq_pos_max(prompt.seq_id) >= 0) {
@@ -122,13 +111,15 @@ int32_t prefill::observe(const uint8_t * freeze, halfv_observer observer, void *
 
 int prefill::observe_layers(held_prompt & prompt, const std::vector<uint8_t> & freeze, halfv_observer observer, void * user) {
     const int32_t n_layer = memory.bounds[n_stages];
-    const size_t  n = prompt.rows.size(), n_embd = ctx.model.hparams.n_embd;
+    const size_t  n = prompt.rows.size(), n_embd = ctx.model.hparams.n_embd, n_state = prompt.states->n_state();
 
-    std::vector<float>   now(n*n_embd), next(n*n_embd), attention(n), logits(ctx.model.vocab.n_tokens());
+    std::vector<float>   now(n*n_embd), next(n*n_state), attention(n), logits(ctx.model.vocab.n_tokens());
     std::vector<uint8_t> visual(n);
     for (size_t i = 0; i < n; ++i) {
-        visual[i] = prompt.rows[i].image >= 0;
-        memcpy(now.data() + i*n_embd, prompt.states->host(prompt.rows[i].hidden), n_embd*sizeof(float));
+        const row & r = prompt.rows[i];
+        const float scale = scale_of(r);
+        visual[i] = r.image >= 0;
+        std::transform(prompt.states->host(r.hidden), prompt.states->host(r.hidden) + n_embd, now.data() + i*n_embd, [&](float x) { return x*scale; });
     }
     const auto & norm = final_norm();
     halfv_boundary seen = {
@@ -166,10 +157,9 @@ int prefill::observe_layers(held_prompt & prompt, const std::vector<uint8_t> & f
                 return rc;
             }
         }
-        now.swap(next);
-        seen.states = now.data();
         for (size_t i = 0; i < n; ++i) {
-            memcpy(prompt.states->host(prompt.rows[i].hidden), now.data() + i*n_embd, n_embd*sizeof(float));
+            memcpy(prompt.states->host(prompt.rows[i].hidden), next.data() + i*n_state, n_state*sizeof(float));
+            memcpy(now.data() + i*n_embd, next.data() + i*n_state, n_embd*sizeof(float));
         }
     }
     seen.attention = nullptr;
@@ -180,7 +170,7 @@ int prefill::observe_layers(held_prompt & prompt, const std::vector<uint8_t> & f
 // one layer over the whole prompt: the states that leave it, and where its last token looks
 int prefill::observe_layer(const held_prompt & prompt, int32_t il, float * out, float * attention) {
     const auto & hparams = ctx.model.hparams;
-    const size_t n = prompt.rows.size(), n_embd = hparams.n_embd, n_head_embd = hparams.n_embd_head_k(il);
+    const size_t n = prompt.rows.size(), n_state = prompt.states->n_state(), n_head_embd = hparams.n_embd_head_k(il);
     const bool   is_last = il + 1 == memory.bounds[n_stages];
 
     auto rows = prompt.rows;
@@ -192,11 +182,11 @@ int prefill::observe_layer(const held_prompt & prompt, int32_t il, float * out, 
     std::vector<float> queries, keys(n*hparams.n_embd_k_gqa(il));
     size_t i = 0;
     const int rc = run(steps_of(prompt.seq_id, rows, pass), [&](const llama_ubatch & ubatch, const llm_graph_result & res) {
-        read(res.t_embd, out + i*n_embd);
+        read(res.t_embd, out + i*n_state);
         if (attends) {
-            read(res.t_halfv_k, keys.data() + i*hparams.n_embd_k_gqa(il));
-            queries.resize(ggml_nelements(res.t_halfv_q));
-            read(res.t_halfv_q, queries.data());
+            read(res.halfv_cut.keys, keys.data() + i*hparams.n_embd_k_gqa(il));
+            queries.resize(ggml_nelements(res.halfv_cut.query));
+            read(res.halfv_cut.query, queries.data());
         }
         wait_for_device();
         i += ubatch.n_tokens;
@@ -215,7 +205,7 @@ int prefill::observe_layer(const held_prompt & prompt, int32_t il, float * out, 
 // what the last token would say if layer il left the visual tokens as they are
 int prefill::frozen_logits(const held_prompt & prompt, int32_t il, float * logits) {
     const auto & hparams = ctx.model.hparams;
-    const size_t n_embd  = hparams.n_embd;
+    const size_t n_embd  = hparams.n_embd, n_state = prompt.states->n_state();
     std::vector<row> visual, text;
     for (const auto & r : prompt.rows) { (r.image >= 0 ? visual : text).push_back(r); }
 
@@ -234,16 +224,17 @@ int prefill::frozen_logits(const held_prompt & prompt, int32_t il, float * logit
     for (auto & r : rows) {
         r.hidden.read(state);
         r.hidden = states.take_on_host(1)[0];
+        for (size_t j = 0; j < n_embd && il == 0; ++j) { state[j] *= scale_of(r); } // as it enters the layer
         states.write(r.hidden, state.data(), width);
         if (r.image < 0) { moving.push_back(states.host(r.hidden)); }
     }
     size_t i = 0;
     const int rc = run(steps_of(prompt.seq_id, text, { il, il + 1 }), [&](const llama_ubatch & ubatch, const llm_graph_result & res) {
-        out.resize(ubatch.n_tokens*n_embd);
+        out.resize(ubatch.n_tokens*n_state);
         read(res.t_embd, out.data());
         wait_for_device();
         for (uint32_t j = 0; j < ubatch.n_tokens; ++j) {
-            memcpy(moving[i++], out.data() + j*n_embd, n_embd*sizeof(float));
+            memcpy(moving[i++], out.data() + j*n_state, n_state*sizeof(float));
         }
     });
     if (rc != 0) {
@@ -264,8 +255,11 @@ int prefill::last_logits(const held_prompt & prompt, const std::vector<row> & ro
     auto asking = rows;
     asking.back().output = true;
     return run(steps_of(prompt.seq_id, asking, { first }), [&](const llama_ubatch & ubatch, const llm_graph_result & res) {
-        if (ubatch.output[ubatch.n_tokens - 1]) {
-            read(res.t_logits, logits);
+        if (ubatch.output[ubatch.n_tokens - 1]) { // of the last token: some builders give those of all
+            auto * t = res.t_logits;
+            ggml_backend_t backend = ggml_backend_sched_get_tensor_backend(ctx.sched.get(), t);
+            const size_t n = std::min<size_t>(t->ne[0], ctx.model.vocab.n_tokens());
+            ggml_backend_tensor_get_async(backend, t, logits, (t->ne[1] - 1)*t->nb[1], n*sizeof(float));
             wait_for_device();
         }
     });

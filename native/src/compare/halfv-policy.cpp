@@ -136,8 +136,8 @@ std::vector<int32_t> prefill::choose_otherwise(sequence & s, const std::vector<r
 }
 
 std::vector<state_ref> prefill::queries_of(const llm_graph_result & res, state_stores & stores) const {
-    auto refs = stores.queries.take_on_host(res.t_halfv_q->ne[2]);
-    read(res.t_halfv_q, stores.queries, refs);
+    auto refs = stores.queries.take_on_host(res.halfv_cut.query->ne[2]);
+    read(res.halfv_cut.query, stores.queries, refs);
     wait_for_device();
     return refs;
 }
