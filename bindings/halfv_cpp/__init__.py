@@ -55,16 +55,20 @@ def set_model_profile(model: int, profile: halfv_h.halfv_profile | None) -> None
 
 
 def stats(ctx: int, seq: int = 0) -> dict[str, Any]:
-    """halfv_stats as plain values; outcome and reason as words."""
+    """halfv_stats as plain values; outcome and reason as words. kv_* have the stages behind III as well."""
     out = halfv_h.halfv_stats()
     check(halfv_h.halfv_get_stats(ctx, seq, byref(out)))
     values = {name: getattr(out, name) for name, *_ in out._fields_ if name != "size"}
     values = {name: list(value) if isinstance(value, Array) else value for name, value in values.items()}
+    n_further = sum(size > 0 for size in values["further_size"])
+    for name in ("cells", "bytes", "size"):
+        values[f"kv_{name}"] += values.pop(f"further_{name}")[:n_further]
+    values["n_further"] = values["n_further"][:n_further]
     return values | {"outcome": OUTCOMES[out.outcome], "reason": REASONS[out.reason]}
 
 
 def image_tokens(ctx: int, seq: int, image: int, stage: int) -> list[int]:
-    """The tokens of a picture that reached stage 2 or 3, ascending."""
+    """The tokens of a picture that reached stage 2, 3 or one behind that, ascending."""
     count = check(halfv_h.halfv_image_tokens(ctx, seq, image, stage, None, 0))
     tokens = (c_int32 * count)()
     check(halfv_h.halfv_image_tokens(ctx, seq, image, stage, tokens, count))

@@ -47,7 +47,7 @@ def halfv_set_choice(ctx: MaybeHandle, choice: Int32, seed: UInt32, /) -> Int32:
 
 # struct halfv_choosing {
 #     uint32_t        size;      // sizeof(struct halfv_choosing), set by the library
-#     int32_t         stage;     // that begins: 2 or 3
+#     int32_t         stage;     // that begins: 2, 3 or one behind that
 #     int32_t         n_before;  // rows of text
 #     int32_t         n_visual;
 #     int32_t         n_after;   // rows of text
@@ -61,6 +61,7 @@ def halfv_set_choice(ctx: MaybeHandle, choice: Int32, seed: UInt32, /) -> Int32:
 #     const float   * features;  // the same after the model's last norm, each of length 1
 #     const float   * keys;      // [rows][n_head_kv][head_dim], of the layer before, with RoPE
 #     const float   * queries;   // [n_before + n_after][n_head][head_dim], of text, likewise
+#     const float   * visual_queries; // [n_visual][n_head][head_dim]
 # };
 @structure
 class halfv_choosing(Structure):  # noqa: N801
@@ -79,6 +80,7 @@ class halfv_choosing(Structure):  # noqa: N801
     features: FloatField
     keys: FloatField
     queries: FloatField
+    visual_queries: FloatField
 
 
 # typedef int32_t (*halfv_chooser)(const struct halfv_choosing * seen, int32_t * chosen, double * flops, void * user);

@@ -2,7 +2,7 @@
 
 # mypy: disable-error-code="empty-body"
 
-from ctypes import POINTER, Structure, c_uint32, c_uint64, sizeof
+from ctypes import POINTER, Structure, c_float, c_uint32, c_uint64, sizeof
 from typing import TYPE_CHECKING, Annotated, Any
 
 from halfv_cpp.c_types import (
@@ -70,6 +70,10 @@ HALFV_REST_FROZEN = 0
 HALFV_REST_DROPPED = 1
 
 
+# #define HALFV_MAX_FURTHER 4
+HALFV_MAX_FURTHER = 4
+
+
 # struct halfv_profile {
 #     uint32_t size;              // sizeof(struct halfv_profile)
 #     uint32_t ivr_layer;         // first layer of stage II
@@ -87,6 +91,13 @@ HALFV_REST_DROPPED = 1
 #                                 // the shares above are of those
 #     uint32_t encoder_layer;     // from this layer on the encoder sees only some of a picture, for libmtmd
 #     float    encoder_keep;      // share of it that they see, (0, 1]; the rest follows what is most like it
+#     float    input_merge;       // share of a picture's rows that is left when alike ones are averaged, for
+#                                 // libmtmd, (0, 1]; input_keep is of those
+#     uint32_t n_further;         // stages behind III, at most HALFV_MAX_FURTHER
+#     uint32_t further_layers[HALFV_MAX_FURTHER]; // the first layer of each, ascending
+#     float    further_keep[HALFV_MAX_FURTHER]; // share of the original tokens that it sees, [0, 1]; 0: text alone
+#     uint32_t ffn_layer;         // from this layer on, ivr_layer or later, visual tokens take only the first
+#     float    ffn_keep;          // channels of feed-forward networks: this share, in blocks of 32 or more, (0, 1]
 # };
 @structure
 class halfv_profile(Structure):  # noqa: N801
@@ -104,6 +115,12 @@ class halfv_profile(Structure):  # noqa: N801
     input_keep: Float
     encoder_layer: UInt32
     encoder_keep: Float
+    input_merge: Float
+    n_further: UInt32
+    further_layers: Annotated[Any, c_uint32 * HALFV_MAX_FURTHER]
+    further_keep: Annotated[Any, c_float * HALFV_MAX_FURTHER]
+    ffn_layer: UInt32
+    ffn_keep: Float
 
     def __init__(self, **values: Any) -> None:
         super().__init__(sizeof(halfv_profile), **values)
@@ -315,6 +332,10 @@ HALFV_REASON_UNASKED = 6
 #     uint32_t kv_cells[3];    // in use by this sequence, per stage
 #     uint64_t kv_bytes[3];
 #     uint32_t kv_size[3];     // cells that a stage has, for this sequence or, if unified, for all of them
+#     uint32_t n_further[HALFV_MAX_FURTHER]; // visual tokens in each stage behind III, and the same of those
+#     uint32_t further_cells[HALFV_MAX_FURTHER];
+#     uint64_t further_bytes[HALFV_MAX_FURTHER];
+#     uint32_t further_size[HALFV_MAX_FURTHER];
 # };
 @structure
 class halfv_stats(Structure):  # noqa: N801
@@ -337,6 +358,10 @@ class halfv_stats(Structure):  # noqa: N801
     kv_cells: Annotated[Any, c_uint32 * 3]
     kv_bytes: Annotated[Any, c_uint64 * 3]
     kv_size: Annotated[Any, c_uint32 * 3]
+    n_further: Annotated[Any, c_uint32 * HALFV_MAX_FURTHER]
+    further_cells: Annotated[Any, c_uint32 * HALFV_MAX_FURTHER]
+    further_bytes: Annotated[Any, c_uint64 * HALFV_MAX_FURTHER]
+    further_size: Annotated[Any, c_uint32 * HALFV_MAX_FURTHER]
 
     def __init__(self) -> None:
         super().__init__(sizeof(halfv_stats))

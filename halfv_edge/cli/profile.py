@@ -25,6 +25,15 @@ SOURCES = {
     "gguf": "in the file",
     "off": "none: the model runs unpruned",
 }
+
+
+def _numbers(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    def numbers(text: str) -> tuple[Any, ...]:
+        return tuple(kind(part) for part in text.split(",") if part)
+
+    return numbers
+
+
 FIELDS: dict[str, tuple[Callable[[str], Any], str, str]] = {
     "ivr_layer": (int, "N", "first layer of stage II"),
     "ivr_keep": (float, "SHARE", "share of the visual tokens kept from stage II, above 0 and at most 1"),
@@ -41,6 +50,11 @@ FIELDS: dict[str, tuple[Callable[[str], Any], str, str]] = {
     "input_keep": (float, "SHARE", "share of a picture's visual tokens given to the language model; 1: all"),
     "encoder_layer": (int, "N", "first layer of the encoder that sees only some of a picture"),
     "encoder_keep": (float, "SHARE", "share of a picture that these layers of the encoder see; 1: all"),
+    "input_merge": (float, "SHARE", "average rows of a picture that are alike until this share is left; 1: none"),
+    "further_layers": (_numbers(int), "N,N,...", "first layers of stages behind III"),
+    "further_keep": (_numbers(float), "SHARE,...", "share of the visual tokens that each of those sees; 0: text alone"),
+    "ffn_layer": (int, "N", "from this layer on visual tokens take only the first channels of feed-forward networks"),
+    "ffn_keep": (float, "SHARE", "share of those channels; 1: all"),
     "visual_share": (float, "SHARE", "share of the context set aside for pictures: less KV memory, less room for text"),
 }
 
@@ -245,12 +259,21 @@ def _rows(model: ModelFile, found: Resolved) -> list[tuple[str, str]]:
         rows.append(
             ("stage III", f"from layer {p.ssr_layer}: updates {_share(p.ssr_update)}, the rest is {p.ssr_rest}")
         )
+    for layer, keep in zip(p.further_layers, p.further_keep, strict=True):
+        seen = f"{_share(keep)} of the visual tokens" if keep else "no visual tokens"
+        rows.append(("behind it", f"from layer {layer}: {seen}"))
+    if p.ffn_keep < 1:
+        rows.append(
+            ("networks", f"from layer {p.ffn_layer}: visual tokens take the first {_share(p.ffn_keep)} of channels")
+        )
     rows.append(("pictures", f"of fewer than {p.min_visual_tokens} visual tokens are left whole"))
     if p.pixel_tau is not None:
         alike = f"within {p.pixel_tau:g} levels of" if p.pixel_tau else "equal to"
         rows.append(("encoder", f"is spared patches {alike} what their neighbours predict (Qwen-VL)"))
     if p.encoder_keep < 1:
         rows.append(("its layers", f"from {p.encoder_layer} on see {_share(p.encoder_keep)} of a picture"))
+    if p.input_merge < 1:
+        rows.append(("its rows", f"that are alike are averaged until {_share(p.input_merge)} are left"))
     if p.input_keep < 1:
         rows.append(("its output", f"{_share(p.input_keep)} of it goes on to the language model"))
     if p.visual_share:

@@ -107,6 +107,7 @@ class Encoder:
     layout: Layout
     pixel_tau: float | None  # None: pictures are taken whole
     input_keep: float = 1.0  # share of its rows that go on
+    input_merge: float = 1.0  # share of them that is left when alike ones are averaged, before that
     reduction: Reduction = NO_REDUCTION
     batches: bool = False  # several tiles of a picture at once, for encoders that can
     on_tensor: Any = None
@@ -130,12 +131,13 @@ class Encoder:
         pixel_tau: float | None,
         cache_bytes: int,
         input_keep: float = 1.0,
+        input_merge: float = 1.0,
         reduction: Reduction = NO_REDUCTION,
         weights: str = "auto",
         attention: int | None = None,
         on_tensor: Any = None,
     ) -> Encoder:
-        """pixel_tau, input_keep, reduction: of the model's profile in force, where libmtmd takes them from.
+        """pixel_tau, input_keep, input_merge, reduction: of the model's profile in force, where libmtmd has them.
         weights: of MMPROJ_TYPES. attention: enum halfv_attention; by default the fastest, llama.cpp's for "off".
         on_tensor: a ggml_backend_sched_eval_callback, in place of the one that progress needs.
         """
@@ -169,7 +171,18 @@ class Encoder:
         batches = use_gpu and bool(devices.gpus())
         layout = _layout(metadata)
         return cls(
-            path, pointer, cache_bytes, n_embd, layout, tau, input_keep, reduction, batches, on_tensor, spares_patches
+            path,
+            pointer,
+            cache_bytes,
+            n_embd,
+            layout,
+            tau,
+            input_keep,
+            input_merge,
+            reduction,
+            batches,
+            on_tensor,
+            spares_patches,
         )
 
     def close(self) -> None:
@@ -211,9 +224,9 @@ class Encoder:
     def tokens(self, picture: Picture) -> Encoded:
         """What the picture will be, with embeddings only if it is remembered."""
         digest = picture.digest()
-        if self.pixel_tau is not None or self.input_keep < 1 or self.reduction != NO_REDUCTION:
-            settings = f"{digest} {self.pixel_tau} {self.input_keep} {self.reduction}"
-            digest = hashlib.blake2b(settings.encode(), digest_size=32).hexdigest()
+        settings = self.pixel_tau, self.input_keep, self.input_merge, self.reduction
+        if settings != (None, 1.0, 1.0, NO_REDUCTION):
+            digest = hashlib.blake2b(f"{digest} {settings}".encode(), digest_size=32).hexdigest()
         with self._held() as pointer:
             if digest in self._cache:
                 self._cache.move_to_end(digest)

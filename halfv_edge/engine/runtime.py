@@ -110,6 +110,7 @@ class Runtime:
             image_max_tokens=options.image_max_tokens,
             pixel_tau=self.profile.pixel_tau if self.profile else None,
             input_keep=self.profile.input_keep if self.profile else 1.0,
+            input_merge=self.profile.input_merge if self.profile else 1.0,
             reduction=self.profile.reduction if self.profile else NO_REDUCTION,
             weights=options.mmproj_type,
         )
@@ -137,6 +138,8 @@ class Runtime:
         log.clear()
         params = llama_h.llama_model_default_params()
         params.n_gpu_layers = options.n_gpu_layers
+        if resolved.profile and resolved.profile.ffn_keep < 1:
+            params.use_extra_bufts = False  # of matrices that a processor packs for itself no part can be taken
         pointer = llama_h.llama_model_load_from_file(str(about.path).encode(), params)
         if not pointer:
             if log.out_of_memory():
@@ -278,6 +281,7 @@ class Runtime:
         image_max_tokens: int | None,
         pixel_tau: float | None,
         input_keep: float,
+        input_merge: float,
         reduction: Reduction,
         weights: str,
         on_tensor: Any = None,
@@ -287,7 +291,12 @@ class Runtime:
         base = self.profile or Profile.default(self.n_layer)
         layer, keep = reduction
         seen = dataclasses.replace(
-            base, pixel_tau=pixel_tau, input_keep=input_keep, encoder_layer=layer, encoder_keep=keep
+            base,
+            pixel_tau=pixel_tau,
+            input_keep=input_keep,
+            input_merge=input_merge,
+            encoder_layer=layer,
+            encoder_keep=keep,
         )
         with self._in_force(seen):
             return Encoder.load(
@@ -301,6 +310,7 @@ class Runtime:
                 pixel_tau=pixel_tau,
                 on_tensor=on_tensor,
                 input_keep=input_keep,
+                input_merge=input_merge,
                 reduction=reduction,
                 cache_bytes=self.options.image_cache_mb << 20,
                 weights=weights,

@@ -250,12 +250,13 @@ class _Scanner:
 
 
 def encode_entry(key: str, type_: int, value: Any) -> bytes:
-    """The bytes of one pair; `value` is a number, a str, or a list of f32."""
+    """The bytes of one pair; `value` is a number, a str, or a list of u32 (int) or f32 (float)."""
     head = _string(key) + struct.pack("<I", type_)
     if type_ == STRING:
         return head + _string(value)
     if type_ == ARRAY:
-        return head + struct.pack(f"<IQ{len(value)}f", FLOAT32, len(value), *value)
+        item = UINT32 if value and all(isinstance(each, int) for each in value) else FLOAT32
+        return head + struct.pack(f"<IQ{len(value)}{FORMATS[item]}", item, len(value), *value)
     return head + struct.pack("<" + FORMATS[type_], value)
 
 

@@ -202,6 +202,7 @@ class HalfVChatHandler:
             image_max_tokens=self._image_max_tokens,
             pixel_tau=resolved.profile.pixel_tau if resolved.profile else None,
             input_keep=resolved.profile.input_keep if resolved.profile else 1.0,
+            input_merge=resolved.profile.input_merge if resolved.profile else 1.0,
             reduction=resolved.profile.reduction if resolved.profile else NO_REDUCTION,
             weights=self._mmproj_type,
             cache_bytes=self._cache_bytes,

@@ -64,14 +64,22 @@ def seen_by(what: halfv_compare_h.halfv_choosing) -> Seen:
     states = _rows(what.states, (rows, what.n_embd))
     features = _rows(what.features, (rows, what.n_embd))
     keys = _rows(what.keys, (rows, what.n_head_kv, what.head_dim)).repeat(what.n_head // what.n_head_kv, axis=1)
-    queries = _rows(what.queries, (before + after, what.n_head, what.head_dim))[before:]
+    queries = _rows(what.queries, (before + after, what.n_head, what.head_dim))
+    visual = _rows(what.visual_queries, (n, what.n_head, what.head_dim))
+    queries = np.concatenate([queries[:before], visual, queries[before:]])
     picture, text = slice(before, before + n), slice(before + n, rows)
-    logits = np.einsum("qhd,khd->hqk", queries, keys) / np.sqrt(what.head_dim)
-    later = np.arange(rows)[None, :] > np.arange(before + n, rows)[:, None]
-    logits[:, later] = -np.inf
-    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    scale = 1 / np.sqrt(what.head_dim)
+
+    def logits(first: int) -> Floats:
+        found: Floats = np.einsum("qhd,khd->hqk", queries[first:], keys) * scale
+        found[:, np.arange(rows)[None, :] > np.arange(first, rows)[:, None]] = -np.inf
+        return found
+
+    of_text = logits(before + n)
+    weights = np.exp(of_text - of_text.max(axis=-1, keepdims=True))
     attention = (weights / weights.sum(axis=-1, keepdims=True))[:, :, picture]
-    return Seen(states[picture], features[picture], states[text], features[text], attention)
+    parts = states[picture], features[picture], states[text], features[text]
+    return Seen(*parts, attention, pairs=lambda: logits(0), n_before=before)
 
 
 def _rows(pointer: Any, shape: tuple[int, ...]) -> Floats:

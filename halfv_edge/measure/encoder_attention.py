@@ -37,7 +37,8 @@ class EncoderAttention:
         self._seen: dict[str, Floats] = {}
         self._callback = ggml_backend_sched_eval_callback(self._on_tensor)
         self.encoder = runtime.load_encoder(
-            image_max_tokens=runtime.options.image_max_tokens, pixel_tau=None, input_keep=1.0, reduction=NO_REDUCTION,
+            image_max_tokens=runtime.options.image_max_tokens, pixel_tau=None, input_keep=1.0, input_merge=1.0,
+            reduction=NO_REDUCTION,
             weights="off", on_tensor=self._callback,
         )  # fmt: skip
         self.encoder.cache_bytes = 0  # what is remembered is not seen again

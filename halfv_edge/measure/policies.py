@@ -8,16 +8,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from halfv_edge.errors import HalfVError
-from halfv_edge.profile.profile import DROPPED, FROZEN, NO_REDUCTION, Profile, Reduction, Rest
+from halfv_edge.profile.profile import DROPPED, FROZEN, MAX_FURTHER, NO_REDUCTION, Profile, Reduction, Rest
 
 STOCK, UNPRUNED = "stock", "unpruned"
 CHOICES = ("halfv", "random", "uniform", "attention", "dart", "given")  # in the order of enum halfv_choice
 # the names in selectors.py, which needs numpy
-AT_A_BOUNDARY = ("asked", "sieve", "sparsevlm", "scope")
+AT_A_BOUNDARY = ("asked", "sieve", "sparsevlm", "scope", "pagerank")
 BEFORE_THE_MODEL = ("divprune", "cdpruner", "scope-input", "visionzip", "holov")
 FLOPS = "flops"  # in place of a number: as many as the profile spends
 STEPS = 400  # shares that are tried for it
 FASTV_LAYER = 2  # where FastV and DART prune
+TWIG_LAYER = 2  # where TwigVLM prunes
+AIM_STEPS = 4  # in place of a share for each layer
 DART_PIVOTS = 4  # of the picture, and as many of the text
 
 
@@ -53,6 +55,11 @@ class Policy:
     def input_keep(self) -> float:
         """Of the encoder's rows that go on."""
         return self.profile.input_keep if self.profile else 1.0
+
+    @property
+    def input_merge(self) -> float:
+        """Of the encoder's rows that are left when alike ones are averaged."""
+        return self.profile.input_merge if self.profile else 1.0
 
     @property
     def reduction(self) -> Reduction:
@@ -171,18 +178,25 @@ def _cut(model: PolicyModel, name: str, value: str) -> Policy:
 
 
 def _placed(model: PolicyModel, name: str, value: str) -> Profile:
-    """`2/0.2`, `2/0.2/6/0.05` or `2/0.2/6/frozen`: where stage II begins and the share it keeps; where stage III
-    does and the share that it updates, the rest dropped, or all frozen."""
-    layer, keep, deep, update = (*value.split("/"), "", "", "")[:4]
-    if value.count("/") not in (1, 3):
-        raise HalfVError(
-            f"The policy {name!r} is not valid: it is like {name.partition(':')[0]}:2/0.2 or :2/0.2/6/0.05."
-        )
-    base = dataclasses.replace(Profile.default(model.n_layer), ivr_layer=whole(name, layer), ivr_keep=share(name, keep))
-    if not deep:
-        return base
-    rest: tuple[float, Rest] = (0.0, FROZEN) if update == FROZEN else (share(name, update), DROPPED)
-    return dataclasses.replace(base, ssr_layer=whole(name, deep), ssr_update=rest[0], ssr_rest=rest[1])
+    """`2/0.2` or `2/0.2/6/0.05/9/0`: where stages from II on begin, and the share that each sees, the rest dropped; or
+    `frozen` for stage III, where all are."""
+    parts = value.split("/")
+    if len(parts) % 2 or len(parts) > 2 * (2 + MAX_FURTHER):
+        kind = name.partition(":")[0]
+        raise HalfVError(f"The policy {name!r} is not valid: it is like {kind}:2/0.2 or :2/0.2/6/0.05 or :2/0.2/6/0.")
+    layers = [whole(name, part) for part in parts[::2]]
+    if frozen := parts[3:4] == [FROZEN]:
+        parts[3] = "0"
+    own = staged(model.n_layer, layers, [share(name, parts[1]), *(share_or_none(name, part) for part in parts[3::2])])
+    return dataclasses.replace(own, ssr_rest=FROZEN) if frozen else own
+
+
+def staged(n_layer: int, layers: Sequence[int], keep: Sequence[float]) -> Profile:
+    """From each of these layers on a share of the tokens; the others are dropped."""
+    base = dataclasses.replace(Profile.default(n_layer), ivr_layer=layers[0], ivr_keep=keep[0])
+    if len(layers) > 1:
+        base = dataclasses.replace(base, ssr_layer=layers[1], ssr_update=keep[1], ssr_rest=DROPPED)
+    return dataclasses.replace(base, further_layers=tuple(layers[2:]), further_keep=tuple(keep[2:]))
 
 
 def _encoder(model: PolicyModel, name: str, value: str) -> Policy:
@@ -224,12 +238,12 @@ def _once(model: PolicyModel, name: str, value: str) -> Policy:
 
 
 def _pyramid(model: PolicyModel, name: str, value: str) -> Policy:
-    """PyramidDrop cuts to a half, a quarter, an eighth at 1/4, 1/2, 3/4 of the depth. The two later cuts are one here,
-    at half of the depth, with their mean share."""
+    """PyramidDrop: to a half, a quarter, an eighth at 1/4, 1/2, 3/4 of the depth."""
 
     def make(keep: float) -> Profile:
-        first, second = max(1, model.n_layer // 4), max(2, model.n_layer // 2)
-        return Profile(first, keep, 0.0, second, keep * (keep + keep * keep) / 2, DROPPED, 1)
+        layers = [max(number, number * model.n_layer // 4) for number in (1, 2, 3)]
+        own = staged(model.n_layer, layers, [keep, keep**2, keep**3])
+        return dataclasses.replace(own, ivr_anchors=0.0, min_visual_tokens=1)
 
     return Policy(name, _of_share(model, name, value, 0.5, make), choice="attention")
 
@@ -250,6 +264,63 @@ def _shortv(model: PolicyModel, name: str, value: str) -> Policy:
     if value == FLOPS:
         return Policy(name, _matched(model, name, make))
     return Policy(name, make(1 - (share(name, value) if value else 19 / 32)))
+
+
+def _wipe(model: PolicyModel, name: str, value: str) -> Policy:
+    """YOPO's lazy layers, TwigVLM's FinalWipe: from a layer on there is only text, whatever the profile does before."""
+    own, layer = model.own(name), whole(name, value)
+    if own.ssr_layer == model.n_layer:
+        return Policy(name, dataclasses.replace(own, ssr_layer=layer, ssr_update=0.0, ssr_rest=DROPPED))
+    layers, keep = (*own.further_layers, layer), (*own.further_keep, 0.0)
+    return Policy(name, dataclasses.replace(own, further_layers=layers, further_keep=keep))
+
+
+def _channels(model: PolicyModel, name: str, value: str) -> Policy:
+    """YOPO's sparse networks: from a layer on visual tokens take a share of the channels, the first ones."""
+    layer, slash, keep = value.partition("/")
+    if not slash:
+        raise HalfVError(f"The policy {name!r} is not valid: give LAYER/SHARE, as in channels:4/0.5.")
+    own = model.profile or Profile.default(model.n_layer)
+    return Policy(name, dataclasses.replace(own, ffn_layer=whole(name, layer), ffn_keep=share(name, keep)))
+
+
+def _twig(model: PolicyModel, name: str, value: str) -> Policy:
+    """TwigVLM's schedule: all tokens in two layers, the same share up to three quarters of the depth, none behind. Over
+    all layers that is the mean which is given. Its trained twig is not here: the last token's attention chooses."""
+    wipe = max(TWIG_LAYER + 1, round(0.75 * model.n_layer))
+    wanted = share(name, value) if value else 1 / 3  # 192 of 576
+    keep = (model.n_layer * wanted - TWIG_LAYER) / (wipe - TWIG_LAYER)
+    if not 0 < keep <= 1:
+        between = f"above {TWIG_LAYER / model.n_layer:.2g} and at most {wipe / model.n_layer:.2g}"
+        raise HalfVError(f"The policy {name!r} is not valid: in {model.n_layer} layers the mean is {between}.")
+    own = dataclasses.replace(staged(model.n_layer, [TWIG_LAYER, wipe], [keep, 0.0]), min_visual_tokens=1)
+    return Policy(name, own, choice="attention")
+
+
+def _merge(model: PolicyModel, name: str, value: str) -> Policy:
+    """Rows that are alike are averaged before the language model; nothing is pruned in it."""
+    return Policy(name, dataclasses.replace(Profile.default(model.n_layer), input_merge=share(name, value)))
+
+
+def _aim(model: PolicyModel, name: str, value: str) -> Policy:
+    """AIM: rows merged, to a quarter as published, and then fewer in each layer of the second half, by PageRank."""
+    layers, keep = aim_schedule(model.n_layer)
+    merge = share(name, value) if value else 0.25
+    own = dataclasses.replace(staged(model.n_layer, layers, keep), min_visual_tokens=1, input_merge=merge)
+    return Policy(name, own, choice="given", selector="pagerank")
+
+
+def aim_schedule(n_layer: int) -> tuple[list[int], list[float]]:
+    """Published: of 28 layers the 16th sees 7/8, each next 1/8 less, the 23rd none. Here the same at relative depths,
+    neighbouring layers joined to at most four with their mean share, which costs as much."""
+    shares = [min(1.0, max(0.0, 1 - (layer * 28 / n_layer - 14) / 8)) for layer in range(n_layer)]
+    falling = [layer for layer, seen in enumerate(shares) if 0 < seen < 1 and layer > 0]
+    size = max(1, -(-len(falling) // AIM_STEPS))
+    groups = [falling[at : at + size] for at in range(0, len(falling), size)]
+    layers = [group[0] for group in groups]
+    keep = [sum(shares[layer] for layer in group) / len(group) for group in groups]
+    empty = next((layer for layer, seen in enumerate(shares) if seen == 0 and layer > 0), None)
+    return (layers, keep) if empty is None else ([*layers, empty], [*keep, 0.0])
 
 
 def _of_share(model: PolicyModel, name: str, value: str, usual: float, make: Callable[[float], Profile]) -> Profile:
@@ -302,21 +373,30 @@ POLICIES: dict[str, tuple[Maker, str, str]] = {
     "uniform": (_otherwise, "?", "the profile's layers and shares, tokens evenly spread"),
     "fastv": (_once, "?", "FastV: one cut after two layers by attention, fastv:0.25; half"),
     "dart": (_once, "?", "DART: the same by unlikeness to pivots"),
-    "pyramiddrop": (_pyramid, "?", "PyramidDrop with two cuts, each to this share; half"),
+    "pyramiddrop": (_pyramid, "?", "PyramidDrop: three cuts, each to this share of what is left; half"),
     "vtw": (_vtw, "?", "no visual tokens from a layer on, vtw:16; the middle"),
+    "wipe": (_wipe, "!", "the profile, and text alone from a layer on, wipe:21"),
+    "channels": (
+        _channels,
+        "!",
+        "the profile, and visual tokens take the first channels from a layer on, channels:4/0.5",
+    ),
+    "twigvlm": (_twig, "?", "TwigVLM's schedule by this mean share, chosen by attention, twigvlm:0.3; 1/3"),
+    "merge": (_merge, "!", "rows that are alike are averaged until this share is left, merge:0.25, nothing else"),
+    "aim": (_aim, "?", "AIM: merged to this share, then ever fewer by PageRank, aim:1; 0.25 (eval only)"),
     "shortv": (_shortv, "?", "visual tokens frozen in the last share of the layers, shortv:0.6; 19/32"),
 }
 POLICIES["cut"] = (
     _cut,
     "!",
-    "HalfV's own choice with other layers and shares, cut:2/0.2, cut:2/0.2/6/0.05 or cut:2/0.2/6/frozen (eval only)",
+    "HalfV's own choice with other layers and shares, cut:2/0.2, 2/0.2/6/0.05/9/0 or 2/0.2/6/frozen (eval only)",
 )
 POLICIES |= {name: (_cut, "?", f"the same, or the profile, chosen by {name} (eval only)") for name in AT_A_BOUNDARY}
 POLICIES |= {name: (_input_chosen, "!", f"like input:0.5, chosen by {name} (eval only)") for name in BEFORE_THE_MODEL}
 MATCHED = "flops in place of a number, as in fastv:flops, matches the FLOPs of the profile (eval only)"
 
 
-BEHIND = "pixel:0+ and input:0.5+ before any are done first, as in pixel:0+input:0.5+profile (eval only)"
+BEHIND = "pixel:0+, merge:0.5+ and input:0.5+ before any are done first, as in pixel:0+input:0.5+profile (eval only)"
 
 
 def parse(text: str, model: PolicyModel) -> list[Policy]:
@@ -337,12 +417,16 @@ def parse_one(name: str, model: PolicyModel) -> Policy:
 
 
 def _behind(first: Policy, policy: Policy, name: str, model: PolicyModel) -> Policy:
-    """What `pixel:0` or `input:0.5` leaves out, and then another policy."""
-    if not first.name.startswith(("pixel:", "input:")) or policy.weights:
-        raise HalfVError(f"The policy {name!r} is not valid: what stands before + must be pixel:TAU or input:SHARE.")
+    """What `pixel:0`, `merge:0.5` or `input:0.5` leaves out, and then another policy."""
+    if not first.name.startswith(("pixel:", "merge:", "input:")) or policy.weights:
+        raise HalfVError(
+            f"The policy {name!r} is not valid: what stands before + must be pixel:TAU, merge:SHARE or input:SHARE."
+        )
     profile = policy.profile or Profile.default(model.n_layer)
     if first.name.startswith("pixel:"):
         profile = dataclasses.replace(profile, pixel_tau=first.tau)
+    elif first.name.startswith("merge:"):
+        profile = dataclasses.replace(profile, input_merge=first.input_merge)
     else:
         profile = dataclasses.replace(profile, input_keep=first.input_keep)
     return dataclasses.replace(policy, name=name, profile=profile)
@@ -365,6 +449,10 @@ def share(name: str, value: str) -> float:
     if not re.fullmatch(r"0?\.\d+|1(\.0*)?", value) or not float(value):
         raise HalfVError(f"The policy {name!r} is not valid: {value} must be a share above 0 and at most 1.")
     return float(value)
+
+
+def share_or_none(name: str, value: str) -> float:
+    return 0.0 if re.fullmatch(r"0(\.0*)?", value) else share(name, value)
 
 
 def whole(name: str, value: str) -> int:

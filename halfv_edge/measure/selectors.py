@@ -21,6 +21,7 @@ SIEVE_SHARE = 0.75  # of the text's variance that its dominant directions hold
 ASKED_SHARE = 0.5  # of the chosen, by attention
 HOLOV_RUNS = 1.78  # for each token chosen, times the picture's tokens
 HOLOV_SCALE, HOLOV_WEIGHT = 1000.0, 0.09  # of attention, and of the spread beside it
+AIM_TEMPERATURE, AIM_ITERATIONS = 0.1, 5
 HEADS_SHARE = 14 / 32  # of the heads that look at the picture most, for SparseVLM
 
 
@@ -35,6 +36,9 @@ class Seen:
     # [heads, m, n]: of the layer before, with the whole prompt in the softmax; None before the language model
     attention: Floats | None = None
     salience: Floats | None = None  # [n]: attention received inside the encoder, for those in BY_ENCODER
+    # [heads, rows, rows]: its logits, of text before, picture, text after
+    pairs: Callable[[], Floats] | None = None
+    n_before: int = 0  # rows of text before
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +121,22 @@ def sparsevlm(seen: Seen, count: int) -> Chosen:
     return Chosen(
         top(looks[heads].mean(axis=(0, 1)), count), 2.0 * dots.size * seen.states.shape[1] + _attention_flops(seen)
     )
+
+
+def pagerank(seen: Seen, count: int) -> Chosen:
+    """AIM's: where a walk along attention, sharpened by a temperature of 0.1, is after five steps from anywhere."""
+    assert seen.pairs is not None
+    logits = seen.pairs() / AIM_TEMPERATURE
+    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    heads, rows, _ = weights.shape
+    walk = np.full((heads, rows), 1 / rows)
+    for _ in range(AIM_ITERATIONS):
+        walk = np.einsum("hq,hqk->hk", walk, weights)
+    scores = np.sqrt((walk**2).mean(axis=0))[seen.n_before :][: len(seen.states)]
+    pairs = rows * (rows + 1) / 2
+    # heads together are as wide as a state, about
+    return Chosen(top(scores, count), 2.0 * pairs * (seen.states.shape[1] + AIM_ITERATIONS * heads))
 
 
 def scope(seen: Seen, count: int) -> Chosen:
@@ -240,6 +260,7 @@ BOUNDARY: dict[str, Selector] = {
     "sieve": sieve,
     "sparsevlm": sparsevlm,
     "scope": scope,
+    "pagerank": pagerank,
 }  # where a stage begins
 BY_ENCODER: dict[str, Selector] = {"visionzip": visionzip, "holov": holov}  # likewise, by the encoder's attention
 INPUT: dict[str, Selector] = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
@@ -26,6 +26,8 @@ Rest = Literal["frozen", "dropped"]
 REST = (FROZEN, DROPPED)  # in the order of enum halfv_rest
 Reduction = tuple[int, float]  # an encoder's first layer that sees only some of a picture, and the share
 NO_REDUCTION: Reduction = (1, 1.0)
+MAX_FURTHER = halfv_cpp.HALFV_MAX_FURTHER
+WHOLES = ARRAY << 8 | UINT32  # a list of whole numbers; in a GGUF an array of u32
 
 # field: (key without the prefix, GGUF type), in the order in which they are checked
 KEYS = {
@@ -41,8 +43,13 @@ KEYS = {
     "input_keep": ("input.keep", FLOAT32),
     "encoder_layer": ("encoder.layer", UINT32),
     "encoder_keep": ("encoder.keep", FLOAT32),
+    "input_merge": ("input.merge", FLOAT32),
+    "further_layers": ("further.layers", WHOLES),
+    "further_keep": ("further.keep", ARRAY),
+    "ffn_layer": ("ffn.layer", UINT32),
+    "ffn_keep": ("ffn.keep", FLOAT32),
 }
-OPTIONAL = ("min_visual_tokens", "pixel.tau", "visual_share", "input.keep", "encoder.layer", "encoder.keep")
+REQUIRED = ("ivr.layer", "ivr.keep", "ivr.anchors", "ssr.layer", "ssr.update", "ssr.rest")
 CALIBRATION_KEYS = {
     "samples": UINT32,
     "source": STRING,
@@ -56,6 +63,7 @@ TYPE_RULES = {
     FLOAT32: "a number",
     STRING: "text",
     ARRAY: "a list of numbers",
+    WHOLES: "a list of whole numbers from 0 to 4294967295",
 }
 
 
@@ -114,12 +122,22 @@ class Profile:
     input_keep: float = 1.0  # share of a picture's rows that go on from the encoder; the shares above are of those
     encoder_layer: int = 1  # first layer of the encoder that sees only some of a picture
     encoder_keep: float = 1.0  # share of its tokens' patches that it sees
+    input_merge: float = 1.0  # share of a picture's rows left when alike ones are averaged; input_keep is of those
+    further_layers: tuple[int, ...] = ()  # first layers of stages behind III
+    further_keep: tuple[float, ...] = ()  # share of the original tokens that each sees; 0: text alone
+    ffn_layer: int = 1  # from this layer on visual tokens take only the first channels of feed-forward networks
+    ffn_keep: float = 1.0  # share of them
     calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
         for name, (_, type_) in KEYS.items():
-            if type_ == FLOAT32 and getattr(self, name) is not None:
-                object.__setattr__(self, name, to_f32(getattr(self, name)))
+            value = getattr(self, name)
+            if type_ == FLOAT32 and value is not None:
+                object.__setattr__(self, name, to_f32(value))
+            elif type_ in (ARRAY, WHOLES):
+                object.__setattr__(
+                    self, name, tuple(to_f32(item) for item in value) if type_ == ARRAY else tuple(value)
+                )
 
     @classmethod
     def default(cls, n_layer: int) -> Profile:
@@ -150,6 +168,7 @@ class Profile:
             HalfVError: A value does not fit; the sentence names the key and the value.
         """
         _check_types("", {key: (value, type_) for key, type_, value in self._given()})
+        check_further(self.further_layers, self.further_keep)
         if not 1 <= self.ivr_layer < n_layer:
             raise complaint(
                 "ivr.layer", self.ivr_layer, f"it must be at least 1 and below the model's {n_layer} layers"
@@ -174,16 +193,40 @@ class Profile:
             raise complaint("encoder.layer", self.encoder_layer, "it must be at least 1")
         if not 0 < self.encoder_keep <= 1:
             raise complaint("encoder.keep", self.encoder_keep, "it must be above 0 and at most 1")
+        if not 0 < self.input_merge <= 1:
+            raise complaint("input.merge", self.input_merge, "it must be above 0 and at most 1")
+        self._check_further(n_layer)
+        if not 0 < self.ffn_keep <= 1:
+            raise complaint("ffn.keep", self.ffn_keep, "it must be above 0 and at most 1")
+        if self.ffn_keep < 1 and not self.ivr_layer <= self.ffn_layer < n_layer:
+            rule = f"it must be at least halfv.ivr.layer ({self.ivr_layer}) and below the model's {n_layer} layers"
+            raise complaint("ffn.layer", self.ffn_layer, rule)
         if self.calibration:
             self.calibration.validate(n_layer)
         return self
 
+    def _check_further(self, n_layer: int) -> None:
+        before, what = self.ssr_layer, "halfv.ssr.layer"
+        for layer in self.further_layers:
+            if not before < layer < n_layer:
+                rule = f"it must be above the {what} before it ({before}) and below the model's {n_layer} layers"
+                raise complaint("further.layers", layer, rule)
+            before, what = layer, "one"
+        for keep in self.further_keep:
+            if not 0 <= keep <= 1:
+                raise complaint("further.keep", keep, "it must be between 0 and 1")
+            if self.ssr_rest == FROZEN and keep:
+                raise complaint("further.keep", keep, "behind tokens that are frozen it must be 0")
+
     def _given(self) -> Iterator[tuple[str, int, Any]]:
-        """Key, GGUF type and value of each that is not left out; those of the encoder are, where they do nothing."""
+        """Key, GGUF type and value of each that is not left out; later ones are, where they do nothing."""
+        idle = {"encoder_layer", "encoder_keep"} if self.reduction == NO_REDUCTION else set()
+        idle |= {"input_merge"} if self.input_merge == 1 else set()
+        idle |= {"ffn_layer", "ffn_keep"} if (self.ffn_layer, self.ffn_keep) == (1, 1.0) else set()
+        idle |= set() if self.further_layers or self.further_keep else {"further_layers", "further_keep"}
         for name, (key, type_) in KEYS.items():
-            is_usual = name.startswith("encoder_") and self.reduction == NO_REDUCTION
-            if (value := getattr(self, name)) is not None and not is_usual:
-                yield key, type_, value
+            if (value := getattr(self, name)) is not None and name not in idle:
+                yield key, type_, list(value) if isinstance(value, tuple) else value
 
     def prunes(self, n_layer: int) -> bool:
         """Whether it leaves any visual token out in the language model.
@@ -194,7 +237,8 @@ class Profile:
         Returns:
             False when it keeps and updates all that the language model is given.
         """
-        return self.ivr_keep < 1 or (self.ssr_layer < n_layer and self.ssr_update < 1)
+        later = self.ssr_layer < n_layer and self.ssr_update < 1
+        return self.ivr_keep < 1 or self.ffn_keep < 1 or later or any(keep < 1 for keep in self.further_keep)
 
     @property
     def reduction(self) -> Reduction:
@@ -205,7 +249,7 @@ class Profile:
         """Metadata of a GGUF, each key with its type and value."""
         entries: dict[str, tuple[int, Any]] = {PREFIX + "version": (UINT32, VERSION)}
         for key, type_, value in self._given():
-            entries[PREFIX + key] = (type_, value)
+            entries[PREFIX + key] = (ARRAY if type_ == WHOLES else type_, value)
         for name, value in (self.calibration.to_json() if self.calibration else {}).items():
             entries[f"{PREFIX}calibration.{name}"] = (CALIBRATION_KEYS[name], value)
         return entries
@@ -229,8 +273,9 @@ class Profile:
         evidence = {key.removeprefix("calibration."): flat.pop(key) for key in measured}
         values = _read_json(flat, dict(KEYS.values()), "")
         for key, _ in KEYS.values():
-            if key not in values and key not in OPTIONAL:
+            if key not in values and key in REQUIRED:
                 raise missing(key)
+        check_further(values.get("further.layers", ()), values.get("further.keep", ()))
         check_rest(values["ssr.rest"])
         calibration = Calibration(**_read_json(evidence, CALIBRATION_KEYS, "calibration.")) if evidence else None
         names = {key: name for name, (key, _) in KEYS.items()}
@@ -250,7 +295,8 @@ class Profile:
         """For halfv_model_set_profile."""
         values = {name: getattr(self, name) for name in KEYS}
         values |= {"ssr_rest": REST.index(self.ssr_rest), "pixel_prune": self.pixel_tau is not None}
-        return halfv_cpp.halfv_profile(**values | {"pixel_tau": self.pixel_tau or 0.0})
+        values |= {"pixel_tau": self.pixel_tau or 0.0, "n_further": len(self.further_layers)}
+        return halfv_cpp.halfv_profile(**values)
 
     def encoder_part(self, n_layer: int) -> Profile:
         """What it says of the encoder.
@@ -268,6 +314,7 @@ class Profile:
             input_keep=self.input_keep,
             encoder_layer=self.encoder_layer,
             encoder_keep=self.encoder_keep,
+            input_merge=self.input_merge,
         )
 
     @classmethod
@@ -281,8 +328,9 @@ class Profile:
             The profile, without the evidence for it.
         """
         values = {name: getattr(struct_, name) for name in KEYS}
-        tau = struct_.pixel_tau if struct_.pixel_prune else None
-        return cls(**values | {"ssr_rest": REST[struct_.ssr_rest], "pixel_tau": tau})
+        values |= {"ssr_rest": REST[struct_.ssr_rest], "pixel_tau": struct_.pixel_tau if struct_.pixel_prune else None}
+        values |= {name: values[name][: struct_.n_further] for name in ("further_layers", "further_keep")}
+        return cls(**values)
 
 
 def to_f32(value: float) -> float:
@@ -327,6 +375,13 @@ def check_rest(rest: str) -> None:
         raise complaint("ssr.rest", quote(rest), 'it must be "frozen" or "dropped"')
 
 
+def check_further(layers: Sequence[int], keep: Sequence[float]) -> None:
+    if len(layers) > MAX_FURTHER:
+        raise complaint("further.layers", f"{len(layers)} values", f"there can be at most {MAX_FURTHER}")
+    if len(keep) != len(layers):
+        raise complaint("further.keep", f"{len(keep)} values", f"halfv.further.layers has {len(layers)}")
+
+
 def _check_finite(key: str, values: Iterable[float]) -> None:
     for value in values:
         if not math.isfinite(value):
@@ -339,7 +394,7 @@ def _flatten(value: Any) -> dict[str, Any]:
         raise InvalidError(f"a profile is a JSON object, not {quote(value)}")
     out: dict[str, Any] = {}
     for key, item in value.items():
-        if key in ("ivr", "ssr", "pixel", "input", "encoder", "calibration"):
+        if key in ("ivr", "ssr", "pixel", "input", "encoder", "further", "ffn", "calibration"):
             if not isinstance(item, Mapping):
                 raise complaint(key, quote(item), "it must be an object")
             out |= {f"{key}.{leaf}": leaf_value for leaf, leaf_value in item.items()}
@@ -373,6 +428,8 @@ def _fits(value: Any, type_: int) -> bool:
         return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)  # JSON can hold half a character
     if type_ == ARRAY:
         return isinstance(value, (list, tuple)) and all(_fits(item, FLOAT32) for item in value)
+    if type_ == WHOLES:
+        return isinstance(value, (list, tuple)) and all(_fits(item, UINT32) for item in value)
     if isinstance(value, bool):
         return False
     if type_ == UINT32:

@@ -14,11 +14,13 @@ from halfv_edge.profile.model_file import ModelFile
 from halfv_edge.profile.profile import (
     CALIBRATION_KEYS,
     KEYS,
-    OPTIONAL,
     PREFIX,
+    REQUIRED,
+    WHOLES,
     Calibration,
     InvalidError,
     Profile,
+    check_further,
     check_rest,
     check_version,
     complaint,
@@ -27,7 +29,7 @@ from halfv_edge.profile.profile import (
 
 SIDECAR_SUFFIX = ".halfv.json"
 MAX_SIDECAR_BYTES = 1 << 20
-TYPE_WORDS = {UINT32: "u32", FLOAT32: "f32", STRING: "string", ARRAY: "array of f32"}
+TYPE_WORDS = {UINT32: "u32", FLOAT32: "f32", STRING: "string", ARRAY: "array of f32", WHOLES: "array of u32"}
 
 
 def read_gguf(model: ModelFile) -> Profile | None:
@@ -38,6 +40,7 @@ def read_gguf(model: ModelFile) -> Profile | None:
     try:
         check_version(_typed(metadata, "version", UINT32))
         values = {name: _typed(metadata, key, type_) for name, (key, type_) in KEYS.items()}
+        check_further(values["further_layers"] or (), values["further_keep"] or ())
         check_rest(values["ssr_rest"])
         values = {name: value for name, value in values.items() if value is not None}
         return Profile(**values, calibration=_evidence(model)[0]).validate(model.n_layer)
@@ -124,10 +127,11 @@ def _typed(metadata: Metadata, key: str, type_: int) -> Any:
     """A value of the type that the specification gives it; some may be missing, and the evidence."""
     entry = metadata.entries.get(PREFIX + key)
     if entry is None:
-        if key not in OPTIONAL and not key.startswith("calibration."):
+        if key in (*REQUIRED, "version"):
             raise missing(key)
         return None
-    if entry.type != type_ or (type_ == ARRAY and entry.item_type != FLOAT32):
+    wanted = {ARRAY: (ARRAY, FLOAT32), WHOLES: (ARRAY, UINT32)}.get(type_, (type_, entry.item_type))
+    if (entry.type, entry.item_type) != wanted:
         raise complaint(key, TYPE_NAMES[entry.type], f"its type must be {TYPE_WORDS[type_]}")
     return metadata.value(PREFIX + key)
 

@@ -32,7 +32,7 @@ LLAMA_API int32_t halfv_set_choice(struct llama_context * ctx, int32_t choice, u
 // that are left, then the text after it, up to the question's last token. Other pictures are not among them.
 struct halfv_choosing {
     uint32_t        size;      // sizeof(struct halfv_choosing), set by the library
-    int32_t         stage;     // that begins: 2 or 3
+    int32_t         stage;     // that begins: 2, 3 or one behind that
     int32_t         n_before;  // rows of text
     int32_t         n_visual;
     int32_t         n_after;   // rows of text
@@ -46,6 +46,7 @@ struct halfv_choosing {
     const float   * features;  // the same after the model's last norm, each of length 1
     const float   * keys;      // [rows][n_head_kv][head_dim], of the layer before, with RoPE
     const float   * queries;   // [n_before + n_after][n_head][head_dim], of text, likewise
+    const float   * visual_queries; // [n_visual][n_head][head_dim]
 };
 
 // Writes at most n_keep different numbers from 0 to n_visual - 1, in any order, and to `flops` what that took; returns how

@@ -49,6 +49,8 @@ enum halfv_rest {
     HALFV_REST_DROPPED = 1, // they leave the deeper layers
 };
 
+#define HALFV_MAX_FURTHER 4
+
 struct halfv_profile {
     uint32_t size;              // sizeof(struct halfv_profile)
     uint32_t ivr_layer;         // first layer of stage II
@@ -66,6 +68,13 @@ struct halfv_profile {
                                 // the shares above are of those
     uint32_t encoder_layer;     // from this layer on the encoder sees only some of a picture, for libmtmd
     float    encoder_keep;      // share of it that they see, (0, 1]; the rest follows what is most like it
+    float    input_merge;       // share of a picture's rows that is left when alike ones are averaged, for
+                                // libmtmd, (0, 1]; input_keep is of those
+    uint32_t n_further;         // stages behind III, at most HALFV_MAX_FURTHER
+    uint32_t further_layers[HALFV_MAX_FURTHER]; // the first layer of each, ascending
+    float    further_keep[HALFV_MAX_FURTHER]; // share of the original tokens that it sees, [0, 1]; 0: text alone
+    uint32_t ffn_layer;         // from this layer on, ivr_layer or later, visual tokens take only the first
+    float    ffn_keep;          // channels of feed-forward networks: this share, in blocks of 32 or more, (0, 1]
 };
 
 // keep = 1 and no stage III, for a model of n_layer layers: prunes nothing until it is changed. HALFV_OK, HALFV_ERR_ARGUMENT
@@ -87,7 +96,7 @@ LLAMA_API int32_t halfv_model_get_profile(const struct llama_model * model, stru
 // HALFV_OK; HALFV_ERR_ARGUMENT; HALFV_ERR_UNSUPPORTED: contexts cannot be pruned, and its stages do not keep everything
 LLAMA_API int32_t halfv_model_set_profile(struct llama_model * model, const struct halfv_profile * profile);
 
-// KV cells of each stage for contexts made from now on; 0 (the default) leaves a stage as many as the profile gives it.
+// KV cells of stages for contexts made from now on; 0 (the default) leaves a stage as many as the profile gives it.
 // Stage I holds every token. A stage that is too small makes llama_decode return 1, with memory unchanged.
 // HALFV_OK, HALFV_ERR_ARGUMENT
 LLAMA_API int32_t halfv_model_set_stage_cells(struct llama_model * model, uint32_t stage1, uint32_t stage2, uint32_t stage3);
@@ -215,6 +224,10 @@ struct halfv_stats {
     uint32_t kv_cells[3];    // in use by this sequence, per stage
     uint64_t kv_bytes[3];
     uint32_t kv_size[3];     // cells that a stage has, for this sequence or, if unified, for all of them
+    uint32_t n_further[HALFV_MAX_FURTHER]; // visual tokens in each stage behind III, and the same of those
+    uint32_t further_cells[HALFV_MAX_FURTHER];
+    uint64_t further_bytes[HALFV_MAX_FURTHER];
+    uint32_t further_size[HALFV_MAX_FURTHER];
 };
 
 // HALFV_OK, HALFV_ERR_ARGUMENT, HALFV_ERR_UNSUPPORTED
@@ -223,8 +236,8 @@ LLAMA_API int32_t halfv_get_stats(const struct llama_context * ctx, llama_seq_id
 // Visual tokens of the i-th picture of a sequence; HALFV_ERR_ARGUMENT, HALFV_ERR_UNSUPPORTED
 LLAMA_API int32_t halfv_image_size(const struct llama_context * ctx, llama_seq_id seq, uint32_t image);
 
-// The indices, within that picture, of the tokens that reached a stage (2 or 3), ascending. Writes at most `cap` of them
-// and returns how many there are; HALFV_ERR_ARGUMENT, HALFV_ERR_UNSUPPORTED
+// The indices, within that picture, of the tokens that reached a stage (2, 3 or one behind that), ascending. Writes at most
+// `cap` of them and returns how many there are; HALFV_ERR_ARGUMENT, HALFV_ERR_UNSUPPORTED
 LLAMA_API int32_t halfv_image_tokens(const struct llama_context * ctx, llama_seq_id seq, uint32_t image, int32_t stage,
                                      int32_t * out, int32_t cap);
 

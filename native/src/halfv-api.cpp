@@ -259,6 +259,12 @@ int32_t halfv_topup(llama_context * ctx, llama_seq_id seq) {
     });
 }
 
+// the tokens that reached a stage, counted from 0, or the last before it that there is
+static const std::vector<int32_t> & reached(const halfv::staged_memory & memory, const halfv::image & im, int stage) {
+    while (stage > 1 && !memory.has_stage(stage)) { --stage; }
+    return im.reached[stage - 1];
+}
+
 int32_t halfv_get_stats(const llama_context * ctx, llama_seq_id seq, halfv_stats * out) {
     return with_prefill(ctx, [&](const halfv::prefill & prefill) -> int32_t {
         if (!out) {
@@ -273,8 +279,9 @@ int32_t halfv_get_stats(const llama_context * ctx, llama_seq_id seq, halfv_stats
             stats = s->stats;
             for (const auto & im : s->images) {
                 stats.n_visual += im.n();
-                stats.n_kept   += im.kept.size();
-                stats.n_deep   += memory.has_stage(2) ? im.deep.size() : im.kept.size();
+                stats.n_kept   += im.kept().size();
+                stats.n_deep   += reached(memory, im, 2).size();
+                for (int i = 0; i < HALFV_MAX_FURTHER; ++i) { stats.n_further[i] += memory.has_stage(3 + i) ? reached(memory, im, 3 + i).size() : 0; }
             }
             stats.n_images  = s->images.size();
             stats.n_pending = std::count_if(s->rows.begin(), s->rows.end(), [](const halfv::row & r) { return r.stage < 3; });
@@ -286,10 +293,15 @@ int32_t halfv_get_stats(const llama_context * ctx, llama_seq_id seq, halfv_stats
                                 im.reason != HALFV_REASON_NONE     ? HALFV_OUTCOME_UNPRUNED : HALFV_OUTCOME_PRUNED;
             }
         }
-        for (int stage = 0; stage < halfv::n_stages; ++stage) {
+        for (int stage = 0; stage < 3; ++stage) {
             stats.kv_cells[stage] = memory.n_cells(stage, seq);
             stats.kv_bytes[stage] = stats.kv_cells[stage]*memory.cell_bytes(stage);
             stats.kv_size [stage] = memory.stage_size(stage);
+        }
+        for (int i = 0; i < HALFV_MAX_FURTHER; ++i) {
+            stats.further_cells[i] = memory.n_cells(3 + i, seq);
+            stats.further_bytes[i] = stats.further_cells[i]*memory.cell_bytes(3 + i);
+            stats.further_size [i] = memory.stage_size(3 + i);
         }
         halfv::write_sized(out, stats);
         return HALFV_OK;
@@ -318,14 +330,14 @@ int32_t halfv_image_size(const llama_context * ctx, llama_seq_id seq, uint32_t i
 
 int32_t halfv_image_tokens(const llama_context * ctx, llama_seq_id seq, uint32_t image, int32_t stage, int32_t * out, int32_t cap) {
     return with_prefill(ctx, [&](const halfv::prefill & prefill) -> int32_t {
-        if (stage != 2 && stage != 3) {
-            return fail(HALFV_ERR_ARGUMENT, "halfv: stage " + std::to_string(stage) + " is neither 2 nor 3");
+        if (stage < 2 || stage > halfv::n_stages) {
+            return fail(HALFV_ERR_ARGUMENT, "halfv: stage " + std::to_string(stage) + " is none of 2 to " + std::to_string(halfv::n_stages));
         }
         const auto * im = find_image(ctx, prefill, seq, image);
         if (!im) {
             return HALFV_ERR_ARGUMENT;
         }
-        const auto & tokens = stage == 3 && prefill.memory.has_stage(2) ? im->deep : im->kept;
+        const auto & tokens = reached(prefill.memory, *im, stage - 1);
         if (out && cap > 0) {
             std::copy_n(tokens.begin(), std::min<size_t>(cap, tokens.size()), out);
         }

@@ -161,7 +161,7 @@ void prefill::choose_stage2(sequence & s, when moment, std::vector<row> & go, st
 
             std::vector<int32_t> chosen;
             if (choice != HALFV_CHOICE_HALFV) {
-                chosen = choose_otherwise(s, s.rows, members[i], values_of(s.query), n_kept, false);
+                chosen = choose_otherwise(s, s.rows, members[i], values_of(s.query), n_kept, 1);
             } else if (moment == when::before_question) {
                 if (!im.covered) {
                     chosen = cover(rows, {}, n_kept - n_anchors);
@@ -181,7 +181,7 @@ void prefill::choose_stage2(sequence & s, when moment, std::vector<row> & go, st
             for (const int32_t c : chosen)    { fate[members[i][c]] = 1; }
         }
         for (const size_t m : members[i]) {
-            if (fate[m] == 1) { im.kept.push_back(s.rows[m].index); }
+            if (fate[m] == 1) { im.reached[0].push_back(s.rows[m].index); }
         }
     }
 
@@ -195,13 +195,16 @@ void prefill::choose_stage2(sequence & s, when moment, std::vector<row> & go, st
     }
 }
 
-bool prefill::thins(const image & im) const {
-    return memory.profile.ssr_update < 1.0f && applies(im) && im.reason == HALFV_REASON_NONE;
+bool prefill::thins(const image & im, int stage) const {
+    return share_of_stage(memory.profile, stage) < 1.0f && applies(im) && im.reason == HALFV_REASON_NONE;
 }
 
-// which of these rows stage III updates
-std::vector<uint8_t> prefill::choose_stage3(sequence & s, const state_ref & query, const std::vector<row> & deep) {
-    const auto & p = memory.profile;
+bool prefill::asks_for(int stage) const {
+    return stage < n_stages && memory.has_stage(stage) && prunes_now() && is_chosen(share_of_stage(memory.profile, stage));
+}
+
+// which of these rows a stage updates, from stage III on
+std::vector<uint8_t> prefill::choose_later(sequence & s, int stage, const state_ref & query, const std::vector<row> & deep) {
     std::vector<uint8_t> stays(deep.size(), 1);
 
     std::vector<std::vector<size_t>> members(s.images.size());
@@ -210,22 +213,22 @@ std::vector<uint8_t> prefill::choose_stage3(sequence & s, const state_ref & quer
     }
     for (size_t i = 0; i < s.images.size(); ++i) {
         auto & im = s.images[i];
-        if (thins(im) && !members[i].empty()) {
+        if (thins(im, stage) && !members[i].empty()) {
             std::vector<row> rows;
             for (const size_t m : members[i]) {
                 rows.push_back(deep[m]);
                 stays[m] = 0;
             }
-            const int n_deep = quota(im.n(), p.ssr_update);
+            const int n_deep = quota(im.n(), share_of_stage(memory.profile, stage));
             if (n_deep > 0 && choice != HALFV_CHOICE_HALFV) {
-                for (const int32_t c : choose_otherwise(s, deep, members[i], values_of(query), n_deep, true)) { stays[members[i][c]] = 1; }
+                for (const int32_t c : choose_otherwise(s, deep, members[i], values_of(query), n_deep, stage)) { stays[members[i][c]] = 1; }
             } else if (n_deep > 0) {
-                for (const int32_t c : top_k(score(memory.stores[1], rows, query).data(), rows.size(), n_deep)) { stays[members[i][c]] = 1; }
-                s.stats.flops_spent += cost.scores(rows.size(), memory.asked[1]);
+                for (const int32_t c : top_k(score(memory.stores[stage - 1], rows, query).data(), rows.size(), n_deep)) { stays[members[i][c]] = 1; }
+                s.stats.flops_spent += cost.scores(rows.size(), memory.asked[stage - 1]);
             }
         }
         for (const size_t m : members[i]) {
-            if (stays[m]) { im.deep.push_back(deep[m].index); }
+            if (stays[m]) { im.reached[stage - 1].push_back(deep[m].index); }
         }
     }
     return stays;
@@ -307,7 +310,7 @@ std::vector<row> prefill::recall(sequence & s) {
         const auto & p = memory.profile;
         const int n_anchors = late_anchors(im.n(), quota(std::max(1, quota(im.n(), p.ivr_keep)), p.ivr_anchors));
         for (const int32_t c : top_k(score(memory.stores[0], rows, s.query).data(), rows.size(), n_anchors)) {
-            im.kept.push_back(rows[c].index);
+            im.reached[0].push_back(rows[c].index);
             res.push_back(rows[c]);
         }
         s.stats.flops_spent += cost.scores(rows.size(), memory.asked[0]);

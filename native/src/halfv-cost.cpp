@@ -1,6 +1,7 @@
 #include "halfv-cost.h"
 
 #include "halfv-cut.h"
+#include "halfv-narrow.h"
 #include "halfv-profile.h"
 #include "halfv-selection.h"
 
@@ -47,6 +48,8 @@ cost_model::cost_model(const llama_model & model) : head(2*weights({ model.outpu
             /*.kv          =*/ kv,
             /*.pair        =*/ !attends ? 0.0 : 2.0*hparams.n_head(il)*(hparams.n_embd_head_k(il) + hparams.n_embd_head_v(il)),
             /*.query_width =*/ q_width,
+            /*.feed        =*/ 2*weights({ l.ffn_up, l.ffn_gate, l.ffn_down }),
+            /*.down        =*/ l.ffn_down,
         });
     }
     if (!layers.empty()) { // whose feed-forward only those tokens go through that give an output
@@ -54,6 +57,7 @@ cost_model::cost_model(const llama_model & model) : head(2*weights({ model.outpu
         const double experts = l.ffn_gate_inp ? (double) hparams.n_expert_used(layers.size() - 1)/hparams.n_expert : 0;
         const double ffn = 2*weights({ l.ffn_up, l.ffn_gate, l.ffn_down, l.ffn_gate_inp }) + 2*experts*weights({ l.ffn_up_exps, l.ffn_gate_exps, l.ffn_down_exps });
         layers.back().linear -= ffn;
+        layers.back().feed = 0;
         head += ffn;
     }
 }
@@ -63,6 +67,15 @@ double cost_model::span(int32_t first, int32_t last, uint64_t n, uint64_t before
     double flops = 0;
     for (int32_t il = first; il < last; ++il) {
         flops += n*layers[il].linear + pairs*layers[il].pair;
+    }
+    return flops;
+}
+
+double cost_model::narrowed(const halfv_profile & p, int32_t first, int32_t last, uint64_t n) const {
+    double flops = 0;
+    for (int32_t il = std::max<int32_t>(first, p.ffn_layer); p.ffn_keep < 1.0f && il < last; ++il) {
+        const auto & layer = layers[il];
+        if (layer.down) { flops += n*layer.feed*(1.0 - (double) channels_of(*layer.down, p.ffn_keep)/layer.down->ne[0]); }
     }
     return flops;
 }
@@ -77,6 +90,7 @@ double cost_model::kv_only(int32_t first, int32_t last, uint64_t n) const {
 
 void cost_model::prompt(const halfv_profile & p, uint64_t n_before, uint64_t n_visual, uint64_t n_after, double & dense, double & spent) const {
     const int32_t ivr = p.ivr_layer, ssr = p.ssr_layer, n_layer = layers.size();
+    const auto bounds = bounds_of(p, n_layer);
     dense = spent = outputs(1) + span(0, n_layer, n_visual + n_after, n_before);
     if (!prunes(p, n_layer) || n_visual < p.min_visual_tokens) {
         return;
@@ -93,7 +107,8 @@ void cost_model::prompt(const halfv_profile & p, uint64_t n_before, uint64_t n_v
     const int32_t begin3 = ssr - split;
 
     spent = outputs(1) + span(0, ivr, n_visual + n_after, n_before) + span(ivr, begin3, kept + n_after, n_before) +
-            kv_only(ssr, n_layer, frozen) + span(ssr, n_layer, deep + n_after, n_before + frozen);
+            kv_only(ssr, bounds[3], frozen) + span(ssr, bounds[3], deep + n_after, n_before + frozen) -
+            narrowed(p, ivr, begin3, kept) - narrowed(p, begin3, bounds[3], deep);
     if (split) {
         spent += kv_only(begin3, ssr, kept + n_after) + (p.ssr_update > 0.0f ? queries(begin3, kept + n_after) : 0) +
                  span(begin3, ssr, deep + n_after, n_before + kept - deep);
@@ -103,6 +118,14 @@ void cost_model::prompt(const halfv_profile & p, uint64_t n_before, uint64_t n_v
     }
     if (asks && deep > 0) {
         spent += scores(kept, asked(ssr - 1));
+    }
+    uint64_t left = deep;
+    for (int s = 3; s < n_stages && bounds[s] < n_layer; ++s) {
+        const float share = share_of_stage(p, s);
+        const uint64_t stays = share < 1.0f ? std::min<uint64_t>(left, quota(n_visual, share)) : left;
+        if (left > 0 && stays > 0 && is_chosen(share)) { spent += scores(left, asked(bounds[s] - 1)); }
+        spent += span(bounds[s], bounds[s + 1], stays + n_after, n_before) - narrowed(p, bounds[s], bounds[s + 1], stays);
+        left = stays;
     }
 }
 

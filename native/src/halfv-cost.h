@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+struct ggml_tensor;
 struct llama_model;
 
 namespace halfv {
@@ -19,6 +20,9 @@ public:
 
     // K and V of n tokens in those layers
     double kv_only(int32_t first, int32_t last, uint64_t n) const;
+
+    // what n tokens spare in those layers that take only some channels of their feed-forward networks
+    double narrowed(const halfv_profile & p, int32_t first, int32_t last, uint64_t n) const;
 
     double queries(int32_t il, uint64_t n) const { return 2.0*n*n_embd*layers[il].query_width; }
 
@@ -37,6 +41,8 @@ private:
         double kv;          // of it, for K and V
         double pair;        // per query-key pair
         double query_width; // n_head * head_dim
+        double feed;        // of linear, for the feed-forward network
+        const ggml_tensor * down; // its last matrix; null: none
     };
     std::vector<layer> layers;
     double head;

@@ -21,9 +21,9 @@ const layer_cuts & cuts_of(const llama_model & model);
 // Called for a memory that can be staged, a cache with or without recurrent layers; throws what cuts_of waits for while that asks.
 void reached_memory(const llama_model & model, const llama_memory_i::layer_filter_cb & recurrent);
 
-// The layers whose queries and keys choose for stages II and III: the last with attention before them, both of the same form.
-// -1: there is none.
-std::array<int32_t, 2> layers_asked(const llama_model & model, const halfv_profile & profile);
+// The layers whose queries and keys choose for stages II, III and those behind: the last with attention in the stage before,
+// all of the same form. -1: there is none.
+std::array<int32_t, n_stages - 1> layers_asked(const llama_model & model, const halfv_profile & profile);
 
 // whose K and V a layer attends to: its own, or those of one before it
 int32_t layer_of_cache(const llama_hparams & hparams, int32_t il);

@@ -20,8 +20,7 @@ namespace halfv {
 
 // cells of a stage in a context of n_ctx tokens: as many as are asked for, or as the profile's shares come to
 static uint32_t cells_of_stage(const halfv_profile & p, int s, uint32_t n_ctx, uint32_t wanted) {
-    const double reach[n_stages] = { 1.0, p.ivr_keep, p.ssr_rest == HALFV_REST_FROZEN ? p.ivr_keep : std::min(p.ivr_keep, p.ssr_update) };
-    const double shares = std::ceil(n_ctx*(1.0 - p.visual_share*(1.0 - reach[s])));
+    const double shares = std::ceil(n_ctx*(1.0 - p.visual_share*(1.0 - share_held(p, s))));
     const uint64_t n = wanted > 0 ? wanted : std::max<uint64_t>(1, shares);
     return std::min<uint64_t>(n_ctx, GGML_PAD(n, 256));
 }
@@ -41,34 +40,38 @@ static state_stores stores_before(const llama_model & model, int32_t first, int3
 
 staged_memory::staged_memory(const llama_model & model, const llama_memory_params & params, const llama_cparams & cparams,
                              const halfv_profile & profile) :
-    bounds{ 0, (int32_t) profile.ivr_layer, (int32_t) profile.ssr_layer, (int32_t) model.hparams.n_layer() },
+    bounds(bounds_of(profile, model.hparams.n_layer())),
     asked(layers_asked(model, profile)),
     profile(profile),
     devices(devices_of(model)),
     n_key(model.hparams.n_embd_k_gqa(asked[0])),
     n_vocab(model.vocab.n_tokens()),
-    stores{{ stores_before(model, bounds[1], asked[0]), stores_before(model, std::max(bounds[1], bounds[2] - 1), asked[0]) }}, // may_split()
+    stores{{ stores_before(model, bounds[1], asked[0]), stores_before(model, std::max(bounds[1], bounds[2] - 1), asked[0]), // may_split()
+             stores_before(model, bounds[3], asked[0]), stores_before(model, bounds[4], asked[0]), stores_before(model, bounds[5], asked[0]),
+             stores_before(model, bounds[6], asked[0]) }},
     hparams(model.hparams),
     cparams(cparams),
     is_recurrent(bounds[n_stages]),
     is_attending(cuts_of(model).attends) {
     for (int32_t il = 0; il < bounds[n_stages]; ++il) { is_recurrent[il] = cuts_of(model).is_recurrent(il); }
 
-    static const char * const tags[n_stages] = { "stage1_", "stage2_", "stage3_" };
+    alike.fill(true);
 
     const auto wanted = model.halfv_profile->stage_cells();
     for (int s = 0; s < n_stages; ++s) {
         if (!has_stage(s)) {
             continue;
         }
-        const uint32_t size   = cells_of_stage(profile, s, cparams.n_ctx_seq, wanted[s]);
+        uint32_t size = cells_of_stage(profile, s, cparams.n_ctx_seq, s < (int) wanted.size() ? wanted[s] : 0);
+        if (s > 0) { size = std::min(size, stages[s - 1]->get_size()); } // every token of it has been in the one before
+        const std::string tag = "stage" + std::to_string(s + 1) + "_";
         const int32_t  first  = bounds[s], last = bounds[s + 1];
 
         stages[s] = std::make_unique<llama_kv_cache>(
                 model, model.hparams, params.type_k, params.type_v, !cparams.flash_attn, cparams.offload_kqv, cparams.kv_unified,
                 size, cparams.n_seq_max, 1, 0, LLAMA_SWA_TYPE_NONE, nullptr,
                 [&](int32_t il) { return il >= first && il < last && attends(il); },
-                [&](int32_t il) { return il >= first && il < last && !model.hparams.has_kv(il) ? layer_of_cache(model.hparams, il) : -1; }, nullptr, tags[s]);
+                [&](int32_t il) { return il >= first && il < last && !model.hparams.has_kv(il) ? layer_of_cache(model.hparams, il) : -1; }, nullptr, tag.c_str());
 
         if (std::find(is_recurrent.begin() + first, is_recurrent.begin() + last, true) != is_recurrent.begin() + last) {
             recurrent[s] = std::make_unique<recurrent_states>(model, cparams, [&](int32_t il) { return il >= first && il < last && recurs(il); });
@@ -78,15 +81,26 @@ staged_memory::staged_memory(const llama_model & model, const llama_memory_param
     reserve_states();
 }
 
-// Rows for the states of all tokens that may wait where stage I ends, and of those that go on where stage II ends.
+int staged_memory::store_of(int32_t boundary) const {
+    int s = 1;
+    while (s + 1 < n_stages && bounds[s] < boundary) { ++s; }
+    return s - 1;
+}
+
+// Rows for the states of all tokens that may wait where stage I ends, and of those that go on where later ones do.
 void staged_memory::reserve_states() {
-    constexpr uint64_t most = 256ull << 20; // bytes of both
+    constexpr uint64_t most = 256ull << 20; // bytes of all
     const uint64_t n_cells = (uint64_t) stages[0]->get_size()*n_stream();
-    const uint64_t n_on    = has_stage(2) ? std::min<uint64_t>(n_cells, n_cells*profile.ivr_keep + cparams.n_ubatch) : 0; // and a question
-    const auto     bytes   = [&](const state_stores & s, uint64_t n) { return (double) n*(s.hidden.width + s.keys.width)*sizeof(float); };
-    const double   share   = std::min(1.0, most/(bytes(stores[0], n_cells) + bytes(stores[1], n_on)));
-    stores[0].reserve(devices[bounds[1] - 1], n_cells*share, 4*cparams.n_seq_max, hparams.no_alloc);
-    stores[1].reserve(devices[bounds[2] - 1], n_on*share,    4*cparams.n_seq_max, hparams.no_alloc);
+    std::array<uint64_t, n_stages - 1> n_rows = { n_cells };
+    double bytes = 0;
+    for (int s = 0; s + 1 < n_stages; ++s) {
+        if (s > 0 && has_stage(s + 1)) { n_rows[s] = std::min<uint64_t>(n_cells, n_cells*share_updated(profile, s) + cparams.n_ubatch); } // and a question
+        bytes += (double) n_rows[s]*(stores[s].hidden.width + stores[s].keys.width)*sizeof(float);
+    }
+    const double share = std::min(1.0, most/bytes);
+    for (int s = 0; s + 1 < n_stages; ++s) {
+        stores[s].reserve(devices[bounds[s + 1] - 1], n_rows[s]*share, 4*cparams.n_seq_max, hparams.no_alloc);
+    }
 }
 
 bool staged_memory::touches(const graph_pass & pass, int s) const {
@@ -184,7 +198,7 @@ void staged_memory::clear(bool data) {
     each_recurrent([&](recurrent_states & states) { states.memory.clear(data); });
     for_good.clear();
     sequences.clear();
-    alike = { true, true };
+    alike.fill(true);
 }
 
 // As upstream has it: a recurrent state goes as a whole, or loses the end of a draft where it was made to. What leaves from

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "halfv-pass.h"
+#include "halfv-profile.h"
 #include "halfv-recurrent.h"
 #include "halfv-sequence.h"
 
@@ -8,6 +9,7 @@
 #include "llama-kv-cache.h"
 #include "llama-memory.h"
 
+#include <algorithm>
 #include <array>
 #include <functional>
 #include <map>
@@ -21,8 +23,6 @@ struct llama_model;
 namespace halfv {
 
 class staged_context;
-
-constexpr int n_stages = 3;
 
 // what a graph takes its states from, or gives them to
 struct graph_end {
@@ -52,7 +52,7 @@ struct step {
     } io = {};
 };
 
-// Three KV caches behind one memory, split by layer: each holds only the tokens that reached its stage. With recurrent layers
+// A KV cache for each stage behind one memory, split by layer: each holds only the tokens that reached its stage. With recurrent layers
 // each stage has their states beside its cache.
 // Also owns what sequences carry between batches, so that every seq_* operation reaches pending tokens too.
 class staged_memory : public llama_memory_i {
@@ -90,17 +90,14 @@ public:
     // staged_memory specific API
     //
 
-    // stage s runs layers [bounds[s], bounds[s + 1]); without a stage III the last two are equal
-    const std::array<int32_t, n_stages + 1> bounds;
-
-    // the layers whose queries and keys choose for stages II and III: the last with attention before them
-    const std::array<int32_t, n_stages - 1> asked;
+    const stage_bounds bounds;
+    const std::array<int32_t, n_stages - 1> asked; // layers_asked()
 
     bool has_stage(int s) const { return bounds[s] < bounds[s + 1]; }
     bool touches(const graph_pass & pass, int s) const;
 
     // Of recurrent layers there is one state per sequence: tokens come to them in order, and none can be taken out again.
-    bool recurs() const { return recurrent[0] || recurrent[1] || recurrent[2]; }
+    bool recurs() const { return std::any_of(recurrent.begin(), recurrent.end(), [](const auto & states) { return states != nullptr; }); }
     bool recurs(const graph_pass & pass, int s) const;
     bool recurs(int32_t il) const { return is_recurrent[il]; }
     bool attends(int32_t il) const { return is_attending[il]; }
@@ -138,9 +135,9 @@ public:
     stores_of_stages stores; // go after everything that holds their rows
 
     // what a graph takes its rows from, and what it gives them to
-    const state_stores & before(const graph_pass & pass) const { return stores[pass.first > bounds[1]]; }
-    const state_stores & after (const graph_pass & pass) const { return stores[pass.end(bounds[n_stages]) > bounds[1]]; }
-    state_stores & after(const graph_pass & pass) { return stores[pass.end(bounds[n_stages]) > bounds[1]]; }
+    const state_stores & before(const graph_pass & pass) const { return stores[store_of(pass.first)]; }
+    const state_stores & after (const graph_pass & pass) const { return stores[store_of(pass.end(bounds[n_stages]))]; }
+    state_stores & after(const graph_pass & pass) { return stores[store_of(pass.end(bounds[n_stages]))]; }
 
     // Whether a question that is removed is undone. If not, pictures stay as it left them.
     bool undoes = true;
@@ -207,6 +204,7 @@ public:
 private:
     friend class staged_context;
 
+    int  store_of(int32_t boundary) const; // of the stage that ends there, or next
     void reserve_states();
     std::vector<uint32_t> state_shape() const;
     void undo(llama_seq_id seq_id, llama_pos last_before);
@@ -229,7 +227,7 @@ private:
     std::map<llama_seq_id, llama_pos> for_good;
     std::map<llama_seq_id, sequence> sequences;
     transaction * running = nullptr;
-    std::array<bool, n_stages - 1> alike = { true, true }; // stages s and s + 1 hold the same tokens in the same cells
+    std::array<bool, n_stages - 1> alike; // stages s and s + 1 hold the same tokens in the same cells
     std::array<bool, n_stages> warned = {}; // of little room in a stage
 
     // what `f` does to the pending tokens of a sequence, of all when negative, and what follows from it
@@ -281,11 +279,12 @@ public:
     const llama_memory_recurrent_context * recurrent(int s) const;
     bool recurs(int s) const { return memory->recurs(pass(), s); }
 
-    const std::array<int32_t, n_stages + 1> & bounds() const { return memory->bounds; }
+    const stage_bounds & bounds() const { return memory->bounds; }
 
     // whether the stages that the current step reaches need only one mask; when buffers are reserved, that is the largest
     bool one_mask()   const { return steps.empty() || alike[i_cur]; }
     bool is_reserve() const { return steps.empty(); }
+    float ffn_keep() const { return memory->profile.ffn_keep; }
 
     // kept open until the last step is done
     std::unique_ptr<staged_memory::transaction> transaction;

@@ -17,6 +17,7 @@ struct graph_pass {
     int32_t kv_from = INT32_MAX; // from this layer on, project and store K and V, nothing else
     int32_t tap     = -1;        // export Q and K of this layer
     bool    rotated = false;     // ... with RoPE
+    int32_t narrow_from = INT32_MAX; // from this layer on tokens take only some channels of feed-forward networks
     halfv::probe * probe = nullptr; // nothing runs: watches how the graph is built
 
     bool    kv_only(int32_t il)         const { return il >= kv_from; }
@@ -26,7 +27,7 @@ struct graph_pass {
 
     bool operator==(const graph_pass & o) const {
         return first == o.first && last == o.last && kv_from == o.kv_from && tap == o.tap && rotated == o.rotated &&
-               probe == o.probe;
+               narrow_from == o.narrow_from && probe == o.probe;
     }
 };
 

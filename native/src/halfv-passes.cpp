@@ -18,14 +18,14 @@ void prefill::reserve(uint32_t n_tokens) {
         return;
     }
     const auto & b = memory.bounds;
-    const graph_pass passes[] = {
-        { b[0], b[1], INT32_MAX, memory.asked[0], false },
-        { b[1], memory.has_stage(2) ? b[2] : INT32_MAX, INT32_MAX, memory.asked[1], true },
-        { b[2] - may_split(), b[3] },
-    };
+    std::vector<graph_pass> passes = { { b[0], b[1], INT32_MAX, memory.asked[0], false } };
+    for (int s = 1; s < n_stages && memory.has_stage(s); ++s) {
+        const bool goes_on = s + 1 < n_stages && memory.has_stage(s + 1);
+        passes.push_back({ b[s] - (s == 2 && may_split()), goes_on ? b[s + 1] : INT32_MAX, INT32_MAX, goes_on ? memory.asked[s] : -1, true });
+    }
     std::vector<std::pair<graph_pass, graph_ends>> all;
     for (const auto & pass : passes) {
-        const bool takes = pass.first > 0, gives = pass.last < b[3];
+        const bool takes = pass.first > 0, gives = pass.last < b[n_stages];
         const input_part in  = takes ? memory.before(pass).hidden.companion : input_part();
         const input_part out = gives ? memory.after(pass).hidden.companion  : input_part();
         for (const bool in_stored : { false, takes && memory.before(pass).on_device() }) {
@@ -371,10 +371,11 @@ std::vector<step> prefill::steps_of(llama_seq_id seq_id, const std::vector<row> 
         // a non-causal picture stays in one piece: its batch did fit into one
         size_t end = i;
         while (end < rows.size() && rows[end].group == rows[i].group && (rows[i].group >= 0 || end - i < n_ubatch) &&
-               (!by_kind || is_text(rows[end]) == is_text(rows[i]))) {
+               rows[end].narrow == rows[i].narrow && (!by_kind || is_text(rows[end]) == is_text(rows[i]))) {
             ++end;
         }
         steps.push_back({ ubatch_of_rows(seq_id, &rows[i], end - i, width, by_kind), pass, rows[i].group < 0 });
+        if (rows[i].narrow) { steps.back().pass.narrow_from = memory.profile.ffn_layer; }
         auto & io = steps.back().io;
         if (gives) { io = gives->rows(i, end); }
         io.ends.in = { stored, rows[i].hidden.companion() };

@@ -74,6 +74,9 @@ prefill_ptr prefill::attach(llama_context & ctx) {
         const auto & p = memory->profile;
         LLAMA_LOG_INFO("%s: HalfV: keep %.3g of the visual tokens from layer %u, update %.3g from layer %u (rest %s)\n", __func__,
                 p.ivr_keep, p.ivr_layer, p.ssr_update, p.ssr_layer, p.ssr_rest == HALFV_REST_FROZEN ? "frozen" : "dropped");
+        for (uint32_t i = 0; i < p.n_further; ++i) {
+            LLAMA_LOG_INFO("%s: HalfV: keep %.3g of them from layer %u\n", __func__, p.further_keep[i], p.further_layers[i]);
+        }
         auto res = std::make_unique<prefill>(ctx, *memory);
         if (const auto mb = wanted_undo_mb()) {
             memory->undo_limit = *mb << 20;
@@ -297,8 +300,7 @@ void prefill::note_unpruned(const llama_batch & batch, halfv_reason reason) {
                 images.emplace_back();
             }
             auto & im = images.back();
-            im.kept.push_back(im.n());
-            im.deep.push_back(im.n());
+            for (auto & list : im.reached) { list.push_back(im.n()); }
             im.positions.push_back(batch.pos[i]);
             im.settled = true;
             report(im, reason);

@@ -90,11 +90,14 @@ private:
     bool prunes_now() const;
     bool applies(const image & im) const;
     bool is_large(const image & im) const;
-    bool thins(const image & im) const; // in stage III
+    bool thins(const image & im, int stage) const; // III or one behind it, counted from 0
+    bool asks_for(int stage) const; // whether the question chooses there
+    bool is_narrow(const sequence & s, const row & r) const;
+    double narrowed(int32_t first, int32_t last, const std::vector<row> & rows) const; // FLOPs that they spare
     bool may_split() const;
     bool splits(const std::vector<image> & images, const std::vector<row> & go) const;
     bool wants_attention() const { return choice >= HALFV_CHOICE_ATTENTION; } // rotated, of text too
-    bool wants_queries()   const { return choice == HALFV_CHOICE_GIVEN; }     // of all text
+    bool wants_queries()   const { return choice == HALFV_CHOICE_GIVEN; }     // of all tokens
     bool is_lazy(llama_seq_id seq_id, bool visual) const;
 
     std::optional<int> decode_batch(llama_memory_context_ptr & mctx);
@@ -107,13 +110,15 @@ private:
 
     int stage1(const share & part, bool visual);
     int settle(llama_seq_id seq_id, when moment, std::vector<step> * last);
+    int run_on(llama_seq_id seq_id, std::vector<row> & rows, const std::vector<row> & fed, const graph_pass & pass, state_ref & query);
+    int later_stages(llama_seq_id seq_id, sequence & s, state_ref query, std::vector<row> rows, bool split, std::vector<step> * last);
     size_t n_to_prepare(const sequence & s) const;
     bool   can_prepare(const sequence & s) const;
     int ask_by_last_text(llama_seq_id seq_id, sequence & s);
 
     // choosing, in halfv-choose.cpp
     void choose_stage2(sequence & s, when moment, std::vector<row> & go, std::vector<row> & wait, std::vector<row> & recalled);
-    std::vector<uint8_t> choose_stage3(sequence & s, const state_ref & query, const std::vector<row> & deep);
+    std::vector<uint8_t> choose_later(sequence & s, int stage, const state_ref & query, const std::vector<row> & rows);
     std::vector<row> recall(sequence & s);
     size_t   first_that_fits(const sequence & s) const;
     size_t   first_open(const std::vector<row> & rows, const std::vector<image> & images, size_t fits) const;
@@ -126,8 +131,8 @@ private:
     std::vector<float> score(const std::vector<row> & rows, const std::vector<float> & query) const; // on the host
     std::vector<float> attention(const std::vector<row> & rows, std::vector<float> query) const;
     std::vector<int32_t> choose_otherwise(sequence & s, const std::vector<row> & rows, const std::vector<size_t> & members,
-                                          const std::vector<float> & query, int k, bool deep);
-    std::vector<int32_t> choose_as_given(sequence & s, const std::vector<row> & rows, const std::vector<size_t> & members, int k, bool deep);
+                                          const std::vector<float> & query, int k, int stage);
+    std::vector<int32_t> choose_as_given(sequence & s, const std::vector<row> & rows, const std::vector<size_t> & members, int k, int stage);
     std::vector<state_ref> queries_of(const llm_graph_result & res, state_stores & stores) const; // on the host, a row for each token
     const std::vector<float> & final_norm();
     void make_features(std::vector<float> & states); // in place: as the last norm leaves them, of length 1

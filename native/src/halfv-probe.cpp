@@ -2,6 +2,7 @@
 
 #include "halfv-complaint.h"
 #include "halfv-cut.h"
+#include "halfv-narrow.h"
 #include "halfv-profile.h"
 #include "halfv-recurrent.h"
 
@@ -59,6 +60,14 @@ void probe::attention(const ggml_tensor * q, const ggml_tensor * k, const ggml_t
     attended = true;
     for (const auto * root : { q, k, v, out }) {
         if (root) { roots.push_back(root); }
+    }
+}
+
+void probe::feeds(int32_t il, bool has_channels) {
+    if (il >= 0 && il < (int32_t) hparams.n_layer()) {
+        narrows.resize(std::max<size_t>(narrows.size(), il + 1), true);
+        narrows[il] = narrows[il] && has_channels;
+        fed.insert(il);
     }
 }
 
@@ -241,6 +250,7 @@ layer_cuts find_cuts(const llama_model & model) {
         res.centred = tokens.centred;
         res.n_states = tokens.n_states;
         res.scales   = { tokens.scale*scale_of_file(model.hparams, true), embeddings.scale*scale_of_file(model.hparams, false) };
+        for (int32_t il = 0; il < (int32_t) tokens.narrows.size(); ++il) { res.feeds.push_back(tokens.narrows[il] && tokens.has_fed(il)); }
         if (res.refusal.empty() && res.last_that_attends(0, model.hparams.n_layer()) < 0) {
             res.refusal = "none of its layers has attention";
         }
@@ -283,7 +293,7 @@ halfv_profile fitted(const llama_model & model, halfv_profile p) {
     return p;
 }
 
-std::array<int32_t, 2> layers_asked(const llama_model & model, const halfv_profile & p) {
+std::array<int32_t, n_stages - 1> layers_asked(const llama_model & model, const halfv_profile & p) {
     const auto & found   = cuts_of(model);
     const auto & hparams = model.hparams;
     const int32_t first = found.last_that_attends(0, p.ivr_layer);
@@ -291,9 +301,14 @@ std::array<int32_t, 2> layers_asked(const llama_model & model, const halfv_profi
         return found.attends[il] && hparams.has_kv(il) && hparams.n_head(il) == hparams.n_head(first) && hparams.n_head_kv(il) == hparams.n_head_kv(first) &&
                hparams.n_embd_head_k(il) == hparams.n_embd_head_k(first);
     };
-    int32_t second = (int32_t) p.ssr_layer - 1;
-    while (first >= 0 && second >= 0 && !like_first(second)) { --second; }
-    return { first, second >= (int32_t) p.ivr_layer || p.ssr_layer <= p.ivr_layer ? second : -1 };
+    const auto bounds = bounds_of(p, hparams.n_layer());
+    std::array<int32_t, n_stages - 1> res = { first };
+    for (int s = 1; s + 1 < n_stages; ++s) {
+        int32_t & il = res[s] = bounds[s + 1] - 1;
+        while (il >= bounds[s] && (first < 0 || !like_first(il))) { --il; }
+        if (il < bounds[s]) { il = -1; }
+    }
+    return res;
 }
 
 int32_t layer_of_cache(const llama_hparams & hparams, int32_t il) {
@@ -302,8 +317,12 @@ int32_t layer_of_cache(const llama_hparams & hparams, int32_t il) {
 
 std::string unfit(const llama_model & model, const halfv_profile & p) {
     const auto & found = cuts_of(model);
-    const int32_t n_layer = model.hparams.n_layer(), ivr = p.ivr_layer, ssr = p.ssr_layer;
-    for (const auto & [key, layer] : { std::pair("halfv.ivr.layer", ivr), std::pair("halfv.ssr.layer", ssr) }) {
+    const int32_t n_layer = model.hparams.n_layer();
+    const auto bounds = bounds_of(p, n_layer);
+    const auto key_of = [](int s) { return s == 1 ? "halfv.ivr.layer" : s == 2 ? "halfv.ssr.layer" : "halfv.further.layers"; };
+    const int n = 3 + p.n_further; // stages
+    for (int s = 1; s < n; ++s) {
+        const int32_t layer = bounds[s];
         int32_t reader = -1, from = layer;
         for (int32_t il = layer; il < n_layer; ++il) {
             if (const int32_t cache = layer_of_cache(model.hparams, il); cache < from) {
@@ -313,31 +332,32 @@ std::string unfit(const llama_model & model, const halfv_profile & p) {
             }
         }
         if (reader >= 0) {
-            return complaint(key, layer, "layer " + std::to_string(reader) + " reads the cache of layer " + std::to_string(from) +
+            return complaint(key_of(s), layer, "layer " + std::to_string(reader) + " reads the cache of layer " + std::to_string(from) +
                     ", so no stage can begin between them: at most " + std::to_string(from));
         }
     }
-    const auto none = [&](int32_t first, int32_t end) { return first < end && found.last_that_attends(first, end) < 0; };
-    if (none(0, ivr)) {
-        return complaint("halfv.ivr.layer", ivr, "no layer before it has attention");
+    const auto asked = layers_asked(model, p);
+    for (int s = 0; s < n; ++s) {
+        if (bounds[s] == bounds[s + 1] || found.last_that_attends(bounds[s], bounds[s + 1]) >= 0) {
+            continue;
+        }
+        return s == 0     ? complaint(key_of(1), bounds[1], "no layer before it has attention") :
+               s == n - 1 ? complaint(key_of(s), bounds[s], "no layer from it on has attention") :
+               complaint(key_of(s + 1), bounds[s + 1], std::string("no layer from ") + key_of(s) + " = " + std::to_string(bounds[s]) + " up to it has attention");
     }
-    if (none(ivr, ssr)) {
-        return complaint("halfv.ssr.layer", ssr, "no layer from halfv.ivr.layer = " + std::to_string(ivr) + " up to it has attention");
+    for (int s = 2; s < n; ++s) {
+        if (bounds[s] < n_layer && is_chosen(share_of_stage(p, s)) && asked[s - 1] < 0) {
+            return complaint(key_of(s), bounds[s], std::string("no layer from ") + key_of(s - 1) + " = " + std::to_string(bounds[s - 1]) +
+                    " up to it has queries and keys like layer " + std::to_string(asked[0]) + ", which chooses before it");
+        }
     }
-    if (none(ssr, n_layer)) {
-        return complaint("halfv.ssr.layer", ssr, "no layer from it on has attention");
-    }
-    if (const auto asked = layers_asked(model, p); ssr < n_layer && p.ssr_update > 0.0f && p.ssr_update < 1.0f && asked[1] < 0) {
-        return complaint("halfv.ssr.layer", ssr, "no layer from halfv.ivr.layer = " + std::to_string(ivr) + " up to it has queries and keys like layer " +
-                std::to_string(asked[0]) + ", which chooses before it");
-    }
-    for (int32_t il = ssr; il < n_layer && p.ssr_rest == HALFV_REST_FROZEN; ++il) {
+    for (int32_t il = bounds[2]; il < bounds[3] && p.ssr_rest == HALFV_REST_FROZEN; ++il) {
         if (found.is_recurrent(il) || !found.attends[il]) {
             return complaint("halfv.ssr.rest", "\"frozen\"", "layer " + std::to_string(il) +
                     (found.is_recurrent(il) ? " is recurrent" : " has no attention") + ", so nothing in it can be frozen: use \"dropped\"");
         }
     }
-    return "";
+    return unfit_channels(model, p);
 }
 
 const layer_cuts & cuts_of(const llama_model & model) {

@@ -23,6 +23,7 @@ public:
     std::vector<const ggml_tensor *> weights; // in the order in which layers take them
     std::vector<bool> attends; // layer by layer
     std::vector<input_part> reads; // of the input beside the state, layer by layer
+    std::vector<bool> narrows; // layer by layer: feed-forward networks of which some channels can be taken, and only such
     bool centred = false; // the norm after the last one takes the mean away
     uint32_t n_states = 1; // that leave a layer for a token
     float scale = 1.0f; // of embeddings before the first layer
@@ -31,6 +32,8 @@ public:
     void reads_beside(const ggml_tensor * part) { beside.insert(part); }
     void boundary(ggml_tensor * cur, int32_t il);
     void attention(const ggml_tensor * q, const ggml_tensor * k, const ggml_tensor * v, const ggml_tensor * out, int32_t il);
+    void feeds(int32_t il, bool has_channels);
+    bool has_fed(int32_t il) const { return fed.count(il) > 0; }
     void done(const llm_graph_result & res);
 
 private:
@@ -42,6 +45,7 @@ private:
     const ggml_tensor * input = nullptr, * state = nullptr;
     std::vector<const ggml_tensor *> roots; // of this layer
     std::unordered_set<const ggml_tensor *> past, seen, beside;
+    std::unordered_set<int32_t> fed;
 };
 
 } // namespace halfv

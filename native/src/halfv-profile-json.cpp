@@ -92,7 +92,7 @@ static json parse(const std::string & text) {
 
 namespace {
 
-enum class value_type { whole, number, text, list };
+enum class value_type { whole, number, text, list, whole_list };
 
 const char * rule_of(value_type type) {
     switch (type) {
@@ -100,17 +100,24 @@ const char * rule_of(value_type type) {
         case value_type::number: return "it must be a number";
         case value_type::text:   return "it must be text";
         case value_type::list:   return "it must be a list of numbers";
+        case value_type::whole_list: return "it must be a list of whole numbers from 0 to 4294967295";
     }
     return "";
 }
 
+bool is_whole(const json & value) {
+    return value.is_number_unsigned() && value.get<uint64_t>() <= UINT32_MAX;
+}
+
 bool fits(const json & value, value_type type) {
     switch (type) {
-        case value_type::whole:  return value.is_number_unsigned() && value.get<uint64_t>() <= UINT32_MAX;
+        case value_type::whole:  return is_whole(value);
         case value_type::number: return value.is_number();
         case value_type::text:   return value.is_string();
         case value_type::list:
             return value.is_array() && std::all_of(value.begin(), value.end(), [](const json & item) { return item.is_number(); });
+        case value_type::whole_list:
+            return value.is_array() && std::all_of(value.begin(), value.end(), is_whole);
     }
     return false;
 }
@@ -129,6 +136,8 @@ void set_rest(halfv_profile & p, const json & value) {
     p.ssr_rest = value == "frozen" ? HALFV_REST_FROZEN : HALFV_REST_DROPPED;
 }
 
+void set_later(halfv_profile &, const json &) {} // lists that belong together
+
 // in the order in which they are checked
 const known_key KEYS[] = {
     { "ivr.layer",         value_type::whole,  true,  [](halfv_profile & p, const json & v) { p.ivr_layer   = v; } },
@@ -143,6 +152,11 @@ const known_key KEYS[] = {
     { "input.keep",        value_type::number, false, [](halfv_profile & p, const json & v) { p.input_keep = v; } },
     { "encoder.layer",     value_type::whole,  false, [](halfv_profile & p, const json & v) { p.encoder_layer = v; } },
     { "encoder.keep",      value_type::number, false, [](halfv_profile & p, const json & v) { p.encoder_keep = v; } },
+    { "input.merge",       value_type::number, false, [](halfv_profile & p, const json & v) { p.input_merge = v; } },
+    { "further.layers",    value_type::whole_list, false, set_later },
+    { "further.keep",      value_type::list,   false, set_later },
+    { "ffn.layer",         value_type::whole,  false, [](halfv_profile & p, const json & v) { p.ffn_layer = v; } },
+    { "ffn.keep",          value_type::number, false, [](halfv_profile & p, const json & v) { p.ffn_keep = v; } },
     { "calibration.samples",        value_type::whole,  false, nullptr },
     { "calibration.source",         value_type::text,   false, nullptr },
     { "calibration.visual_entropy", value_type::list,   false, nullptr },
@@ -170,7 +184,7 @@ std::vector<entry> flatten(const json & object) {
     }
     std::vector<entry> entries;
     for (const auto & [key, value] : object.items()) {
-        if (key == "ivr" || key == "ssr" || key == "pixel" || key == "input" || key == "encoder" || key == "calibration") {
+        if (key == "ivr" || key == "ssr" || key == "pixel" || key == "input" || key == "encoder" || key == "further" || key == "ffn" || key == "calibration") {
             if (!value.is_object()) {
                 refuse(complaint("halfv." + key, shown(value), "it must be an object"));
             }
@@ -237,6 +251,12 @@ json_profile parse_profile(const std::string & text) {
         }
     }
     json_profile parsed = { default_profile(0), {} };
+    const entry * layers = find(entries, "further.layers"), * keep = find(entries, "further.keep");
+    const std::string wrong = set_further(parsed.profile, layers ? layers->value.get<std::vector<uint32_t>>() : std::vector<uint32_t>(),
+                                          keep ? keep->value.get<std::vector<float>>() : std::vector<float>());
+    if (!wrong.empty()) {
+        refuse(wrong);
+    }
     for (const known_key & k : KEYS) {
         if (const entry * e = find(entries, k.key); e && k.set) {
             k.set(parsed.profile, e->value);

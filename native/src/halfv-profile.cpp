@@ -14,6 +14,10 @@
 
 namespace halfv {
 
+static std::string too_many_further(size_t n) {
+    return complaint("halfv.further.layers", std::to_string(n) + " values", "there can be at most " + std::to_string(HALFV_MAX_FURTHER));
+}
+
 static bool in_range(float value, float low, float high) {
     return std::isfinite(value) && value >= low && value <= high;
 }
@@ -34,7 +38,37 @@ halfv_profile default_profile(uint32_t n_layer) {
         /*.input_keep        =*/ 1.0f,
         /*.encoder_layer     =*/ 1,
         /*.encoder_keep      =*/ 1.0f,
+        /*.input_merge       =*/ 1.0f,
+        /*.n_further         =*/ 0,
+        /*.further_layers    =*/ {},
+        /*.further_keep      =*/ {},
+        /*.ffn_layer         =*/ 1,
+        /*.ffn_keep          =*/ 1.0f,
     };
+}
+
+stage_bounds bounds_of(const halfv_profile & p, uint32_t n_layer) {
+    stage_bounds res;
+    res.fill(n_layer);
+    res[0] = 0;
+    res[1] = p.ivr_layer;
+    res[2] = p.ssr_layer;
+    std::copy_n(p.further_layers, p.n_further, res.begin() + 3);
+    return res;
+}
+
+float share_of_stage(const halfv_profile & p, int s) {
+    return s == 2 ? p.ssr_update : s - 3 < (int) p.n_further ? p.further_keep[s - 3] : 1.0f;
+}
+
+double share_updated(const halfv_profile & p, int s) {
+    double share = s == 0 ? 1.0f : p.ivr_keep;
+    for (int i = 2; i <= s; ++i) { share = std::min<double>(share, share_of_stage(p, i)); }
+    return share;
+}
+
+double share_held(const halfv_profile & p, int s) {
+    return s == 2 && p.ssr_rest == HALFV_REST_FROZEN ? p.ivr_keep : share_updated(p, s);
 }
 
 std::string validate(const halfv_profile & p, uint32_t n_layer) {
@@ -74,11 +108,40 @@ std::string validate(const halfv_profile & p, uint32_t n_layer) {
     if (!in_range(p.encoder_keep, 0.0f, 1.0f) || p.encoder_keep == 0.0f) {
         return complaint("halfv.encoder.keep", p.encoder_keep, "it must be above 0 and at most 1");
     }
+    if (!in_range(p.input_merge, 0.0f, 1.0f) || p.input_merge == 0.0f) {
+        return complaint("halfv.input.merge", p.input_merge, "it must be above 0 and at most 1");
+    }
+    if (p.n_further > HALFV_MAX_FURTHER) {
+        return too_many_further(p.n_further);
+    }
+    for (uint32_t i = 0; i < p.n_further; ++i) {
+        const uint32_t layer = p.further_layers[i], before = i == 0 ? p.ssr_layer : p.further_layers[i - 1];
+        if (layer <= before || layer >= n_layer) {
+            return complaint("halfv.further.layers", layer, "it must be above the " + std::string(i == 0 ? "halfv.ssr.layer" : "one") + " before it (" +
+                    std::to_string(before) + ") and below the model's " + layers + " layers");
+        }
+    }
+    for (uint32_t i = 0; i < p.n_further; ++i) {
+        if (!in_range(p.further_keep[i], 0.0f, 1.0f)) {
+            return complaint("halfv.further.keep", p.further_keep[i], "it must be between 0 and 1");
+        }
+        if (p.ssr_rest == HALFV_REST_FROZEN && p.further_keep[i] != 0.0f) {
+            return complaint("halfv.further.keep", p.further_keep[i], "behind tokens that are frozen it must be 0");
+        }
+    }
+    if (!in_range(p.ffn_keep, 0.0f, 1.0f) || p.ffn_keep == 0.0f) {
+        return complaint("halfv.ffn.keep", p.ffn_keep, "it must be above 0 and at most 1");
+    }
+    if (p.ffn_keep < 1.0f && (p.ffn_layer < p.ivr_layer || p.ffn_layer >= n_layer)) {
+        return complaint("halfv.ffn.layer", p.ffn_layer, "it must be at least halfv.ivr.layer (" + std::to_string(p.ivr_layer) +
+                ") and below the model's " + layers + " layers");
+    }
     return "";
 }
 
 bool prunes(const halfv_profile & p, uint32_t n_layer) {
-    return p.ivr_keep < 1.0f || (p.ssr_layer < n_layer && p.ssr_update < 1.0f);
+    return p.ivr_keep < 1.0f || p.ffn_keep < 1.0f || (p.ssr_layer < n_layer && p.ssr_update < 1.0f) ||
+           std::any_of(p.further_keep, p.further_keep + p.n_further, [](float keep) { return keep < 1.0f; });
 }
 
 std::string make_usable(halfv_profile & p, uint32_t n_layer, bool can_be_cut) {
@@ -91,9 +154,23 @@ std::string make_usable(halfv_profile & p, uint32_t n_layer, bool can_be_cut) {
         part.input_keep        = p.input_keep;
         part.encoder_layer     = p.encoder_layer;
         part.encoder_keep      = p.encoder_keep;
+        part.input_merge       = p.input_merge;
         p = part;
     }
     return validate(p, n_layer);
+}
+
+std::string set_further(halfv_profile & p, const std::vector<uint32_t> & layers, const std::vector<float> & keep) {
+    if (layers.size() > HALFV_MAX_FURTHER) {
+        return too_many_further(layers.size());
+    }
+    if (keep.size() != layers.size()) {
+        return complaint("halfv.further.keep", std::to_string(keep.size()) + " values", "halfv.further.layers has " + std::to_string(layers.size()));
+    }
+    p.n_further = layers.size();
+    std::copy(layers.begin(), layers.end(), p.further_layers);
+    std::copy(keep.begin(), keep.end(), p.further_keep);
+    return "";
 }
 
 // reads typed keys of the GGUF metadata, keeping the first complaint
@@ -132,6 +209,19 @@ struct key_reader {
         const int64_t id = find(key, GGUF_TYPE_STRING, "string", true);
         if (id >= 0) { out = gguf_get_val_str(metadata, id); }
     }
+    template <typename T>
+    std::vector<T> get_list(const char * key, gguf_type type, const char * type_name) {
+        const int64_t id = find(key, GGUF_TYPE_ARRAY, type_name, false);
+        if (id < 0) {
+            return {};
+        }
+        if (gguf_get_arr_type(metadata, id) != type) {
+            if (error.empty()) { error = complaint(key, "arr", std::string("its type must be ") + type_name); }
+            return {};
+        }
+        const auto * values = static_cast<const T *>(gguf_get_arr_data(metadata, id));
+        return { values, values + gguf_get_arr_n(metadata, id) };
+    }
 };
 } // namespace
 
@@ -160,6 +250,12 @@ static found_profile read_gguf(const gguf_context * metadata) {
     keys.get("halfv.input.keep", p.input_keep, false);
     keys.get("halfv.encoder.layer", p.encoder_layer, false);
     keys.get("halfv.encoder.keep", p.encoder_keep, false);
+    keys.get("halfv.input.merge", p.input_merge, false);
+    const auto further_layers = keys.get_list<uint32_t>("halfv.further.layers", GGUF_TYPE_UINT32, "array of u32");
+    const auto further_keep   = keys.get_list<float>("halfv.further.keep", GGUF_TYPE_FLOAT32, "array of f32");
+    keys.get("halfv.ffn.layer", p.ffn_layer, false);
+    keys.get("halfv.ffn.keep", p.ffn_keep, false);
+    if (keys.error.empty()) { keys.error = set_further(p, further_layers, further_keep); }
 
     if (keys.error.empty() && rest != "frozen" && rest != "dropped") {
         keys.error = wrong_rest(quoted(rest));
@@ -220,6 +316,15 @@ void model_profile::write(gguf_context * metadata) const {
     if (p.pixel_prune)         { gguf_set_val_f32(metadata, "halfv.pixel.tau",    p.pixel_tau); }
     if (p.visual_share > 0.0f) { gguf_set_val_f32(metadata, "halfv.visual_share", p.visual_share); }
     if (p.input_keep < 1.0f)   { gguf_set_val_f32(metadata, "halfv.input.keep",   p.input_keep); }
+    if (p.input_merge < 1.0f)  { gguf_set_val_f32(metadata, "halfv.input.merge",  p.input_merge); }
+    if (p.n_further > 0) {
+        gguf_set_arr_data(metadata, "halfv.further.layers", GGUF_TYPE_UINT32,  p.further_layers, p.n_further);
+        gguf_set_arr_data(metadata, "halfv.further.keep",   GGUF_TYPE_FLOAT32, p.further_keep,   p.n_further);
+    }
+    if (p.ffn_keep < 1.0f) {
+        gguf_set_val_u32(metadata, "halfv.ffn.layer", p.ffn_layer);
+        gguf_set_val_f32(metadata, "halfv.ffn.keep",  p.ffn_keep);
+    }
     if (p.encoder_keep < 1.0f) {
         gguf_set_val_u32(metadata, "halfv.encoder.layer", p.encoder_layer);
         gguf_set_val_f32(metadata, "halfv.encoder.keep",  p.encoder_keep);

@@ -14,6 +14,20 @@ struct gguf_context;
 
 namespace halfv {
 
+constexpr int n_stages = 3 + HALFV_MAX_FURTHER; // that there can be
+
+// Stage s runs layers [bounds[s], bounds[s + 1]); stages that a profile does not have are empty, and at the end.
+using stage_bounds = std::array<int32_t, n_stages + 1>;
+stage_bounds bounds_of(const halfv_profile & profile, uint32_t n_layer);
+
+// Share of a picture's tokens that stage s updates where all have theirs, and that its layers hold cells of.
+double share_updated(const halfv_profile & profile, int s);
+double share_held(const halfv_profile & profile, int s);
+
+// Where stage s begins, from III on: the share of the original tokens that goes on, and whether they are chosen by the question.
+float share_of_stage(const halfv_profile & profile, int s);
+inline bool is_chosen(float share) { return share > 0.0f && share < 1.0f; }
+
 // keep = 1 and no stage III: prunes nothing until it is changed
 halfv_profile default_profile(uint32_t n_layer);
 
@@ -26,6 +40,9 @@ bool prunes(const halfv_profile & profile, uint32_t n_layer);
 // Leaves of a profile what counts for a model of n_layer layers: all of it if its graphs can be cut, or else what libmtmd does
 // by it, with stages that keep everything. "", or what is wrong with that.
 std::string make_usable(halfv_profile & profile, uint32_t n_layer, bool can_be_cut);
+
+// "", or what is wrong with lists of such lengths
+std::string set_further(halfv_profile & profile, const std::vector<uint32_t> & layers, const std::vector<float> & keep);
 
 // what a model came with, right or wrong
 struct found_profile {
@@ -40,6 +57,7 @@ struct found_profile {
 struct layer_cuts : cuts {
     std::vector<bool> attends;
     std::vector<bool> recurrent; // empty: none is
+    std::vector<bool> feeds;     // have a feed-forward network of which some channels can be taken
     std::vector<input_part> reads; // of a token's input, beside the state
     bool centred = false;        // the norm after the last one is no RMS norm
     uint32_t n_states = 1;       // that a layer hands on for a token; the first is the one that tokens are compared by

@@ -85,8 +85,7 @@ int32_t next_group(const std::vector<row> & rows) {
 void image::reset() {
     covered = settled = false;
     reason  = HALFV_REASON_NONE;
-    kept.clear();
-    deep.clear();
+    reached = {};
 }
 
 // Drops tokens by position. A picture is what is left of it, and goes with its last token; the others keep their order.
@@ -116,9 +115,9 @@ void sequence::drop_if(F && gone) {
             continue;
         }
         im.positions.erase(std::remove_if(im.positions.begin(), im.positions.end(), gone), im.positions.end());
-        for (auto * chosen : { &im.kept, &im.deep }) {
-            for (auto & index : *chosen) { index = places[i][index]; }
-            erase_value(*chosen, -1);
+        for (auto & chosen : im.reached) {
+            for (auto & index : chosen) { index = places[i][index]; }
+            erase_value(chosen, -1);
         }
         renumber[i] = left.size();
         left.push_back(std::move(im));
@@ -227,10 +226,10 @@ void sequence::unprepare() {
 // pictures of tokens that wait are as these are
 void sequence::wait_again() {
     std::vector<int32_t> reasons;
-    std::vector<std::vector<int32_t>> deep;
+    std::vector<decltype(image::reached)> reached;
     for (auto & im : images) {
         reasons.push_back(im.reason == HALFV_REASON_UNASKED ? HALFV_REASON_NONE : im.reason);
-        deep.push_back(im.deep);
+        reached.push_back(im.reached);
     }
     for (const auto & r : rows) {
         if (r.image >= 0) { images[r.image].reset(); }
@@ -240,9 +239,11 @@ void sequence::wait_again() {
             auto & im = images[r.image];
             im.covered = true;
             im.reason  = reasons[r.image];
-            im.kept.push_back(r.index);
-            const auto & was = deep[r.image]; // of stage III's, those that do not move were never there
-            if (r.stage > 2 && std::binary_search(was.begin(), was.end(), r.index)) { im.deep.push_back(r.index); }
+            im.reached[0].push_back(r.index);
+            for (size_t i = 1; i < im.reached.size() && r.stage > 2; ++i) {
+                const auto & was = reached[r.image][i]; // of stage III's, those that do not move were never there
+                if (std::binary_search(was.begin(), was.end(), r.index)) { im.reached[i].push_back(r.index); }
+            }
         }
     }
     if (!rows.empty() && rows.back().image >= 0 && rows.back().image == (int32_t) images.size() - 1) {
@@ -280,14 +281,13 @@ std::vector<leftover> sequence::undo(llama_pos last_before, llama_pos last, uint
         const turn t = std::move(turns.back());
         turns.pop_back();
         for (const auto & r : t.recalled) {
-            erase_value(images[r.image].kept, r.index);
-            erase_value(images[r.image].deep, r.index);
+            for (auto & list : images[r.image].reached) { erase_value(list, r.index); }
         }
         res.push_back({ { last + 1, last + 1 }, t.recalled });
         if (!t.rows.empty()) {
             auto & left = res.back();
             left.from = { first_before_stage(t.rows, 2), first_before_stage(t.rows, 3) };
-            const auto is_kept = [&](const row & r) { return std::binary_search(images[r.image].kept.begin(), images[r.image].kept.end(), r.index); };
+            const auto is_kept = [&](const row & r) { return std::binary_search(images[r.image].kept().begin(), images[r.image].kept().end(), r.index); };
             for (const auto & r : t.rows) { // those that the question added to a picture that was prepared
                 if (r.image >= 0 && r.stage == 1 && r.pos[0] < left.from[0] && is_kept(r)) { left.rows.push_back(r); }
             }
@@ -303,7 +303,7 @@ std::vector<leftover> sequence::undo(llama_pos last_before, llama_pos last, uint
 
 void sequence::each_stored(int32_t image, const std::function<void(const row &)> & f) const {
     std::vector<bool> kept(images[image].n());
-    for (const auto i : images[image].kept) { kept[i] = true; }
+    for (const auto i : images[image].kept()) { kept[i] = true; }
     for (const auto & t : turns) {
         for (const auto & r : t.rows) {
             if (r.image == image && !kept[r.index]) { f(r); }

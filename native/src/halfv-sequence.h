@@ -25,12 +25,13 @@ struct row {
     state_ref first_key; // its key at the layer that is asked before stage II; none: nobody will ask
     state_ref hidden;    // its state now: the input of the next stage
     state_ref key;       // its key at the layer that is asked next, or none
-    state_ref query;     // its query there, where another way to choose than ours asks for it
+    state_ref query;     // its query there, where a chooser is given it
     int32_t  stage;      // the last stage it has been through: 1, 2, or 3 when it is done
     llama_token token;   // LLAMA_TOKEN_NULL: not text
     int32_t  group;      // tokens of one non-causal batch share a group and travel together; -1: causal
     int32_t  batch_idx;  // place in the batch that is being decoded
     bool     output;     // that batch wants its output
+    bool     narrow = false; // takes only some channels of feed-forward networks
     int32_t  cell = -1;  // in stage II's cache, while the last layer of that stage still has to see it
 };
 
@@ -53,10 +54,10 @@ struct image {
     bool covered = false;     // its coverage was chosen before the question
     bool settled = false;
     int32_t reason = HALFV_REASON_NONE;
-    std::vector<int32_t> kept; // reached stage II
-    std::vector<int32_t> deep; // reached stage III
+    std::array<std::vector<int32_t>, n_stages - 1> reached; // stage II and each behind it
 
     int32_t n() const { return (int32_t) positions.size(); }
+    const std::vector<int32_t> & kept() const { return reached[0]; } // stage II
     void reset(); // waits for a question again
 };
 

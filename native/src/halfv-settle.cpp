@@ -65,7 +65,7 @@ int prefill::stage1(const share & part, bool visual) {
             }
             r.first     = r.hidden = gives.hidden[done];
             r.first_key = r.key    = gives.keys[done];
-            if (!queries.empty() && !visual) { r.query = queries[i]; }
+            if (!queries.empty()) { r.query = queries[i]; }
             r.stage     = 1;
             r.group     = group;
             r.batch_idx = ubatch.data->batch_idxs[i];
@@ -114,7 +114,7 @@ bool prefill::may_split() const {
 
 bool prefill::splits(const std::vector<image> & images, const std::vector<row> & go) const {
     return may_split() && memory.profile.ssr_update < memory.profile.ivr_keep &&
-           std::any_of(go.begin(), go.end(), [&](const row & r) { return r.image >= 0 && thins(images[r.image]); }) &&
+           std::any_of(go.begin(), go.end(), [&](const row & r) { return r.image >= 0 && thins(images[r.image], 2); }) &&
            std::all_of(go.begin(), go.end(), [](const row & r) { return r.group < 0; });
 }
 
@@ -132,14 +132,103 @@ prefill::settings_of::~settings_of() {
     all.memory.profile.ivr_keep = keep;
 }
 
+// Visual tokens of a picture that is pruned, but under adapters, which know the whole networks.
+bool prefill::is_narrow(const sequence & s, const row & r) const {
+    return memory.profile.ffn_keep < 1.0f && r.image >= 0 && applies(s.images[r.image]) && s.images[r.image].reason == HALFV_REASON_NONE && ctx.loras->empty();
+}
+
+double prefill::narrowed(int32_t first, int32_t last, const std::vector<row> & rows) const {
+    return cost.narrowed(memory.profile, first, last, std::count_if(rows.begin(), rows.end(), [](const row & r) { return r.narrow; }));
+}
+
+// A pass that another follows: rows get the states that it gives and, where it is tapped, their keys; `query` is its last token's.
+int prefill::run_on(llama_seq_id seq_id, std::vector<row> & rows, const std::vector<row> & fed, const graph_pass & pass, state_ref & query) {
+    const bool asked = pass.tap >= 0;
+    std::vector<bool> has_key;
+    for (const auto & r : rows) { has_key.push_back(asked && (r.image >= 0 || wants_attention())); }
+    const auto gives = room_for(pass, has_key, asked);
+    size_t done = 0;
+    const int rc = run(steps_of(seq_id, fed, pass, &gives), [&](const llama_ubatch & ubatch, const llm_graph_result & res) {
+        bring_down(res, gives, done, done + ubatch.n_tokens);
+        const auto queries = asked && wants_queries() ? queries_of(res, *gives.stores) : std::vector<state_ref>();
+        for (size_t i = 0; i < queries.size(); ++i) { rows[done + i].query = queries[i]; }
+        done += ubatch.n_tokens;
+    });
+    for (size_t i = 0; i < rows.size() && rc == 0; ++i) {
+        rows[i].hidden = gives.hidden[i];
+        if (gives.keys[i]) { rows[i].key = gives.keys[i]; }
+    }
+    query = gives.query;
+    return rc;
+}
+
+// Stage III and those behind it: where each begins its picture's tokens are chosen among those that came so far.
+int prefill::later_stages(llama_seq_id seq_id, sequence & s, state_ref query, std::vector<row> rows, bool split, std::vector<step> * last) {
+    const auto & bounds = memory.bounds;
+    int64_t t_start = ggml_time_us();
+    const auto lap = [&](int64_t & total) { const int64_t now = ggml_time_us(); total += now - t_start; t_start = now; };
+
+    for (int stage = 2; stage < n_stages && memory.has_stage(stage); ++stage) {
+        const std::vector<uint8_t> active = choose_later(s, stage, query, rows);
+        lap(s.stats.us_select);
+
+        const bool goes_on = stage + 1 < n_stages && memory.has_stage(stage + 1);
+        const int32_t begin = bounds[stage] - (split && stage == 2);
+        const graph_pass pass = { begin, goes_on ? bounds[stage + 1] : INT32_MAX, INT32_MAX, asks_for(stage + 1) ? memory.asked[stage] : -1, true };
+        std::vector<row> through;
+
+        // Frozen K and V first: the others see them. A non-causal picture is done before what follows is in the cache,
+        // as it has no mask to hide that.
+        for (size_t i = 0; i < rows.size();) {
+            std::vector<row> moving, frozen;
+            const size_t first = i;
+            for (; i < rows.size() && rows[i].group == rows[first].group; ++i) {
+                (active[i] ? moving : frozen).push_back(rows[i]);
+            }
+            if (stage == 2 && memory.profile.ssr_rest == HALFV_REST_FROZEN) {
+                s.stats.flops_spent += cost.kv_only(bounds[2], bounds[3], frozen.size());
+                if (const int rc = run(steps_of(seq_id, frozen, { bounds[2], bounds[3], bounds[2] }), nullptr)) {
+                    return rc;
+                }
+                lap(s.stats.us_frozen);
+            }
+            s.stats.flops_spent += cost.span(bounds[stage], bounds[stage + 1], moving.size(), memory.n_cells(stage, seq_id)) -
+                                   narrowed(begin, bounds[stage + 1], moving);
+            if (begin < bounds[stage]) { // counted as if they came last
+                s.stats.flops_spent += cost.span(begin, bounds[2], moving.size(), memory.n_cells(1, seq_id) - moving.size());
+            }
+            if (goes_on) {
+                if (const int rc = run_on(seq_id, moving, moving, pass, query)) {
+                    return rc;
+                }
+                for (auto & r : moving) {
+                    r.cell = -1;
+                    through.push_back(r);
+                }
+            } else {
+                auto steps = steps_of(seq_id, moving, pass);
+                if (last && i == rows.size()) { // outputs are asked of the end of the prompt
+                    for (auto & step : steps) { last->push_back(std::move(step)); }
+                } else if (const int rc = run(std::move(steps), nullptr)) {
+                    return rc;
+                }
+            }
+            lap(s.stats.us_stage3);
+        }
+        rows = std::move(through);
+    }
+    return 0;
+}
+
 // Carries a sequence's pending tokens through the later stages. The last pass goes to `last` when that is given.
 // Before the question only what needs none is done; the rest stays pending.
 int prefill::settle(llama_seq_id seq_id, when moment, std::vector<step> * last) {
     const settings_of in_force(*this, seq_id);
-    const auto & p = memory.profile;
     const auto & bounds = memory.bounds;
     const bool three     = memory.has_stage(2);
-    const bool asks_deep = three && prunes_now() && p.ssr_update > 0.0f && p.ssr_update < 1.0f; // stage III needs the question
+    const bool asks_deep = asks_for(2); // stage III needs the question
+    bool asks_later = false; // it or one behind it does
+    for (int stage = 2; stage < n_stages; ++stage) { asks_later = asks_later || asks_for(stage); }
     auto & s = memory.at(seq_id);
     memory.keep_lists(seq_id);
     if (moment == when::question) {
@@ -171,10 +260,13 @@ int prefill::settle(llama_seq_id seq_id, when moment, std::vector<step> * last) 
     for (const auto & r : s.rows) {
         if (r.stage == 2) { deep.push_back(r); }
     }
+    for (auto * rows : { &go, &deep }) {
+        for (auto & r : *rows) { r.narrow = is_narrow(s, r); }
+    }
 
     const bool split = moment == when::question && deep.empty() && splits(s.images, go); // what was prepared is through already
     const int32_t begin3 = bounds[2] - split;
-    s.stats.flops_spent += cost.span(bounds[1], begin3, go.size(), memory.n_cells(1, seq_id));
+    s.stats.flops_spent += cost.span(bounds[1], begin3, go.size(), memory.n_cells(1, seq_id)) - narrowed(bounds[1], begin3, go);
     if (split) {
         s.stats.flops_spent += cost.kv_only(begin3, bounds[2], go.size()) + (asks_deep ? cost.queries(begin3, go.size()) : 0);
     }
@@ -195,25 +287,10 @@ int prefill::settle(llama_seq_id seq_id, when moment, std::vector<step> * last) 
         }
         lap(s.stats.us_stage2);
     } else {
-        std::vector<bool> has_key;
-        for (const auto & r : go) { has_key.push_back(asks_deep && (r.image >= 0 || wants_attention())); }
-        const auto gives = room_for(pass2, has_key, asks_deep);
-        size_t done = 0;
-        const int rc = run(steps_of(seq_id, fed, pass2, &gives), [&](const llama_ubatch & ubatch, const llm_graph_result & res) {
-            bring_down(res, gives, done, done + ubatch.n_tokens);
-            const auto queries = asks_deep && wants_queries() ? queries_of(res, *gives.stores) : std::vector<state_ref>();
-            for (size_t i = 0; i < queries.size(); ++i) { go[done + i].query = queries[i]; }
-            done += ubatch.n_tokens;
-        });
-        if (rc != 0) {
+        if (const int rc = run_on(seq_id, go, fed, pass2, query)) {
             return rc;
         }
-        for (size_t i = 0; i < go.size(); ++i) {
-            go[i].hidden = gives.hidden[i];
-            go[i].stage  = 2;
-            if (gives.keys[i]) { go[i].key = gives.keys[i]; }
-        }
-        query = gives.query;
+        for (auto & r : go) { r.stage = 2; }
         if (split) {
             const auto cells = memory.last_cells(1, go.size());
             for (size_t i = 0; i < go.size(); ++i) { go[i].cell = cells[i]; }
@@ -225,45 +302,17 @@ int prefill::settle(llama_seq_id seq_id, when moment, std::vector<step> * last) 
     if (moment == when::before_question) {
         for (auto & r : deep) {
             wait.push_back(r);
-            if (!asks_deep) { wait.back().stage = 3; }
+            if (!asks_later) { wait.back().stage = 3; }
         }
         for (const auto & r : s.rows) {
             if (r.stage == 3) { wait.push_back(r); }
         }
-        if (asks_deep) { deep.clear(); }
+        if (asks_later) { deep.clear(); }
     }
     if (three && !deep.empty()) {
-        // prompt order; tokens of an M-RoPE picture share their first position
-        std::sort(deep.begin(), deep.end(), prompt_order);
-        const std::vector<uint8_t> active = choose_stage3(s, query, deep);
-        lap(s.stats.us_select);
-
-        // Frozen K and V first: the others see them. A non-causal picture is done before what follows is in the cache,
-        // as it has no mask to hide that.
-        for (size_t i = 0; i < deep.size();) {
-            std::vector<row> moving, frozen;
-            const size_t first = i;
-            for (; i < deep.size() && deep[i].group == deep[first].group; ++i) {
-                (active[i] ? moving : frozen).push_back(deep[i]);
-            }
-            if (p.ssr_rest == HALFV_REST_FROZEN) {
-                s.stats.flops_spent += cost.kv_only(bounds[2], bounds[3], frozen.size());
-                if (const int rc = run(steps_of(seq_id, frozen, { bounds[2], bounds[3], bounds[2] }), nullptr)) {
-                    return rc;
-                }
-                lap(s.stats.us_frozen);
-            }
-            s.stats.flops_spent += cost.span(bounds[2], bounds[3], moving.size(), memory.n_cells(2, seq_id));
-            if (split) { // counted as if they came last
-                s.stats.flops_spent += cost.span(begin3, bounds[2], moving.size(), memory.n_cells(1, seq_id) - moving.size());
-            }
-            auto steps = steps_of(seq_id, moving, { begin3 });
-            if (last && i == deep.size()) { // outputs are asked of the end of the prompt
-                for (auto & step : steps) { last->push_back(std::move(step)); }
-            } else if (const int rc = run(std::move(steps), nullptr)) {
-                return rc;
-            }
-            lap(s.stats.us_stage3);
+        std::sort(deep.begin(), deep.end(), prompt_order); // tokens of an M-RoPE picture share their first position
+        if (const int rc = later_stages(seq_id, s, query, std::move(deep), split, last)) {
+            return rc;
         }
     }
 
@@ -294,8 +343,7 @@ int prefill::settle(llama_seq_id seq_id, when moment, std::vector<step> * last) 
     for (auto & im : s.images) {
         im.closed = true;
         if (moment == when::question) { im.settled = true; } else { im.covered = true; }
-        std::sort(im.kept.begin(), im.kept.end());
-        std::sort(im.deep.begin(), im.deep.end());
+        for (auto & list : im.reached) { std::sort(list.begin(), list.end()); }
     }
     return 0;
 }

@@ -72,8 +72,7 @@ void write_image(llama_io_write_i & io, const image & im) {
     put(io, (uint32_t) ((im.closed ? 1 : 0) | (im.covered ? 2 : 0) | (im.settled ? 4 : 0)));
     put(io, im.reason);
     put(io, im.positions);
-    put(io, im.kept);
-    put(io, im.deep);
+    for (const auto & list : im.reached) { put(io, list); }
 }
 
 void check_chosen(const std::vector<int32_t> & chosen, int32_t n) {
@@ -91,14 +90,13 @@ image read_image(llama_io_read_i & io, const state_limits & limits) {
     im.settled   = flags & 4;
     im.reason    = take<int32_t>(io);
     im.positions = take_values<llama_pos>(io, limits.max_rows, "tokens of a picture");
-    im.kept      = take_values<int32_t>(io, im.n(), "tokens kept");
-    im.deep      = take_values<int32_t>(io, im.n(), "tokens kept");
+    for (auto & list : im.reached) { list = take_values<int32_t>(io, im.n(), "tokens kept"); }
     require(im.n() > 0, "a picture without tokens");
     require(im.reason >= HALFV_REASON_NONE && im.reason <= HALFV_REASON_UNASKED, "unknown reason");
-    require(im.covered || im.settled || (im.kept.empty() && im.deep.empty()), "tokens kept of a picture that waits");
+    require(im.covered || im.settled || std::all_of(im.reached.begin(), im.reached.end(), [](const auto & list) { return list.empty(); }),
+            "tokens kept of a picture that waits");
     for (const auto p : im.positions) { require(p >= 0 && p <= limits.last, "a picture's token has a position that is not held"); }
-    check_chosen(im.kept, im.n());
-    check_chosen(im.deep, im.n());
+    for (const auto & list : im.reached) { check_chosen(list, im.n()); }
     return im;
 }
 
@@ -284,7 +282,7 @@ void sequence::read(llama_io_read_i & io, const state_limits & limits, stores_of
 // state: a tag, what the states in it are shaped by, the caches, then what the sequences carry
 //
 
-static constexpr uint32_t state_tag = 0x33564c48; // "HLV3"
+static constexpr uint32_t state_tag = 0x34564c48; // "HLV4"
 
 std::vector<uint32_t> staged_memory::state_shape() const {
     std::vector<uint32_t> res(bounds.begin(), bounds.end());

@@ -3,6 +3,7 @@
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
 #include "halfv-pass.h"
+#include "halfv-profile.h"
 
 #include <array>
 #include <cstdint>
@@ -105,6 +106,6 @@ struct state_stores {
     void reserve(ggml_backend_dev_t device, uint32_t n_rows, uint32_t n_queries, bool no_alloc);
 };
 
-using stores_of_stages = std::array<state_stores, 2>; // after stage I, after stage II
+using stores_of_stages = std::array<state_stores, n_stages - 1>; // where each ends, but for the last
 
 } // namespace halfv

@@ -2,6 +2,7 @@
 
 #include "halfv-memory.h"
 
+#include <algorithm>
 #include <limits>
 
 namespace halfv {
@@ -18,9 +19,10 @@ void staged_memory::undo(llama_seq_id seq_id, llama_pos last_before) {
             if (!stages[s]) {
                 continue;
             }
-            stages[s]->seq_rm(seq_id, left.from[s - 1], -1);
+            const int done = std::min(s, 2); // who has been in stage III has been in those behind it
+            stages[s]->seq_rm(seq_id, left.from[done - 1], -1);
             for (const auto & r : left.rows) {
-                const int32_t cell = r.stage > s ? -1 : stages[s]->find_cell(seq_id, r.pos.data());
+                const int32_t cell = r.stage > done ? -1 : stages[s]->find_cell(seq_id, r.pos.data());
                 if (cell >= 0) { stages[s]->cells_of(seq_id).seq_rm(cell, seq_id); }
             }
         }

@@ -280,7 +280,7 @@ static void test_picture(struct llama_context * ctx) {
     few[0] = -7;
     CHECK(halfv_image_tokens(ctx, 0, 0, 2, few, -1) == N_IMG/2 && few[0] == -7);
     CHECK_ERR(halfv_image_tokens(ctx, 0, 0, 1, few, 3), HALFV_ERR_ARGUMENT, "stage 1 ");
-    CHECK_ERR(halfv_image_tokens(ctx, 0, 0, 4, few, 3), HALFV_ERR_ARGUMENT, "stage 4 ");
+    CHECK_ERR(halfv_image_tokens(ctx, 0, 0, 8, few, 3), HALFV_ERR_ARGUMENT, "stage 8 ");
     CHECK_ERR(halfv_image_tokens(ctx, 0, 1, 2, few, 3), HALFV_ERR_ARGUMENT, "picture 1 ");
     CHECK_ERR(halfv_image_size(ctx, 0, UINT32_MAX), HALFV_ERR_ARGUMENT, "picture 4294967295 ");
 }

@@ -62,7 +62,86 @@ static void test_plan() {
     CHECK(halfv::plan_rows(10, { 0, 4, 9 }, 0.7f, 0).n_kept == 3 + 4); // of the other seven
     CHECK(halfv::plan_rows(2, { 0, 1 }, 0.5f, 0).n_kept == 2); // nothing else
     CHECK(halfv::plan_rows(0, {}, 0.5f, 0).n_kept == 0);
+    CHECK(halfv::plan_rows(100, {}, 1.0f, 64, 0.25f).n_kept == 25 && halfv::plan_rows(100, {}, 0.5f, 64, 0.25f).n_kept == 12);
+    CHECK(halfv::plan_rows(63, {}, 0.5f, 64, 0.25f).n_kept == 63 && halfv::plan_rows(10, { 0, 4, 9 }, 1.0f, 0, 0.5f).n_kept == 3 + 3);
+    CHECK(halfv::rows_suffix(1.0f, 0.25f) == "+halfv.input.merge=0.25" && halfv::rows_suffix(1.0f, 1.0f) == "");
     CHECK(halfv::id_suffix("input.keep", { 0.5f }) == "+halfv.input.keep=0.5" && halfv::id_suffix("encoder", { 3, 0.25f }) == "+halfv.encoder=3,0.25");
+}
+
+// the same in doubles, one row after the other; `gap`: how far the closest decision was from another
+static ids brute_merge(std::vector<double> & rows, int stride, int width, ids open, int n_left, double & gap) {
+    while ((int) open.size() > n_left) {
+        struct pair { double like; int32_t from, to; };
+        std::vector<pair> pairs;
+        const int n = open.size();
+        for (int i = n - 2; i >= 0; i -= 2) {
+            pair best = { -2, open[i], -1 };
+            double second = -2;
+            for (int j = n - 1; j >= 0; j -= 2) {
+                double dot = 0, a = 0, b = 0;
+                for (int k = 0; k < width; ++k) {
+                    const double x = rows[(size_t) open[i]*stride + k], y = rows[(size_t) open[j]*stride + k];
+                    dot += x*y;
+                    a += x*x;
+                    b += y*y;
+                }
+                const double like = dot/std::sqrt(a*b);
+                second = std::max(second, std::min(like, best.like));
+                if (like > best.like) { best = { like, open[i], open[j] }; }
+            }
+            gap = std::min(gap, best.like - second);
+            pairs.push_back(best);
+        }
+        std::sort(pairs.begin(), pairs.end(), [](const pair & a, const pair & b) { return a.like > b.like; });
+        const size_t n_gone = std::min<size_t>(pairs.size(), n - n_left);
+        if (n_gone < pairs.size()) { gap = std::min(gap, pairs[n_gone - 1].like - pairs[n_gone].like); }
+        pairs.resize(n_gone);
+        for (const int32_t to : ids(open)) {
+            std::vector<double> sum(&rows[(size_t) to*stride], &rows[(size_t) to*stride] + stride);
+            int count = 1;
+            for (const pair & p : pairs) {
+                for (int k = 0; k < stride && p.to == to; ++k) { sum[k] += rows[(size_t) p.from*stride + k]; }
+                count += p.to == to;
+            }
+            for (int k = 0; k < stride; ++k) { rows[(size_t) to*stride + k] = sum[k]/count; }
+        }
+        for (const pair & p : pairs) { open.erase(std::find(open.begin(), open.end(), p.from)); }
+    }
+    return open;
+}
+
+static void test_merging() {
+    randoms r(4);
+    int compared = 0;
+    for (int round = 0; round < 60; ++round) {
+        const int n = r.upto(2, 150), width = r.upto(8, 40), stride = width*r.upto(1, 3), n_left = r.upto(1, n);
+        ids open = r.choice(n, r.upto(1, n));
+        std::sort(open.begin(), open.end());
+        const std::vector<float> before = r.normal((size_t) n*stride);
+        std::vector<float> rows = before;
+        std::vector<double> exact(before.begin(), before.end());
+        double gap = 1;
+        const ids want = brute_merge(exact, stride, width, open, std::min<int>(n_left, open.size()), gap);
+        const ids got = halfv::merge_rows(rows.data(), stride, width, open, n_left, r.upto(1, 3));
+        CHECK((int) got.size() == std::min<int>(n_left, open.size()) && got.back() == open.back());
+        if (gap > 1e-6) {
+            ++compared;
+            CHECK(got == want);
+            double off = 0;
+            for (const int32_t i : got) {
+                for (int k = 0; k < stride; ++k) { off = std::max(off, std::fabs(rows[(size_t) i*stride + k] - exact[(size_t) i*stride + k])); }
+            }
+            CHECK(off < 1e-5);
+        }
+        for (int32_t i = 0; i < n; ++i) { // structure is as it was
+            CHECK(contains(open, { i }) || std::equal(&rows[(size_t) i*stride], &rows[(size_t) i*stride] + stride, &before[(size_t) i*stride]));
+        }
+    }
+    CHECK(compared > 30);
+
+    std::vector<float> rows = { 1, 0,  1, 0,  0, 3,  0, 1 }; // pairs that point the same way
+    CHECK((halfv::merge_rows(rows.data(), 2, 2, { 0, 1, 2, 3 }, 2, 1) == ids{ 1, 3 }));
+    CHECK((rows == std::vector<float>{ 1, 0,  1, 0,  0, 3,  0, 2 }));
 }
 
 static void test_saved() {
@@ -84,14 +163,27 @@ static void test_rows_that_are_left() {
             const int n = r.upto(1, 40);
             const std::vector<float> own = r.normal((size_t) n*stride);
             rows.insert(rows.end(), own.begin(), own.end());
-            plan = halfv::plan_rows(n, {}, r.upto(1, 100)/100.0f, 8);
+            const float merge = r.upto(0, 1) ? 1.0f : r.upto(1, 100)/100.0f;
+            plan = halfv::plan_rows(n, {}, r.upto(1, 100)/100.0f, 8, merge);
             const bool whole = plan.n_kept == n;
             batch.push_back({ n, whole ? nullptr : &plan });
             ids kept(n);
             std::iota(kept.begin(), kept.end(), 0);
-            for (const int32_t i : whole ? kept : halfv::choose_rows({ own.data(), n, stride, stride }, plan, 1)) {
-                want.insert(want.end(), &own[(size_t) i*stride], &own[(size_t) i*stride] + stride);
+            std::vector<float> merged = own;
+            if (!whole && plan.n_merged < n) {
+                const ids left = halfv::merge_rows(merged.data(), stride, stride, kept, plan.n_merged, 1);
+                std::vector<float> alone;
+                for (const int32_t i : left) { alone.insert(alone.end(), &merged[(size_t) i*stride], &merged[(size_t) i*stride] + stride); }
+                kept = left;
+                if (plan.n_kept < plan.n_merged) {
+                    kept.clear();
+                    const halfv::picture_rows rest = { plan.n_merged, plan.n_kept, {}, {} };
+                    for (const int32_t i : halfv::choose_rows({ alone.data(), plan.n_merged, stride, stride }, rest, 1)) { kept.push_back(left[i]); }
+                }
+            } else if (!whole) {
+                kept = halfv::choose_rows({ own.data(), n, stride, stride }, plan, 1);
             }
+            for (const int32_t i : kept) { want.insert(want.end(), &merged[(size_t) i*stride], &merged[(size_t) i*stride] + stride); }
         }
         halfv::keep_rows(rows, stride, stride, batch, 2);
         CHECK(rows == want);
@@ -108,6 +200,9 @@ static void test_strange_rows() {
         std::fill(rows.begin() + 12, rows.begin() + 60, strange);
         const auto plan = halfv::plan_rows(20, {}, 0.6f, 0);
         CHECK(is_selection(halfv::choose_rows({ rows.data(), 20, 6, 6 }, plan, 1), 20, 12));
+        ids open(20);
+        std::iota(open.begin(), open.end(), 0);
+        CHECK(is_selection(halfv::merge_rows(rows.data(), 6, 6, open, 7, 2), 20, 7));
     }
 }
 
@@ -115,6 +210,7 @@ int main(int argc, char ** argv) {
     return run(argc, argv, {
         { "choice", test_choice },
         { "plan", test_plan },
+        { "merging", test_merging },
         { "saved", test_saved },
         { "rows that are left", test_rows_that_are_left },
         { "strange rows", test_strange_rows },

@@ -79,6 +79,7 @@ def measure(question: dict[str, Any]) -> dict[str, Any]:
         "max_tokens": None,
         "tau": None,
         "input_keep": 1.0,
+        "input_merge": 1.0,
         "encoder_layer": 1,
         "encoder_keep": 1.0,
         "weights": None,

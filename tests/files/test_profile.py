@@ -99,7 +99,17 @@ def complaints(given_: Profile, n_layer: int) -> tuple[str, str]:
 u32 = st.one_of(st.integers(0, 40), st.integers(0, 2**32 - 1))
 f32 = st.one_of(st.floats(0, 1, width=32), st.floats(width=32))
 tau = st.none() | st.floats(0, 255, width=32)
-anything = st.builds(Profile, u32, f32, f32, u32, f32, st.sampled_from(profile.REST), u32, tau | f32, f32, f32)
+further = st.lists(st.tuples(u32, f32), max_size=profile.MAX_FURTHER)
+anything = st.builds(
+    lambda values, stages: dataclasses.replace(values, **stages),
+    st.builds(Profile, u32, f32, f32, u32, f32, st.sampled_from(profile.REST), u32, tau | f32, f32, f32),
+    st.builds(
+        lambda merge, pairs, layer, keep: {
+            "input_merge": merge, "further_layers": [first for first, _ in pairs],
+            "further_keep": [seen for _, seen in pairs], "ffn_layer": layer, "ffn_keep": keep,
+        }, f32, further, u32, f32,
+    ),
+)  # fmt: skip
 
 
 @settings(deadline=None)
@@ -121,7 +131,9 @@ def test_defaults_agree() -> None:
     Profile.default(28).validate(28)
     assert not Profile.default(28).prunes(28)
     assert halfv_cpp.HALFV_PROFILE_VERSION == profile.VERSION
-    assert list(KEYS) == [name for name, _ in halfv_cpp.halfv_profile._fields_ if name not in ("size", "pixel_prune")]
+    assert list(KEYS) == [
+        name for name, _ in halfv_cpp.halfv_profile._fields_ if name not in ("size", "pixel_prune", "n_further")
+    ]
 
 
 # through JSON, GGUF and C and back
@@ -143,11 +155,16 @@ def fitting(draw: st.DrawFn) -> tuple[Profile, int]:
         Calibration, st.none() | u32, st.none() | text, curve(n_layer + 1), curve(n_layer + 1), curve(n_layer),
         st.none() | finite,
     )  # fmt: skip
+    ssr, rest = draw(st.integers(ivr + 1, n_layer)), draw(st.sampled_from(profile.REST))
+    behind = st.sets(st.integers(ssr + 1, n_layer - 1), max_size=profile.MAX_FURTHER)
+    layers = sorted(draw(behind)) if ssr + 1 < n_layer else []
     found = Profile(
-        ivr, draw(st.floats(0, 1, width=32, exclude_min=True)), draw(share), draw(st.integers(ivr + 1, n_layer)),
-        draw(share), draw(st.sampled_from(profile.REST)), draw(u32), draw(tau), draw(share),
+        ivr, draw(st.floats(0, 1, width=32, exclude_min=True)), draw(share), ssr,
+        draw(share), rest, draw(u32), draw(tau), draw(share),
         draw(st.floats(0, 1, width=32, exclude_min=True)), draw(st.integers(1, 2**32 - 1)),
-        draw(st.floats(0, 1, width=32, exclude_min=True)),
+        draw(st.floats(0, 1, width=32, exclude_min=True)), draw(st.floats(0, 1, width=32, exclude_min=True)),
+        layers, [0.0 if rest == profile.FROZEN else draw(share) for _ in layers],
+        draw(st.integers(ivr, n_layer - 1)), draw(st.floats(0, 1, width=32, exclude_min=True)),
         draw(st.none() | calibration.filter(lambda c: c != Calibration())),
     )  # fmt: skip
     return found, n_layer
@@ -177,7 +194,19 @@ def test_gguf_and_back(tmp_path_factory: pytest.TempPathFactory, pair_: tuple[Pr
     anything.filter(
         lambda p: (
             not math.isnan(
-                p.ivr_keep + p.ivr_anchors + p.ssr_update + p.visual_share + p.input_keep + (p.pixel_tau or 0)
+                sum(
+                    [
+                        p.ivr_keep,
+                        p.ivr_anchors,
+                        p.ssr_update,
+                        p.visual_share,
+                        p.input_keep,
+                        p.pixel_tau or 0,
+                        p.input_merge,
+                        *p.further_keep,
+                        p.ffn_keep,
+                    ]
+                )
             )
         )
     )

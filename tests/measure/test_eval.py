@@ -22,7 +22,7 @@ from halfv_edge.measure.eval import frontier, summary
 from halfv_edge.measure.eval.asking import Asker
 from halfv_edge.measure.eval.evaluation import Result
 from halfv_edge.measure.eval.questions import Question
-from halfv_edge.measure.policies import PolicyModel, parse_one
+from halfv_edge.measure.policies import PolicyModel, aim_schedule, parse_one
 from tests.support.holes import entering, page
 from tests.support.vlm import QUESTION, Vlms, picture, retell
 
@@ -201,8 +201,24 @@ def test_chosen_by_selectors(asker: Asker, given: PolicyModel) -> None:
         assert 0.9 * own.flops < answer.flops < 1.1 * own.flops
     deep = asker.ask(parse_one("pixel:0+asked:1/0.5/3/0.25", given), large, QUESTION)
     assert (deep.n_visual, deep.n_kept, deep.n_deep) == (left, left // 2, left // 4)
+    aimed = asker.ask(parse_one("aim:0.5", given), large, QUESTION)
+    _, keep = aim_schedule(given.n_layer)
+    assert (aimed.n_visual, aimed.n_kept, aimed.unpruned) == (126, int(keep[0] * 126), "")
     both = asker.ask(parse_one("input:0.5+cut:2/0.5/4/0.25", given), large, QUESTION)
     assert (both.n_visual, both.n_kept, both.n_deep) == (126, 63, 31)
+
+
+def test_averaged_and_wiped(asker: Asker, given: PolicyModel) -> None:
+    shown = images.load(Image.fromarray(page(12 * 28, 10 * 28, 28)))
+    half, own = (asker.ask(parse_one(name, given), shown, QUESTION) for name in ("input:0.5", "profile"))
+    merged = asker.ask(parse_one("merge:0.5", given), shown, QUESTION)
+    assert (merged.n_patches, merged.n_visual, merged.n_kept, merged.flops) == (120, 60, 60, half.flops)
+    assert not np.array_equal(merged.logits, half.logits)
+    both = asker.ask(parse_one("merge:0.5+input:0.5", given), shown, QUESTION)
+    assert (both.n_visual, both.unpruned) == (30, "")
+    wiped = asker.ask(parse_one(f"wipe:{given.n_layer - 1}", given), shown, QUESTION)
+    assert (wiped.n_visual, wiped.n_kept, wiped.n_deep) == (own.n_visual, own.n_kept, own.n_deep)
+    assert wiped.flops < own.flops
 
 
 def test_a_selector_that_breaks_says_why(asker: Asker, given: PolicyModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +237,7 @@ def test_a_selector_that_breaks_says_why(asker: Asker, given: PolicyModel, monke
         ("cut:2/0.2/6", "'cut:2/0.2/6' is not valid: it is like cut:2/0.2"),
         ("cut:0/0.2", "0 must be a whole number of at least 1"),
         ("cut:4/0.2/3/0.1", r"halfv.ssr.layer = 3 is not valid"),
-        ("profile+pixel:0", r"what stands before \+ must be pixel:TAU or input:SHARE"),
+        ("profile+pixel:0", r"what stands before \+ must be pixel:TAU, merge:SHARE or input:SHARE"),
         ("divprune", "'divprune' is not valid"),
     ],
 )

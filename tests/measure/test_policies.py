@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +29,8 @@ from tests.support.tiny_models import ARCHS, DROP, FREEZE, make_tiny
 
 GRID, GRIDS = [(9, 12)], [(9, 12), (7, 19)]
 IVR = FREEZE | {"ssr.layer": N_LAYER}
-PYRAMID = FREEZE | {"ssr.update": 0.2, "ssr.rest": "dropped"}
+PYRAMID = FREEZE | {"ssr.layer": 3, "ssr.update": 0.25, "ssr.rest": "dropped"}
+PYRAMID |= {"further.layers": (5,), "further.keep": (0.125,)}
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +224,20 @@ def test_what_a_chooser_sees_of_the_states(model: Callable) -> None:
     np.testing.assert_allclose(seen[0].text, states[before + n :], atol=1e-4)
     normed = reference.norm(torch.from_numpy(states), "output_norm.weight").numpy()
     np.testing.assert_allclose(seen[0].features, selectors.unit(normed)[before : before + n], atol=1e-4)
-    assert seen[0].attention is not None and (seen[0].attention.sum(axis=2) < 1).all()
+    attention = seen[0].attention
+    assert attention is not None and (attention.sum(axis=2) < 1).all()
+    assert seen[0].pairs is not None and seen[0].n_before == before
+    logits = torch.from_numpy(seen[0].pairs())  # of all rows; of text they are what the attention is of
+    assert logits.shape[1:] == (len(states), len(states)) and torch.isinf(logits.triu(1)).sum() > 0
+    expected = logits.softmax(-1)[:, before + n :, before : before + n]
+    np.testing.assert_allclose(expected.numpy(), attention, atol=1e-12)
+    layer = IVR["ivr.layer"] - 1
+    entering = Reference.run(Reference(path), segments, IVR, states=True).states[layer]
+    q, k, _ = reference.qkv(reference.norm(entering, f"blk.{layer}.attn_norm.weight"), layer)
+    pos = reference._embed(segments).pos
+    q, k = reference.rope(q, pos), reference.rope(k, pos)
+    whole = torch.einsum("hqd,hkd->hqk", q, k.repeat_interleave(len(q) // len(k), 0)) / q.shape[-1] ** 0.5
+    np.testing.assert_allclose(logits.tril().numpy(), whole.tril().numpy(), atol=1e-3)
 
 
 def test_a_chooser_that_fails(model: Callable) -> None:
@@ -275,8 +290,11 @@ def cost(profile: Profile | None, n: int) -> float:
     """Layers times tokens."""
     if profile is None:
         return 28.0 * n
-    middle = (profile.ssr_layer - profile.ivr_layer) * profile.ivr_keep
-    return n * (profile.ivr_layer + middle + (28 - profile.ssr_layer) * min(profile.ssr_update, profile.ivr_keep))
+    layers = [0, profile.ivr_layer, profile.ssr_layer, *profile.further_layers, 28]
+    shares = itertools.accumulate([1.0, profile.ivr_keep, profile.ssr_update, *profile.further_keep], min)
+    return n * sum(
+        (end - first) * share for (first, end), share in zip(itertools.pairwise(layers), shares, strict=True)
+    )
 
 
 @pytest.mark.parametrize(
@@ -286,7 +304,54 @@ def cost(profile: Profile | None, n: int) -> float:
         ("fastv", Policy("fastv", Profile(2, 0.5, 0, 28, 1, "dropped", 1), choice="attention")),
         ("fastv:0.1", Policy("fastv:0.1", Profile(2, 0.1, 0, 28, 1, "dropped", 1), choice="attention")),
         ("dart:0.25", Policy("dart:0.25", Profile(2, 0.25, 0, 28, 1, "dropped", 1), choice="dart")),
-        ("pyramiddrop", Policy("pyramiddrop", Profile(7, 0.5, 0, 14, 0.1875, "dropped", 1), choice="attention")),
+        (
+            "pyramiddrop",
+            Policy(
+                "pyramiddrop",
+                Profile(7, 0.5, 0, 14, 0.25, "dropped", 1, further_layers=(21,), further_keep=(0.125,)),
+                choice="attention",
+            ),
+        ),
+        ("wipe:24", Policy("wipe:24", dataclasses.replace(OWN, further_layers=(24,), further_keep=(0.0,)))),
+        (
+            "twigvlm:0.25",  # two layers see all, layers 2 to 20 see 5/19 of it: together seven of 28
+            Policy("twigvlm:0.25", Profile(2, 5 / 19, 0.1, 21, 0, "dropped", 1), choice="attention"),
+        ),
+        ("merge:0.25", Policy("merge:0.25", Profile(1, 1, 0.1, 28, 1, "dropped", input_merge=0.25))),
+        (
+            "merge:0.5+pixel:0+cut:2/0.25",
+            Policy(
+                "merge:0.5+pixel:0+cut:2/0.25",
+                Profile(2, 0.25, 0.1, 28, 1, "dropped", pixel_tau=0, input_merge=0.5),
+            ),
+        ),
+        (
+            "cut:2/0.5/4/0.25/6/0.1/8/0",
+            Policy(
+                "cut:2/0.5/4/0.25/6/0.1/8/0",
+                Profile(2, 0.5, 0.1, 4, 0.25, "dropped", further_layers=(6, 8), further_keep=(0.1, 0)),
+            ),
+        ),
+        (
+            "aim",
+            Policy(
+                "aim",
+                Profile(
+                    15,
+                    0.8125,
+                    0.1,
+                    17,
+                    0.5625,
+                    "dropped",
+                    1,
+                    input_merge=0.25,
+                    further_layers=(19, 21, 22),
+                    further_keep=(0.3125, 0.125, 0),
+                ),
+                choice="given",
+                selector="pagerank",
+            ),
+        ),
         ("vtw", Policy("vtw", Profile(1, 1, 0.1, 14, 0, "dropped", 1))),
         ("cut:2/0.5/9/0.1", Policy("cut:2/0.5/9/0.1", Profile(2, 0.5, 0.1, 9, 0.1, "dropped"))),
         ("cut:2/0.5/9/frozen", Policy("cut:2/0.5/9/frozen", Profile(2, 0.5, 0.1, 9, 0, "frozen"))),
@@ -296,6 +361,18 @@ def cost(profile: Profile | None, n: int) -> float:
 )
 def test_names(name: str, expected: Policy) -> None:
     assert policies.parse_one(name, PolicyModel(28, OWN)) == expected
+
+
+@pytest.mark.parametrize("n_layer", [4, 6, 10, 28, 32, 80])
+def test_schedule_of_aim(n_layer: int) -> None:
+    """Joining layers changes no cost, and the number of stages fits."""
+    layers, keep = policies.aim_schedule(n_layer)
+    profile = policies.staged(n_layer, layers, keep).validate(n_layer)
+    published = sum(min(1.0, max(0.0, 1 - (layer * 28 / n_layer - 14) / 8)) for layer in range(n_layer))
+    ends = [*layers[1:], n_layer]
+    seen = layers[0] + sum(share * (end - layer) for layer, share, end in zip(layers, keep, ends, strict=True))
+    assert seen == pytest.approx(published)
+    assert list(keep) == sorted(keep, reverse=True) and profile.prunes(n_layer)
 
 
 @pytest.mark.parametrize("name", ["fastv", "dart", "pyramiddrop", "vtw", "shortv", "downscale", "random", "uniform"])
@@ -319,6 +396,11 @@ def test_matched_flops(name: str) -> None:
         ("speed:0", "0 must be a number of at least 1"),
         ("profile:1", "profile is the model's profile"),
         ("downscale:", "is not valid"),
+        ("cut:2/0", "must be a share above 0"),
+        ("cut:2/0.5/3/0.4/4/0.3/5/0.2/6/0.1/7/0.05/8/0", "it is like cut:2/0.2"),
+        ("twigvlm:0.05", "in 28 layers the mean is above 0.071 and at most 0.75"),
+        ("wipe:21", "halfv.further.layers = 21 is not valid: it must be above the halfv.ssr.layer before it"),
+        ("fastv:0.5+profile", r"what stands before \+ must be pixel:TAU, merge:SHARE or input:SHARE"),
         ("", "names no policy"),
     ],
 )

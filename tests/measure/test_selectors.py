@@ -13,7 +13,7 @@ from torch.nn.functional import cosine_similarity, normalize
 from halfv_edge.measure import selectors
 from halfv_edge.measure.selectors import Seen
 
-N, M, D, HEADS = 60, 7, 24, 4
+N, M, D, HEADS, BEFORE = 60, 7, 24, 4, 3
 
 
 @pytest.fixture(params=[0, 1, 2])
@@ -26,7 +26,10 @@ def seen(request: pytest.FixtureRequest) -> Seen:
     logits = 2 * rng.standard_normal((HEADS, M, N + M))
     attention = np.exp(logits) / np.exp(logits).sum(axis=2, keepdims=True)
     salience = rng.dirichlet(np.full(N, 0.3))
-    return Seen(states, selectors.unit(states), text, selectors.unit(text), attention[:, :, :N], salience)
+    pairs = 0.2 * rng.standard_normal((HEADS, BEFORE + N + M, BEFORE + N + M))
+    pairs[:, np.triu(np.ones(pairs.shape[1:], dtype=bool), 1)] = -np.inf
+    parts = states, selectors.unit(states), text, selectors.unit(text)
+    return Seen(*parts, attention[:, :, :N], salience, lambda: pairs, BEFORE)
 
 
 def sieve(seen: Seen, count: int) -> list[int]:
@@ -61,6 +64,15 @@ def sparsevlm(seen: Seen, count: int) -> list[int]:
     attention = torch.from_numpy(seen.attention)[:, mean >= mean.mean()]
     best = attention.sum((1, 2)).topk(max(1, round(HEADS * 14 / 32))).indices
     return sorted(attention[best].mean((0, 1)).topk(count).indices.tolist())
+
+
+def pagerank(seen: Seen, count: int) -> list[int]:
+    assert seen.pairs is not None
+    step = (torch.from_numpy(seen.pairs()) / 0.1).softmax(-1)
+    walk = torch.ones(HEADS, 1, len(step[0]), dtype=step.dtype) / len(step[0])
+    for _ in range(5):
+        walk = walk @ step
+    return sorted(walk[:, 0].square().mean(0).sqrt()[BEFORE : BEFORE + N].topk(count).indices.tolist())
 
 
 def scope(seen: Seen, count: int) -> list[int]:
@@ -129,7 +141,7 @@ def holov(seen: Seen, count: int) -> list[int]:
     return sorted(int(run[i]) for run, k in zip(runs, quota, strict=True) for i in looked_at[run].topk(k).indices)
 
 
-STATEMENTS = [sieve, asked, sparsevlm, scope, divprune, cdpruner, visionzip, holov]
+STATEMENTS = [sieve, asked, sparsevlm, pagerank, scope, divprune, cdpruner, visionzip, holov]
 
 
 @pytest.mark.parametrize(

@@ -204,7 +204,7 @@ def test_all_of_our_headers(root: Path, name: str) -> None:
     bodies = {match[1]: match[0] for match in re.finditer(r"^struct (\w+) \{.*?^\};", plain, re.MULTILINE | re.DOTALL)}
     assert [struct.__name__ for struct in structs(module)] == list(bodies)
     for struct in structs(module):
-        fields = re.findall(r"(\w+)(?:\[\d+\])?;", bodies[struct.__name__])
+        fields = re.findall(r"(\w+)(?:\[\w+\])?;", bodies[struct.__name__])
         assert [field for field, *_ in struct._fields_] == fields
     commented = squeeze(re.sub(r"^# ?", "", Path(module.__file__).read_text(), flags=re.MULTILINE))
     for body in re.findall(r"^(?:struct|enum) \w+ \{.*?^\};", header, re.MULTILINE | re.DOTALL):

@@ -13,6 +13,7 @@ from typing import Any
 import halfv_cpp
 import numpy as np
 import pytest
+import torch
 from halfv_cpp import halfv_mtmd_h, llama_h, mtmd_h, mtmd_helper_h
 
 from halfv_edge.profile.profile import Profile
@@ -249,6 +250,52 @@ def test_rows_that_end_a_line_stay(llava: tuple[Path, Path], tmp_path: Path) -> 
         assert np.array_equal(rows, whole[kept])
         patches = [i for i in range(76) if i not in ends]
         assert [i for i in kept if i not in ends] == [patches[i] for i in holes.coverage(whole[patches], KEEP)]
+
+
+#
+# rows that are averaged
+#
+
+
+def merged(rows: np.ndarray, width: int, n_left: int) -> tuple[np.ndarray, list[int]]:
+    """AIM's bipartite merging, to the last row: what is left, and which rows these were."""
+    x, places = torch.from_numpy(rows).double(), torch.arange(len(rows))
+    while len(x) > n_left:
+        is_target = torch.arange(len(x)).flip(0) % 2 == 0
+        sources, targets = (~is_target).nonzero().flatten(), is_target.nonzero().flatten()
+        unit = torch.nn.functional.normalize(x[:, :width], dim=1)
+        likeness, best = (unit[sources] @ unit[targets].T).max(1)
+        joins = likeness.argsort(descending=True, stable=True)[: len(x) - n_left]
+        to = targets[best[joins]][:, None].expand(-1, x.shape[1])
+        x = x.scatter_reduce(0, to, x[sources[joins]], "mean", include_self=True)
+        stays = torch.ones(len(x), dtype=torch.bool)
+        stays[sources[joins]] = False
+        x, places = x[stays], places[stays]
+    return x.numpy(), places.tolist()
+
+
+@pytest.mark.parametrize(("merge", "keep"), [(0.25, 1.0), (0.6, 1.0), (0.5, 0.5)])
+@pytest.mark.parametrize("family", [*QWEN, "llava"])
+def test_rows_that_are_alike_are_averaged(family: str, merge: float, keep: float, pairs: Callable[[str], Pair]) -> None:
+    """Each stands where the row stood that the others joined; columns of DeepStack are averaged with it."""
+    pair, picture = pairs(family), picture_for(family)
+    width = pair.model.config.get_text_config().hidden_size
+    with opened(pair.text, pair.vision, picture, None) as (client, encoder, chunks):
+        image = next(filter(is_image, chunks))
+        whole, stood = encoded(encoder, image, client.n_embd_inp), positions(image)
+        n_pos = mtmd_h.mtmd_input_chunk_get_n_pos(image)
+    expected, places = merged(whole, width, int(merge * len(whole)))
+    if keep < 1:
+        chosen = holes.coverage(expected[:, :width], keep)
+        expected, places = expected[chosen], [places[i] for i in chosen]
+    with opened(pair.text, pair.vision, picture, keep, input_merge=merge) as (client, encoder, chunks):
+        image = next(filter(is_image, chunks))
+        rows = encoded(encoder, image, client.n_embd_inp)
+        assert kept_of(image) == places and places[-1] == len(whole) - 1
+        np.testing.assert_allclose(rows, expected, rtol=0, atol=1e-5 * np.abs(whole).max())
+        assert positions(image) == [stood[place] for place in places]
+        assert mtmd_h.mtmd_input_chunk_get_n_pos(image) == n_pos
+        assert decode(client, encoder, image, rows) == 0
 
 
 #

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 
+import halfv_cpp
 import numpy as np
 import pytest
 
@@ -36,7 +37,7 @@ def offsets(client: Client, state: bytes) -> dict[str, int]:
     at = places["positions"] + 4
     places["position"] = at
     at += len(positions)
-    for name in ("kept", "deep", "rows"):
+    for name in ("kept", "deep", *(f"further {i}" for i in range(halfv_cpp.HALFV_MAX_FURTHER)), "rows"):
         places[name] = at
         at += 4
     first, second = (state.index(struct.pack("<7i", len(PREFIX) + i, 0, 0, 0, 0, i, -1)) for i in (0, 1))
@@ -64,6 +65,7 @@ BROKEN = [
     ("position", -1, "position that is not held"),
     ("position", 10_000, "position that is not held"),
     ("kept", N_VISUAL + 1, "tokens kept"),
+    ("further 3", N_VISUAL + 1, "tokens kept"),
     ("rows", 2**31, "lists 2147483648 tokens"),
     ("pos[0]", -1, "position that is not held"),
     ("pos[0]", 5, "not where its picture has it"),

@@ -117,12 +117,15 @@ def assert_agree(
     """Kept sets and cells are identical, the logits of the last token and of some more are close."""
     expected = reference.run(segments, profile)
     logits = feed(client, segments)
-    for stage, chosen in ((2, expected.kept), (3, expected.deep)):
+    for stage, chosen in enumerate((expected.kept, expected.deep, *expected.further), start=2):
         for image, indices in enumerate(chosen):
             np.testing.assert_array_equal(pruned.kept(client, image, stage), indices, f"image {image}, stage {stage}")
-    stages = [0, profile["ivr.layer"], profile["ssr.layer"]]
+    further = profile.get("further.layers", ())
+    stages = [0, profile["ivr.layer"], profile["ssr.layer"], *further]
     held = [reference.kv[layer][0].shape[1] if layer < reference.n_layer else 0 for layer in stages]
-    np.testing.assert_array_equal(list(pruned.stats(client).kv_cells), held, "cells per stage")
+    stats = pruned.stats(client)
+    cells = [*stats.kv_cells, *stats.further_cells[: len(further)]]
+    np.testing.assert_array_equal(cells, held, "cells per stage")
     np.testing.assert_allclose(logits, expected.logits, rtol=0, atol=atol)
     for token in NEXT_TOKENS:
         np.testing.assert_allclose(client.decode(token), reference.decode(token), rtol=0, atol=atol)

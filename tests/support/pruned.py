@@ -24,12 +24,23 @@ MEDIA = {
 
 def set_profile(model: int, profile: Mapping[str, Any] | None) -> None:
     """For Client's on_model. Keys as in the GGUF metadata, `ivr.layer`; those left out have the default."""
-    values = None
-    if profile is not None:
-        values = halfv_cpp.default_profile(llama_h.llama_model_n_layer(model))
-        for key, value in profile.items():
-            setattr(values, key.replace(".", "_"), REST[value] if key == "ssr.rest" else value)
-    halfv_cpp.set_model_profile(model, values)
+    halfv_cpp.set_model_profile(model, None if profile is None else _struct(model, profile))
+
+
+def _struct(model: int, profile: Mapping[str, Any]) -> halfv_cpp.halfv_profile:
+    values = halfv_cpp.default_profile(llama_h.llama_model_n_layer(model))
+    for key, value in profile.items():
+        setattr(values, key.replace(".", "_"), REST[value] if key == "ssr.rest" else value)
+    values.n_further = len(profile.get("further.layers", ()))
+    return values
+
+
+def flops(client: Client, profile: Mapping[str, Any], *counts: int) -> tuple[float, float]:
+    """Dense and spent, of text before a picture, the picture and text after it."""
+    dense, spent = ctypes.c_double(), ctypes.c_double()
+    values = ctypes.byref(_struct(client.model, profile))
+    check(halfv_cpp.halfv_flops(client.model, values, *counts, ctypes.byref(dense), ctypes.byref(spent)))
+    return dense.value, spent.value
 
 
 def set_stage_cells(model: int, stage1: int = 0, stage2: int = 0, stage3: int = 0) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -37,7 +38,8 @@ class Contender:
     @property
     def encoder(self) -> EncoderSettings:
         policy = self.policy
-        return EncoderSettings(policy.max_tokens, policy.tau, policy.input_keep, *policy.reduction, policy.weights)
+        rows = policy.input_keep, policy.input_merge
+        return EncoderSettings(policy.max_tokens, policy.tau, *rows, *policy.reduction, policy.weights)
 
 
 class Bench(contextlib.ExitStack):
@@ -87,7 +89,7 @@ class Bench(contextlib.ExitStack):
             policy = contender.policy
             struct = policy.profile.to_c() if policy.profile else None
             names = [field[0] for field in struct._fields_ if field[0] != "size"] if struct else []
-            values = {name: getattr(struct, name) for name in names} or None
+            values = {name: _plain(getattr(struct, name)) for name in names} or None
             contender.worker.ask(
                 "add", name=contender.name, profile=values, switched_off=contender.switched_off,
                 n_ctx=-(-room // 256) * 256, choice=CHOICES.index(policy.choice), seed=policy.seed,
@@ -243,19 +245,23 @@ class Bench(contextlib.ExitStack):
         ]
 
 
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, ctypes.Array) else value
+
+
 def check_pruned(contender: Contender, answers: list[Answer]) -> dict[str, Any] | None:
     """The last statistics of a contender that prunes; it is an error when it did not."""
     if not contender.policy.profile or contender.switched_off:
         return None
     last = answers[-1]
     stats: dict[str, Any] | None = last["stats"]
-    if not stats and contender.policy.input_keep < 1:
+    if not stats and (contender.policy.input_keep < 1 or contender.policy.input_merge < 1):
         return None  # what it does was done before the language model
     if not stats:
         raise RunError(
             f"The run {contender.name} was to be pruned, but these libraries or this kind of context cannot."
         )
-    if stats["n_deep"] >= last["n_patches"]:
+    if min([stats["n_deep"], *stats["n_further"]]) >= last["n_patches"]:
         why = "every token was kept" if stats["outcome"] == "pruned" else stats["reason"]
         raise HalfVError(
             f"The run {contender.name} was to be pruned and was not: {why}, of {stats['n_visual']} tokens."

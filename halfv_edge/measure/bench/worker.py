@@ -122,7 +122,7 @@ class LibrariesUnderTest:
         """The tokens of a whole picture."""
         if not self.options["mmproj"]:
             return {"n_visual": n_visual, "n_text": 0}
-        encoded = EncodedPicture(self._encoder(EncoderSettings(None, None, 1.0, *NO_REDUCTION, None)))
+        encoded = EncodedPicture(self._encoder(EncoderSettings(None, None, 1.0, 1.0, *NO_REDUCTION, None)))
         self._tokenize(encoded, _image(**picture))
         counts = {"n_visual": 0, "n_text": 0}
         for chunk, is_text in encoded.all_chunks():
@@ -135,6 +135,7 @@ class LibrariesUnderTest:
         max_tokens: int | None,
         tau: float | None,
         input_keep: float,
+        input_merge: float,
         encoder_layer: int,
         encoder_keep: float,
         weights: str | None,
@@ -144,12 +145,12 @@ class LibrariesUnderTest:
         """Give a picture to an encoder, or imagine its embeddings where there is none."""
         if not self.options["mmproj"]:
             assert n_visual is not None
-            if input_keep < 1:
+            if input_keep < 1 or input_merge < 1:
                 raise RuntimeError("the choice before the language model needs a vision encoder, and there is none")
             self.embeddings = pictures.random_image(n_visual, self.first.n_embd_inp)
             return {"encode_s": 0.0, "n_visual": n_visual, "n_patches": n_visual, "n_text": 0, "n_first": 0}
         image = _image(**picture)
-        settings = EncoderSettings(max_tokens, tau, input_keep, encoder_layer, encoder_keep, weights)
+        settings = EncoderSettings(max_tokens, tau, input_keep, input_merge, encoder_layer, encoder_keep, weights)
         if settings in self.encoded:
             self.encoded.pop(settings).close()
         encoder = self._encoder(settings)
@@ -230,7 +231,7 @@ class LibrariesUnderTest:
 
     def _encoder(self, settings: EncoderSettings) -> int:
         if settings not in self.encoders:
-            max_tokens, tau, input_keep, encoder_layer, encoder_keep, weights = settings
+            max_tokens, tau, input_keep, input_merge, encoder_layer, encoder_keep, weights = settings
             params = mtmd_h.mtmd_context_params_default()
             params.use_gpu = self.settings["n_gpu_layers"] != 0
             params.print_timings = params.warmup = False
@@ -240,7 +241,7 @@ class LibrariesUnderTest:
             if self.prunes:  # libmtmd asks the model for it
                 profile = halfv_cpp.default_profile(llama_h.llama_model_n_layer(self.first.model))
                 profile.pixel_prune, profile.pixel_tau = tau is not None, tau or 0.0
-                profile.input_keep = input_keep
+                profile.input_keep, profile.input_merge = input_keep, input_merge
                 profile.encoder_layer, profile.encoder_keep = encoder_layer, encoder_keep
                 halfv_cpp.set_model_profile(self.first.model, profile)
                 is_stock = (weights or self.options["mmproj_type"]) == "off"

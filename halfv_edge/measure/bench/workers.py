@@ -23,6 +23,7 @@ class EncoderSettings(NamedTuple):
     max_tokens: int | None  # of a picture
     tau: float | None  # of patches that are left out
     input_keep: float  # of the encoder's rows
+    input_merge: float  # of them, before that
     encoder_layer: int  # the first one that sees only some of a picture
     encoder_keep: float
     weights: str | None  # type of its weights

@@ -98,7 +98,8 @@ class Probe:
             self._plans_for = key if own.is_mrope and input_keep not in (1.0, own.input_keep) else None
             self._encoders[key] = self.runtime.load_encoder(
                 image_max_tokens=options.image_max_tokens, pixel_tau=pixel_tau, input_keep=input_keep,
-                reduction=self.runtime.encoder.reduction, weights=options.mmproj_type,
+                input_merge=self.runtime.encoder.input_merge, reduction=self.runtime.encoder.reduction,
+                weights=options.mmproj_type,
             )  # fmt: skip
         return self._encoders[key]
 

@@ -51,6 +51,10 @@ class PolicyAnswer:
     unpruned: str  # why, "" when it was pruned
 
 
+# what tells encoders apart: size, tau, shares of rows, reduction, type of the weights
+EncoderKey = tuple[int | None, float | None, tuple[float, float], Reduction, str]
+
+
 class Asker:
     """Runs a model under policies. Close it before the model."""
 
@@ -65,8 +69,9 @@ class Asker:
         self._own_encoder._cache.clear()  # so that the encoding of every picture is timed
         options = model.runtime.options
         seen = model.encoder
-        own = options.image_max_tokens, seen.pixel_tau, seen.input_keep, seen.reduction, options.mmproj_type
-        self._encoders: dict[tuple[int | None, float | None, float, Reduction, str], Encoder] = {own: model.encoder}
+        rows = seen.input_keep, seen.input_merge
+        own = options.image_max_tokens, seen.pixel_tau, rows, seen.reduction, options.mmproj_type
+        self._encoders: dict[EncoderKey, Encoder] = {own: model.encoder}
         self._encode_s: dict[tuple[str, int | None, str | None], float] = {}
         self._attention: EncoderAttention | None = None  # for selectors that go by it
 
@@ -84,12 +89,14 @@ class Asker:
         own, options = self._own_encoder, self.runtime.options
         limit = policy.max_tokens or options.image_max_tokens
         tau = policy.tau if own.is_mrope else None  # others take every picture whole
-        key = limit, tau, policy.input_keep, policy.reduction, policy.weights or options.mmproj_type
+        rows = policy.input_keep, policy.input_merge
+        key = limit, tau, rows, policy.reduction, policy.weights or options.mmproj_type
         if key not in self._encoders:
             encoder = self._encoders[key] = self.runtime.load_encoder(
                 image_max_tokens=limit,
                 pixel_tau=tau,
                 input_keep=policy.input_keep,
+                input_merge=policy.input_merge,
                 reduction=policy.reduction,
                 weights=key[-1],
             )
@@ -180,10 +187,11 @@ class Asker:
         chunks = [item for item in head if isinstance(item, Chunk)]
         n_visual, n_patches = n_cells(chunks), sum(chunk.n_patches for chunk in chunks)
         n_deep = stats.get("n_deep", n_visual)
+        least = min([n_deep, *stats.get("n_further", ())])
         return PolicyAnswer(
             tokens, self._text(tokens), np.stack(logits[: self.kl_tokens]), kl, encode_s, enter - start, end - enter,
             self._flops(policy, head, tail, stats), n_patches, n_visual, stats.get("n_kept", n_visual), n_deep,
-            "" if n_deep < n_patches or policy.shortens_encoder else _why_whole(policy, stats),
+            "" if least < n_patches or policy.shortens_encoder else _why_whole(policy, stats),
         )  # fmt: skip
 
     def _follow(self, context: Context, logits: list[Floats], teacher: PolicyAnswer) -> float:

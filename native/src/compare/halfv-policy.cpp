@@ -100,10 +100,10 @@ std::vector<float> prefill::attention(const std::vector<row> & rows, std::vector
 
 // k of the rows `members`, as indices into members
 std::vector<int32_t> prefill::choose_otherwise(sequence & s, const std::vector<row> & rows, const std::vector<size_t> & members,
-                                               const std::vector<float> & query, int k, bool deep) {
+                                               const std::vector<float> & query, int k, int stage) {
     const int n = members.size();
     if (choice == HALFV_CHOICE_GIVEN) {
-        return choose_as_given(s, rows, members, k, deep);
+        return choose_as_given(s, rows, members, k, stage);
     }
     if (choice == HALFV_CHOICE_UNIFORM) {
         return choose_uniform(n, k);
@@ -111,7 +111,7 @@ std::vector<int32_t> prefill::choose_otherwise(sequence & s, const std::vector<r
     if (choice == HALFV_CHOICE_RANDOM) {
         return choose_random(n, k, prompt_seed(choice_seed, query) + rows[members[0]].image);
     }
-    if (choice == HALFV_CHOICE_DART && !deep) {
+    if (choice == HALFV_CHOICE_DART && stage == 1) {
         std::vector<row> both;
         for (const size_t m : members) { both.push_back(rows[m]); }
         for (size_t i = members.back() + 1; i < rows.size(); ++i) {
@@ -131,7 +131,7 @@ std::vector<int32_t> prefill::choose_otherwise(sequence & s, const std::vector<r
     const auto scores = attention(rows, query);
     std::vector<float> mine;
     for (const size_t m : members) { mine.push_back(scores[m]); }
-    s.stats.flops_spent += cost.scores(rows.size(), memory.bounds[deep ? 2 : 1] - 1);
+    s.stats.flops_spent += cost.scores(rows.size(), memory.bounds[stage] - 1);
     return top_k(mine.data(), n, k);
 }
 
@@ -142,7 +142,7 @@ std::vector<state_ref> prefill::queries_of(const llm_graph_result & res, state_s
     return refs;
 }
 
-std::vector<int32_t> prefill::choose_as_given(sequence & s, const std::vector<row> & rows, const std::vector<size_t> & members, int k, bool deep) {
+std::vector<int32_t> prefill::choose_as_given(sequence & s, const std::vector<row> & rows, const std::vector<size_t> & members, int k, int stage) {
     std::vector<row> seen, text;
     const auto add_text = [&](size_t first, size_t end) {
         for (size_t i = first; i < end; ++i) {
@@ -157,19 +157,21 @@ std::vector<int32_t> prefill::choose_as_given(sequence & s, const std::vector<ro
     seen.insert(seen.end(), text.begin() + n_before, text.end());
 
     const auto & hparams = ctx.model.hparams;
-    const int32_t il = memory.asked[deep ? 1 : 0];
+    const int32_t il = memory.asked[stage - 1];
     const size_t d = hparams.n_embd, width = (size_t) hparams.n_head_kv(il)*hparams.n_embd_head_k(il);
-    std::vector<float> states, keys, queries, value;
+    std::vector<float> states, keys, queries, visual_queries, value;
     for (const auto & r : seen) {
         r.hidden.read(value);
         states.insert(states.end(), value.begin(), value.begin() + d);
         r.key.read(value);
         keys.insert(keys.end(), value.begin(), value.begin() + width);
     }
-    for (const auto & r : text) {
+    const auto add_query = [&](const row & r, std::vector<float> & to) {
         r.query.read(value);
-        queries.insert(queries.end(), value.begin(), value.begin() + hparams.n_head(il)*hparams.n_embd_head_k(il));
-    }
+        to.insert(to.end(), value.begin(), value.begin() + hparams.n_head(il)*hparams.n_embd_head_k(il));
+    };
+    for (const auto & r : text) { add_query(r, queries); }
+    for (const size_t m : members) { add_query(rows[m], visual_queries); }
     auto features = states;
     make_features(features);
     std::vector<int32_t> index;
@@ -177,7 +179,7 @@ std::vector<int32_t> prefill::choose_as_given(sequence & s, const std::vector<ro
 
     halfv_choosing what = {};
     what.size      = sizeof(what);
-    what.stage     = deep ? 3 : 2;
+    what.stage     = stage + 1;
     what.n_before  = n_before;
     what.n_visual  = members.size();
     what.n_after   = text.size() - n_before;
@@ -191,6 +193,7 @@ std::vector<int32_t> prefill::choose_as_given(sequence & s, const std::vector<ro
     what.features  = features.data();
     what.keys      = keys.data();
     what.queries   = queries.data();
+    what.visual_queries = visual_queries.data();
 
     double flops = 0;
     std::vector<int32_t> chosen(k);

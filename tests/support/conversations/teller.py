@@ -48,6 +48,10 @@ PROFILES = {
     "freeze and update": FREEZE | {"ssr.update": 0.2},
     "drop all": FREEZE | {"ssr.rest": "dropped"},
     "no stage III": FREEZE | {"ssr.layer": N_LAYER},
+    "fewer at the end": FREEZE
+    | {"ssr.update": 0.2, "ssr.rest": "dropped", "further.layers": [4], "further.keep": [0.1]},
+    "text alone at the end": FREEZE
+    | {"ssr.update": 0.2, "further.layers": [4], "further.keep": [0.0], "ffn.layer": 2, "ffn.keep": 0.7},
 }
 ARCHS = ("llama", "qwen2vl")
 N_ADAPTERS = 4  # none, a LoRA, a control vector, both
@@ -136,7 +140,8 @@ class Teller:
         return llama_cpp.llama_memory_seq_pos_max(self.client.memory, seq)
 
     def cells(self, seq: int) -> list[int]:
-        return list(pruned.stats(self.client, seq).kv_cells)
+        stats = pruned.stats(self.client, seq)
+        return [*stats.kv_cells, *stats.further_cells]
 
     def pending(self, seq: int) -> int:
         return pruned.stats(self.client, seq).n_pending

@@ -8,6 +8,9 @@ everything else for those that are `updated`; the three stages differ in these t
     stage III  layers [ssr_layer, n_layer)    updated: text and the top visual tokens; visible: the same, and in mode
                                               `frozen` also the other kept ones, whose hidden states no longer change
 
+Further stages, where a profile has some, end stage III: each sees text and a share of the original visual tokens,
+chosen as in mode `top` among those that the stage before updates.
+
 Tokens reach a stage in steps: at a question, or before one when the picture is prepared. `since` has the step of each
 token, NEVER for a pruned one. A token sees what precedes it and reached the stage no later than itself.
 """
@@ -71,6 +74,10 @@ class Profile:
     ssr_update: float
     ssr_rest: str
     min_visual_tokens: int = 64
+    further_layers: Sequence[int] = ()
+    further_keep: Sequence[float] = ()
+    ffn_layer: int = 1
+    ffn_keep: float = 1.0
 
     @classmethod
     def of(cls, values: Mapping[str, Any] | Profile) -> Profile:
@@ -85,6 +92,7 @@ class Result:
     logits: np.ndarray  # of the last token
     kept: list[list[int]]  # per image: sorted indices of the tokens that reach stage II
     deep: list[list[int]]  # per image: sorted indices of the tokens still updated in stage III
+    further: list[list[list[int]]]  # the same of each stage behind it
     states: list[torch.Tensor] | None  # per layer boundary (n_layer + 1): hidden states [n_tokens, n_embd]
 
 
@@ -158,7 +166,10 @@ class Reference(Transformer):
         since = torch.zeros(len(hidden), dtype=torch.long)
         updated = since < NEVER
         tapped: tuple[torch.Tensor, torch.Tensor] = (hidden, hidden)
-        in_stage2 = updated
+        in_stage2 = in_stage3 = updated
+        further = dict(zip(profile.further_layers, profile.further_keep, strict=True)) if profile else {}
+        asked = {profile.ssr_layer, *further} if profile else set()
+        in_further = []
         precedes = self.precedes(pos, pos)
 
         for layer in range(self.n_layer):
@@ -167,13 +178,17 @@ class Reference(Transformer):
                 updated = in_stage2 = since < NEVER
             if profile and layer == profile.ssr_layer:
                 since, updated = self.start_stage3(profile, table, prunable, since, *tapped)
+                in_stage3 = updated
+            if layer in further:
+                since, updated = self.start_further(further[layer], table, prunable, since, updated, *tapped)
+                in_further.append(updated)
 
             # the projections; q and k after their own norm where the architecture has one, before RoPE
             q, k, v = self.qkv(self.norm(hidden, f"blk.{layer}.attn_norm.weight"), layer)
             if profile and layer == profile.ivr_layer - 1:
                 tapped = (q, k)
             q, k = self.rope(q, pos), self.rope(k, pos)
-            if profile and layer == profile.ssr_layer - 1:
+            if layer + 1 in asked:
                 tapped = (q, k)
 
             visible = since < NEVER
@@ -182,8 +197,15 @@ class Reference(Transformer):
                 mutual &= (since <= table.due)[:, None]  # what joins after the question joins causally
             sees = (precedes | mutual) & (since <= since[:, None])
             self.kv.append((k[:, visible], v[:, visible], pos[:, visible]))
+            channels = None
+            if profile and profile.ffn_keep < 1 and layer >= profile.ffn_layer:
+                n_ff = self.weights[f"blk.{layer}.ffn_down.weight"].shape[1]
+                channels = torch.full((len(hidden),), n_ff)
+                for rows in prunable:
+                    channels[rows] = max(32, int(n_ff * profile.ffn_keep + 1e-6) // 32 * 32)
+                channels = channels[updated]
             out = self.rest_of_layer(
-                hidden[updated], q[:, updated], k[:, visible], v[:, visible], sees[updated][:, visible], layer
+                hidden[updated], q[:, updated], k[:, visible], v[:, visible], sees[updated][:, visible], layer, channels
             )
             if layer < self.n_deepstack:
                 out = out + table.deepstack[layer, updated]
@@ -195,9 +217,14 @@ class Reference(Transformer):
         return Result(
             logits=self.logits(hidden[-1]),
             kept=[in_stage2[rows].nonzero().flatten().tolist() for rows in table.images],
-            deep=[updated[rows].nonzero().flatten().tolist() for rows in table.images],
+            deep=self._chosen(table, in_stage3 if profile and profile.ssr_layer < self.n_layer else updated),
+            further=[self._chosen(table, stage) for stage in in_further],
             states=boundaries if states else None,
         )
+
+    @staticmethod
+    def _chosen(table: Table, of: torch.Tensor) -> list[list[int]]:
+        return [of[rows].nonzero().flatten().tolist() for rows in table.images]
 
     def decode(self, token: int) -> np.ndarray:
         """One more token, attending in each layer to what that layer holds; its logits."""
@@ -305,7 +332,7 @@ class Reference(Transformer):
         `q` and `k` are those of the layer before, with RoPE. A choice among the tokens waits for a question.
         """
         since = since.clone()
-        if 0 < profile.ssr_update < 1:
+        if any(0 < keep < 1 for keep in (profile.ssr_update, *profile.further_keep)):
             for number, step in enumerate(table.steps):
                 if not step.asks:
                     since[since == number] = number + 1
@@ -321,4 +348,28 @@ class Reference(Transformer):
                     updated[arrived[top(visual_scores(q[:, step.last], k[:, arrived]), n_updated)]] = True
         if profile.ssr_rest == "dropped":
             since[~updated] = NEVER
+        return since, updated
+
+    @staticmethod
+    def start_further(
+        keep: float,
+        table: Table,
+        prunable: list[torch.Tensor],
+        since: torch.Tensor,
+        updated: torch.Tensor,
+        q: torch.Tensor,
+        k: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As stage III with the rest dropped, among the tokens that are still updated."""
+        since, updated = since.clone(), updated.clone()
+        if keep == 1:
+            return since, updated
+        for rows in prunable:
+            n_stay = share(keep, len(rows))
+            for number, step in enumerate(table.steps):
+                arrived = rows[(since[rows] == number) & updated[rows]]
+                updated[arrived] = False
+                if n_stay and len(arrived):
+                    updated[arrived[top(visual_scores(q[:, step.last], k[:, arrived]), n_stay)]] = True
+        since[~updated] = NEVER
         return since, updated

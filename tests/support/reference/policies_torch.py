@@ -102,6 +102,20 @@ class PolicyReference(Reference):
             since[~updated] = NEVER
         return since, updated
 
+    def start_further(
+        self, keep: float, table: Table, prunable: list[torch.Tensor], since: torch.Tensor, updated: torch.Tensor,
+        q: torch.Tensor, k: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        since, updated = since.clone(), updated.clone()
+        alive = updated.nonzero().flatten()
+        for rows in prunable:
+            mine = rows[updated[rows]]
+            places = torch.isin(alive, mine).nonzero().flatten()
+            updated[mine] = False
+            updated[alive[fastv(q[:, alive[-1]], k[:, alive], places, share(keep, len(rows)))]] = True
+        since[~updated] = NEVER
+        return since, updated
+
 
 def _asks(steps: Sequence[Step]) -> int:
     return next(number for number, step in reversed(list(enumerate(steps))) if step.asks)

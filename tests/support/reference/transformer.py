@@ -97,9 +97,13 @@ class Transformer:
         return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
 
     def rest_of_layer(
-        self, x: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sees: torch.Tensor, layer: int
-    ) -> torch.Tensor:
-        """Attention and the feed-forward network, with their residuals. `sees` is [queries, keys]."""
+        self, x: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sees: torch.Tensor, layer: int,
+        channels: torch.Tensor | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        """Attention and the feed-forward network, with their residuals. `sees` is [queries, keys].
+
+        channels [n]: how many of the network's channels each token takes, the first ones; all if not given.
+        """
         groups = self.n_head // self.n_head_kv
         attention = q @ k.repeat_interleave(groups, 0).transpose(1, 2) / self.head_dim**0.5
         attention = attention.masked_fill(~sees, -torch.inf).softmax(-1)
@@ -109,7 +113,10 @@ class Transformer:
         normed = self.norm(x, f"blk.{layer}.ffn_norm.weight")
         gate = silu(normed @ self.weights[f"blk.{layer}.ffn_gate.weight"].T)
         up = normed @ self.weights[f"blk.{layer}.ffn_up.weight"].T
-        return x + (gate * up) @ self.weights[f"blk.{layer}.ffn_down.weight"].T
+        inner = gate * up
+        if channels is not None:
+            inner = inner * (torch.arange(inner.shape[1]) < channels[:, None])
+        return x + inner @ self.weights[f"blk.{layer}.ffn_down.weight"].T
 
     def precedes(self, q_pos: torch.Tensor, k_pos: torch.Tensor) -> torch.Tensor:
         """[queries, keys]: causal by time; tokens of the same time (M-RoPE) in raster order."""

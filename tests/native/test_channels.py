@@ -1,0 +1,149 @@
+"""Feed-forward networks of which visual tokens take the first channels alone, against the torch reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import halfv_cpp
+import numpy as np
+import pytest
+from halfv_cpp import llama_h
+
+from tests.support import pruned
+from tests.support.dialogue import Model, assert_agree, connect, feed, make_prompt, model_maker
+from tests.support.reference.halfv_torch import Prepare, Reference, Text
+from tests.support.tiny_models import ARCHS, DROP, FREEZE, make_tiny, make_tiny_lora
+
+GRID, GRIDS = [(9, 12)], [(9, 12), (7, 19)]
+HALF = {"ffn.layer": 2, "ffn.keep": 0.5}  # 64 of 128
+PROFILES = {
+    "in stages II and III": DROP | HALF,
+    "from a layer in stage II on": DROP | {"ffn.layer": 3, "ffn.keep": 0.3},
+    "with frozen ones": FREEZE | {"ssr.update": 0.1} | HALF,
+    "alone": DROP | {"ivr.keep": 1.0, "ssr.update": 1.0} | HALF,
+    "and then only text": DROP | HALF | {"further.layers": (5,), "further.keep": (0.0,)},
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Model]:
+    return model_maker(tmp_path_factory.mktemp("models"))
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("name", PROFILES)
+def test_channels(model: Callable[..., Model], name: str, arch: str) -> None:
+    path, reference = model(arch)
+    segments = make_prompt(reference, GRIDS)
+    with connect(path, PROFILES[name], n_batch=64, n_ubatch=64) as client:
+        expected = assert_agree(client, reference, segments, PROFILES[name])
+    whole = {key: value for key, value in PROFILES[name].items() if not key.startswith("ffn")}
+    assert np.abs(expected.logits - reference.run(segments, whole).logits).max() > 1e-3
+
+
+@pytest.mark.parametrize("n_ubatch", [1, 7, 512])
+def test_ubatches_of_any_size(model: Callable[..., Model], n_ubatch: int) -> None:
+    path, reference = model("qwen2vl")
+    with connect(path, DROP | HALF, n_batch=n_ubatch, n_ubatch=n_ubatch) as client:
+        assert_agree(client, reference, make_prompt(reference, GRIDS), DROP | HALF)
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_prepared_and_topped_up(model: Callable[..., Model], name: str) -> None:
+    path, reference = model("qwen3vl")
+    start, shown, question = make_prompt(reference, GRID)
+    segments = [start, shown, Prepare(), Text(question.ids, asks=True), Text(range(30, 40), topup=True)]
+    with connect(path, PROFILES[name]) as client:
+        assert_agree(client, reference, segments, PROFILES[name])
+
+
+@pytest.mark.parametrize("name", ["in stages II and III", "alone"])
+def test_pictures_that_are_not_causal(model: Callable[..., Model], name: str) -> None:
+    path, reference = model("llama")
+    with connect(path, PROFILES[name]) as client:
+        assert_agree(client, reference, make_prompt(reference, GRIDS, causal=False), PROFILES[name])
+
+
+def test_small_pictures_and_text_take_all(model: Callable[..., Model]) -> None:
+    path, reference = model("llama")
+    segments = make_prompt(reference, GRID)
+    with connect(path, DROP | HALF | {"min_visual_tokens": 200}) as client:
+        logits = feed(client, segments)
+    np.testing.assert_allclose(logits, reference.run(segments).logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("ftype", ["f16", "q8_0", "q4_0"])
+def test_types_whose_rows_can_be_cut(tmp_path: Path, ftype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole blocks of quantised types; weights that a processor packs for itself are refused with a sentence."""
+    path = make_tiny(tmp_path / "model.gguf", "llama", n_layer=6, ftype=ftype)
+    reference = Reference(path)
+    segments = make_prompt(reference, GRID)
+    try:
+        connect(path, DROP | HALF).close()
+    except halfv_cpp.CallError as error:
+        said = str(error)
+        assert "halfv.ffn.keep = 0.5 is not valid: the weights of layer 2 are in memory of the kind" in said
+        assert "use_extra_bufts" in said
+    make = llama_h.llama_model_default_params
+
+    def unpacked() -> llama_h.llama_model_params:
+        params = make()
+        params.use_extra_bufts = False
+        return params
+
+    monkeypatch.setattr(llama_h, "llama_model_default_params", unpacked)
+    with connect(path, DROP | HALF) as client:
+        logits = feed(client, segments)
+    expected = reference.run(segments, DROP | HALF).logits
+    assert np.square(logits - expected).sum() < 0.02 * np.square(expected).sum()
+
+
+def test_adapters_take_all(model: Callable[..., Model], tmp_path: Path) -> None:
+    """They are made for the whole networks."""
+    path, reference = model("llama")
+    lora = make_tiny_lora(tmp_path / "lora.gguf", "llama", n_layer=6)
+    segments = make_prompt(reference, GRID)
+    found = []
+    for profile in (DROP | HALF, DROP):
+        with connect(path, profile, lora=lora) as client:
+            found.append((feed(client, segments).tobytes(), pruned.stats(client).flops_spent))
+    assert found[0] == found[1]
+
+
+def test_networks_that_have_none_to_cut(tmp_path: Path) -> None:
+    path = make_tiny(tmp_path / "model.gguf", "qwen2vl", n_layer=6)
+
+    def attempt(**more: Any) -> str:
+        with pytest.raises(halfv_cpp.CallError) as error:
+            connect(path, DROP | more)
+        return str(error.value)
+
+    assert "halfv.ffn.layer = 1 is not valid: it must be at least halfv.ivr.layer (2)" in attempt(
+        **HALF | {"ffn.layer": 1}
+    )
+    assert "halfv.ffn.keep = 0 is not valid: it must be above 0 and at most 1" in attempt(**HALF | {"ffn.keep": 0.0})
+
+
+def test_flops(model: Callable[..., Model]) -> None:
+    path, reference = model("llama")
+    segments = make_prompt(reference, GRID)
+    n_before, n_visual, n_after = len(segments[0].ids), 108, len(segments[-1].ids)
+
+    def spent(profile: dict[str, Any]) -> float:
+        with connect(path, profile) as client:
+            feed(client, segments)
+            stats = pruned.stats(client)
+            foretold = pruned.flops(client, profile, n_before, n_visual, n_after)
+            assert (stats.flops_dense, stats.flops_spent) == pytest.approx(foretold, rel=1e-12)
+            return stats.flops_spent
+
+    for profile in PROFILES.values():
+        spent(profile)
+    whole = PROFILES["alone"] | {"ffn.keep": 1.0}
+    network = 2.0 * sum(reference.weights[f"blk.3.ffn_{name}.weight"].numel() for name in ("gate", "up", "down"))
+    assert spent(whole | {"ivr.keep": 0.999}) > 0
+    with connect(path, PROFILES["alone"]) as client:
+        dense, half = pruned.flops(client, PROFILES["alone"], n_before, n_visual, n_after)
+    assert dense - half == pytest.approx(3 * n_visual * network / 2, rel=1e-9)  # the last layer has none to spare
