@@ -20,7 +20,7 @@ struct shape {
     float scale, spread; // of the values
 };
 
-static void test_attend(const shape & s, int n_threads) {
+static void test_attend(const shape & s, halfv::attend_with with, int n_threads) {
     ggml_context_ptr ctx(ggml_init({ 32*ggml_tensor_overhead() + ggml_graph_overhead(), nullptr, true }));
     // keys and values side by side, as a fused matrix gives them
     ggml_tensor * q  = ggml_new_tensor_4d(ctx.get(), GGML_TYPE_F32, s.d, s.n_head, s.n_q, s.n);
@@ -28,7 +28,7 @@ static void test_attend(const shape & s, int n_threads) {
     const auto half = [&](int i) {
         return ggml_view_4d(ctx.get(), kv, s.d, s.n_head_kv, s.n_k, s.n, kv->nb[1], kv->nb[2], kv->nb[3], i*s.n_head_kv*kv->nb[1]);
     };
-    ggml_tensor * out = halfv::attend_cpu(ctx.get(), q, half(0), half(1), s.scale);
+    ggml_tensor * out = halfv::attend_cpu(ctx.get(), with, q, half(0), half(1), s.scale);
     ggml_cgraph * graph = ggml_new_graph(ctx.get());
     ggml_build_forward_expand(graph, out);
 
@@ -78,7 +78,8 @@ static void test_attend(const shape & s, int n_threads) {
         }
     }
     const double off = sqrt(error/total); // bf16 has 8 bits; scores of tens move weights by percents
-    if (!(off < (s.spread > 1 ? 0.1 : 0.01))) {
+    const bool is_bf16 = with == halfv::attend_with::BF16;
+    if (!(off < (is_bf16 ? s.spread > 1 ? 0.1 : 0.01 : 1e-5))) {
         fprintf(stderr, "d %d heads %d/%d queries %d keys %d x %d: off by %g\n", s.d, s.n_head, s.n_head_kv, s.n_q, s.n_k, s.n, off);
         CHECK(false);
     }
@@ -192,18 +193,21 @@ int main(int argc, char ** argv) {
     for (int n_rows : { 1, 127, 128, 300 }) {
         for (ggml_type type : { GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_BF16 }) { test_product(n_rows, type); }
     }
-    if (!halfv::can_attend_cpu()) {
-        printf("this CPU has no bfloat16 dot products: only windows were tested\n");
-        return n_failed > 0;
-    }
     const shape shapes[] = {
         { 80, 2, 2, 64, 64, 5, 0.11f, 1.0f },   { 64, 4, 2, 36, 36, 3, 0.125f, 1.0f }, { 72, 2, 1, 100, 100, 1, 0.118f, 1.0f },
         { 128, 1, 1, 530, 530, 1, 0.09f, 1.0f }, { 16, 3, 3, 1, 1, 4, 0.25f, 1.0f },    { 20, 2, 2, 7, 300, 2, 0.2f, 1.0f },
         { 33, 1, 1, 65, 17, 1, 0.2f, 1.0f },     { 1, 1, 1, 3, 5, 2, 1.0f, 1.0f },      { 256, 1, 1, 5, 257, 1, 0.06f, 1.0f },
         { 80, 2, 2, 1030, 1030, 1, 0.11f, 1.0f }, { 64, 2, 2, 70, 600, 1, 0.125f, 4.0f },
     };
-    for (const shape & s : shapes) {
-        for (int n_threads : { 1, 3 }) { test_attend(s, n_threads); }
+    CHECK(halfv::can_attend(halfv::best_attend()));
+    for (auto with : { halfv::attend_with::AVX2, halfv::attend_with::AVX512, halfv::attend_with::BF16 }) {
+        if (!halfv::can_attend(with)) {
+            printf("this CPU cannot compute attention in way %d\n", (int) with);
+            continue;
+        }
+        for (const shape & s : shapes) {
+            for (int n_threads : { 1, 3 }) { test_attend(s, with, n_threads); }
+        }
     }
     printf("%d failed\n", n_failed);
     return n_failed > 0;

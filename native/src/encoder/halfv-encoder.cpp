@@ -79,11 +79,12 @@ static ggml_tensor * attend(
 ggml_tensor * encoder_attention::build(
         ggml_context * ctx, ggml_tensor * q, ggml_tensor * k, ggml_tensor * v, const ggml_tensor * mask, float scale,
         bool flash) const {
-    const bool fast = level == HALFV_ATTENTION_FAST && on_cpu && flash && can_attend_cpu() &&
+    const attend_with with = best_attend();
+    const bool fast = level == HALFV_ATTENTION_FAST && on_cpu && flash && with != attend_with::GGML &&
                       runs_on_cpu(q) && runs_on_cpu(k) && runs_on_cpu(v);
     const bool pad = level == HALFV_ATTENTION_FAST && pads && flash && q->ne[0] == SLOW_HEAD;
     if (!mask) {
-        return fast ? attend_cpu(ctx, q, k, v, scale) : pad ? attend(ctx, q, k, v, scale, flash, pad) : nullptr;
+        return fast ? attend_cpu(ctx, with, q, k, v, scale) : pad ? attend(ctx, q, k, v, scale, flash, pad) : nullptr;
     }
     if (level == HALFV_ATTENTION_STOCK || windows.empty()) {
         return nullptr;
@@ -101,7 +102,7 @@ ggml_tensor * encoder_attention::build(
         auto run = [&](ggml_tensor * t) {
             return ggml_view_4d(ctx, t, t->ne[0], t->ne[1], length, count, t->nb[1], t->nb[2], t->nb[2]*length, t->nb[2]*first);
         };
-        parts.push_back(fast ? attend_cpu(ctx, run(q), run(k), run(v), scale)
+        parts.push_back(fast ? attend_cpu(ctx, with, run(q), run(k), run(v), scale)
                              : attend(ctx, run(q), run(k), run(v), scale, flash, pad));
         first += length*count;
     }
