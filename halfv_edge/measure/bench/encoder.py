@@ -49,7 +49,9 @@ def main() -> None:
 
 def _measure(args: argparse.Namespace, shape: shapes.Shape, counts: list[int], folder: Path) -> Any:
     mmproj = shapes.mmproj_file(args.shape, shape, args.models)
-    text = shapes._writers().write_model(folder / "text.gguf", "llama", n_embd=shape.n_embd, n_layer=1, n_ff=32)
+    arch = "qwen3vl" if shape.arch == "qwen3vl" else "llama"  # a row of DeepStack is longer than others
+    sizes = {"n_embd": shape.n_embd, "n_layer": 4, "n_ff": 32, "n_deepstack_layers": shape.n_deepstack_layers}
+    text = shapes._writers().write_model(folder / "text.gguf", arch, **sizes)
     llama_h.llama_backend_init()
     model = llama_h.llama_model_load_from_file(str(text).encode(), llama_h.llama_model_default_params())
     assert model is not None
