@@ -14,6 +14,7 @@ from halfv_edge import __version__
 from halfv_edge.cli import (
     bench,
     calibrate,
+    channels,
     chat,
     convert,
     doctor,
@@ -29,7 +30,20 @@ from halfv_edge.cli import (
 from halfv_edge.errors import HalfVError
 
 # as --help lists them
-COMMANDS = (chat, serve, run_program, tokens, profile, convert, quantize_mmproj, bench, eval, calibrate, doctor)
+COMMANDS = (
+    chat,
+    serve,
+    run_program,
+    tokens,
+    profile,
+    convert,
+    quantize_mmproj,
+    bench,
+    eval,
+    calibrate,
+    channels,
+    doctor,
+)
 FOR_PROGRAMS = {module.NAME: module.split for module in (serve, run_program)}  # whose other flags are a program's
 
 

@@ -195,6 +195,7 @@ class Runtime:
         undo_bytes: int | None = None,
         encoder: Encoder | None = None,
         n_seq: int = 1,
+        watch: Any = None,
     ) -> Context:
         """An empty context. One that is like the model's own may be one that was taken back.
 
@@ -204,9 +205,10 @@ class Runtime:
             undo_bytes: For undoing removed questions, in place of the model's; 0: they are not undone.
             encoder: Whose pictures it will hold, in place of the model's.
             n_seq: Sequences, each with room for n_ctx tokens.
+            watch: A ggml_backend_sched_eval_callback, which has to live as long as the context.
         """
         with self.lock:
-            return self._make_context(profile, n_ctx, undo_bytes, encoder, n_seq)
+            return self._make_context(profile, n_ctx, undo_bytes, encoder, n_seq, watch)
 
     def _make_context(
         self,
@@ -215,9 +217,10 @@ class Runtime:
         undo_bytes: int | None,
         encoder: Encoder | None,
         n_seq: int,
+        watch: Any,
     ) -> Context:
         is_own = profile == "own" and n_ctx in (None, self.n_ctx) and undo_bytes is None and encoder is None
-        is_own = is_own and n_seq == 1
+        is_own = is_own and n_seq == 1 and watch is None
         if self._spare:
             spare, self._spare = self._spare, None
             if is_own:
@@ -229,7 +232,7 @@ class Runtime:
         undo_bytes = self.options.undo_mb << 20 if undo_bytes is None else undo_bytes
 
         def make(profile: Profile | None) -> int:
-            pointer = self._make_pointer(profile, n_ctx, encoder, n_seq)
+            pointer = self._make_pointer(profile, n_ctx, encoder, n_seq, watch)
             set_undo(pointer, undo_bytes)
             return pointer
 
@@ -242,8 +245,10 @@ class Runtime:
         context.is_own = is_own
         return context
 
-    def _make_pointer(self, profile: Profile | None, n_ctx: int, encoder: Encoder, n_seq: int) -> int:
+    def _make_pointer(self, profile: Profile | None, n_ctx: int, encoder: Encoder, n_seq: int, watch: Any) -> int:
         params = llama_h.llama_context_default_params()
+        if watch:
+            params.cb_eval = watch
         params.n_ctx = n_ctx * n_seq
         params.n_batch = self.options.n_batch
         params.n_ubatch = self.options.n_batch if encoder.non_causal else self.options.n_ubatch

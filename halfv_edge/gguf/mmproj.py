@@ -47,7 +47,7 @@ def retype(source: Metadata, target: Path, type_name: str, *, progress: bool = T
         raise HalfVError(f"{type_name!r} is no type for an encoder's file: it must be one of {', '.join(TYPES)}.")
     if source.text("general.architecture") != "clip":
         raise HalfVError(f"{source.path} is not a vision encoder: give an mmproj GGUF.")
-    tensors = list(_tensors(source))
+    tensors = list(tensors_of(source))
     if unknown := [tensor for tensor in tensors if tensor.type not in BY_NUMBER]:
         raise HalfVError(f"{source.path} has {unknown[0].name} in a type that llama.cpp does not have.")
     wanted = TENSOR_TYPES[type_name].ggml_type
@@ -81,7 +81,7 @@ def _is_matrix(tensor: Tensor, wanted: int) -> bool:
     return named and len(tensor.shape) == 2 and tensor.shape[0] % BY_NUMBER[wanted].block == 0
 
 
-def _tensors(source: Metadata) -> Iterator[Tensor]:
+def tensors_of(source: Metadata) -> Iterator[Tensor]:
     with files.reading(source.path) as file:
         file.seek(source.infos)
         raw = file.read(source.infos_end - source.infos)
