@@ -278,7 +278,7 @@ static ggml_tensor * rows_of(const llm_graph_context & graph, const state_store 
 }
 
 static void put_rows(const llm_graph_context & graph, const state_store & store, ggml_tensor * values, store_rows::list refs) {
-    if (values->ne[0] != store.width) { // as itself where it can be: a view that crosses to another device crosses on its own
+    if (values->ne[0] != store.width || values->ne[2] > 1) { // as itself where it can be: a view that crosses to another device crosses on its own
         values = ggml_reshape_2d(graph.ctx0, values, store.width, ggml_nelements(values)/store.width);
     }
     ggml_tensor * ids = rows_of(graph, store, values->ne[1], std::move(refs));

@@ -151,3 +151,10 @@ def test_small_micro_batches_two_sequences_and_states(name: str, program: Path, 
         other.text(QUESTION)
         logits = [other.logits().copy(), *(other.decode(token).copy() for token in NEXT_TOKENS)]
         np.testing.assert_allclose(logits, expected, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("name", ["deepseek2"])
+def test_one_key_head_on_a_device(name: str, program: Path, build_dir: Path, tmp_path: Path) -> None:
+    """Keys of one head are rows there as those of more are."""
+    for talk, here in architectures.on_a_device(build_dir, architectures.save(program, name, tmp_path)[0]).items():
+        assert here["same_kept"] and here["same_logits"], talk

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +10,8 @@ import pytest
 from halfv_cpp import library
 
 from halfv_edge.testing.client import Client
-from tests.support import ROOT, deepstack, pruned
-from tests.support.architectures import COLS, MODES, QUESTION, ROWS, WHOLE, masking_of, tell, told
+from tests.support import deepstack, pruned
+from tests.support.architectures import COLS, MODES, QUESTION, ROWS, WHOLE, masking_of, on_a_device, tell, told
 
 # how many times the width of a state, where stage II begins
 CARRIED = {"qwen3vl-stage1": 0, "qwen3vl-stage2": 1, "qwen3vl-stage3": 3, "qwen3vlmoe-stage2": 1, "granite": 2}
@@ -56,15 +52,6 @@ def test_only_what_later_layers_read_goes_along(kind: str, program: Path, tmp_pa
 
 @pytest.mark.parametrize("kind", deepstack.KINDS)
 def test_on_a_device_as_on_the_host(kind: str, program: Path, build_dir: Path, tmp_path: Path) -> None:
-    path = deepstack.save(program, kind, tmp_path)
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.support.drive_states", str(build_dir), str(path)],
-        cwd=ROOT,
-        env={name: value for name, value in os.environ.items() if name != "HALFV_STATES"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    for name, here in json.loads(done.stdout).items():
+    for name, here in on_a_device(build_dir, deepstack.save(program, kind, tmp_path)).items():
         assert here["same_kept"] and here["same_logits"], name
         assert here["down"]["device"] < here["down"]["host"] or name.startswith("states"), name

@@ -6,8 +6,11 @@ python -m tests.support.architectures writes the lists of docs/models.md, and th
 from __future__ import annotations
 
 import collections
+import json
+import os
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -134,6 +137,20 @@ def relayed(path: Path, profile: dict, kept: list[int], deep: list[int]) -> np.n
     logits = [relay.text(QUESTION), *(relay.text([token]) for token in NEXT_TOKENS)]
     relay.close()
     return np.stack(logits)
+
+
+def on_a_device(build_dir: Path, path: Path) -> dict[str, Any]:
+    """Conversations told to a pretended device, in a process of its own, and how they differ from those on the host."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.support.drive_states", str(build_dir), str(path)],
+        cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if name != "HALFV_STATES"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
 
 
 def is_hybrid(path: Path) -> bool:
