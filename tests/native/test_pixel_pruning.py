@@ -135,12 +135,16 @@ def test_tau(tau: float, pairs: Callable[[str], Pair]) -> None:
             assert [(y - 100) * 8 + x - 100 for _, y, x in places(chunk)] == entering(picture, side, tau)
 
 
-def test_a_blank_page_is_one_token(pairs: Callable[[str], Pair]) -> None:
+def test_a_blank_page_keeps_its_size(pairs: Callable[[str], Pair]) -> None:
+    """One token of four."""
     pair = pairs("qwen2_5_vl")
     picture = np.full((6 * 28, 8 * 28, 3), 255, np.uint8)
+    entered = entering(picture, 28)
+    assert entered == [0, 11, 13, 15, 25, 27, 29, 31, 41, 43, 45, 47]
     seen = run_prompt(pair.text, pair.vision, picture, PROMPT, on_model=with_tau(0))
     with like_ggml():
-        expected = holes.logits("qwen2_5_vl", pair.model, seen, picture, [0])
+        expected = holes.logits("qwen2_5_vl", pair.model, seen, picture, entered)
+    assert len(seen.pictures[0]) == 12
     assert np.abs(seen.logits - expected).max() / expected.std() < LIKE_GGML
 
 

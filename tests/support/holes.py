@@ -7,6 +7,7 @@ The reference computes with all patches and all visual tokens, and forbids every
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -21,7 +22,7 @@ QWEN = hf_reference.QWEN
 
 
 def entering(picture: np.ndarray, side: int, tau: float = 0) -> list[int]:
-    """The patches of `side` pixels that enter, row by row."""
+    """The patches of `side` pixels that enter, row by row: all, where fewer than one in ten would stay out."""
     height, width, _ = picture.shape
     columns = width // side
     stands: dict[tuple[int, int], np.ndarray] = {}  # what stands for each patch
@@ -41,7 +42,12 @@ def entering(picture: np.ndarray, side: int, tau: float = 0) -> list[int]:
                 out.append(y * columns + x)
                 guess = patch
             stands[y, x] = guess
-    return out
+    rows = height // side
+    for y, x in itertools.product(range(0, rows, 2), range(0, columns, 2)):
+        block = [b * columns + a for b in range(y, min(y + 2, rows)) for a in range(x, min(x + 2, columns))]
+        if not set(block) & set(out):
+            out.append(block[-1])
+    return sorted(out) if 10 * (rows * columns - len(out)) >= rows * columns else list(range(rows * columns))
 
 
 def page(width: int, height: int, side: int) -> np.ndarray:

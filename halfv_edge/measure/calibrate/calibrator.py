@@ -28,7 +28,7 @@ TRIED_SAMPLES = 24  # on which candidates are run
 ANSWER_TOKENS = 8
 USUAL_TOKENS = 1024  # of a picture, where the encoder takes any size: what speedups are counted for
 TEXT_TOKENS = 60  # beside it, for the second figure
-EXPECTED_CHECKS = 60  # candidates that a search runs on all of them, about, and
+EXPECTED_CHECKS = 130  # candidates that a search runs on all of them, about, and
 CHECK_SHARE = 0.5  # what one of them costs, of an unpruned prompt
 
 

@@ -74,6 +74,23 @@ std::vector<int32_t> entering_patches(const uint8_t * rgb, int32_t columns, int3
     return entered;
 }
 
+std::vector<int32_t> in_every_block(const std::vector<int32_t> & entered, int32_t columns, int32_t rows) {
+    const int32_t across = (columns + pixel_block - 1)/pixel_block, down = (rows + pixel_block - 1)/pixel_block;
+    std::vector<char> seen(across*down, 0);
+    for (const int32_t i : entered) {
+        seen[i/columns/pixel_block*across + i%columns/pixel_block] = 1;
+    }
+    std::vector<int32_t> out = entered;
+    for (int32_t block = 0; block < across*down; ++block) {
+        if (!seen[block]) {
+            const int32_t y = block/across*pixel_block, x = block%across*pixel_block;
+            out.push_back(std::min(y + pixel_block, rows)*columns - columns + std::min(x + pixel_block, columns) - 1);
+        }
+    }
+    std::sort(out.begin(), out.end());
+    return out;
+}
+
 patch_map prune_pixels(std::vector<float> & pixels, int32_t columns, int32_t rows, int32_t side, const float * mean, const float * std, float tau) {
     // back to the 8 bits that these values were made from, where equal and "one level apart" mean what they say
     std::vector<uint8_t> rgb(pixels.size());
@@ -86,9 +103,10 @@ patch_map prune_pixels(std::vector<float> & pixels, int32_t columns, int32_t row
             rgb[i + c] = (uint8_t) std::clamp(level, 0.0f, 255.0f);
         }
     }
-    patch_map map = { columns, rows, entering_patches(rgb.data(), columns, rows, side, tau) };
+    patch_map map = { columns, rows, in_every_block(entering_patches(rgb.data(), columns, rows, side, tau), columns, rows) };
     const size_t n = map.entered.size();
-    if (n == (size_t) columns*rows) {
+    const size_t total = (size_t) columns*rows;
+    if ((total - n)*pixel_least < total) {
         map.entered.clear();
         return map;
     }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -31,7 +32,15 @@ struct patch_windows {
 // rgb: interleaved, columns*side wide. out (optional): for each patch, the one that stands for it.
 std::vector<int32_t> entering_patches(const uint8_t * rgb, int32_t columns, int32_t rows, int32_t side, float tau, std::vector<int32_t> * out = nullptr);
 
-// Leaves in the normalised pixels only the strip of the patches that enter; or everything, when all do or a pixel is no number.
+// Of each block of so many by so many patches one enters, the lower right one where none did, so that a page's layout is
+// left of large areas in which nothing changes.
+constexpr int32_t pixel_block = 2;
+std::vector<int32_t> in_every_block(const std::vector<int32_t> & entered, int32_t columns, int32_t rows);
+
+// A picture of which less than one patch in so many would stay out, a photo say, is taken whole: holes for next to nothing.
+constexpr size_t pixel_least = 10;
+
+// Leaves in the normalised pixels only the strip of the patches that enter; or everything, when most do or a pixel is no number.
 patch_map prune_pixels(std::vector<float> & pixels, int32_t columns, int32_t rows, int32_t side, const float * mean,
                                  const float * std, float tau);
 
