@@ -163,6 +163,7 @@ def listed() -> dict[str, str]:
     text = PAGE.read_text(encoding="utf-8")
     pruned_part, unpruned_part = re.split(r"^## .*unpruned$", text, flags=re.MULTILINE)
     pruned_part = re.split(r"^## Pruned$", pruned_part, flags=re.MULTILINE)[1]
+    unpruned_part = unpruned_part.partition("\n## ")[0]
     result = dict.fromkeys(re.findall(r"`([^`]+)`", pruned_part), "")
     for reason, archs in re.findall(r"^- (.*?): ((?:`[^`]+`[,\s]*)+)", unpruned_part, flags=re.MULTILINE):
         result |= dict.fromkeys(re.findall(r"`([^`]+)`", archs), reason)
