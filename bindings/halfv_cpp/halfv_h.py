@@ -123,7 +123,9 @@ class halfv_profile(Structure):  # noqa: N801
     ffn_keep: Float
 
     def __init__(self, **values: Any) -> None:
-        super().__init__(sizeof(halfv_profile), **values)
+        # JSON has lists where ctypes wants tuples
+        fields = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        super().__init__(sizeof(halfv_profile), **fields)
 
 
 # LLAMA_API int32_t halfv_profile_default(struct halfv_profile * out, uint32_t n_layer);
