@@ -1,7 +1,7 @@
 """The profile of a model: which layers prune how much. docs/gguf-format.md is its specification.
 
 Values are those of a C float, so that what Python validates is what the native library sees. Reading, validation and
-their messages agree with native/src/halfv-profile.cpp; tests/support/profile_cases.json holds both to it.
+their messages agree with native/src/profile/halfv-profile.cpp; tests/support/profile_cases.json holds both to it.
 """
 
 from __future__ import annotations

@@ -202,6 +202,7 @@ ON_DEVICES = (
     *(Node(op, "f32", ("f32", "f32"), (("perm1", "0"),)) for op in ("ADD", "SUB", "MUL")),
 )
 DEVICE_MAKERS = "add", "cast", "concat", "cont", "get_rows", "l2_norm", "mul", "mul_mat", "scale", "set_rows", "sub"
+CORE = ("profile", "cut", "memory", "choice", "prefill", "compare")  # folders of native/src
 # the vision encoder's attention by windows, in heads of 80 as Qwen2.5-VL has them; ADD joins halves on a CPU
 ENCODER_MAKERS = ("add", "cast", "concat", "cont", "cont_2d", "flash_attn_ext", "mul_mat", "pad", "soft_max_ext")
 WINDOWS = (
@@ -269,7 +270,8 @@ def test_our_code_makes_no_other_ops(root: Path, llama_tree: Path) -> None:
     assert made("encoder/halfv-attend*") == {"ggml_custom_4d"}  # of the CPU alone
     encoder = made("encoder/halfv-encoder*")
     assert encoder == {f"ggml_{name}" for name in ENCODER_MAKERS}
-    assert made("halfv-*") | made("compare/*") == {f"ggml_{name}" for name in DEVICE_MAKERS}
+    core = set().union(*map(made, ("*.cpp", *(f"{folder}/*" for folder in CORE))))
+    assert core == {f"ggml_{name}" for name in DEVICE_MAKERS}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
