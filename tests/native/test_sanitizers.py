@@ -79,7 +79,8 @@ def test_edge_cases(sanitized: Path, root: Path) -> None:
 
 def test_profile_of_several_threads(build_dir: Path, llama_tree: Path, tmp_path: Path, root: Path) -> None:
     native, bin_dir, program = root / "native", build_dir / "bin", tmp_path / "program"
-    folders = (native / "src" / "profile", native / "include", *map(llama_tree.joinpath, INCLUDES))
+    ours = (native / "src" / "profile", native / "src" / "cut", native / "include")
+    folders = (*ours, *map(llama_tree.joinpath, INCLUDES))
     sources = (native / f"src/profile/halfv-{name}.cpp" for name in ("profile", "profile-json"))
     compile_it = (
         *("g++", "-std=c++17", "-fsanitize=thread", "-pthread", *(f"-I{folder}" for folder in folders)),
