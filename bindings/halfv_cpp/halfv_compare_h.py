@@ -112,7 +112,7 @@ def halfv_token_embedding(model: Handle, token: Int32, row: Floats, /) -> Int32:
 #     int32_t         n_vocab;
 #     float           norm_eps;
 #     const float   * norm;      // [n_embd], of the model's final RMS norm
-#     const float   * states;    // [n_tokens][n_embd], in prompt order, before any norm; of several of a token the first
+#     const float   * states;    // [n_tokens][n_embd], in prompt order, before any norm; the first of several
 #     const uint8_t * visual;    // [n_tokens], 1 where a token is visual
 #     const float   * attention; // [n_tokens]: where the last token looks here, mean over heads, or null
 #     const float   * logits;    // [n_vocab], of the last token. At the end the model's; before that what they would
