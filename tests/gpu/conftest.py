@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 from halfv_cpp import library, llama_h
 
 from halfv_edge.cli import info
-from tests.support import ROOT, pretend_device
+from tests.support import pretend_device
 
 IS_GPU_BUILD = any(any(library.lib_dir().glob(f"*ggml-{name}*")) for name in ("cuda", "hip", "metal", "vulkan"))
 collect_ignore_glob = [] if IS_GPU_BUILD or pretend_device.asked_for() else ["test_*.py"]
@@ -41,21 +40,11 @@ def gpu(gpu_device: str, request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
-def stock_lib_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An unpatched libllama and libmtmd beside the same ggml: of HALFV_STOCK_DIR, or those of `make test`."""
-    if given := os.environ.get("HALFV_STOCK_DIR"):
-        return Path(given).resolve()
-    unpatched = [
-        path for name in ("llama", "mtmd") for path in (ROOT / "build" / "stock" / "bin").glob(f"lib{name}.so*")
-    ]
-    if not unpatched:
-        pytest.skip("there are no unpatched libraries: run `make test` first, or name their folder in HALFV_STOCK_DIR")
-    folder = tmp_path_factory.mktemp("stock")
-    for path in unpatched:
-        shutil.copyfile(path, folder / path.name)  # they look for ggml where they lie
-    for path in library.lib_dir().glob("libggml*.so*"):
-        (folder / path.name).symlink_to(path)
-    return folder
+def stock_lib_dir() -> Path:
+    """An unpatched libllama and libmtmd beside the same ggml."""
+    if not (given := os.environ.get("HALFV_STOCK_DIR")):
+        pytest.skip("HALFV_STOCK_DIR names no folder of unpatched libraries for this GPU")
+    return Path(given).resolve()
 
 
 @pytest.fixture
