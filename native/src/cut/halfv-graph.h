@@ -18,13 +18,25 @@ llm_graph_params with_pass(llm_graph_params params);
 template <typename T>
 using per_stage = std::array<std::unique_ptr<T>, n_stages>;
 
-// attention inputs, one set per stage that the graph reaches
-class attn_input : public llm_graph_input_attn_kv {
+// attention inputs, a T for each stage that the graph reaches
+template <typename T>
+class staged_input : public T {
 public:
-    using one = llm_graph_input_attn_kv;
+    using one = T;
 
-    attn_input(const llm_graph_context & graph, const staged_context * mctx) :
-        llm_graph_input_attn_kv(graph.hparams, graph.cparams, nullptr), staged(mctx), ends(mctx ? mctx->ends() : graph_ends()) {}
+    staged_input(const llm_graph_context & graph, const staged_context * mctx) :
+        T(graph.hparams, graph.cparams, nullptr), staged(mctx), ends(mctx ? mctx->ends() : graph_ends()) {}
+
+protected:
+    const staged_context * staged;
+    const graph_ends ends;
+    bool one_mask = false;
+    per_stage<T> stages;
+};
+
+class attn_input : public staged_input<llm_graph_input_attn_kv> {
+public:
+    using staged_input::staged_input;
 
     void add(ggml_context * ctx0, int s, std::unique_ptr<one> stage);
     void share_masks(ggml_context * ctx0);
@@ -34,10 +46,6 @@ public:
     bool can_reuse(const llm_graph_params & params) override;
 
 private:
-    const staged_context * staged;
-    const graph_ends ends;
-    bool one_mask = false;
-    per_stage<llm_graph_input_attn_kv> stages;
     per_stage<llm_graph_input_attn_kv> windows; // the same cells, with the mask of layers that have a sliding window
 };
 
@@ -61,12 +69,9 @@ ggml_tensor * attend(const llm_graph_context & graph, const window_input & inp, 
                      ggml_tensor * k, ggml_tensor * v, ggml_tensor * kq_b, ggml_tensor * sinks, ggml_tensor * v_mla, float kq_scale, int il);
 
 // the same, where the caches hold latent keys alone
-class latent_input : public llm_graph_input_attn_k {
+class latent_input : public staged_input<llm_graph_input_attn_k> {
 public:
-    latent_input(const llm_graph_context & graph, const staged_context * mctx) :
-        llm_graph_input_attn_k(graph.hparams, graph.cparams, nullptr), staged(mctx), ends(mctx ? mctx->ends() : graph_ends()) {}
-
-    using one = llm_graph_input_attn_k;
+    using staged_input::staged_input;
 
     void add(ggml_context *, int s, std::unique_ptr<one> stage) { stages[s] = std::move(stage); }
     void share_masks(ggml_context * ctx0);
@@ -74,12 +79,6 @@ public:
     llm_graph_input_attn_k * at(int il);
     void set_input(const llama_ubatch * ubatch) override;
     bool can_reuse(const llm_graph_params & params) override;
-
-private:
-    const staged_context * staged;
-    const graph_ends ends;
-    bool one_mask = false;
-    per_stage<llm_graph_input_attn_k> stages;
 };
 
 // What builders ask for: the inputs of each stage that the graph reaches, of none for a probe. Null for another memory.
