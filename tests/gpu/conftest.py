@@ -14,6 +14,7 @@ from halfv_cpp import library, llama_h
 
 from halfv_edge.cli import info
 from tests.support import pretend_device
+from tests.support.defaults import changed
 
 IS_GPU_BUILD = any(any(library.lib_dir().glob(f"*ggml-{name}*")) for name in ("cuda", "hip", "metal", "vulkan"))
 collect_ignore_glob = [] if IS_GPU_BUILD or pretend_device.asked_for() else ["test_*.py"]
@@ -50,12 +51,7 @@ def stock_lib_dir() -> Path:
 @pytest.fixture
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[], AbstractContextManager[None]]:
     """`with on_cpu():` models loaded inside see no GPU; n_gpu_layers=0 alone still sends large batches there."""
-    make_params = llama_h.llama_model_default_params
-
-    def without_devices() -> llama_h.llama_model_params:
-        params = make_params()
-        params.devices = ctypes.addressof(NO_DEVICES)
-        return params
+    without_devices = changed(llama_h.llama_model_default_params, devices=ctypes.addressof(NO_DEVICES))
 
     @contextlib.contextmanager
     def patched() -> Iterator[None]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.dialogue import Model, model_maker
 from tests.support.tiny_models import FREEZE, make_tiny
 
 
@@ -23,3 +24,9 @@ def model(tmp_path_factory) -> Callable[..., Path]:
         return made[key]
 
     return make
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Model]:
+    """Makes each with its reference."""
+    return model_maker(tmp_path_factory.mktemp("models"))

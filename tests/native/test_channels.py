@@ -12,7 +12,8 @@ import pytest
 from halfv_cpp import llama_h
 
 from tests.support import pruned
-from tests.support.dialogue import Model, assert_agree, connect, feed, make_prompt, model_maker
+from tests.support.defaults import changed
+from tests.support.dialogue import Model, assert_agree, connect, feed, make_prompt
 from tests.support.reference.halfv_torch import Prepare, Reference, Text
 from tests.support.tiny_models import ARCHS, DROP, FREEZE, make_tiny, make_tiny_lora
 
@@ -27,15 +28,10 @@ PROFILES = {
 }
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Model]:
-    return model_maker(tmp_path_factory.mktemp("models"))
-
-
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("name", PROFILES)
-def test_channels(model: Callable[..., Model], name: str, arch: str) -> None:
-    path, reference = model(arch)
+def test_channels(models: Callable[..., Model], name: str, arch: str) -> None:
+    path, reference = models(arch)
     segments = make_prompt(reference, GRIDS)
     with connect(path, PROFILES[name], n_batch=64, n_ubatch=64) as client:
         expected = assert_agree(client, reference, segments, PROFILES[name])
@@ -44,15 +40,15 @@ def test_channels(model: Callable[..., Model], name: str, arch: str) -> None:
 
 
 @pytest.mark.parametrize("n_ubatch", [1, 7, 512])
-def test_ubatches_of_any_size(model: Callable[..., Model], n_ubatch: int) -> None:
-    path, reference = model("qwen2vl")
+def test_ubatches_of_any_size(models: Callable[..., Model], n_ubatch: int) -> None:
+    path, reference = models("qwen2vl")
     with connect(path, DROP | HALF, n_batch=n_ubatch, n_ubatch=n_ubatch) as client:
         assert_agree(client, reference, make_prompt(reference, GRIDS), DROP | HALF)
 
 
 @pytest.mark.parametrize("name", PROFILES)
-def test_prepared_and_topped_up(model: Callable[..., Model], name: str) -> None:
-    path, reference = model("qwen3vl")
+def test_prepared_and_topped_up(models: Callable[..., Model], name: str) -> None:
+    path, reference = models("qwen3vl")
     start, shown, question = make_prompt(reference, GRID)
     segments = [start, shown, Prepare(), Text(question.ids, asks=True), Text(range(30, 40), topup=True)]
     with connect(path, PROFILES[name]) as client:
@@ -60,14 +56,14 @@ def test_prepared_and_topped_up(model: Callable[..., Model], name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["in stages II and III", "alone"])
-def test_pictures_that_are_not_causal(model: Callable[..., Model], name: str) -> None:
-    path, reference = model("llama")
+def test_pictures_that_are_not_causal(models: Callable[..., Model], name: str) -> None:
+    path, reference = models("llama")
     with connect(path, PROFILES[name]) as client:
         assert_agree(client, reference, make_prompt(reference, GRIDS, causal=False), PROFILES[name])
 
 
-def test_small_pictures_and_text_take_all(model: Callable[..., Model]) -> None:
-    path, reference = model("llama")
+def test_small_pictures_and_text_take_all(models: Callable[..., Model]) -> None:
+    path, reference = models("llama")
     segments = make_prompt(reference, GRID)
     with connect(path, DROP | HALF | {"min_visual_tokens": 200}) as client:
         logits = feed(client, segments)
@@ -86,13 +82,7 @@ def test_types_whose_rows_can_be_cut(tmp_path: Path, ftype: str, monkeypatch: py
         said = str(error)
         assert "halfv.ffn.keep = 0.5 is not valid: the weights of layer 2 are in memory of the kind" in said
         assert "use_extra_bufts" in said
-    make = llama_h.llama_model_default_params
-
-    def unpacked() -> llama_h.llama_model_params:
-        params = make()
-        params.use_extra_bufts = False
-        return params
-
+    unpacked = changed(llama_h.llama_model_default_params, use_extra_bufts=False)
     monkeypatch.setattr(llama_h, "llama_model_default_params", unpacked)
     with connect(path, DROP | HALF) as client:
         logits = feed(client, segments)
@@ -100,9 +90,9 @@ def test_types_whose_rows_can_be_cut(tmp_path: Path, ftype: str, monkeypatch: py
     assert np.square(logits - expected).sum() < 0.02 * np.square(expected).sum()
 
 
-def test_adapters_take_all(model: Callable[..., Model], tmp_path: Path) -> None:
+def test_adapters_take_all(models: Callable[..., Model], tmp_path: Path) -> None:
     """They are made for the whole networks."""
-    path, reference = model("llama")
+    path, reference = models("llama")
     lora = make_tiny_lora(tmp_path / "lora.gguf", "llama", n_layer=6)
     segments = make_prompt(reference, GRID)
     found = []
@@ -126,8 +116,8 @@ def test_networks_that_have_none_to_cut(tmp_path: Path) -> None:
     assert "halfv.ffn.keep = 0 is not valid: it must be above 0 and at most 1" in attempt(**HALF | {"ffn.keep": 0.0})
 
 
-def test_flops(model: Callable[..., Model]) -> None:
-    path, reference = model("llama")
+def test_flops(models: Callable[..., Model]) -> None:
+    path, reference = models("llama")
     segments = make_prompt(reference, GRID)
     n_before, n_visual, n_after = len(segments[0].ids), 108, len(segments[-1].ids)
 

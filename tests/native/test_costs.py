@@ -14,6 +14,7 @@ from halfv_cpp import check, ggml_backend_h, halfv_compare_h, library, llama_h
 
 from halfv_edge.testing.client import LOG, Client, DecodeError, log_text
 from tests.support import pruned
+from tests.support.defaults import changed
 from tests.support.tiny_models import ARCHS, DROP, grid_positions, make_tiny
 
 PREFIX = [11, 12, 13, 14]
@@ -47,13 +48,7 @@ def rows_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, list[int]]]:
             seen[ggml.ggml_get_name(tensor).decode()].append(ggml.ggml_nrows(tensor))
         return False
 
-    make = llama_h.llama_context_default_params
-
-    def watched() -> llama_h.llama_context_params:
-        params = make()
-        params.cb_eval = watch
-        return params
-
+    watched = changed(llama_h.llama_context_default_params, cb_eval=watch)
     monkeypatch.setattr(llama_h, "llama_context_default_params", watched)
     yield seen
 

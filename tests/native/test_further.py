@@ -12,7 +12,7 @@ from halfv_cpp import llama_h
 
 from halfv_edge.testing.client import Client
 from tests.support import pruned
-from tests.support.dialogue import N_LAYER, QUESTION, Model, assert_agree, connect, feed, make_prompt, model_maker
+from tests.support.dialogue import N_LAYER, QUESTION, Model, assert_agree, connect, feed, make_prompt
 from tests.support.reference.halfv_torch import Image, Prepare, Text
 from tests.support.tiny_models import ARCHS, DROP, FREEZE
 from tests.support.waiting import load, save
@@ -30,15 +30,10 @@ PROFILES = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Model]:
-    return model_maker(tmp_path_factory.mktemp("models"))
-
-
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("name", PROFILES)
-def test_stages(model: Callable[..., Model], name: str, arch: str) -> None:
-    path, reference = model(arch)
+def test_stages(models: Callable[..., Model], name: str, arch: str) -> None:
+    path, reference = models(arch)
     segments = make_prompt(reference, GRIDS)
     with connect(path, PROFILES[name], n_batch=64, n_ubatch=64) as client:
         expected = assert_agree(client, reference, segments, PROFILES[name])
@@ -48,24 +43,24 @@ def test_stages(model: Callable[..., Model], name: str, arch: str) -> None:
 
 
 @pytest.mark.parametrize("n_ubatch", [1, 7, 512])
-def test_ubatches_of_any_size(model: Callable[..., Model], n_ubatch: int) -> None:
+def test_ubatches_of_any_size(models: Callable[..., Model], n_ubatch: int) -> None:
     profile = PROFILES["fewer twice, then none"]
-    path, reference = model("qwen2vl")
+    path, reference = models("qwen2vl")
     with connect(path, profile, n_batch=n_ubatch, n_ubatch=n_ubatch) as client:
         assert_agree(client, reference, make_prompt(reference, GRIDS), profile)
 
 
 @pytest.mark.parametrize("name", ["text alone behind a few", "fewer twice, then none", "text alone behind frozen ones"])
-def test_pictures_that_are_not_causal(model: Callable[..., Model], name: str) -> None:
-    path, reference = model("llama")
+def test_pictures_that_are_not_causal(models: Callable[..., Model], name: str) -> None:
+    path, reference = models("llama")
     with connect(path, PROFILES[name]) as client:
         assert_agree(client, reference, make_prompt(reference, GRIDS, causal=False), PROFILES[name])
 
 
 @pytest.mark.parametrize("name", PROFILES)
-def test_prepared_and_topped_up(model: Callable[..., Model], name: str) -> None:
+def test_prepared_and_topped_up(models: Callable[..., Model], name: str) -> None:
     """What needs no question is done before it: all of it where no stage asks."""
-    path, reference = model("qwen3vl")
+    path, reference = models("qwen3vl")
     start, shown, question = make_prompt(reference, GRID)
     segments = [start, shown, Prepare(), Text(question.ids, asks=True), Text(range(30, 40), topup=True)]
     with connect(path, PROFILES[name]) as client:
@@ -74,8 +69,8 @@ def test_prepared_and_topped_up(model: Callable[..., Model], name: str) -> None:
 
 @pytest.mark.parametrize("prepares", [False, True])
 @pytest.mark.parametrize("name", PROFILES)
-def test_removed_question(model: Callable[..., Model], name: str, prepares: bool) -> None:
-    path, reference = model("qwen2vl")
+def test_removed_question(models: Callable[..., Model], name: str, prepares: bool) -> None:
+    path, reference = models("qwen2vl")
     *shown, question = make_prompt(reference, GRIDS)
     other = Text(range(30, 45))
 
@@ -110,9 +105,9 @@ def feed_part(client: Client, segment: Text | Image) -> None:
 
 
 @pytest.mark.parametrize("name", ["text alone behind a few", "fewer twice, then none"])
-def test_saved_state(model: Callable[..., Model], name: str) -> None:
+def test_saved_state(models: Callable[..., Model], name: str) -> None:
     """Of what waits, and of what was asked: another context goes on as this one would."""
-    path, reference = model("llama")
+    path, reference = models("llama")
     segments = make_prompt(reference, GRID)
     with connect(path, PROFILES[name]) as client:
         for segment in segments[:-1]:
@@ -133,9 +128,9 @@ def test_saved_state(model: Callable[..., Model], name: str) -> None:
         assert load(client, asked, 0) == 0  # of other stages
 
 
-def test_flops(model: Callable[..., Model]) -> None:
+def test_flops(models: Callable[..., Model]) -> None:
     """As counted while it runs, as foretold, and by hand for what text alone saves."""
-    path, reference = model("llama")
+    path, reference = models("llama")
     segments = make_prompt(reference, [(9, 12)])
     n_visual, n_text = 108, len(segments[-1].ids)
 
@@ -159,7 +154,7 @@ def test_flops(model: Callable[..., Model]) -> None:
     assert spent(DROP) - spent(DROP | WIPE) == pytest.approx(fewer, rel=1e-12)
 
 
-def test_no_stage_has_more_cells_than_the_one_before(model: Callable[..., Model]) -> None:
+def test_no_stage_has_more_cells_than_the_one_before(models: Callable[..., Model]) -> None:
     def sizes(*cells: int, **more: Any) -> list[int]:
         profile = DROP | MANY | {"further.layers": (3, 5), "further.keep": (0.1, 0.0)} | more
 
@@ -171,15 +166,15 @@ def test_no_stage_has_more_cells_than_the_one_before(model: Callable[..., Model]
             found: list[int] = halfv_cpp.stats(client.ctx)["kv_size"]
             return found
 
-    path, _ = model("llama")
+    path, _ = models("llama")
     assert sizes() == [2048] * 5
     assert sizes(visual_share=1.0) == [2048, 1024, 1024, 256, 256]
     assert sizes(0, 512, 0) == [2048, 512, 512, 512, 512]
     assert sizes(512, 0, 0) == [512] * 5
 
 
-def test_tokens_of_a_stage_that_is_not_there(model: Callable[..., Model]) -> None:
-    path, reference = model("llama")
+def test_tokens_of_a_stage_that_is_not_there(models: Callable[..., Model]) -> None:
+    path, reference = models("llama")
     with connect(path, DROP) as client:
         feed(client, make_prompt(reference, GRID))
         assert pruned.kept(client, 0, 7) == pruned.kept(client, 0, 3)

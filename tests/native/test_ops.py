@@ -19,6 +19,7 @@ import pytest
 from halfv_cpp import ggml_backend_h, library, llama_h
 
 from halfv_edge.testing.client import Client
+from tests.support.defaults import changed
 from tests.support.ggml_tensor import Tensor
 from tests.support.tiny_models import ARCHS, grid_positions, make_tiny, tiny_image
 
@@ -101,12 +102,7 @@ def walk(monkeypatch: pytest.MonkeyPatch, model: Path, **options: Any) -> tuple[
         nodes.add(describe(pointer))
         return False  # its values are not wanted
 
-    def params() -> llama_h.llama_context_params:
-        params = default_params()
-        params.cb_eval = callback
-        return params
-
-    default_params = llama_h.llama_context_default_params
+    params = changed(llama_h.llama_context_default_params, cb_eval=callback)
     with monkeypatch.context() as patch:
         patch.setattr(llama_h, "llama_context_default_params", params)
         client = Client(model, n_ctx=256, n_ubatch=32, **options)

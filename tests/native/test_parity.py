@@ -23,7 +23,6 @@ from tests.support.dialogue import (
     connect,
     feed,
     make_prompt,
-    model_maker,
     nmse,
     picture,
     placed,
@@ -35,16 +34,11 @@ PLAIN_ARCHS = [arch for arch in ARCHS if arch not in MROPE_ARCHS]
 GRID, GRIDS = [(9, 12)], [(9, 12), (7, 19)]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Model]:
-    return model_maker(tmp_path_factory.mktemp("models"))
-
-
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("mode", MODES)
-def test_mode(model: Callable[..., Model], mode: str, arch: str, seed: int) -> None:
-    path, reference = model(arch, seed=seed)
+def test_mode(models: Callable[..., Model], mode: str, arch: str, seed: int) -> None:
+    path, reference = models(arch, seed=seed)
     segments = make_prompt(reference, GRID, seed)
     with connect(path, MODES[mode]) as client:
         expected = assert_agree(client, reference, segments, MODES[mode])
@@ -53,25 +47,25 @@ def test_mode(model: Callable[..., Model], mode: str, arch: str, seed: int) -> N
 
 @pytest.mark.parametrize("profile", [FREEZE, DROP], ids=["freeze", "top"])
 @pytest.mark.parametrize("arch", ARCHS)
-def test_pictures_and_questions_in_pieces(model: Callable[..., Model], arch: str, profile: dict) -> None:
-    path, reference = model(arch, seed=2)
+def test_pictures_and_questions_in_pieces(models: Callable[..., Model], arch: str, profile: dict) -> None:
+    path, reference = models(arch, seed=2)
     *before, question = make_prompt(reference, GRIDS, seed=2)
     segments = [*before, Text(question.ids[:4]), Text(question.ids[4:5]), Text(question.ids[5:])]
     with connect(path, profile, n_batch=64, n_ubatch=64) as client:
         assert_agree(client, reference, segments, profile)
 
 
-def test_pictures_that_nothing_prunes(model: Callable[..., Model]) -> None:
+def test_pictures_that_nothing_prunes(models: Callable[..., Model]) -> None:
     profile = FREEZE | {"ivr.keep": 1.0, "ssr.update": 1.0}
-    path, reference = model("llama", seed=3)
+    path, reference = models("llama", seed=3)
     with connect(path, profile) as client:
         assert_agree(client, reference, make_prompt(reference, GRIDS, seed=3), profile)
         assert [pruned.image_size(client, image) for image in (0, 1)] == [rows * cols for rows, cols in GRIDS]
 
 
 @pytest.mark.parametrize("arch", ["llama", "qwen2vl"])
-def test_ubatches_of_any_size(model: Callable[..., Model], arch: str) -> None:
-    path, reference = model(arch, seed=3)
+def test_ubatches_of_any_size(models: Callable[..., Model], arch: str) -> None:
+    path, reference = models(arch, seed=3)
     segments = make_prompt(reference, GRIDS, seed=3)
     for n_batch, n_ubatch in ((512, 512), (512, 64), (100, 30), (7, 7), (1, 1)):
         with connect(path, DROP, n_batch=n_batch, n_ubatch=n_ubatch) as client:
@@ -88,19 +82,19 @@ def test_profile_in_the_file(tmp_path: Path, arch: str) -> None:
 
 @pytest.mark.parametrize(("ivr_layer", "ssr_layer"), [(1, 2), (1, 6), (1, 5), (3, 5), (5, 6)])
 @pytest.mark.parametrize("arch", ["llama", "qwen3vl"])
-def test_layers(model: Callable[..., Model], arch: str, ivr_layer: int, ssr_layer: int) -> None:
+def test_layers(models: Callable[..., Model], arch: str, ivr_layer: int, ssr_layer: int) -> None:
     profile = DROP | {"ivr.layer": ivr_layer, "ssr.layer": ssr_layer}
-    path, reference = model(arch, seed=5)
+    path, reference = models(arch, seed=5)
     with connect(path, profile) as client:
         assert_agree(client, reference, make_prompt(reference, GRID, seed=5), profile)
 
 
 @pytest.mark.parametrize("profile", [FREEZE, DROP], ids=["freeze", "top"])
 @pytest.mark.parametrize(("ivr_layer", "ssr_layer"), [(1, 2), (1, 4), (2, 3), (3, 4), (4, 5)])
-def test_deep_stack(model: Callable[..., Model], ivr_layer: int, ssr_layer: int, profile: dict) -> None:
+def test_deep_stack(models: Callable[..., Model], ivr_layer: int, ssr_layer: int, profile: dict) -> None:
     # layers 0, 1 and 2 add to visual tokens, which stage II and III may have dropped, moved or frozen by then
     profile = profile | {"ivr.layer": ivr_layer, "ssr.layer": ssr_layer}
-    path, reference = model("qwen3vl", seed=6, n_deepstack_layers=3)
+    path, reference = models("qwen3vl", seed=6, n_deepstack_layers=3)
     with connect(path, profile, n_ubatch=64) as client:
         assert_agree(client, reference, make_prompt(reference, GRIDS, seed=6), profile)
 
@@ -118,8 +112,8 @@ def test_deep_stack(model: Callable[..., Model], ivr_layer: int, ssr_layer: int,
     ],
     ids=str,
 )
-def test_heads(model: Callable[..., Model], arch: str, shape: dict) -> None:
-    path, reference = model(arch, seed=7, **shape)
+def test_heads(models: Callable[..., Model], arch: str, shape: dict) -> None:
+    path, reference = models(arch, seed=7, **shape)
     profile = DROP | {"ssr.rest": "frozen"}
     with connect(path, profile) as client:
         assert_agree(client, reference, make_prompt(reference, GRID, seed=7), profile)
@@ -127,16 +121,16 @@ def test_heads(model: Callable[..., Model], arch: str, shape: dict) -> None:
 
 @pytest.mark.parametrize("mode", ["ivr-only", "ssr-only-freeze", "freeze", "freeze-and-update", "top", "drop-all"])
 @pytest.mark.parametrize("arch", PLAIN_ARCHS)
-def test_pictures_that_are_not_causal(model: Callable[..., Model], arch: str, mode: str) -> None:
-    path, reference = model(arch, seed=8)
+def test_pictures_that_are_not_causal(models: Callable[..., Model], arch: str, mode: str) -> None:
+    path, reference = models(arch, seed=8)
     with connect(path, MODES[mode]) as client:
         assert_agree(client, reference, make_prompt(reference, GRIDS, seed=8, causal=False), MODES[mode])
 
 
 @pytest.mark.parametrize("profile", [FREEZE, DROP], ids=["freeze", "top"])
 @pytest.mark.parametrize("arch", ["llama", "qwen2vl"])
-def test_lora(model: Callable[..., Model], tmp_path: Path, arch: str, profile: dict) -> None:
-    path, plain = model(arch, seed=9)
+def test_lora(models: Callable[..., Model], tmp_path: Path, arch: str, profile: dict) -> None:
+    path, plain = models(arch, seed=9)
     lora = make_tiny_lora(tmp_path / "lora.gguf", arch, n_layer=N_LAYER)
     adapted = Reference(path, lora=lora, lora_scale=0.5)
     segments = make_prompt(plain, GRID, seed=9)
@@ -176,8 +170,8 @@ ROUNDED = [
 @pytest.mark.parametrize("mode", EARLY_MODES)
 @pytest.mark.parametrize("arch", ["llama", "qwen2vl", "qwen3vl"])
 @pytest.mark.parametrize("options", ROUNDED, ids=str)
-def test_rounded_caches(model: Callable[..., Model], arch: str, mode: str, options: dict) -> None:
-    path, reference = model(arch, seed=10, **WIDE)
+def test_rounded_caches(models: Callable[..., Model], arch: str, mode: str, options: dict) -> None:
+    path, reference = models(arch, seed=10, **WIDE)
     segments = make_prompt(reference, GRID, seed=10)
     stock = error(path, reference, segments, None, **options)
     assert 0 < stock < 0.02
@@ -186,8 +180,8 @@ def test_rounded_caches(model: Callable[..., Model], arch: str, mode: str, optio
 
 @pytest.mark.parametrize("arch", ["llama", "qwen2vl"])
 @pytest.mark.parametrize("options", ROUNDED, ids=str)
-def test_choices_from_rounded_states(model: Callable[..., Model], arch: str, options: dict) -> None:
-    path, reference = model(arch, seed=10, **WIDE)
+def test_choices_from_rounded_states(models: Callable[..., Model], arch: str, options: dict) -> None:
+    path, reference = models(arch, seed=10, **WIDE)
     segments = make_prompt(reference, GRID, seed=10)
     expected = reference.run(segments, DROP)
     with connect(path, DROP, **options) as client:
@@ -198,8 +192,8 @@ def test_choices_from_rounded_states(model: Callable[..., Model], arch: str, opt
 
 @pytest.mark.parametrize(("ftype", "same", "bound"), [("f16", 1.0, 1e-5), ("q8_0", 0.9, 0.02)])
 @pytest.mark.parametrize("arch", ["llama", "qwen2vl", "qwen3"])
-def test_weights(model: Callable[..., Model], arch: str, ftype: str, same: float, bound: float) -> None:
-    path, reference = model(arch, seed=10, ftype=ftype, **WIDE)
+def test_weights(models: Callable[..., Model], arch: str, ftype: str, same: float, bound: float) -> None:
+    path, reference = models(arch, seed=10, ftype=ftype, **WIDE)
     segments = make_prompt(reference, GRID, seed=10)
     expected = reference.run(segments, FREEZE)
     with connect(path, FREEZE) as client:
@@ -228,7 +222,7 @@ def assert_mostly_same(actual: list[int], expected: list[int], least: float) -> 
     min_visual=st.integers(1, 80),
 )
 def test_counts(
-    model: Callable[..., Model],
+    models: Callable[..., Model],
     n_visual: int,
     n_before: int,
     n_question: int,
@@ -239,7 +233,7 @@ def test_counts(
     rest: str,
     min_visual: int,
 ) -> None:
-    path, reference = model("llama", seed=11)
+    path, reference = models("llama", seed=11)
     profile = {
         "ivr.layer": layers[0],
         "ivr.keep": keep,

@@ -22,7 +22,6 @@ from tests.support.dialogue import (
     connect,
     feed,
     make_prompt,
-    model_maker,
     tell,
 )
 from tests.support.pruned import OUTCOME
@@ -33,11 +32,6 @@ from tests.support.waiting import load, save
 A, B = [21, 22, 23, 24, 25], [43, 44, 45]
 N_VISUAL, N_COVERED, N_KEPT = 108, 46, 54
 TOLERANCE = 1e-4
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Model]:
-    return model_maker(tmp_path_factory.mktemp("models"))
 
 
 def begin(client: Client, segments: Sequence[Segment]) -> int:
@@ -59,8 +53,8 @@ def remove(client: Client, start: int, end: int = -1, seq: int = 0) -> None:
 @pytest.mark.parametrize("arch", ["llama", "qwen2vl", "qwen3vl"])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("grids", [[(9, 12)], [(9, 12), (7, 13)]], ids=["one", "two"])
-def test_it_is_what_prepare_does(model: Callable[..., Model], grids: list, mode: str, arch: str) -> None:
-    path, reference = model(arch, seed=1)
+def test_it_is_what_prepare_does(models: Callable[..., Model], grids: list, mode: str, arch: str) -> None:
+    path, reference = models(arch, seed=1)
     *before, question = make_prompt(reference, grids, seed=1)
     expected = reference.run([*before, Prepare(), question], MODES[mode])
     with connect(path, MODES[mode], n_batch=64, n_ubatch=64) as client:
@@ -74,8 +68,8 @@ def test_it_is_what_prepare_does(model: Callable[..., Model], grids: list, mode:
 
 @pytest.mark.parametrize("profile", [FREEZE, DROP, FREEZE | {"ssr.layer": 6}], ids=["freeze", "top", "no stage III"])
 @pytest.mark.parametrize("arch", ["llama", "qwen2vl", "qwen3vl"])
-def test_second_question_computes_its_own(model: Callable[..., Model], arch: str, profile: dict) -> None:
-    path, reference = model(arch, seed=2)
+def test_second_question_computes_its_own(models: Callable[..., Model], arch: str, profile: dict) -> None:
+    path, reference = models(arch, seed=2)
     segments = make_prompt(reference, [(9, 12)], seed=2)[:2]
     spent = {}
     for prepares in (True, False):
@@ -208,8 +202,8 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 @pytest.mark.parametrize("profile", [FREEZE, DROP], ids=["freeze", "top"])
-def test_it_is_prepared_again_where_it_is_another(model: Callable[..., Model], profile: dict, way: Callable) -> None:
-    path, reference = model("llama", seed=3)
+def test_it_is_prepared_again_where_it_is_another(models: Callable[..., Model], profile: dict, way: Callable) -> None:
+    path, reference = models("llama", seed=3)
     segments = make_prompt(reference, [(9, 12)], seed=3)
     found = []
     for happens in (way, WAYS[way]):
@@ -222,9 +216,9 @@ def test_it_is_prepared_again_where_it_is_another(model: Callable[..., Model], p
     assert found[0][1:] == found[1][1:]
 
 
-def test_a_picture_that_loses_what_was_not_kept_is_another(model: Callable[..., Model]) -> None:
+def test_a_picture_that_loses_what_was_not_kept_is_another(models: Callable[..., Model]) -> None:
     """And too small to be pruned, here."""
-    path, reference = model("llama", seed=3)
+    path, reference = models("llama", seed=3)
     segments = make_prompt(reference, [(9, 12)], seed=3)
     profile, found = FREEZE | {"ivr.keep": 0.1, "min_visual_tokens": N_VISUAL}, []
     for is_asked in (True, False):
@@ -239,8 +233,8 @@ def test_a_picture_that_loses_what_was_not_kept_is_another(model: Callable[..., 
 
 
 @pytest.mark.parametrize("profile", [FREEZE, FREEZE | {"ssr.update": 0.2}], ids=["freeze", "update"])
-def test_what_waits_again_is_what_was_prepared(model: Callable[..., Model], profile: dict) -> None:
-    path, reference = model("llama", seed=3)
+def test_what_waits_again_is_what_was_prepared(models: Callable[..., Model], profile: dict) -> None:
+    path, reference = models("llama", seed=3)
     segments = make_prompt(reference, [(9, 12)], seed=3)
     found = []
     for is_asked in (True, False):
@@ -256,9 +250,9 @@ def test_what_waits_again_is_what_was_prepared(model: Callable[..., Model], prof
     assert found[0] == found[1]
 
 
-def test_rest_of_a_picture_that_went_on_before_adapters_changed(model: Callable[..., Model]) -> None:
+def test_rest_of_a_picture_that_went_on_before_adapters_changed(models: Callable[..., Model]) -> None:
     """Its tokens share a position with those that went on, which stay when it is loaded."""
-    path, reference = model("qwen2vl", seed=3)
+    path, reference = models("qwen2vl", seed=3)
     segments = make_prompt(reference, [(9, 12)], seed=3)
     picture = segments[1]
     with connect(path, FREEZE, n_batch=70) as client:
@@ -278,9 +272,9 @@ def test_rest_of_a_picture_that_went_on_before_adapters_changed(model: Callable[
 
 
 @pytest.mark.parametrize("room", [0, 10_000, 1 << 30])
-def test_what_spares_preparing_gives_way(model: Callable[..., Model], room: int) -> None:
+def test_what_spares_preparing_gives_way(models: Callable[..., Model], room: int) -> None:
     """Without room for it a picture is prepared again, and pruned all the same."""
-    path, reference = model("llama", seed=4)
+    path, reference = models("llama", seed=4)
     segments = make_prompt(reference, [(9, 12)], seed=4)[:2]
     needed = 4 * (N_VISUAL * (reference.n_embd + reference.n_head_kv * reference.head_dim) + len(A) * reference.n_embd)
     with connect(path, DROP, needed + room) as client:
@@ -298,8 +292,8 @@ def test_what_spares_preparing_gives_way(model: Callable[..., Model], room: int)
         np.testing.assert_allclose(again, ask(client, begin(client, segments), B), rtol=0, atol=TOLERANCE)
 
 
-def test_environment(model: Callable[..., Model], monkeypatch: pytest.MonkeyPatch) -> None:
-    path, reference = model("llama", seed=5)
+def test_environment(models: Callable[..., Model], monkeypatch: pytest.MonkeyPatch) -> None:
+    path, reference = models("llama", seed=5)
     segments = make_prompt(reference, [(9, 12)], seed=5)
     n_kept = {}
     for value in ("", "0", "1"):

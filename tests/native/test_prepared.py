@@ -23,7 +23,6 @@ from tests.support.dialogue import (
     connect,
     feed,
     make_prompt,
-    model_maker,
     picture,
     placed,
     tell,
@@ -39,11 +38,6 @@ LATE = 8  # tokens that a question adds to a picture that is in already; its anc
 SECOND, THIRD = [43, 44, 45, 46, 48], [53, 54]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Model]:
-    return model_maker(tmp_path_factory.mktemp("models"))
-
-
 def asked(segments: list[Segment]) -> list[Segment]:
     """The same prompt with an answer of two tokens."""
     *before, question = segments
@@ -55,8 +49,8 @@ def asked(segments: list[Segment]) -> list[Segment]:
 
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("mode", MODES)
-def test_prepared_picture(model: Callable[..., Model], mode: str, arch: str) -> None:
-    path, reference = model(arch, seed=1)
+def test_prepared_picture(models: Callable[..., Model], mode: str, arch: str) -> None:
+    path, reference = models(arch, seed=1)
     *before, question = make_prompt(reference, GRID, seed=1)
     with connect(path, MODES[mode]) as client:
         assert_agree(client, reference, [*before, Prepare(), question], MODES[mode])
@@ -65,8 +59,8 @@ def test_prepared_picture(model: Callable[..., Model], mode: str, arch: str) -> 
 @pytest.mark.parametrize("profile", [FREEZE, DROP], ids=["freeze", "top"])
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("layout", ["text between", "two at once", "one by one", "one of two", "pieces", "twice"])
-def test_prepared_prompt(model: Callable[..., Model], layout: str, arch: str, profile: dict) -> None:
-    path, reference = model(arch, seed=2)
+def test_prepared_prompt(models: Callable[..., Model], layout: str, arch: str, profile: dict) -> None:
+    path, reference = models(arch, seed=2)
     start, first, middle, second, question = make_prompt(reference, GRIDS, seed=2)
     ready = Prepare()
     segments = {
@@ -83,10 +77,10 @@ def test_prepared_prompt(model: Callable[..., Model], layout: str, arch: str, pr
 
 @pytest.mark.parametrize("rest", ["frozen", "dropped"])
 @pytest.mark.parametrize("arch", ["llama", "qwen2vl", "qwen3vl"])
-def test_prepared_in_small_ubatches(model: Callable[..., Model], arch: str, rest: str) -> None:
+def test_prepared_in_small_ubatches(models: Callable[..., Model], arch: str, rest: str) -> None:
     # stage III takes coverage and anchors in one go, in the order of the picture
     profile = FREEZE | {"ivr.anchors": 0.5, "ssr.update": 0.3, "ssr.rest": rest}
-    path, reference = model(arch, seed=2)
+    path, reference = models(arch, seed=2)
     *before, question = make_prompt(reference, GRIDS, seed=2)
     with connect(path, profile, n_ubatch=16) as client:
         assert_agree(client, reference, [*before, Prepare(), question], profile)
@@ -94,8 +88,8 @@ def test_prepared_in_small_ubatches(model: Callable[..., Model], arch: str, rest
 
 @pytest.mark.parametrize("profile", [FREEZE, DROP], ids=["freeze", "top"])
 @pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3"])
-def test_prepared_picture_that_is_not_causal(model: Callable[..., Model], arch: str, profile: dict) -> None:
-    path, reference = model(arch, seed=3)
+def test_prepared_picture_that_is_not_causal(models: Callable[..., Model], arch: str, profile: dict) -> None:
+    path, reference = models(arch, seed=3)
     *before, question = make_prompt(reference, GRID, seed=3, causal=False)
     for between in ([], [Text([33, 34, 35])]):
         with connect(path, profile) as client:
@@ -104,8 +98,8 @@ def test_prepared_picture_that_is_not_causal(model: Callable[..., Model], arch: 
 
 @pytest.mark.parametrize("mode", ["ivr-only", "freeze", "top"])
 @pytest.mark.parametrize("arch", ["llama", "qwen3vl"])
-def test_prepared_without_anchors_is_the_exact_mode(model: Callable[..., Model], arch: str, mode: str) -> None:
-    path, reference = model(arch, seed=4)
+def test_prepared_without_anchors_is_the_exact_mode(models: Callable[..., Model], arch: str, mode: str) -> None:
+    path, reference = models(arch, seed=4)
     profile = MODES[mode] | {"ivr.anchors": 0.0}
     *before, question = make_prompt(reference, GRID, seed=4)
     seen = []
@@ -118,8 +112,8 @@ def test_prepared_without_anchors_is_the_exact_mode(model: Callable[..., Model],
     np.testing.assert_allclose(prepared[0], exact[0], rtol=0, atol=1e-4)
 
 
-def test_prepared_coverage_needs_only_anchors(model: Callable[..., Model]) -> None:
-    path, reference = model("llama", seed=5)
+def test_prepared_coverage_needs_only_anchors(models: Callable[..., Model]) -> None:
+    path, reference = models("llama", seed=5)
     *before, question = make_prompt(reference, GRID, seed=5)
     n_kept, n_late, n_text = 54, LATE, len(PREFIX)
     with connect(path, FREEZE) as client:
@@ -137,8 +131,8 @@ def test_prepared_coverage_needs_only_anchors(model: Callable[..., Model]) -> No
         assert list(done.kv_cells) == [n_text + N_VISUAL, *[n_text + n_kept] * 2]
 
 
-def test_nothing_to_prepare(model: Callable[..., Model]) -> None:
-    path, reference = model("llama", seed=6)
+def test_nothing_to_prepare(models: Callable[..., Model]) -> None:
+    path, reference = models("llama", seed=6)
     segments = make_prompt(reference, GRID, seed=6)
     with connect(path, FREEZE) as client:
         assert pruned.prepare(client) == NOTHING
@@ -157,8 +151,8 @@ def test_nothing_to_prepare(model: Callable[..., Model]) -> None:
 
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("mode", MODES)
-def test_second_question(model: Callable[..., Model], mode: str, arch: str) -> None:
-    path, reference = model(arch, seed=7)
+def test_second_question(models: Callable[..., Model], mode: str, arch: str) -> None:
+    path, reference = models(arch, seed=7)
     segments = [*asked(make_prompt(reference, GRID, seed=7)), Text(SECOND, topup=True)]
     with connect(path, MODES[mode], PLENTY) as client:
         expected = assert_agree(client, reference, segments, MODES[mode])
@@ -169,8 +163,8 @@ def test_second_question(model: Callable[..., Model], mode: str, arch: str) -> N
 @pytest.mark.parametrize("profile", [FREEZE, DROP], ids=["freeze", "top"])
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("layout", ["third question", "pieces", "after prepare", "new picture", "prepared new picture"])
-def test_later_questions(model: Callable[..., Model], layout: str, arch: str, profile: dict) -> None:
-    path, reference = model(arch, seed=8)
+def test_later_questions(models: Callable[..., Model], layout: str, arch: str, profile: dict) -> None:
+    path, reference = models(arch, seed=8)
     prompt = make_prompt(reference, GRIDS, seed=8)
     turn = asked(prompt)
     new = picture(reference, 8, 11, seed=9)
@@ -185,8 +179,8 @@ def test_later_questions(model: Callable[..., Model], layout: str, arch: str, pr
         assert_agree(client, reference, placed(segments), profile)
 
 
-def test_second_question_about_a_picture_that_is_not_causal(model: Callable[..., Model]) -> None:
-    path, reference = model("llama", seed=10)
+def test_second_question_about_a_picture_that_is_not_causal(models: Callable[..., Model]) -> None:
+    path, reference = models("llama", seed=10)
     segments = [*asked(make_prompt(reference, GRID, seed=10, causal=False)), Text(SECOND, topup=True)]
     with connect(path, DROP, PLENTY) as client:
         assert_agree(client, reference, segments, DROP)
@@ -194,8 +188,8 @@ def test_second_question_about_a_picture_that_is_not_causal(model: Callable[...,
 
 @pytest.mark.parametrize("arch", ["llama", "qwen2vl"])
 @pytest.mark.parametrize("profile", [FREEZE, DROP], ids=["freeze", "top"])
-def test_storing_changes_nothing(model: Callable[..., Model], arch: str, profile: dict) -> None:
-    path, reference = model(arch, seed=11)
+def test_storing_changes_nothing(models: Callable[..., Model], arch: str, profile: dict) -> None:
+    path, reference = models(arch, seed=11)
     segments = [*asked(make_prompt(reference, GRIDS, seed=11)), Text(SECOND)]
     seen = []
     for undo_bytes in (0, PLENTY):
@@ -206,8 +200,8 @@ def test_storing_changes_nothing(model: Callable[..., Model], arch: str, profile
     assert seen[0].tobytes() == seen[1].tobytes()
 
 
-def test_nothing_to_top_up(model: Callable[..., Model]) -> None:
-    path, reference = model("llama", seed=12)
+def test_nothing_to_top_up(models: Callable[..., Model]) -> None:
+    path, reference = models("llama", seed=12)
     segments = make_prompt(reference, GRID, seed=12)
     with connect(path, FREEZE, 0) as client:
         feed(client, segments)
@@ -224,8 +218,8 @@ def test_nothing_to_top_up(model: Callable[..., Model]) -> None:
         assert pruned.topup(client) == NOTHING
 
 
-def test_loading_a_waiting_picture_over_an_answered_one(model: Callable[..., Model]) -> None:
-    path, reference = model("llama", seed=15)
+def test_loading_a_waiting_picture_over_an_answered_one(models: Callable[..., Model]) -> None:
+    path, reference = models("llama", seed=15)
     image = make_prompt(reference, GRID, seed=15)[1]
     with connect(path, FREEZE) as client:
         tell(client, image)
@@ -284,7 +278,7 @@ def conversation(reference: Reference, turns: list[tuple]) -> list[Segment]:
     n_ubatch=st.sampled_from([64, 512]),
 )
 def test_conversation(
-    model: Callable[..., Model],
+    models: Callable[..., Model],
     arch: str,
     turns: list[tuple],
     keep: float,
@@ -294,7 +288,7 @@ def test_conversation(
     rest: str,
     n_ubatch: int,
 ) -> None:
-    path, reference = model(arch, seed=14)
+    path, reference = models(arch, seed=14)
     profile = {
         "ivr.layer": layers[0],
         "ivr.keep": keep,

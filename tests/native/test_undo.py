@@ -10,7 +10,7 @@ from halfv_cpp import llama_h
 
 from halfv_edge.testing.client import Client
 from tests.support import pruned
-from tests.support.dialogue import Model, connect, make_prompt, model_maker, tell
+from tests.support.dialogue import Model, connect, make_prompt, tell
 from tests.support.pruned import OUTCOME, REASON
 from tests.support.reference.halfv_torch import Segment
 from tests.support.tiny_models import DROP, FREEZE
@@ -19,11 +19,6 @@ from tests.support.waiting import load, save
 A, B = [21, 22, 23, 24, 25], [43, 44, 45]
 N_VISUAL = 108
 TOLERANCE = 1e-4  # a picture that stays settled for a question that is gone shows at 1e-1 and more
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Model]:
-    return model_maker(tmp_path_factory.mktemp("models"))
 
 
 def begin(client: Client, segments: list[Segment]) -> int:
@@ -50,8 +45,8 @@ def fresh(path: object, segments: list[Segment], profile: dict, question: list[i
 @pytest.mark.parametrize("profile", [FREEZE, DROP], ids=["freeze", "top"])
 @pytest.mark.parametrize("arch", ["llama", "qwen2vl", "qwen3vl"])
 @pytest.mark.parametrize("way", ["removed", "last token", "prepared", "topped up", "saved", "copied"])
-def test_removed_question(model: Callable[..., Model], way: str, arch: str, profile: dict) -> None:
-    path, reference = model(arch, seed=1)
+def test_removed_question(models: Callable[..., Model], way: str, arch: str, profile: dict) -> None:
+    path, reference = models(arch, seed=1)
     segments = make_prompt(reference, [(9, 12)], seed=1)
     wanted, kept = fresh(path, segments, profile, B)
     with connect(path, profile, n_seq_max=2) as client:
@@ -81,10 +76,10 @@ def test_removed_question(model: Callable[..., Model], way: str, arch: str, prof
 @pytest.mark.parametrize("kv_unified", [True, False], ids=["unified", "streams"])
 @pytest.mark.parametrize("arch", ["llama", "qwen2vl"])
 def test_last_token_left_is_the_question_where_the_next_cannot_be(
-    model: Callable[..., Model], arch: str, kv_unified: bool
+    models: Callable[..., Model], arch: str, kv_unified: bool
 ) -> None:
     """Embeddings of every row are asked for, so what waits goes on alone: as where the removed token never was."""
-    path, reference = model(arch, seed=5)
+    path, reference = models(arch, seed=5)
     segments = make_prompt(reference, [(9, 12)], seed=5)
     results = []
     for question in (A, A[:-1]):
@@ -105,8 +100,8 @@ def test_last_token_left_is_the_question_where_the_next_cannot_be(
     np.testing.assert_allclose(results[0][1], results[1][1], rtol=0, atol=TOLERANCE)
 
 
-def test_question_asked_with_pruning_off_leaves_no_trace(model: Callable[..., Model]) -> None:
-    path, reference = model("llama", seed=6)
+def test_question_asked_with_pruning_off_leaves_no_trace(models: Callable[..., Model]) -> None:
+    path, reference = models("llama", seed=6)
     segments = make_prompt(reference, [(9, 12)], seed=6)
     wanted, kept = fresh(path, segments, FREEZE, B)
     with connect(path, FREEZE) as client:
@@ -120,8 +115,8 @@ def test_question_asked_with_pruning_off_leaves_no_trace(model: Callable[..., Mo
         assert pruned.kept(client) == kept
 
 
-def test_not_undone_where_that_is_not_wanted(model: Callable[..., Model]) -> None:
-    path, reference = model("llama", seed=1)
+def test_not_undone_where_that_is_not_wanted(models: Callable[..., Model]) -> None:
+    path, reference = models("llama", seed=1)
     segments = make_prompt(reference, [(9, 12)], seed=1)
     wanted, _ = fresh(path, segments, DROP, B)
     with connect(path, DROP) as client:
@@ -134,8 +129,8 @@ def test_not_undone_where_that_is_not_wanted(model: Callable[..., Model]) -> Non
 
 
 @pytest.mark.parametrize("cut", ["front", "back"])
-def test_cut_picture_is_what_is_left_of_it(model: Callable[..., Model], cut: str) -> None:
-    path, reference = model("llama", seed=2)
+def test_cut_picture_is_what_is_left_of_it(models: Callable[..., Model], cut: str) -> None:
+    path, reference = models("llama", seed=2)
     segments = make_prompt(reference, [(9, 12)], seed=2)
     with connect(path, FREEZE) as client:
         end = begin(client, segments)
@@ -150,8 +145,8 @@ def test_cut_picture_is_what_is_left_of_it(model: Callable[..., Model], cut: str
         assert (stats.outcome, stats.n_visual, stats.n_kept) == (OUTCOME["pruned"], N_VISUAL - 8, (N_VISUAL - 8) // 2)
 
 
-def test_budget(model: Callable[..., Model]) -> None:
-    path, reference = model("llama", seed=3)
+def test_budget(models: Callable[..., Model]) -> None:
+    path, reference = models("llama", seed=3)
     segments = make_prompt(reference, [(9, 12)], seed=3)
     token_bytes = 4 * (reference.n_embd + reference.n_head_kv * reference.head_dim)
     with connect(path, FREEZE, N_VISUAL * token_bytes) as client:
@@ -168,8 +163,8 @@ def test_budget(model: Callable[..., Model]) -> None:
 
 
 @pytest.mark.parametrize("kv_unified", [True, False], ids=["unified", "streams"])
-def test_copy_takes_the_place_of_what_was_there(model: Callable[..., Model], kv_unified: bool) -> None:
-    path, reference = model("llama", seed=4)
+def test_copy_takes_the_place_of_what_was_there(models: Callable[..., Model], kv_unified: bool) -> None:
+    path, reference = models("llama", seed=4)
     segments = make_prompt(reference, [(9, 12)], seed=4)
     with connect(path, FREEZE, n_seq_max=2, kv_unified=kv_unified) as client:
         client.text(B, logits_last=False, seq=1)
@@ -187,9 +182,9 @@ def bytes_of(reference: object, n_visual: int, n_text: int) -> int:
 
 
 @pytest.mark.parametrize("n_short", [0, 1])
-def test_prepared_picture_and_a_question_that_is_too_long(model: Callable[..., Model], n_short: int) -> None:
+def test_prepared_picture_and_a_question_that_is_too_long(models: Callable[..., Model], n_short: int) -> None:
     """It is not pruned, as if it had not been prepared; a question that just fits leaves it as it was prepared."""
-    path, reference = model("llama", seed=5)
+    path, reference = models("llama", seed=5)
     segments = make_prompt(reference, [(9, 12)], seed=5)
     limit = bytes_of(reference, N_VISUAL, len(A) - n_short)
     found = []
@@ -212,8 +207,8 @@ def test_prepared_picture_and_a_question_that_is_too_long(model: Callable[..., M
         np.testing.assert_allclose(*found, rtol=0, atol=TOLERANCE)
 
 
-def test_second_question_without_room_brings_nothing_back(model: Callable[..., Model]) -> None:
-    path, reference = model("llama", seed=6)
+def test_second_question_without_room_brings_nothing_back(models: Callable[..., Model]) -> None:
+    path, reference = models("llama", seed=6)
     segments = make_prompt(reference, [(9, 12)], seed=6)
     for room in (0, 1):
         with connect(path, DROP, bytes_of(reference, N_VISUAL, len(A) + len(B) - 1 + room)) as client:
@@ -226,8 +221,8 @@ def test_second_question_without_room_brings_nothing_back(model: Callable[..., M
             assert (pruned.stats(client).n_kept > n_kept) == room
 
 
-def test_budget_of_sequences_that_are_asked_in_one_batch(model: Callable[..., Model]) -> None:
-    path, reference = model("llama", seed=7)
+def test_budget_of_sequences_that_are_asked_in_one_batch(models: Callable[..., Model]) -> None:
+    path, reference = models("llama", seed=7)
     segments = make_prompt(reference, [(9, 12)], seed=7)
     with connect(path, DROP, bytes_of(reference, N_VISUAL, 1) * 3 // 2, n_seq_max=2) as client:
         for seq in (0, 1):
@@ -240,9 +235,9 @@ def test_budget_of_sequences_that_are_asked_in_one_batch(model: Callable[..., Mo
         assert sorted(outcomes) == sorted([OUTCOME["pruned"], OUTCOME["unpruned"]])
 
 
-def test_state_that_takes_more_than_there_is_room_for(model: Callable[..., Model]) -> None:
+def test_state_that_takes_more_than_there_is_room_for(models: Callable[..., Model]) -> None:
     """It is refused, as it could not be undone; where nothing is to be undone, only what top-up needs is left out."""
-    path, reference = model("llama", seed=8)
+    path, reference = models("llama", seed=8)
     segments = make_prompt(reference, [(9, 12)], seed=8)
     with connect(path, FREEZE) as client:
         ask(client, begin(client, segments), A)

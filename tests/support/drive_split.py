@@ -18,6 +18,7 @@ from halfv_cpp import llama_h  # noqa: E402
 
 from tests.support import talks  # noqa: E402
 from tests.support.agreement import nmse  # noqa: E402
+from tests.support.defaults import changed  # noqa: E402
 from tests.support.pretend_device import PretendDevice  # noqa: E402
 from tests.support.talks import OPTIONS, SIZES  # noqa: E402
 from tests.support.tiny_models import DROP, FREEZE, make_tiny  # noqa: E402
@@ -25,12 +26,7 @@ from tests.support.tiny_models import DROP, FREEZE, make_tiny  # noqa: E402
 PROFILES = {"freeze": FREEZE | {"ssr.update": 0.1}, "drop": DROP}
 NO_DEVICES = (ctypes.c_void_p * 1)(None)
 make_params = llama_h.llama_model_default_params
-
-
-def on_cpu() -> llama_h.llama_model_params:
-    params = make_params()
-    params.devices = ctypes.addressof(NO_DEVICES)
-    return params
+on_cpu = changed(make_params, devices=ctypes.addressof(NO_DEVICES))
 
 
 def one_question(talk: talks.Talk) -> None:
