@@ -138,7 +138,7 @@ class Runtime:
         log.clear()
         params = llama_h.llama_model_default_params()
         params.n_gpu_layers = options.n_gpu_layers
-        if resolved.profile and resolved.profile.ffn_keep < 1:
+        if resolved.profile and resolved.profile.takes_parts:
             params.use_extra_bufts = False  # of matrices that a processor packs for itself no part can be taken
         pointer = llama_h.llama_model_load_from_file(str(about.path).encode(), params)
         if not pointer:

@@ -241,6 +241,11 @@ class Profile:
         return self.ivr_keep < 1 or self.ffn_keep < 1 or later or any(keep < 1 for keep in self.further_keep)
 
     @property
+    def takes_parts(self) -> bool:
+        """Of matrices, which a processor must then not pack for itself."""
+        return self.ffn_keep < 1
+
+    @property
     def reduction(self) -> Reduction:
         """What layers of the encoder see."""
         return self.encoder_layer, self.encoder_keep

@@ -47,7 +47,8 @@ class Client(contextlib.AbstractContextManager["Client"]):
     One thread by default: on a busy machine the threads of a tiny model wait for each other, at ten times the cost.
     `on_model` is called with the loaded model before the context is made; `on_tensor` is the context's
     ggml_backend_sched_eval_callback; `next_pos` holds where each sequence goes on.
-    `beside`: another client, whose model this one uses and which must be closed after it.
+    `beside`: another client, whose model this one uses and which must be closed after it. `packed`: a processor may lay
+    out weights for products of its own.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Client(contextlib.AbstractContextManager["Client"]):
         on_model: Callable[[int], None] | None = None,
         on_tensor: Any = None,
         beside: Client | None = None,
+        packed: bool = True,
     ):
         self.model = self.ctx = 0  # none, or closed
         self.owns_model = beside is None
@@ -80,6 +82,7 @@ class Client(contextlib.AbstractContextManager["Client"]):
 
         model_params = llama_h.llama_model_default_params()
         model_params.n_gpu_layers = n_gpu_layers
+        model_params.use_extra_bufts = packed
         if tensor_split:  # shares of the layers, in order of the devices
             shares = (ctypes.c_float * MAX_DEVICES)(*tensor_split)
             model_params.tensor_split = shares

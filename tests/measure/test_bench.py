@@ -175,6 +175,16 @@ def test_a_model_with_its_encoder(bench, vlms: Vlms, tmp_path: Path) -> None:
     assert report["encoder"]
 
 
+def test_parts_of_matrices(bench) -> None:
+    """Of packed weights none can be taken: then nobody's are, and the report says so."""
+    table, _ = bench("--no-encoder", "--ftype", "q8_0", "--policy", "channels:3/0.5,wipe:7,pyramiddrop")
+    assert "; weights not packed for the processor, in all rows" in table
+    report = measured(bench, "--no-encoder", "--ftype", "q8_0", "--policy", "channels:3/0.5")
+    assert not report["packed"]
+    assert report["rows"][2]["flops"] < report["rows"][1]["flops"]
+    assert measured(bench, "--no-encoder")["packed"]
+
+
 def test_follow_up(bench) -> None:
     report = measured(bench, "--follow-up", "--no-encoder")
     rows = {row["run"]: row for row in report["rows"]}

@@ -45,7 +45,9 @@ class Contender:
 class Bench(contextlib.ExitStack):
     """Workers, and what they are asked. The first contender is what the others are compared with."""
 
-    def __init__(self, subject: Subject, options: BenchOptions, lib_dir: Path, progress: Watch = ignore):
+    def __init__(
+        self, subject: Subject, options: BenchOptions, lib_dir: Path, progress: Watch = ignore, *, packed: bool = True
+    ):
         super().__init__()
         self.subject = subject
         self.options = options
@@ -57,6 +59,7 @@ class Bench(contextlib.ExitStack):
             "n_ubatch": options.n_ubatch,
             "n_threads": options.n_threads or n_cores(),
             "n_gpu_layers": options.n_gpu_layers,
+            "packed": packed,
             "kv_type": options.kv_type,
             "mmproj_type": options.mmproj_type,
             "model": str(subject.about.path),

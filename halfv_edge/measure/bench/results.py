@@ -100,6 +100,7 @@ class BenchReport:
     n_gpu_layers: int
     kv_type: str
     mmproj_type: str
+    packed: bool  # weights may be laid out for a processor's own products, of which no part can be taken
     rows: tuple[Row, ...]
 
     def to_json(self) -> dict[str, Any]:

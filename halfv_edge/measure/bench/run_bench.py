@@ -58,8 +58,11 @@ def run_bench(
         measured = subject.given_model(model, mmproj, images, options.draw, options.profile)
     if note := machine.busy():
         say(f"warning: {note}")
-    with Bench(measured, options, library.lib_dir(), progress) as bench:
-        bench.enter(_contenders(options, bench))
+    of_model = policies.PolicyModel(measured.about.n_layer, measured.profile)
+    listed = _listed(options, of_model)
+    packed = not any(policy.profile and policy.profile.takes_parts for policy in listed)
+    with Bench(measured, options, library.lib_dir(), progress, packed=packed) as bench:
+        bench.enter(_contenders(options, bench, of_model, listed))
         libraries = bench.about()
         rows = _rows(bench, options)
     return BenchReport(
@@ -80,6 +83,7 @@ def run_bench(
         n_gpu_layers=options.n_gpu_layers,
         kv_type=options.kv_type,
         mmproj_type=options.mmproj_type,
+        packed=packed,
         rows=rows,
     )
 
@@ -94,11 +98,26 @@ def _rows(bench: Bench, options: BenchOptions) -> tuple[Row, ...]:
     return tuple(row for of_picture in [*rows[:-1], bench.with_memory(rows[-1])] for row in of_picture)
 
 
-def _contenders(options: BenchOptions, bench: Bench) -> list[Contender]:
+def _listed(options: BenchOptions, of_model: policies.PolicyModel) -> list[policies.Policy]:
+    """The profile, and what else is asked for."""
+    if options.measurement != "prompt":
+        return [policies.parse_one("profile", of_model)]
+    wanted = ["profile", *(f"keep:{share:g}" for share in options.keep), *options.policies]
+    listed = policies.parse(",".join(wanted), of_model)
+    if any(policy.prepared for policy in listed):
+        raise HalfVError("The policy prepared is measured as a conversation: measure follow-up questions for it.")
+    for policy in listed:
+        if policy.selector:  # in numpy, so that its time means nothing
+            raise HalfVError(f"The policy {policy.name} is chosen by a selector of eval's: it cannot be timed.")
+    return listed
+
+
+def _contenders(
+    options: BenchOptions, bench: Bench, of_model: policies.PolicyModel, listed: Sequence[policies.Policy]
+) -> list[Contender]:
     """The first one is what the others are compared with."""
-    of_model = policies.PolicyModel(bench.subject.about.n_layer, bench.subject.profile)
     stock = [Contender(policies.STOCK, bench.stock)] if bench.stock else []
-    own = policies.parse_one("profile", of_model)
+    own = listed[0]
     if options.measurement == "off":
         return [*stock, Contender(OFF, bench.halfv), Contender(SWITCHED_OFF, bench.halfv, own, True)]
     unpruned = Contender(policies.UNPRUNED, bench.halfv)
@@ -110,11 +129,5 @@ def _contenders(options: BenchOptions, bench: Bench) -> list[Contender]:
         as_stock = Contender(policies.STOCK, bench.halfv, policies.parse_one(policies.STOCK, of_model))
         base = [*(stock or [as_stock]), unpruned]
     names = [contender.name for contender in base]
-    wanted = ["profile", *(f"keep:{share:g}" for share in options.keep), *options.policies]
-    listed = [policy for policy in policies.parse(",".join(wanted), of_model) if policy.name not in names]
-    if any(policy.prepared for policy in listed):
-        raise HalfVError("The policy prepared is measured as a conversation: measure follow-up questions for it.")
-    for policy in listed:
-        if policy.selector:  # in numpy, so that its time means nothing
-            raise HalfVError(f"The policy {policy.name} is chosen by a selector of eval's: it cannot be timed.")
-    return [*base, *(Contender(policy.name, bench.halfv, policy) for policy in listed)]
+    others = [policy for policy in listed if policy.name not in names]
+    return [*base, *(Contender(policy.name, bench.halfv, policy) for policy in others)]

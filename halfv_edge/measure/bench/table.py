@@ -30,6 +30,7 @@ def _about(report: BenchReport) -> str:
     if report.n_gpu_layers and devices != "CPU":
         about += f", {'all' if report.n_gpu_layers < 0 else report.n_gpu_layers} layers on {devices}"
     about += "" if report.encoder else "; no vision encoder"
+    about += "" if report.packed else "; weights not packed for the processor, in all rows"
     return about + f"; median (min-max) of {report.repeats}; {report.commit}; {report.machine['cpu']}"
 
 

@@ -83,7 +83,7 @@ class LibrariesUnderTest:
 
     def __init__(self, options: dict[str, Any]):
         self.options = options
-        names = ("n_batch", "n_ubatch", "n_threads", "n_gpu_layers")
+        names = ("n_batch", "n_ubatch", "n_threads", "n_gpu_layers", "packed")
         self.settings = {name: options[name] for name in names}
         self.settings |= {"type_k": options["kv_type"], "type_v": options["kv_type"], "flash_attn": None}
         self.n_prefix, self.n_question = options["n_prefix"], options["n_question"]
