@@ -50,7 +50,8 @@ def test_a_conversation(place: Path) -> None:
 def test_what_is_said_while_a_person_types_stands_above(place: Path) -> None:
     with Terminal(*ARGS, "--ctx", "256", cwd=place, env=NO_CPR, plain=False) as terminal:
         terminal.expect(READY)
-        terminal.type("/image cat.jpg dog.png cat.png\rwhere is")  # the message comes before the prompt, or while it stands
+        # the message comes before the prompt, or while it stands
+        terminal.type("/image cat.jpg dog.png cat.png\rwhere is")
         terminal.expect("cat.png, 420 x 300")
         terminal.expect("cat.png has 100 visual tokens and needs a context of", "where")
         terminal.type(" the cat\r")
