@@ -71,7 +71,9 @@ HALFV_REST_DROPPED = 1
 
 
 # #define HALFV_MAX_FURTHER 4
+# #define HALFV_MAX_WIDTH 255
 HALFV_MAX_FURTHER = 4
+HALFV_MAX_WIDTH = 255
 
 
 # struct halfv_profile {
@@ -98,6 +100,10 @@ HALFV_MAX_FURTHER = 4
 #     float    further_keep[HALFV_MAX_FURTHER]; // share of the original tokens that it sees, [0, 1]; 0: text alone
 #     uint32_t ffn_layer;         // from this layer on, ivr_layer or later, visual tokens take only the first
 #     float    ffn_keep;          // channels of feed-forward networks: this share, in blocks of 32 or more, (0, 1]
+#     uint32_t heads_layer;       // from this layer on, ivr_layer or later, visual tokens have only the first groups
+#     float    heads_keep;        // of heads that share keys and values: this share, at least one, (0, 1]
+#     uint32_t neighbours_layer;  // from this layer on, ivr_layer or later, visual tokens see of visual ones only those
+#     uint32_t neighbours_width;  // before them in a square of this many rows and columns around them, odd; 0: all
 # };
 @structure
 class halfv_profile(Structure):  # noqa: N801
@@ -121,6 +127,10 @@ class halfv_profile(Structure):  # noqa: N801
     further_keep: Annotated[Any, c_float * HALFV_MAX_FURTHER]
     ffn_layer: UInt32
     ffn_keep: Float
+    heads_layer: UInt32
+    heads_keep: Float
+    neighbours_layer: UInt32
+    neighbours_width: UInt32
 
     def __init__(self, **values: Any) -> None:
         # JSON has lists where ctypes wants tuples

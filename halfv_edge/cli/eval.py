@@ -71,6 +71,7 @@ def _eval(args: argparse.Namespace) -> int:
         policies=args.policy, against=args.against, follow_up=args.follow_up, max_tokens=args.max_tokens,
         kl_tokens=args.kl_tokens,
     )  # fmt: skip
+    args.repack = not policies.takes_parts(args.policy)
     with flags.load(args, console) as model, progress.shown(console, "answer") as show:
         work = args.work or Path(f"eval-{model.path.stem}{'-follow-up' * args.follow_up}.jsonl")
         try:

@@ -191,6 +191,7 @@ def model_options(args: argparse.Namespace) -> ModelOptions:
         kv_type=args.kv_type,
         mmproj_type=args.mmproj_type.lower(),
         image_max_tokens=args.image_max_tokens,
+        repack=getattr(args, "repack", True),
         verbose=args.verbose,
     )
 

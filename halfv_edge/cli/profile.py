@@ -55,6 +55,10 @@ FIELDS: dict[str, tuple[Callable[[str], Any], str, str]] = {
     "further_keep": (_numbers(float), "SHARE,...", "share of the visual tokens that each of those sees; 0: text alone"),
     "ffn_layer": (int, "N", "from this layer on visual tokens take only the first channels of feed-forward networks"),
     "ffn_keep": (float, "SHARE", "share of those channels; 1: all"),
+    "heads_layer": (int, "N", "from this layer on visual tokens have only the first groups of attention heads"),
+    "heads_keep": (float, "SHARE", "share of those groups; 1: all"),
+    "neighbours_layer": (int, "N", "from this layer on visual tokens see of their picture only neighbours before them"),
+    "neighbours_width": (int, "N", "rows and columns of the square that those are in, odd; 0: all are seen"),
     "visual_share": (float, "SHARE", "share of the context set aside for pictures: less KV memory, less room for text"),
 }
 
@@ -266,6 +270,13 @@ def _rows(model: ModelFile, found: Resolved) -> list[tuple[str, str]]:
         rows.append(
             ("networks", f"from layer {p.ffn_layer}: visual tokens take the first {_share(p.ffn_keep)} of channels")
         )
+    if p.heads_keep < 1:
+        rows.append(
+            ("heads", f"from layer {p.heads_layer}: visual tokens have the first {_share(p.heads_keep)} of groups")
+        )
+    if p.neighbours_width:
+        square = f"{p.neighbours_width} x {p.neighbours_width}"
+        rows.append(("neighbours", f"from layer {p.neighbours_layer}: visual tokens see {square} of their picture"))
     rows.append(("pictures", f"of fewer than {p.min_visual_tokens} visual tokens are left whole"))
     if p.pixel_tau is not None:
         alike = f"within {p.pixel_tau:g} levels of" if p.pixel_tau else "equal to"

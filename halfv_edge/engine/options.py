@@ -76,6 +76,8 @@ class ModelOptions:
     """Visual tokens per picture, for encoders that take any size."""
     image_cache_mb: int = 512
     """Memory for encoded pictures that no chat uses."""
+    repack: bool = True
+    """Let processors lay out weights for products of their own; none does where a profile takes parts of matrices."""
     undo_mb: int = 512
     """For choosing again when a question is removed; a picture without room there is not pruned. 0: nothing is chosen
     again, and no room is needed: pictures keep the tokens of the question that they were first asked."""
@@ -110,6 +112,7 @@ class ModelFields(TypedDict, total=False):
     mmproj_type: str
     image_max_tokens: int | None
     image_cache_mb: int
+    repack: bool
     undo_mb: int
     verbose: bool
 

@@ -138,8 +138,8 @@ class Runtime:
         log.clear()
         params = llama_h.llama_model_default_params()
         params.n_gpu_layers = options.n_gpu_layers
-        if resolved.profile and resolved.profile.takes_parts:
-            params.use_extra_bufts = False  # of matrices that a processor packs for itself no part can be taken
+        # of matrices that a processor packs for itself no part can be taken
+        params.use_extra_bufts = options.repack and not (resolved.profile and resolved.profile.takes_parts)
         pointer = llama_h.llama_model_load_from_file(str(about.path).encode(), params)
         if not pointer:
             if log.out_of_memory():

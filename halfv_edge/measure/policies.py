@@ -6,8 +6,10 @@ import dataclasses
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from halfv_edge.errors import HalfVError
+from halfv_edge.measure.schedules import aim_schedule, share, share_or_none, staged, whole, yopo
 from halfv_edge.profile.profile import DROPPED, FROZEN, MAX_FURTHER, NO_REDUCTION, Profile, Reduction, Rest
 
 STOCK, UNPRUNED = "stock", "unpruned"
@@ -19,7 +21,6 @@ FLOPS = "flops"  # in place of a number: as many as the profile spends
 STEPS = 400  # shares that are tried for it
 FASTV_LAYER = 2  # where FastV and DART prune
 TWIG_LAYER = 2  # where TwigVLM prunes
-AIM_STEPS = 4  # in place of a share for each layer
 DART_PIVOTS = 4  # of the picture, and as many of the text
 
 
@@ -191,14 +192,6 @@ def _placed(model: PolicyModel, name: str, value: str) -> Profile:
     return dataclasses.replace(own, ssr_rest=FROZEN) if frozen else own
 
 
-def staged(n_layer: int, layers: Sequence[int], keep: Sequence[float]) -> Profile:
-    """From each of these layers on a share of the tokens; the others are dropped."""
-    base = dataclasses.replace(Profile.default(n_layer), ivr_layer=layers[0], ivr_keep=keep[0])
-    if len(layers) > 1:
-        base = dataclasses.replace(base, ssr_layer=layers[1], ssr_update=keep[1], ssr_rest=DROPPED)
-    return dataclasses.replace(base, further_layers=tuple(layers[2:]), further_keep=tuple(keep[2:]))
-
-
 def _encoder(model: PolicyModel, name: str, value: str) -> Policy:
     """Later layers of the encoder see a share of the picture; nothing is pruned in the language model."""
     layer, slash, keep = value.partition("/")
@@ -275,13 +268,22 @@ def _wipe(model: PolicyModel, name: str, value: str) -> Policy:
     return Policy(name, dataclasses.replace(own, further_layers=layers, further_keep=keep))
 
 
-def _channels(model: PolicyModel, name: str, value: str) -> Policy:
-    """YOPO's sparse networks: from a layer on visual tokens take a share of the channels, the first ones."""
-    layer, slash, keep = value.partition("/")
+def _narrow(model: PolicyModel, name: str, value: str) -> Policy:
+    """YOPO's parts: from a layer on visual tokens take the first channels, have the first heads, see neighbours."""
+    kind = name.partition(":")[0]
+    layer, slash, much = value.partition("/")
     if not slash:
-        raise HalfVError(f"The policy {name!r} is not valid: give LAYER/SHARE, as in channels:4/0.5.")
+        raise HalfVError(
+            f"The policy {name!r} is not valid: it is like {kind}:4/{'5' if kind == 'neighbour' else '0.5'}."
+        )
+    given = whole(name, layer), whole(name, much) if kind == "neighbour" else share(name, much)
+    fields: dict[str, Any] = dict(zip(BEFORE[kind], given, strict=True))
     own = model.profile or Profile.default(model.n_layer)
-    return Policy(name, dataclasses.replace(own, ffn_layer=whole(name, layer), ffn_keep=share(name, keep)))
+    return Policy(name, dataclasses.replace(own, **fields))
+
+
+def _yopo(model: PolicyModel, name: str, _value: str) -> Policy:
+    return Policy(name, yopo(model.n_layer))
 
 
 def _twig(model: PolicyModel, name: str, value: str) -> Policy:
@@ -308,19 +310,6 @@ def _aim(model: PolicyModel, name: str, value: str) -> Policy:
     merge = share(name, value) if value else 0.25
     own = dataclasses.replace(staged(model.n_layer, layers, keep), min_visual_tokens=1, input_merge=merge)
     return Policy(name, own, choice="given", selector="pagerank")
-
-
-def aim_schedule(n_layer: int) -> tuple[list[int], list[float]]:
-    """Published: of 28 layers the 16th sees 7/8, each next 1/8 less, the 23rd none. Here the same at relative depths,
-    neighbouring layers joined to at most four with their mean share, which costs as much."""
-    shares = [min(1.0, max(0.0, 1 - (layer * 28 / n_layer - 14) / 8)) for layer in range(n_layer)]
-    falling = [layer for layer, seen in enumerate(shares) if 0 < seen < 1 and layer > 0]
-    size = max(1, -(-len(falling) // AIM_STEPS))
-    groups = [falling[at : at + size] for at in range(0, len(falling), size)]
-    layers = [group[0] for group in groups]
-    keep = [sum(shares[layer] for layer in group) / len(group) for group in groups]
-    empty = next((layer for layer, seen in enumerate(shares) if seen == 0 and layer > 0), None)
-    return (layers, keep) if empty is None else ([*layers, empty], [*keep, 0.0])
 
 
 def _of_share(model: PolicyModel, name: str, value: str, usual: float, make: Callable[[float], Profile]) -> Profile:
@@ -377,10 +366,21 @@ POLICIES: dict[str, tuple[Maker, str, str]] = {
     "vtw": (_vtw, "?", "no visual tokens from a layer on, vtw:16; the middle"),
     "wipe": (_wipe, "!", "the profile, and text alone from a layer on, wipe:21"),
     "channels": (
-        _channels,
+        _narrow,
         "!",
         "the profile, and visual tokens take the first channels from a layer on, channels:4/0.5",
     ),
+    "heads": (
+        _narrow,
+        "!",
+        "the profile, and visual tokens have the first groups of heads from a layer on, heads:4/0.5",
+    ),
+    "neighbour": (
+        _narrow,
+        "!",
+        "the profile, and visual tokens see a square around them from a layer on, neighbour:4/5",
+    ),
+    "yopo": (_yopo, "", "YOPO's four parts as published; in yopo+profile three of them on top of the profile"),
     "twigvlm": (_twig, "?", "TwigVLM's schedule by this mean share, chosen by attention, twigvlm:0.3; 1/3"),
     "merge": (_merge, "!", "rows that are alike are averaged until this share is left, merge:0.25, nothing else"),
     "aim": (_aim, "?", "AIM: merged to this share, then ever fewer by PageRank, aim:1; 0.25 (eval only)"),
@@ -396,7 +396,17 @@ POLICIES |= {name: (_input_chosen, "!", f"like input:0.5, chosen by {name} (eval
 MATCHED = "flops in place of a number, as in fastv:flops, matches the FLOPs of the profile (eval only)"
 
 
-BEHIND = "pixel:0+, merge:0.5+ and input:0.5+ before any are done first, as in pixel:0+input:0.5+profile (eval only)"
+# what may stand before a plus sign, and what of a profile it changes
+BEFORE = {
+    "pixel": ("pixel_tau",),
+    "merge": ("input_merge",),
+    "input": ("input_keep",),
+    "channels": ("ffn_layer", "ffn_keep"),
+    "heads": ("heads_layer", "heads_keep"),
+    "neighbour": ("neighbours_layer", "neighbours_width"),
+}
+BEFORE["yopo"] = BEFORE["channels"] + BEFORE["heads"] + BEFORE["neighbour"]
+BEHIND = f"{', '.join(BEFORE)} with a + before any go with it, as in pixel:0+input:0.5+profile"
 
 
 def parse(text: str, model: PolicyModel) -> list[Policy]:
@@ -418,17 +428,14 @@ def parse_one(name: str, model: PolicyModel) -> Policy:
 
 def _behind(first: Policy, policy: Policy, name: str, model: PolicyModel) -> Policy:
     """What `pixel:0`, `merge:0.5` or `input:0.5` leaves out, and then another policy."""
-    if not first.name.startswith(("pixel:", "merge:", "input:")) or policy.weights:
-        raise HalfVError(
-            f"The policy {name!r} is not valid: what stands before + must be pixel:TAU, merge:SHARE or input:SHARE."
-        )
-    profile = policy.profile or Profile.default(model.n_layer)
-    if first.name.startswith("pixel:"):
-        profile = dataclasses.replace(profile, pixel_tau=first.tau)
-    elif first.name.startswith("merge:"):
-        profile = dataclasses.replace(profile, input_merge=first.input_merge)
-    else:
-        profile = dataclasses.replace(profile, input_keep=first.input_keep)
+    fields = BEFORE.get(first.name.partition(":")[0])
+    if not fields or policy.weights or first.profile is None:
+        raise HalfVError(f"The policy {name!r} is not valid: what stands before + must be one of {', '.join(BEFORE)}.")
+    taken = {field: getattr(first.profile, field) for field in fields}
+    profile = dataclasses.replace(policy.profile or Profile.default(model.n_layer), **taken)
+    if profile.ivr_layer > 1 and first.name == "yopo":  # its layers are those of a profile that begins with the second
+        layers = {field: max(profile.ivr_layer, taken[field]) for field in fields if field.endswith("_layer")}
+        profile = dataclasses.replace(profile, **layers)
     return dataclasses.replace(policy, name=name, profile=profile)
 
 
@@ -445,25 +452,15 @@ def _known(name: str, model: PolicyModel) -> Policy:
     return policy
 
 
-def share(name: str, value: str) -> float:
-    if not re.fullmatch(r"0?\.\d+|1(\.0*)?", value) or not float(value):
-        raise HalfVError(f"The policy {name!r} is not valid: {value} must be a share above 0 and at most 1.")
-    return float(value)
-
-
-def share_or_none(name: str, value: str) -> float:
-    return 0.0 if re.fullmatch(r"0(\.0*)?", value) else share(name, value)
-
-
-def whole(name: str, value: str) -> int:
-    if not re.fullmatch(r"[1-9]\d{0,8}", value):
-        raise HalfVError(f"The policy {name!r} is not valid: {value} must be a whole number of at least 1.")
-    return int(value)
-
-
 def describe() -> str:
     """For --help."""
     return "; ".join([*(f"{name}: {what}" for name, (_, _, what) in POLICIES.items()), MATCHED, BEHIND])
+
+
+def takes_parts(names: Sequence[str]) -> bool:
+    """Whether some need weights that no processor has packed for itself."""
+    kinds = {part.strip().partition(":")[0] for name in names for part in name.replace(",", "+").split("+")}
+    return not kinds.isdisjoint(("channels", "heads", "yopo"))
 
 
 def names(policies: Sequence[Policy]) -> list[str]:

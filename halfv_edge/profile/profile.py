@@ -27,6 +27,7 @@ REST = (FROZEN, DROPPED)  # in the order of enum halfv_rest
 Reduction = tuple[int, float]  # an encoder's first layer that sees only some of a picture, and the share
 NO_REDUCTION: Reduction = (1, 1.0)
 MAX_FURTHER = halfv_cpp.HALFV_MAX_FURTHER
+MAX_WIDTH = halfv_cpp.HALFV_MAX_WIDTH
 WHOLES = ARRAY << 8 | UINT32  # a list of whole numbers; in a GGUF an array of u32
 
 # field: (key without the prefix, GGUF type), in the order in which they are checked
@@ -48,6 +49,16 @@ KEYS = {
     "further_keep": ("further.keep", ARRAY),
     "ffn_layer": ("ffn.layer", UINT32),
     "ffn_keep": ("ffn.keep", FLOAT32),
+    "heads_layer": ("heads.layer", UINT32),
+    "heads_keep": ("heads.keep", FLOAT32),
+    "neighbours_layer": ("neighbours.layer", UINT32),
+    "neighbours_width": ("neighbours.width", UINT32),
+}
+# of visual tokens' networks, heads and keys, with what leaves them whole
+NARROW = {
+    ("ffn_layer", "ffn_keep"): (1, 1.0),
+    ("heads_layer", "heads_keep"): (1, 1.0),
+    ("neighbours_layer", "neighbours_width"): (1, 0),
 }
 REQUIRED = ("ivr.layer", "ivr.keep", "ivr.anchors", "ssr.layer", "ssr.update", "ssr.rest")
 CALIBRATION_KEYS = {
@@ -127,6 +138,10 @@ class Profile:
     further_keep: tuple[float, ...] = ()  # share of the original tokens that each sees; 0: text alone
     ffn_layer: int = 1  # from this layer on visual tokens take only the first channels of feed-forward networks
     ffn_keep: float = 1.0  # share of them
+    heads_layer: int = 1  # from this layer on visual tokens have only the first groups of heads
+    heads_keep: float = 1.0  # share of them
+    neighbours_layer: int = 1  # from this layer on visual tokens see of visual ones only neighbours
+    neighbours_width: int = 0  # rows and columns of the square around a token in which those are; 0: all are seen
     calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
@@ -198,9 +213,17 @@ class Profile:
         self._check_further(n_layer)
         if not 0 < self.ffn_keep <= 1:
             raise complaint("ffn.keep", self.ffn_keep, "it must be above 0 and at most 1")
+        later = f"it must be at least halfv.ivr.layer ({self.ivr_layer}) and below the model's {n_layer} layers"
         if self.ffn_keep < 1 and not self.ivr_layer <= self.ffn_layer < n_layer:
-            rule = f"it must be at least halfv.ivr.layer ({self.ivr_layer}) and below the model's {n_layer} layers"
-            raise complaint("ffn.layer", self.ffn_layer, rule)
+            raise complaint("ffn.layer", self.ffn_layer, later)
+        if not 0 < self.heads_keep <= 1:
+            raise complaint("heads.keep", self.heads_keep, "it must be above 0 and at most 1")
+        if self.heads_keep < 1 and not self.ivr_layer <= self.heads_layer < n_layer:
+            raise complaint("heads.layer", self.heads_layer, later)
+        if self.neighbours_width and not (self.neighbours_width % 2 and self.neighbours_width <= MAX_WIDTH):
+            raise complaint("neighbours.width", self.neighbours_width, f"it must be 0, or odd and at most {MAX_WIDTH}")
+        if self.neighbours_width and not self.ivr_layer <= self.neighbours_layer < n_layer:
+            raise complaint("neighbours.layer", self.neighbours_layer, later)
         if self.calibration:
             self.calibration.validate(n_layer)
         return self
@@ -222,7 +245,8 @@ class Profile:
         """Key, GGUF type and value of each that is not left out; later ones are, where they do nothing."""
         idle = {"encoder_layer", "encoder_keep"} if self.reduction == NO_REDUCTION else set()
         idle |= {"input_merge"} if self.input_merge == 1 else set()
-        idle |= {"ffn_layer", "ffn_keep"} if (self.ffn_layer, self.ffn_keep) == (1, 1.0) else set()
+        for pair, off in NARROW.items():
+            idle |= set(pair) if tuple(getattr(self, name) for name in pair) == off else set()
         idle |= set() if self.further_layers or self.further_keep else {"further_layers", "further_keep"}
         for name, (key, type_) in KEYS.items():
             if (value := getattr(self, name)) is not None and name not in idle:
@@ -238,12 +262,13 @@ class Profile:
             False when it keeps and updates all that the language model is given.
         """
         later = self.ssr_layer < n_layer and self.ssr_update < 1
-        return self.ivr_keep < 1 or self.ffn_keep < 1 or later or any(keep < 1 for keep in self.further_keep)
+        narrow = self.ffn_keep < 1 or self.heads_keep < 1 or self.neighbours_width > 0
+        return self.ivr_keep < 1 or narrow or later or any(keep < 1 for keep in self.further_keep)
 
     @property
     def takes_parts(self) -> bool:
         """Of matrices, which a processor must then not pack for itself."""
-        return self.ffn_keep < 1
+        return self.ffn_keep < 1 or self.heads_keep < 1
 
     @property
     def reduction(self) -> Reduction:
@@ -398,8 +423,9 @@ def _flatten(value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise InvalidError(f"a profile is a JSON object, not {quote(value)}")
     out: dict[str, Any] = {}
+    groups = {"calibration", *(name.partition(".")[0] for name, _ in KEYS.values() if "." in name)}
     for key, item in value.items():
-        if key in ("ivr", "ssr", "pixel", "input", "encoder", "further", "ffn", "calibration"):
+        if key in groups:
             if not isinstance(item, Mapping):
                 raise complaint(key, quote(item), "it must be an object")
             out |= {f"{key}.{leaf}": leaf_value for leaf, leaf_value in item.items()}

@@ -50,6 +50,7 @@ enum halfv_rest {
 };
 
 #define HALFV_MAX_FURTHER 4
+#define HALFV_MAX_WIDTH 255
 
 struct halfv_profile {
     uint32_t size;              // sizeof(struct halfv_profile)
@@ -75,6 +76,10 @@ struct halfv_profile {
     float    further_keep[HALFV_MAX_FURTHER]; // share of the original tokens that it sees, [0, 1]; 0: text alone
     uint32_t ffn_layer;         // from this layer on, ivr_layer or later, visual tokens take only the first
     float    ffn_keep;          // channels of feed-forward networks: this share, in blocks of 32 or more, (0, 1]
+    uint32_t heads_layer;       // from this layer on, ivr_layer or later, visual tokens have only the first groups
+    float    heads_keep;        // of heads that share keys and values: this share, at least one, (0, 1]
+    uint32_t neighbours_layer;  // from this layer on, ivr_layer or later, visual tokens see of visual ones only those
+    uint32_t neighbours_width;  // before them in a square of this many rows and columns around them, odd; 0: all
 };
 
 // keep = 1 and no stage III, for a model of n_layer layers: prunes nothing until it is changed. HALFV_OK, HALFV_ERR_ARGUMENT

@@ -101,13 +101,18 @@ f32 = st.one_of(st.floats(0, 1, width=32), st.floats(width=32))
 tau = st.none() | st.floats(0, 255, width=32)
 further = st.lists(st.tuples(u32, f32), max_size=profile.MAX_FURTHER)
 anything = st.builds(
-    lambda values, stages: dataclasses.replace(values, **stages),
+    lambda values, stages, narrow: dataclasses.replace(values, **stages, **narrow),
     st.builds(Profile, u32, f32, f32, u32, f32, st.sampled_from(profile.REST), u32, tau | f32, f32, f32),
     st.builds(
         lambda merge, pairs, layer, keep: {
             "input_merge": merge, "further_layers": [first for first, _ in pairs],
             "further_keep": [seen for _, seen in pairs], "ffn_layer": layer, "ffn_keep": keep,
         }, f32, further, u32, f32,
+    ),
+    st.builds(
+        lambda heads, keep, near, width: {
+            "heads_layer": heads, "heads_keep": keep, "neighbours_layer": near, "neighbours_width": width,
+        }, u32, f32, u32, u32,
     ),
 )  # fmt: skip
 
@@ -165,6 +170,8 @@ def fitting(draw: st.DrawFn) -> tuple[Profile, int]:
         draw(st.floats(0, 1, width=32, exclude_min=True)), draw(st.floats(0, 1, width=32, exclude_min=True)),
         layers, [0.0 if rest == profile.FROZEN else draw(share) for _ in layers],
         draw(st.integers(ivr, n_layer - 1)), draw(st.floats(0, 1, width=32, exclude_min=True)),
+        draw(st.integers(ivr, n_layer - 1)), draw(st.floats(0, 1, width=32, exclude_min=True)),
+        draw(st.integers(ivr, n_layer - 1)), draw(st.sampled_from((0, 1, 5, 255))),
         draw(st.none() | calibration.filter(lambda c: c != Calibration())),
     )  # fmt: skip
     return found, n_layer
@@ -205,6 +212,7 @@ def test_gguf_and_back(tmp_path_factory: pytest.TempPathFactory, pair_: tuple[Pr
                         p.input_merge,
                         *p.further_keep,
                         p.ffn_keep,
+                        p.heads_keep,
                     ]
                 )
             )

@@ -237,7 +237,10 @@ def test_a_selector_that_breaks_says_why(asker: Asker, given: PolicyModel, monke
         ("cut:2/0.2/6", "'cut:2/0.2/6' is not valid: it is like cut:2/0.2"),
         ("cut:0/0.2", "0 must be a whole number of at least 1"),
         ("cut:4/0.2/3/0.1", r"halfv.ssr.layer = 3 is not valid"),
-        ("profile+pixel:0", r"what stands before \+ must be pixel:TAU, merge:SHARE or input:SHARE"),
+        (
+            "profile+pixel:0",
+            r"what stands before \+ must be one of pixel, merge, input, channels, heads, neighbour, yopo",
+        ),
         ("divprune", "'divprune' is not valid"),
     ],
 )

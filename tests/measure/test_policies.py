@@ -356,6 +356,53 @@ def cost(profile: Profile | None, n: int) -> float:
         ("cut:2/0.5/9/0.1", Policy("cut:2/0.5/9/0.1", Profile(2, 0.5, 0.1, 9, 0.1, "dropped"))),
         ("cut:2/0.5/9/frozen", Policy("cut:2/0.5/9/frozen", Profile(2, 0.5, 0.1, 9, 0, "frozen"))),
         ("shortv:0.5", Policy("shortv:0.5", Profile(1, 1, 0.1, 14, 0, "frozen", 1))),
+        ("heads:4/0.5", Policy("heads:4/0.5", dataclasses.replace(OWN, heads_layer=4, heads_keep=0.5))),
+        ("neighbour:3/5", Policy("neighbour:3/5", dataclasses.replace(OWN, neighbours_layer=3, neighbours_width=5))),
+        (
+            "heads:4/0.5+neighbour:3/5+vtw:9",
+            Policy(
+                "heads:4/0.5+neighbour:3/5+vtw:9",
+                Profile(
+                    1, 1, 0.1, 9, 0, "dropped", 1, heads_layer=4, heads_keep=0.5, neighbours_layer=3, neighbours_width=5
+                ),
+            ),
+        ),
+        (
+            "yopo",
+            Policy(
+                "yopo",
+                Profile(
+                    1,
+                    1,
+                    0.1,
+                    14,
+                    0,
+                    "dropped",
+                    1,
+                    ffn_layer=1,
+                    ffn_keep=0.5,
+                    heads_layer=2,
+                    heads_keep=0.75,
+                    neighbours_layer=1,
+                    neighbours_width=5,
+                ),
+            ),
+        ),
+        (
+            "yopo+profile",
+            Policy(
+                "yopo+profile",
+                dataclasses.replace(
+                    OWN,
+                    ffn_layer=2,
+                    ffn_keep=0.5,
+                    heads_layer=2,
+                    heads_keep=0.75,
+                    neighbours_layer=2,
+                    neighbours_width=5,
+                ),
+            ),
+        ),
         ("wrong-ssr", Policy("wrong-ssr", Profile(2, 0.25, 0.1, 21, 0, "frozen"))),
     ],
 )
@@ -400,7 +447,12 @@ def test_matched_flops(name: str) -> None:
         ("cut:2/0.5/3/0.4/4/0.3/5/0.2/6/0.1/7/0.05/8/0", "it is like cut:2/0.2"),
         ("twigvlm:0.05", "in 28 layers the mean is above 0.071 and at most 0.75"),
         ("wipe:21", "halfv.further.layers = 21 is not valid: it must be above the halfv.ssr.layer before it"),
-        ("fastv:0.5+profile", r"what stands before \+ must be pixel:TAU, merge:SHARE or input:SHARE"),
+        (
+            "fastv:0.5+profile",
+            r"what stands before \+ must be one of pixel, merge, input, channels, heads, neighbour, yopo",
+        ),
+        ("heads:4", "it is like heads:4/0.5"),
+        ("neighbour:4/6", "halfv.neighbours.width = 6 is not valid"),
         ("", "names no policy"),
     ],
 )

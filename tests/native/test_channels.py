@@ -9,10 +9,8 @@ from typing import Any
 import halfv_cpp
 import numpy as np
 import pytest
-from halfv_cpp import llama_h
 
 from tests.support import pruned
-from tests.support.defaults import changed
 from tests.support.dialogue import Model, assert_agree, connect, feed, make_prompt
 from tests.support.reference.halfv_torch import Prepare, Reference, Text
 from tests.support.tiny_models import ARCHS, DROP, FREEZE, make_tiny, make_tiny_lora
@@ -71,7 +69,7 @@ def test_small_pictures_and_text_take_all(models: Callable[..., Model]) -> None:
 
 
 @pytest.mark.parametrize("ftype", ["f16", "q8_0", "q4_0"])
-def test_types_whose_rows_can_be_cut(tmp_path: Path, ftype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_types_whose_rows_can_be_cut(tmp_path: Path, ftype: str) -> None:
     """Whole blocks of quantised types; weights that a processor packs for itself are refused with a sentence."""
     path = make_tiny(tmp_path / "model.gguf", "llama", n_layer=6, ftype=ftype)
     reference = Reference(path)
@@ -82,9 +80,7 @@ def test_types_whose_rows_can_be_cut(tmp_path: Path, ftype: str, monkeypatch: py
         said = str(error)
         assert "halfv.ffn.keep = 0.5 is not valid: the weights of layer 2 are in memory of the kind" in said
         assert "use_extra_bufts" in said
-    unpacked = changed(llama_h.llama_model_default_params, use_extra_bufts=False)
-    monkeypatch.setattr(llama_h, "llama_model_default_params", unpacked)
-    with connect(path, DROP | HALF) as client:
+    with connect(path, DROP | HALF, packed=False) as client:
         logits = feed(client, segments)
     expected = reference.run(segments, DROP | HALF).logits
     assert np.square(logits - expected).sum() < 0.02 * np.square(expected).sum()

@@ -59,7 +59,7 @@ def offsets(client: Client, state: bytes) -> dict[str, int]:
 
 BROKEN = [
     ("pictures", 2**31, "lists 2147483648 pictures"),
-    ("flags", 8, "flags of a picture"),
+    ("flags", 16, "flags of a picture"),
     ("reason", 99, "unknown reason"),
     ("positions", 2**31, "tokens of a picture"),
     ("position", -1, "position that is not held"),

@@ -201,7 +201,7 @@ ggml_tensor * instead_of_attention(const llm_graph_context & graph, ggml_tensor 
         return nullptr;
     }
     ggml_tensor * res = stand_in(graph, q, wo, il, v_mla);
-    if (pass.probe) { pass.probe->attention(q, k, v, res, il); }
+    if (pass.probe) { pass.probe->attention(q, k, v, res, il, wo && !v_mla && !graph.hparams.is_mla()); }
     return res;
 }
 

@@ -5,6 +5,7 @@
 #include "llama-impl.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <functional>
 
@@ -127,25 +128,28 @@ ggml_tensor * attend(const llm_graph_context & graph, const window_input & inp, 
 // A sliding window is a matter of the mask: the cells of a stage are those of all its layers.
 void attn_input::add(ggml_context * ctx0, int s, std::unique_ptr<one> of_stage) {
     stages[s] = std::move(of_stage);
-    if (hparams.swa_type == LLAMA_SWA_TYPE_NONE) {
-        return;
-    }
-    const auto & stage = *stages[s];
-    windows[s] = std::make_unique<llm_graph_input_attn_kv>(hparams, cparams, stage.mctx);
-    auto & window = *windows[s];
-    window.self_k_idxs = stage.self_k_idxs;
-    window.self_v_idxs = stage.self_v_idxs;
-    window.self_k_rot  = stage.self_k_rot;
-    window.self_v_rot  = stage.self_v_rot;
-    window.self_kq_mask = window.self_kq_mask_cnv = ggml_dup_tensor(ctx0, stage.self_kq_mask);
-    ggml_set_input(window.self_kq_mask);
-    ggml_set_name(window.self_kq_mask, "attn_inp_kq_mask_swa");
+    const auto with_another_mask = [&](const char * name) {
+        const auto & stage = *stages[s];
+        auto res = std::make_unique<llm_graph_input_attn_kv>(hparams, cparams, stage.mctx);
+        res->self_k_idxs = stage.self_k_idxs;
+        res->self_v_idxs = stage.self_v_idxs;
+        res->self_k_rot  = stage.self_k_rot;
+        res->self_v_rot  = stage.self_v_rot;
+        res->self_kq_mask = res->self_kq_mask_cnv = ggml_dup_tensor(ctx0, stage.self_kq_mask);
+        ggml_set_input(res->self_kq_mask);
+        ggml_set_name(res->self_kq_mask, name);
+        return res;
+    };
+    if (hparams.swa_type != LLAMA_SWA_TYPE_NONE) { windows[s] = with_another_mask("attn_inp_kq_mask_swa"); }
+    const auto & p = staged->profile();
+    if (p.heads_keep < 1.0f && !staged->pass().narrow && staged->bounds()[s + 1] > (int32_t) p.heads_layer) { rests[s] = with_another_mask("attn_inp_kq_mask_rest"); }
 }
 
 void attn_input::share_masks(ggml_context * ctx0) {
     one_mask = staged->one_mask();
     share_mask(ctx0, stages,  *staged);
     share_mask(ctx0, windows, *staged);
+    share_mask(ctx0, rests,   *staged);
 }
 
 // whether it was one that takes little time
@@ -157,8 +161,35 @@ static bool set_mask(ggml_tensor * mask, const staged_context & staged, int s, c
     return true;
 }
 
+ggml_tensor * attn_input::mask_of_rest(int il) const {
+    return rests[stage_of(stages, *staged, il)]->self_kq_mask;
+}
+
+const near_keys & attn_input::neighbours(const llm_graph_context & graph, int il) {
+    const int s = stage_of(stages, *staged, il);
+    if (!near[s]) {
+        near[s] = (const near_keys *) graph.res->add_input(std::make_unique<near_keys>(graph, *staged, s, stages[s]->self_kq_mask->type));
+    }
+    return *near[s];
+}
+
+// another mask without the cells of narrow pictures
+void attn_input::hide_narrow(ggml_tensor * mask, const ggml_tensor * of, int s, const llama_ubatch & ubatch) const {
+    GGML_ASSERT(ggml_backend_buffer_is_host(mask->buffer) && ggml_are_same_shape(mask, of)); // as what fills masks has it
+    memcpy(mask->data, of->data, ggml_nbytes(mask));
+    const int64_t n_stream = mask->ne[3], n_of_stream = ubatch.n_tokens/n_stream;
+    for (int64_t st = 0; st < n_stream; ++st) {
+        for (const uint32_t cell : staged->narrow_cells(s, ubatch.seq_id[st*n_of_stream][0])) {
+            for (int64_t i = 0; i < mask->ne[1]; ++i) {
+                char * at = (char *) mask->data + st*mask->nb[3] + i*mask->nb[1] + cell*mask->nb[0];
+                if (mask->type == GGML_TYPE_F16) { *(ggml_fp16_t *) at = ggml_fp32_to_fp16(-INFINITY); } else { *(float *) at = -INFINITY; }
+            }
+        }
+    }
+}
+
 void attn_input::set_input(const llama_ubatch * ubatch) {
-    bool set = false;
+    bool set = false, rest_set = false;
     for (int s = 0; s < n_stages; ++s) {
         const auto & stage = stages[s];
         if (!stage) {
@@ -173,6 +204,10 @@ void attn_input::set_input(const llama_ubatch * ubatch) {
         if (windows[s] && wanted(windows[s]->self_kq_mask)) {
             stage->mctx->set_input_kq_mask(windows[s]->self_kq_mask, ubatch, cparams.causal_attn, true);
         }
+        if (rests[s] && rests[s]->self_kq_mask->buffer && !(one_mask && rest_set)) {
+            hide_narrow(rests[s]->self_kq_mask, mask, s, *ubatch);
+            rest_set = true;
+        }
         set = true;
     }
 }
@@ -184,6 +219,7 @@ bool attn_input::can_reuse(const llm_graph_params & params) {
     }
     for (int s = 0; s < n_stages; ++s) {
         if (windows[s]) { windows[s]->mctx = stages[s]->mctx; }
+        if (rests[s])   { rests[s]->mctx   = stages[s]->mctx; }
     }
     return true;
 }

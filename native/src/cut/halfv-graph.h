@@ -1,11 +1,13 @@
 #pragma once
 
 #include "halfv-memory.h"
+#include "halfv-neighbours.h"
 
 #include "llama-graph.h"
 
 #include <array>
 #include <memory>
+#include <type_traits>
 
 namespace halfv {
 
@@ -45,8 +47,15 @@ public:
     void set_input(const llama_ubatch * ubatch) override;
     bool can_reuse(const llm_graph_params & params) override;
 
+    ggml_tensor * mask_of_rest(int il) const; // of heads in which narrow pictures have nothing
+    const near_keys & neighbours(const llm_graph_context & graph, int il);
+
 private:
+    void hide_narrow(ggml_tensor * mask, const ggml_tensor * of, int s, const llama_ubatch & ubatch) const;
+
     per_stage<llm_graph_input_attn_kv> windows; // the same cells, with the mask of layers that have a sliding window
+    per_stage<llm_graph_input_attn_kv> rests;   // ... and that of heads in which narrow pictures have nothing
+    std::array<const near_keys *, n_stages> near = {};
 };
 
 // what builders with sliding windows ask for
@@ -95,6 +104,7 @@ T * stage_inputs(const llm_graph_context & graph, F && build_stage) {
         }
     }
     if (staged) { inp->share_masks(graph.ctx0); }
+    if constexpr (std::is_same_v<T, attn_input>) { graph.res->halfv_cut.attention = inp.get(); }
     return (T *) graph.res->add_input(std::move(inp));
 }
 

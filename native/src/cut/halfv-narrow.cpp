@@ -30,10 +30,14 @@ void narrow_ffn(const llm_graph_context & graph, int il, ggml_tensor *& up, ggml
         pass.probe->feeds(il, has_channels);
         return;
     }
-    if (il < pass.narrow_from || !has_channels) {
+    if (!pass.narrow || !has_channels) {
         return;
     }
-    const int64_t n = channels_of(*down, as_staged(graph.mctx)->ffn_keep());
+    const auto & p = as_staged(graph.mctx)->profile();
+    if (p.ffn_keep == 1.0f || il < (int) p.ffn_layer) {
+        return;
+    }
+    const int64_t n = channels_of(*down, p.ffn_keep);
     up     = first_rows(graph.ctx0, up, n);
     up_b   = first_rows(graph.ctx0, up_b, n);
     gate   = first_rows(graph.ctx0, gate, n);
@@ -41,12 +45,11 @@ void narrow_ffn(const llm_graph_context & graph, int il, ggml_tensor *& up, ggml
     down   = ggml_view_2d(graph.ctx0, down, n, down->ne[1], down->nb[1], 0);
 }
 
-// whether a device multiplies by part of each row of this matrix
-static bool can_be_cut(const llama_model & model, int32_t il, const ggml_tensor & down, int64_t n) {
-    if (!down.buffer) { // not loaded
+bool can_be_cut(const llama_model & model, int32_t il, const ggml_tensor & matrix, int64_t n) {
+    if (!matrix.buffer) { // not loaded
         return true;
     }
-    auto * type = ggml_backend_buffer_get_type(down.buffer);
+    auto * type = ggml_backend_buffer_get_type(matrix.buffer);
     if (ggml_backend_buft_is_host(type)) {
         return true;
     }
@@ -56,9 +59,14 @@ static bool can_be_cut(const llama_model & model, int32_t il, const ggml_tensor 
     }
     const ggml_init_params params = { 4*ggml_tensor_overhead(), nullptr, true };
     const ggml_context_ptr ctx(ggml_init(params));
-    ggml_tensor * part = ggml_view_2d(ctx.get(), const_cast<ggml_tensor *>(&down), n, down.ne[1], down.nb[1], 0);
-    part->buffer = down.buffer;
+    ggml_tensor * part = ggml_view_2d(ctx.get(), const_cast<ggml_tensor *>(&matrix), n, matrix.ne[1], matrix.nb[1], 0);
+    part->buffer = matrix.buffer;
     return ggml_backend_dev_supports_op(device, ggml_mul_mat(ctx.get(), part, ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, n, 32)));
+}
+
+std::string packed(const ggml_tensor & matrix, int32_t il) {
+    return "the weights of layer " + std::to_string(il) + " are in memory of the kind " + ggml_backend_buft_name(ggml_backend_buffer_get_type(matrix.buffer)) +
+           ", in which rows cannot be cut: load the model with use_extra_bufts = false (--no-repack)";
 }
 
 std::string unfit_channels(const llama_model & model, const halfv_profile & p) {
@@ -70,8 +78,7 @@ std::string unfit_channels(const llama_model & model, const halfv_profile & p) {
             return complaint("halfv.ffn.layer", p.ffn_layer, layer + " has no feed-forward network whose channels can be cut");
         }
         if (!can_be_cut(model, il, *down, channels_of(*down, p.ffn_keep))) {
-            return complaint("halfv.ffn.keep", p.ffn_keep, "the weights of " + layer + " are in memory of the kind " +
-                    ggml_backend_buft_name(ggml_backend_buffer_get_type(down->buffer)) + ", in which rows cannot be cut: load the model with use_extra_bufts = false (--no-repack)");
+            return complaint("halfv.ffn.keep", p.ffn_keep, packed(*down, il));
         }
     }
     return "";

@@ -8,6 +8,7 @@ struct ggml_tensor;
 
 namespace halfv {
 
+class attn_input;
 class probe;
 
 // Which layers one graph runs. The default is the whole model, as upstream builds it.
@@ -17,7 +18,8 @@ struct graph_pass {
     int32_t kv_from = INT32_MAX; // from this layer on, project and store K and V, nothing else
     int32_t tap     = -1;        // export Q and K of this layer
     bool    rotated = false;     // ... with RoPE
-    int32_t narrow_from = INT32_MAX; // from this layer on tokens take only some channels of feed-forward networks
+    bool    narrow  = false;     // tokens take only some channels and heads, where a profile says so
+    bool    near    = false;     // ... and of their picture only neighbours
     halfv::probe * probe = nullptr; // nothing runs: watches how the graph is built
 
     bool    kv_only(int32_t il)         const { return il >= kv_from; }
@@ -27,7 +29,7 @@ struct graph_pass {
 
     bool operator==(const graph_pass & o) const {
         return first == o.first && last == o.last && kv_from == o.kv_from && tap == o.tap && rotated == o.rotated &&
-               narrow_from == o.narrow_from && probe == o.probe;
+               narrow == o.narrow && near == o.near && probe == o.probe;
     }
 };
 
@@ -58,6 +60,8 @@ struct cut_state {
     ggml_tensor * state = nullptr, * companion = nullptr; // there: what reaches its first layer, and goes along
     input_part    carried;              // what of the input the companion is
     bool          asked = false;        // for embeddings
+
+    attn_input * attention = nullptr; // of all stages
 };
 
 // What of an architecture matters for cutting its graphs. Found by building one, without computing it.

@@ -375,7 +375,8 @@ std::vector<step> prefill::steps_of(llama_seq_id seq_id, const std::vector<row> 
             ++end;
         }
         steps.push_back({ ubatch_of_rows(seq_id, &rows[i], end - i, width, by_kind), pass, rows[i].group < 0 });
-        if (rows[i].narrow) { steps.back().pass.narrow_from = memory.profile.ffn_layer; }
+        steps.back().pass.narrow = rows[i].narrow;
+        steps.back().pass.near   = rows[i].narrow && rows[i].group < 0 && memory.profile.neighbours_width > 0;
         auto & io = steps.back().io;
         if (gives) { io = gives->rows(i, end); }
         io.ends.in = { stored, rows[i].hidden.companion() };

@@ -2,6 +2,7 @@
 
 #include "halfv-complaint.h"
 #include "halfv-cut.h"
+#include "halfv-heads.h"
 #include "halfv-narrow.h"
 #include "halfv-profile.h"
 #include "halfv-recurrent.h"
@@ -46,7 +47,9 @@ bool probe::visit(const ggml_tensor * root) {
     return true;
 }
 
-void probe::attention(const ggml_tensor * q, const ggml_tensor * k, const ggml_tensor * v, const ggml_tensor * out, int32_t il) {
+void probe::attention(const ggml_tensor * q, const ggml_tensor * k, const ggml_tensor * v, const ggml_tensor * out, int32_t il, bool is_plain) {
+    plain.resize(std::max<size_t>(plain.size(), hparams.n_layer()));
+    if (il >= 0 && il < (int32_t) plain.size()) { plain[il] = k && v && is_plain; }
     if (!k != !v || (!k && hparams.has_kv(il))) {
         fail("layer " + std::to_string(il) + " has a cache of an unusual form");
         return;
@@ -69,6 +72,11 @@ void probe::feeds(int32_t il, bool has_channels) {
         narrows[il] = narrows[il] && has_channels;
         fed.insert(il);
     }
+}
+
+void probe::projects(int32_t il, bool has_heads) {
+    projected.resize(std::max<size_t>(projected.size(), hparams.n_layer()));
+    if (il >= 0 && il < (int32_t) projected.size()) { projected[il] = has_heads; }
 }
 
 void probe::boundary(ggml_tensor * cur, int32_t il) {
@@ -251,6 +259,8 @@ layer_cuts find_cuts(const llama_model & model) {
         res.n_states = tokens.n_states;
         res.scales   = { tokens.scale*scale_of_file(model.hparams, true), embeddings.scale*scale_of_file(model.hparams, false) };
         for (int32_t il = 0; il < (int32_t) tokens.narrows.size(); ++il) { res.feeds.push_back(tokens.narrows[il] && tokens.has_fed(il)); }
+        res.plain    = tokens.plain;
+        res.projects = tokens.projected;
         if (res.refusal.empty() && res.last_that_attends(0, model.hparams.n_layer()) < 0) {
             res.refusal = "none of its layers has attention";
         }
@@ -357,7 +367,8 @@ std::string unfit(const llama_model & model, const halfv_profile & p) {
                     (found.is_recurrent(il) ? " is recurrent" : " has no attention") + ", so nothing in it can be frozen: use \"dropped\"");
         }
     }
-    return unfit_channels(model, p);
+    const std::string channels = unfit_channels(model, p);
+    return channels.empty() ? unfit_attention(model, p) : channels;
 }
 
 const layer_cuts & cuts_of(const llama_model & model) {

@@ -24,6 +24,8 @@ public:
     std::vector<bool> attends; // layer by layer
     std::vector<input_part> reads; // of the input beside the state, layer by layer
     std::vector<bool> narrows; // layer by layer: feed-forward networks of which some channels can be taken, and only such
+    std::vector<bool> plain;    // layer by layer: attention to keys and values of its own, through an output matrix
+    std::vector<bool> projected; // ... whose heads come from build_qkv
     bool centred = false; // the norm after the last one takes the mean away
     uint32_t n_states = 1; // that leave a layer for a token
     float scale = 1.0f; // of embeddings before the first layer
@@ -31,7 +33,8 @@ public:
     void embeddings(const ggml_tensor * t) { input = t; }
     void reads_beside(const ggml_tensor * part) { beside.insert(part); }
     void boundary(ggml_tensor * cur, int32_t il);
-    void attention(const ggml_tensor * q, const ggml_tensor * k, const ggml_tensor * v, const ggml_tensor * out, int32_t il);
+    void attention(const ggml_tensor * q, const ggml_tensor * k, const ggml_tensor * v, const ggml_tensor * out, int32_t il, bool is_plain);
+    void projects(int32_t il, bool has_heads);
     void feeds(int32_t il, bool has_channels);
     bool has_fed(int32_t il) const { return fed.count(il) > 0; }
     void done(const llm_graph_result & res);

@@ -334,6 +334,34 @@ uint32_t staged_memory::n_cells(int s, llama_seq_id seq_id) const {
     return stages[s]->get_cells(seq_id).seq_pos_get(seq_id).size();
 }
 
+// what a sequence's narrow pictures have among these cells
+template <typename F>
+static void each_narrow_cell(const llama_kv_cells & cells, llama_seq_id seq_id, const sequence & s, F && f) {
+    const auto & held = cells.seq_pos_get(seq_id);
+    for (size_t i = 0; i < s.images.size(); ++i) {
+        const auto & positions = s.images[i].positions;
+        if (!s.images[i].narrow || positions.empty()) {
+            continue;
+        }
+        for (auto it = held.lower_bound({ positions.front(), 0 }); it != held.end() && it->first <= positions.back(); ++it) { f((int32_t) i, it->second); }
+    }
+}
+
+std::vector<uint32_t> staged_memory::narrow_cells(int s, llama_seq_id seq_id) const {
+    std::vector<uint32_t> res;
+    const auto & cells = stages[s]->get_cells(seq_id);
+    for (const auto & [id, sequence] : sequences) { each_narrow_cell(cells, id, sequence, [&](int32_t, uint32_t cell) { res.push_back(cell); }); }
+    return res;
+}
+
+std::map<int32_t, uint64_t> staged_memory::cells_by_picture(int s, llama_seq_id seq_id) const {
+    std::map<int32_t, uint64_t> res = { { -1, n_cells(s, seq_id) } };
+    if (const auto * found = find(seq_id)) {
+        each_narrow_cell(stages[s]->get_cells(seq_id), seq_id, *found, [&](int32_t image, uint32_t) { ++res[image]; --res[-1]; });
+    }
+    return res;
+}
+
 uint32_t staged_memory::stage_size(int s) const {
     return stages[s] ? stages[s]->get_size() : 0;
 }

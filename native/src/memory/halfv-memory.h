@@ -115,6 +115,8 @@ public:
 
     uint32_t n_stream() const { return stages[0]->get_n_stream(); }
     uint32_t n_cells(int s, llama_seq_id seq_id) const; // in use by a sequence
+    std::vector<uint32_t> narrow_cells(int s, llama_seq_id seq_id) const; // of narrow pictures, of all sequences whose cells are there
+    std::map<int32_t, uint64_t> cells_by_picture(int s, llama_seq_id seq_id) const; // of a sequence; -1: of no narrow one
     uint32_t stage_size(int s) const; // cells of one stream
     size_t   cell_bytes(int s) const;
 
@@ -284,7 +286,9 @@ public:
     // whether the stages that the current step reaches need only one mask; when buffers are reserved, that is the largest
     bool one_mask()   const { return steps.empty() || alike[i_cur]; }
     bool is_reserve() const { return steps.empty(); }
-    float ffn_keep() const { return memory->profile.ffn_keep; }
+    const halfv_profile & profile() const { return memory->profile; }
+    const sequence * of(llama_seq_id seq_id) const { return memory->find(seq_id); }
+    std::vector<uint32_t> narrow_cells(int s, llama_seq_id seq_id) const { return memory->narrow_cells(s, seq_id); } // where it has cells
 
     // kept open until the last step is done
     std::unique_ptr<staged_memory::transaction> transaction;

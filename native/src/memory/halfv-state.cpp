@@ -7,6 +7,7 @@
 #include "llama-io.h"
 
 #include <algorithm>
+#include <cstring>
 #include <cmath>
 #include <stdexcept>
 #include <string>
@@ -69,7 +70,7 @@ std::vector<T> take_values(llama_io_read_i & io, uint32_t max, const char * what
 //
 
 void write_image(llama_io_write_i & io, const image & im) {
-    put(io, (uint32_t) ((im.closed ? 1 : 0) | (im.covered ? 2 : 0) | (im.settled ? 4 : 0)));
+    put(io, (uint32_t) ((im.closed ? 1 : 0) | (im.covered ? 2 : 0) | (im.settled ? 4 : 0) | (im.narrow ? 8 : 0)));
     put(io, im.reason);
     put(io, im.positions);
     for (const auto & list : im.reached) { put(io, list); }
@@ -84,10 +85,11 @@ void check_chosen(const std::vector<int32_t> & chosen, int32_t n) {
 image read_image(llama_io_read_i & io, const state_limits & limits) {
     image im;
     const auto flags = take<uint32_t>(io);
-    require(flags < 8, "unknown flags of a picture");
+    require(flags < 16, "unknown flags of a picture");
     im.closed    = flags & 1;
     im.covered   = flags & 2;
     im.settled   = flags & 4;
+    im.narrow    = flags & 8;
     im.reason    = take<int32_t>(io);
     im.positions = take_values<llama_pos>(io, limits.max_rows, "tokens of a picture");
     for (auto & list : im.reached) { list = take_values<int32_t>(io, im.n(), "tokens kept"); }
@@ -282,11 +284,15 @@ void sequence::read(llama_io_read_i & io, const state_limits & limits, stores_of
 // state: a tag, what the states in it are shaped by, the caches, then what the sequences carry
 //
 
-static constexpr uint32_t state_tag = 0x34564c48; // "HLV4"
+static constexpr uint32_t state_tag = 0x35564c48; // "HLV5"
 
 std::vector<uint32_t> staged_memory::state_shape() const {
     std::vector<uint32_t> res(bounds.begin(), bounds.end());
     res.insert(res.end(), { stores[0].hidden.width, n_key, stores[0].queries.width });
+    const bool few = profile.heads_keep < 1.0f; // keys and values of pictures are those of some heads
+    uint32_t keep = 0;
+    if (few) { memcpy(&keep, &profile.heads_keep, sizeof(keep)); }
+    res.insert(res.end(), { few ? profile.heads_layer : 0, keep });
     if (recurs()) { res.insert(res.end(), { hparams.n_embd_r(), hparams.n_embd_s(), hparams.ple_conv_state() }); }
     return res;
 }

@@ -93,7 +93,7 @@ private:
     bool thins(const image & im, int stage) const; // III or one behind it, counted from 0
     bool asks_for(int stage) const; // whether the question chooses there
     bool is_narrow(const sequence & s, const row & r) const;
-    double narrowed(int32_t first, int32_t last, const std::vector<row> & rows) const; // FLOPs that they spare
+    narrow_tokens narrow_of(llama_seq_id seq_id, int stage, const std::vector<row> & rows, bool are_in) const; // and what they see
     bool may_split() const;
     bool splits(const std::vector<image> & images, const std::vector<row> & go) const;
     bool wants_attention() const { return choice >= HALFV_CHOICE_ATTENTION; } // rotated, of text too

@@ -83,7 +83,7 @@ int32_t next_group(const std::vector<row> & rows) {
 }
 
 void image::reset() {
-    covered = settled = false;
+    covered = settled = narrow = false;
     reason  = HALFV_REASON_NONE;
     reached = {};
 }
@@ -227,7 +227,9 @@ void sequence::unprepare() {
 void sequence::wait_again() {
     std::vector<int32_t> reasons;
     std::vector<decltype(image::reached)> reached;
+    std::vector<bool> narrow;
     for (auto & im : images) {
+        narrow.push_back(im.narrow);
         reasons.push_back(im.reason == HALFV_REASON_UNASKED ? HALFV_REASON_NONE : im.reason);
         reached.push_back(im.reached);
     }
@@ -239,6 +241,7 @@ void sequence::wait_again() {
             auto & im = images[r.image];
             im.covered = true;
             im.reason  = reasons[r.image];
+            im.narrow  = narrow[r.image];
             im.reached[0].push_back(r.index);
             for (size_t i = 1; i < im.reached.size() && r.stage > 2; ++i) {
                 const auto & was = reached[r.image][i]; // of stage III's, those that do not move were never there

@@ -53,6 +53,7 @@ struct image {
     bool closed  = false;     // no more tokens will join
     bool covered = false;     // its coverage was chosen before the question
     bool settled = false;
+    bool narrow  = false;     // its tokens take only some channels, heads or neighbours
     int32_t reason = HALFV_REASON_NONE;
     std::array<std::vector<int32_t>, n_stages - 1> reached; // stage II and each behind it
 

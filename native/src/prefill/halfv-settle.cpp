@@ -1,5 +1,6 @@
 // Stage I of what is lazy, and the later stages once the question is there.
 
+#include "halfv-neighbours.h"
 #include "halfv-prefill.h"
 
 #include "llama-batch.h"
@@ -134,11 +135,32 @@ prefill::settings_of::~settings_of() {
 
 // Visual tokens of a picture that is pruned, but under adapters, which know the whole networks.
 bool prefill::is_narrow(const sequence & s, const row & r) const {
-    return memory.profile.ffn_keep < 1.0f && r.image >= 0 && applies(s.images[r.image]) && s.images[r.image].reason == HALFV_REASON_NONE && ctx.loras->empty();
+    return narrows(memory.profile) && r.image >= 0 && applies(s.images[r.image]) && s.images[r.image].reason == HALFV_REASON_NONE && ctx.loras->empty();
 }
 
-double prefill::narrowed(int32_t first, int32_t last, const std::vector<row> & rows) const {
-    return cost.narrowed(memory.profile, first, last, std::count_if(rows.begin(), rows.end(), [](const row & r) { return r.narrow; }));
+static uint64_t n_narrow(const std::vector<row> & rows) {
+    return std::count_if(rows.begin(), rows.end(), [](const row & r) { return r.narrow; });
+}
+
+// `are_in`: these rows have cells in that stage already, and see the others there.
+narrow_tokens prefill::narrow_of(llama_seq_id seq_id, int stage, const std::vector<row> & rows, bool are_in) const {
+    narrow_tokens res;
+    if (n_narrow(rows) == 0) {
+        return res;
+    }
+    auto before = memory.cells_by_picture(stage, seq_id);
+    const picture_places places(memory.find(seq_id), ctx.model.hparams.n_pos_per_embd() > 1);
+    uint64_t n_before = 0;
+    for (const auto & r : rows) { before[r.narrow ? r.image : -1] -= are_in; }
+    for (const auto & [image, n] : before) { n_before += n; }
+    for (const auto & r : rows) {
+        const uint64_t n_of_picture = ++before[r.narrow ? r.image : -1], n_seen = ++n_before;
+        if (r.narrow) {
+            const bool has_grid = r.group < 0 && places.at(r.pos[0], r.pos[1], r.pos[2]).row >= 0;
+            res.add(n_seen, r.group < 0 ? before[-1] + (has_grid ? std::min(n_of_picture, neighbours_of(memory.profile.neighbours_width)) : n_of_picture) : n_seen);
+        }
+    }
+    return res;
 }
 
 // A pass that another follows: rows get the states that it gives and, where it is tapped, their keys; `query` is its last token's.
@@ -186,16 +208,17 @@ int prefill::later_stages(llama_seq_id seq_id, sequence & s, state_ref query, st
                 (active[i] ? moving : frozen).push_back(rows[i]);
             }
             if (stage == 2 && memory.profile.ssr_rest == HALFV_REST_FROZEN) {
-                s.stats.flops_spent += cost.kv_only(bounds[2], bounds[3], frozen.size());
+                s.stats.flops_spent += cost.kv_only(memory.profile, bounds[2], bounds[3], frozen.size(), n_narrow(frozen));
                 if (const int rc = run(steps_of(seq_id, frozen, { bounds[2], bounds[3], bounds[2] }), nullptr)) {
                     return rc;
                 }
                 lap(s.stats.us_frozen);
             }
             s.stats.flops_spent += cost.span(bounds[stage], bounds[stage + 1], moving.size(), memory.n_cells(stage, seq_id)) -
-                                   narrowed(begin, bounds[stage + 1], moving);
+                                   cost.narrowed(memory.profile, bounds[stage], bounds[stage + 1], narrow_of(seq_id, stage, moving, false));
             if (begin < bounds[stage]) { // counted as if they came last
-                s.stats.flops_spent += cost.span(begin, bounds[2], moving.size(), memory.n_cells(1, seq_id) - moving.size());
+                s.stats.flops_spent += cost.span(begin, bounds[2], moving.size(), memory.n_cells(1, seq_id) - moving.size()) -
+                                       cost.narrowed(memory.profile, begin, bounds[2], narrow_of(seq_id, 1, moving, true));
             }
             if (goes_on) {
                 if (const int rc = run_on(seq_id, moving, moving, pass, query)) {
@@ -261,14 +284,19 @@ int prefill::settle(llama_seq_id seq_id, when moment, std::vector<step> * last) 
         if (r.stage == 2) { deep.push_back(r); }
     }
     for (auto * rows : { &go, &deep }) {
-        for (auto & r : *rows) { r.narrow = is_narrow(s, r); }
+        for (auto & r : *rows) {
+            r.narrow = is_narrow(s, r);
+            if (r.narrow) { s.images[r.image].narrow = true; }
+        }
     }
 
     const bool split = moment == when::question && deep.empty() && splits(s.images, go); // what was prepared is through already
     const int32_t begin3 = bounds[2] - split;
-    s.stats.flops_spent += cost.span(bounds[1], begin3, go.size(), memory.n_cells(1, seq_id)) - narrowed(bounds[1], begin3, go);
+    s.stats.flops_spent += cost.span(bounds[1], begin3, go.size(), memory.n_cells(1, seq_id)) -
+                           cost.narrowed(memory.profile, bounds[1], begin3, narrow_of(seq_id, 1, go, false));
     if (split) {
-        s.stats.flops_spent += cost.kv_only(begin3, bounds[2], go.size()) + (asks_deep ? cost.queries(begin3, go.size()) : 0);
+        s.stats.flops_spent += cost.kv_only(memory.profile, begin3, bounds[2], go.size(), n_narrow(go)) +
+                               (asks_deep ? cost.queries(memory.profile, begin3, go.size(), n_narrow(go)) : 0);
     }
     const graph_pass pass2 = { bounds[1], three ? bounds[2] : INT32_MAX, split ? begin3 : INT32_MAX, asks_deep ? memory.asked[1] : -1, true };
     state_ref query;

@@ -1,7 +1,9 @@
 #include "halfv-cost.h"
 
 #include "halfv-cut.h"
+#include "halfv-heads.h"
 #include "halfv-narrow.h"
+#include "halfv-neighbours.h"
 #include "halfv-profile.h"
 #include "halfv-selection.h"
 
@@ -48,6 +50,8 @@ cost_model::cost_model(const llama_model & model) : head(2*weights({ model.outpu
             /*.kv          =*/ kv,
             /*.pair        =*/ !attends ? 0.0 : 2.0*hparams.n_head(il)*(hparams.n_embd_head_k(il) + hparams.n_embd_head_v(il)),
             /*.query_width =*/ q_width,
+            /*.heads       =*/ q + kv + 2*weights({ l.wo }),
+            /*.n_groups    =*/ hparams.n_head_kv(il),
             /*.feed        =*/ 2*weights({ l.ffn_up, l.ffn_gate, l.ffn_down }),
             /*.down        =*/ l.ffn_down,
         });
@@ -71,21 +75,39 @@ double cost_model::span(int32_t first, int32_t last, uint64_t n, uint64_t before
     return flops;
 }
 
-double cost_model::narrowed(const halfv_profile & p, int32_t first, int32_t last, uint64_t n) const {
+narrow_tokens::narrow_tokens(const halfv_profile & p, uint64_t count, uint64_t n_text, uint64_t n_before) {
+    for (uint64_t i = 1; narrows(p) && i <= count; ++i) { add(n_text + n_before + i, n_text + std::min(n_before + i, neighbours_of(p.neighbours_width))); }
+}
+
+double cost_model::heads_spared(const halfv_profile & p, int32_t il) const {
+    const auto & layer = layers[il];
+    return p.heads_keep < 1.0f && il >= (int32_t) p.heads_layer && layer.n_groups > 0 ? 1.0 - (double) groups_of(layer.n_groups, p.heads_keep)/layer.n_groups : 0.0;
+}
+
+double cost_model::narrowed(const halfv_profile & p, int32_t first, int32_t last, const narrow_tokens & tokens) const {
     double flops = 0;
-    for (int32_t il = std::max<int32_t>(first, p.ffn_layer); p.ffn_keep < 1.0f && il < last; ++il) {
+    for (int32_t il = first; narrows(p) && il < last; ++il) {
         const auto & layer = layers[il];
-        if (layer.down) { flops += n*layer.feed*(1.0 - (double) channels_of(*layer.down, p.ffn_keep)/layer.down->ne[0]); }
+        if (layer.down && p.ffn_keep < 1.0f && il >= (int32_t) p.ffn_layer) {
+            flops += tokens.n*layer.feed*(1.0 - (double) channels_of(*layer.down, p.ffn_keep)/layer.down->ne[0]);
+        }
+        const double spared = heads_spared(p, il);
+        const bool   near   = p.neighbours_width > 0 && il >= (int32_t) p.neighbours_layer;
+        flops += tokens.n*layer.heads*spared + layer.pair*(tokens.pairs - (near ? tokens.near_pairs : tokens.pairs)*(1.0 - spared));
     }
     return flops;
 }
 
-double cost_model::kv_only(int32_t first, int32_t last, uint64_t n) const {
+double cost_model::kv_only(const halfv_profile & p, int32_t first, int32_t last, uint64_t n, uint64_t n_narrow) const {
     double flops = 0;
     for (int32_t il = first; il < last; ++il) {
-        flops += n*layers[il].kv;
+        flops += (n - n_narrow*heads_spared(p, il))*layers[il].kv;
     }
     return flops;
+}
+
+double cost_model::queries(const halfv_profile & p, int32_t il, uint64_t n, uint64_t n_narrow) const {
+    return 2.0*(n - n_narrow*heads_spared(p, il))*n_embd*layers[il].query_width;
 }
 
 void cost_model::prompt(const halfv_profile & p, uint64_t n_before, uint64_t n_visual, uint64_t n_after, double & dense, double & spent) const {
@@ -107,11 +129,11 @@ void cost_model::prompt(const halfv_profile & p, uint64_t n_before, uint64_t n_v
     const int32_t begin3 = ssr - split;
 
     spent = outputs(1) + span(0, ivr, n_visual + n_after, n_before) + span(ivr, begin3, kept + n_after, n_before) +
-            kv_only(ssr, bounds[3], frozen) + span(ssr, bounds[3], deep + n_after, n_before + frozen) -
-            narrowed(p, ivr, begin3, kept) - narrowed(p, begin3, bounds[3], deep);
+            kv_only(p, ssr, bounds[3], frozen, frozen) + span(ssr, bounds[3], deep + n_after, n_before + frozen) -
+            narrowed(p, ivr, begin3, { p, kept, n_before, 0 }) - narrowed(p, ssr, bounds[3], { p, deep, n_before, frozen });
     if (split) {
-        spent += kv_only(begin3, ssr, kept + n_after) + (p.ssr_update > 0.0f ? queries(begin3, kept + n_after) : 0) +
-                 span(begin3, ssr, deep + n_after, n_before + kept - deep);
+        spent += kv_only(p, begin3, ssr, kept + n_after, kept) + (p.ssr_update > 0.0f ? queries(p, begin3, kept + n_after, kept) : 0) +
+                 span(begin3, ssr, deep + n_after, n_before + kept - deep) - narrowed(p, begin3, ssr, { p, deep, n_before, kept - deep });
     }
     if (kept < n_visual) {
         spent += (anchors > 0 ? scores(n_visual, asked(ivr - 1)) : 0) + cover(n_visual, kept);
@@ -124,7 +146,7 @@ void cost_model::prompt(const halfv_profile & p, uint64_t n_before, uint64_t n_v
         const float share = share_of_stage(p, s);
         const uint64_t stays = share < 1.0f ? std::min<uint64_t>(left, quota(n_visual, share)) : left;
         if (left > 0 && stays > 0 && is_chosen(share)) { spent += scores(left, asked(bounds[s] - 1)); }
-        spent += span(bounds[s], bounds[s + 1], stays + n_after, n_before) - narrowed(p, bounds[s], bounds[s + 1], stays);
+        spent += span(bounds[s], bounds[s + 1], stays + n_after, n_before) - narrowed(p, bounds[s], bounds[s + 1], { p, stays, n_before, 0 });
         left = stays;
     }
 }

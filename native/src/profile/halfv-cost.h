@@ -10,6 +10,16 @@ struct llama_model;
 
 namespace halfv {
 
+// Tokens of narrow pictures, and what they see of what comes before them: all of it, and text with neighbours. Those of one
+// picture, behind text and some more of it; others can be added up.
+struct narrow_tokens {
+    double n = 0, pairs = 0, near_pairs = 0;
+
+    narrow_tokens() = default;
+    narrow_tokens(const halfv_profile & p, uint64_t n, uint64_t n_text, uint64_t n_before);
+    void add(double n_seen, double n_near) { ++n; pairs += n_seen; near_pairs += n_near; }
+};
+
 // Honest FLOPs: every matmul that runs, GQA shapes as they are, causal attention counted pair by pair.
 class cost_model {
 public:
@@ -18,13 +28,13 @@ public:
     // n tokens through layers [first, last), the first of them seeing `before` earlier tokens and itself
     double span(int32_t first, int32_t last, uint64_t n, uint64_t before) const;
 
-    // K and V of n tokens in those layers
-    double kv_only(int32_t first, int32_t last, uint64_t n) const;
+    // K and V of n tokens in those layers, n_narrow of them with some heads alone
+    double kv_only(const halfv_profile & p, int32_t first, int32_t last, uint64_t n, uint64_t n_narrow) const;
 
-    // what n tokens spare in those layers that take only some channels of their feed-forward networks
-    double narrowed(const halfv_profile & p, int32_t first, int32_t last, uint64_t n) const;
+    // what these tokens spare in those layers that take only some channels, heads or neighbours
+    double narrowed(const halfv_profile & p, int32_t first, int32_t last, const narrow_tokens & tokens) const;
 
-    double queries(int32_t il, uint64_t n) const { return 2.0*n*n_embd*layers[il].query_width; }
+    double queries(const halfv_profile & p, int32_t il, uint64_t n, uint64_t n_narrow) const;
 
     double outputs(uint64_t n) const { return n*head; }
 
@@ -36,11 +46,15 @@ public:
     double cover(uint64_t n, uint64_t k) const { return 2.0*n*k*n_embd; }
 
 private:
+    double heads_spared(const halfv_profile & p, int32_t il) const; // share of a layer's heads that narrow tokens do without
+
     struct layer {
         double linear;      // per token
         double kv;          // of it, for K and V
         double pair;        // per query-key pair
         double query_width; // n_head * head_dim
+        double heads;       // of linear, for queries, keys, values and the output matrix
+        int64_t n_groups;   // of heads
         double feed;        // of linear, for the feed-forward network
         const ggml_tensor * down; // its last matrix; null: none
     };

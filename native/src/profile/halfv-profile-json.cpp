@@ -157,6 +157,10 @@ const known_key KEYS[] = {
     { "further.keep",      value_type::list,   false, set_later },
     { "ffn.layer",         value_type::whole,  false, [](halfv_profile & p, const json & v) { p.ffn_layer = v; } },
     { "ffn.keep",          value_type::number, false, [](halfv_profile & p, const json & v) { p.ffn_keep = v; } },
+    { "heads.layer",       value_type::whole,  false, [](halfv_profile & p, const json & v) { p.heads_layer = v; } },
+    { "heads.keep",        value_type::number, false, [](halfv_profile & p, const json & v) { p.heads_keep = v; } },
+    { "neighbours.layer",  value_type::whole,  false, [](halfv_profile & p, const json & v) { p.neighbours_layer = v; } },
+    { "neighbours.width",  value_type::whole,  false, [](halfv_profile & p, const json & v) { p.neighbours_width = v; } },
     { "calibration.samples",        value_type::whole,  false, nullptr },
     { "calibration.source",         value_type::text,   false, nullptr },
     { "calibration.visual_entropy", value_type::list,   false, nullptr },
@@ -164,6 +168,8 @@ const known_key KEYS[] = {
     { "calibration.layer_kl",       value_type::list,   false, nullptr },
     { "calibration.divergence",     value_type::number, false, nullptr },
 };
+
+const char * const GROUPS[] = { "ivr", "ssr", "pixel", "input", "encoder", "further", "ffn", "heads", "neighbours", "calibration" };
 
 struct entry {
     std::string key;
@@ -184,7 +190,7 @@ std::vector<entry> flatten(const json & object) {
     }
     std::vector<entry> entries;
     for (const auto & [key, value] : object.items()) {
-        if (key == "ivr" || key == "ssr" || key == "pixel" || key == "input" || key == "encoder" || key == "further" || key == "ffn" || key == "calibration") {
+        if (std::find(std::begin(GROUPS), std::end(GROUPS), key) != std::end(GROUPS)) {
             if (!value.is_object()) {
                 refuse(complaint("halfv." + key, shown(value), "it must be an object"));
             }

@@ -44,6 +44,10 @@ halfv_profile default_profile(uint32_t n_layer) {
         /*.further_keep      =*/ {},
         /*.ffn_layer         =*/ 1,
         /*.ffn_keep          =*/ 1.0f,
+        /*.heads_layer       =*/ 1,
+        /*.heads_keep        =*/ 1.0f,
+        /*.neighbours_layer  =*/ 1,
+        /*.neighbours_width  =*/ 0,
     };
 }
 
@@ -132,15 +136,32 @@ std::string validate(const halfv_profile & p, uint32_t n_layer) {
     if (!in_range(p.ffn_keep, 0.0f, 1.0f) || p.ffn_keep == 0.0f) {
         return complaint("halfv.ffn.keep", p.ffn_keep, "it must be above 0 and at most 1");
     }
-    if (p.ffn_keep < 1.0f && (p.ffn_layer < p.ivr_layer || p.ffn_layer >= n_layer)) {
-        return complaint("halfv.ffn.layer", p.ffn_layer, "it must be at least halfv.ivr.layer (" + std::to_string(p.ivr_layer) +
-                ") and below the model's " + layers + " layers");
+    const auto in_later_stages = [&](uint32_t layer) { return layer >= p.ivr_layer && layer < n_layer; };
+    const std::string later_stages = "it must be at least halfv.ivr.layer (" + std::to_string(p.ivr_layer) + ") and below the model's " + layers + " layers";
+    if (p.ffn_keep < 1.0f && !in_later_stages(p.ffn_layer)) {
+        return complaint("halfv.ffn.layer", p.ffn_layer, later_stages);
+    }
+    if (!in_range(p.heads_keep, 0.0f, 1.0f) || p.heads_keep == 0.0f) {
+        return complaint("halfv.heads.keep", p.heads_keep, "it must be above 0 and at most 1");
+    }
+    if (p.heads_keep < 1.0f && !in_later_stages(p.heads_layer)) {
+        return complaint("halfv.heads.layer", p.heads_layer, later_stages);
+    }
+    if (p.neighbours_width > 0 && (p.neighbours_width % 2 == 0 || p.neighbours_width > HALFV_MAX_WIDTH)) {
+        return complaint("halfv.neighbours.width", p.neighbours_width, "it must be 0, or odd and at most " + std::to_string(HALFV_MAX_WIDTH));
+    }
+    if (p.neighbours_width > 0 && !in_later_stages(p.neighbours_layer)) {
+        return complaint("halfv.neighbours.layer", p.neighbours_layer, later_stages);
     }
     return "";
 }
 
+bool narrows(const halfv_profile & p) {
+    return p.ffn_keep < 1.0f || p.heads_keep < 1.0f || p.neighbours_width > 0;
+}
+
 bool prunes(const halfv_profile & p, uint32_t n_layer) {
-    return p.ivr_keep < 1.0f || p.ffn_keep < 1.0f || (p.ssr_layer < n_layer && p.ssr_update < 1.0f) ||
+    return p.ivr_keep < 1.0f || narrows(p) || (p.ssr_layer < n_layer && p.ssr_update < 1.0f) ||
            std::any_of(p.further_keep, p.further_keep + p.n_further, [](float keep) { return keep < 1.0f; });
 }
 
@@ -255,6 +276,10 @@ static found_profile read_gguf(const gguf_context * metadata) {
     const auto further_keep   = keys.get_list<float>("halfv.further.keep", GGUF_TYPE_FLOAT32, "array of f32");
     keys.get("halfv.ffn.layer", p.ffn_layer, false);
     keys.get("halfv.ffn.keep", p.ffn_keep, false);
+    keys.get("halfv.heads.layer", p.heads_layer, false);
+    keys.get("halfv.heads.keep", p.heads_keep, false);
+    keys.get("halfv.neighbours.layer", p.neighbours_layer, false);
+    keys.get("halfv.neighbours.width", p.neighbours_width, false);
     if (keys.error.empty()) { keys.error = set_further(p, further_layers, further_keep); }
 
     if (keys.error.empty() && rest != "frozen" && rest != "dropped") {
@@ -324,6 +349,14 @@ void model_profile::write(gguf_context * metadata) const {
     if (p.ffn_keep < 1.0f) {
         gguf_set_val_u32(metadata, "halfv.ffn.layer", p.ffn_layer);
         gguf_set_val_f32(metadata, "halfv.ffn.keep",  p.ffn_keep);
+    }
+    if (p.heads_keep < 1.0f) {
+        gguf_set_val_u32(metadata, "halfv.heads.layer", p.heads_layer);
+        gguf_set_val_f32(metadata, "halfv.heads.keep",  p.heads_keep);
+    }
+    if (p.neighbours_width > 0) {
+        gguf_set_val_u32(metadata, "halfv.neighbours.layer", p.neighbours_layer);
+        gguf_set_val_u32(metadata, "halfv.neighbours.width", p.neighbours_width);
     }
     if (p.encoder_keep < 1.0f) {
         gguf_set_val_u32(metadata, "halfv.encoder.layer", p.encoder_layer);

@@ -34,6 +34,9 @@ halfv_profile default_profile(uint32_t n_layer);
 // "" when the profile fits a model of n_layer layers, else one sentence that names the key and the value
 std::string validate(const halfv_profile & profile, uint32_t n_layer);
 
+// whether visual tokens take only some channels, heads or neighbours
+bool narrows(const halfv_profile & profile);
+
 // whether a profile changes anything at all for a model of n_layer layers
 bool prunes(const halfv_profile & profile, uint32_t n_layer);
 
@@ -57,6 +60,8 @@ struct found_profile {
 struct layer_cuts : cuts {
     std::vector<bool> attends;
     std::vector<bool> recurrent; // empty: none is
+    std::vector<bool> plain;     // attend to keys and values of their own, through an output matrix
+    std::vector<bool> projects;  // ... whose heads are projected in one place
     std::vector<bool> feeds;     // have a feed-forward network of which some channels can be taken
     std::vector<input_part> reads; // of a token's input, beside the state
     bool centred = false;        // the norm after the last one is no RMS norm

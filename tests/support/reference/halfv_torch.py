@@ -78,6 +78,10 @@ class Profile:
     further_keep: Sequence[float] = ()
     ffn_layer: int = 1
     ffn_keep: float = 1.0
+    heads_layer: int = 1
+    heads_keep: float = 1.0
+    neighbours_layer: int = 1
+    neighbours_width: int = 0
 
     @classmethod
     def of(cls, values: Mapping[str, Any] | Profile) -> Profile:
@@ -160,6 +164,7 @@ class Reference(Transformer):
         table = self._embed(segments)
         hidden, pos = table.hidden, table.pos
         self.kv: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        self.unseen: list[torch.Tensor] = []  # per layer: which cells each head never sees
         boundaries = [hidden]
 
         prunable = [rows for rows in table.images if profile and len(rows) >= profile.min_visual_tokens]
@@ -183,8 +188,16 @@ class Reference(Transformer):
                 since, updated = self.start_further(further[layer], table, prunable, since, updated, *tapped)
                 in_further.append(updated)
 
+            narrow = torch.zeros(len(hidden), dtype=torch.bool)
+            for rows in prunable:
+                narrow[rows] = True
+            n_groups = self.n_head_kv
+            if profile and profile.heads_keep < 1 and layer >= profile.heads_layer:
+                n_groups = max(1, int(self.n_head_kv * profile.heads_keep + 1e-6))
+
             # the projections; q and k after their own norm where the architecture has one, before RoPE
             q, k, v = self.qkv(self.norm(hidden, f"blk.{layer}.attn_norm.weight"), layer)
+            k[n_groups:, narrow] = v[n_groups:, narrow] = 0
             if profile and layer == profile.ivr_layer - 1:
                 tapped = (q, k)
             q, k = self.rope(q, pos), self.rope(k, pos)
@@ -196,7 +209,11 @@ class Reference(Transformer):
             if profile and profile.ivr_layer <= layer < profile.ssr_layer:
                 mutual &= (since <= table.due)[:, None]  # what joins after the question joins causally
             sees = (precedes | mutual) & (since <= since[:, None])
+            if profile and profile.neighbours_width and layer >= profile.neighbours_layer:
+                sees &= self._near(table, prunable, narrow, pos, profile.neighbours_width // 2)
             self.kv.append((k[:, visible], v[:, visible], pos[:, visible]))
+            dropped = torch.arange(self.n_head) >= n_groups * (self.n_head // self.n_head_kv)
+            self.unseen.append(dropped[:, None, None] & narrow[visible])
             channels = None
             if profile and profile.ffn_keep < 1 and layer >= profile.ffn_layer:
                 n_ff = self.weights[f"blk.{layer}.ffn_down.weight"].shape[1]
@@ -204,9 +221,11 @@ class Reference(Transformer):
                 for rows in prunable:
                     channels[rows] = max(32, int(n_ff * profile.ffn_keep + 1e-6) // 32 * 32)
                 channels = channels[updated]
+            heads = torch.where(narrow, n_groups * (self.n_head // self.n_head_kv), self.n_head)[updated]
             out = self.rest_of_layer(
-                hidden[updated], q[:, updated], k[:, visible], v[:, visible], sees[updated][:, visible], layer, channels
-            )
+                hidden[updated], q[:, updated], k[:, visible], v[:, visible],
+                sees[updated][:, visible] & ~self.unseen[layer], layer, channels, heads,
+            )  # fmt: skip
             if layer < self.n_deepstack:
                 out = out + table.deepstack[layer, updated]
             hidden = hidden.clone()
@@ -221,6 +240,28 @@ class Reference(Transformer):
             further=[self._chosen(table, stage) for stage in in_further],
             states=boundaries if states else None,
         )
+
+    def _near(
+        self, table: Table, prunable: list[torch.Tensor], narrow: torch.Tensor, pos: torch.Tensor, reach: int
+    ) -> torch.Tensor:
+        """[queries, keys]: visual tokens see of visual ones those of their picture that are near. Where positions do
+        not say where, pictures are square; others are seen whole, and those whose tokens see each other see all."""
+        near = ~(narrow[:, None] & narrow)
+        for rows in prunable:
+            within = torch.ones(len(rows), len(rows), dtype=torch.bool)
+            side = math.isqrt(len(rows))
+            places = None
+            if self.is_mrope:
+                places = pos[1:3, rows]
+            elif side**2 == len(rows):
+                places = torch.stack([torch.arange(len(rows)) // side, torch.arange(len(rows)) % side])
+            if table.mutual[rows[0]] >= 0:
+                near[rows] = True
+                continue
+            if places is not None:
+                within = ((places[:, :, None] - places[:, None]).abs() <= reach).all(0)
+            near[rows[:, None], rows] = within
+        return near
 
     @staticmethod
     def _chosen(table: Table, of: torch.Tensor) -> list[list[int]]:
@@ -237,7 +278,11 @@ class Reference(Transformer):
             k, v = torch.cat([old_k, self.rope(k, pos)], 1), torch.cat([old_v, v], 1)
             k_pos = torch.cat([old_pos, pos], 1)
             self.kv[layer] = k, v, k_pos
-            hidden = self.rest_of_layer(hidden, self.rope(q, pos), k, v, self.precedes(pos, k_pos), layer)
+            seen = torch.nn.functional.pad(
+                ~self.unseen[layer], (0, k.shape[1] - self.unseen[layer].shape[-1]), value=True
+            )
+            sees = self.precedes(pos, k_pos) & seen
+            hidden = self.rest_of_layer(hidden, self.rope(q, pos), k, v, sees, layer)
         return self.logits(hidden[-1])
 
     def _embed(self, segments: Sequence[Segment]) -> Table:

@@ -98,16 +98,20 @@ class Transformer:
 
     def rest_of_layer(
         self, x: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sees: torch.Tensor, layer: int,
-        channels: torch.Tensor | None = None,
+        channels: torch.Tensor | None = None, heads: torch.Tensor | None = None,
     ) -> torch.Tensor:  # fmt: skip
-        """Attention and the feed-forward network, with their residuals. `sees` is [queries, keys].
+        """Attention and the feed-forward network, with their residuals. `sees` is [queries, keys], of each head or all.
 
         channels [n]: how many of the network's channels each token takes, the first ones; all if not given.
+        heads [n]: the same of heads.
         """
         groups = self.n_head // self.n_head_kv
         attention = q @ k.repeat_interleave(groups, 0).transpose(1, 2) / self.head_dim**0.5
-        attention = attention.masked_fill(~sees, -torch.inf).softmax(-1)
-        mixed = (attention @ v.repeat_interleave(groups, 0)).transpose(0, 1).flatten(1)
+        attention = attention.masked_fill(~sees, -torch.inf).softmax(-1).nan_to_num()  # of those that see nothing
+        mixed = (attention @ v.repeat_interleave(groups, 0)).transpose(0, 1)
+        if heads is not None:
+            mixed = mixed * (torch.arange(self.n_head) < heads[:, None])[..., None]
+        mixed = mixed.flatten(1)
         x = x + mixed @ self.weights[f"blk.{layer}.attn_output.weight"].T
 
         normed = self.norm(x, f"blk.{layer}.ffn_norm.weight")
