@@ -28,6 +28,18 @@ def halfv_picture_places(picture: Handle, out: Int32s, cap: Int32, /) -> Int32:
     """Where in the picture's grid, row by row, each of them is; how many there are."""
 
 
+# MTMD_API int32_t halfv_picture_groups(const mtmd_image_tokens * picture, int32_t * n_seen);
+@function
+def halfv_picture_groups(picture: Handle, n_seen: Int32s, /) -> Int32:
+    """Groups of patches of which the encoder's later layers see only some, and how many; 0 and 0 where they see all."""
+
+
+# MTMD_API int32_t halfv_last_cut(const mtmd_context * ctx);
+@function
+def halfv_last_cut(ctx: Handle, /) -> Int32:
+    """The last layer that halfv.encoder.layer can name for this encoder; 0: it always runs whole."""
+
+
 # #define HALFV_ROWS_UNKNOWN -1
 HALFV_ROWS_UNKNOWN = -1
 

@@ -23,6 +23,8 @@ def one_line(stats: Stats, wait_sec: float, why_whole: str) -> str:
         parts.append(f"{stats.n_visual} visual tokens, not pruned: {why_whole}")
     elif stats.n_visual:
         parts.append(f"{funnel(stats)} visual tokens")
+    if stats.n_seen:
+        parts.append(f"{stats.n_seen} of {stats.n_groups} groups through the encoder")
     if stats.tokens_per_sec:
         parts.append(f"{stats.tokens_per_sec:.1f} tokens/s")
     if stats.flops_spent and not why_whole:
@@ -36,6 +38,9 @@ def in_full(
     """For /stats."""
     rows = [("first token", f"{_seconds(stats.ttft_sec + wait_sec)} after the question")]
     rows.append(("of it", _spent(stats, wait_sec)))
+    if stats.n_seen:
+        layer = runtime.encoder.intake.encoder_layer
+        rows.append(("encoder", f"{stats.n_seen} of {stats.n_groups} groups of patches from layer {layer} on"))
     rows.append(("prompt", f"{stats.n_prompt} tokens evaluated, pictures encoded: {stats.n_encoded}"))
     rate = f", {stats.tokens_per_sec:.1f} tokens/s" if stats.tokens_per_sec else ""
     rows.append(("answer", f"{stats.n_generated} tokens{rate}, {ENDS[stats.stopped]}"))
@@ -149,9 +154,12 @@ def _profile(runtime: Runtime) -> str:
     if p is None:
         return "none"
     deep = "" if p.ssr_layer == runtime.n_layer else f", {100 * p.ssr_update:g}% updated from {p.ssr_layer}"
-    encoder = "" if runtime.encoder.pixel_tau is None else f", pixel tau {runtime.encoder.pixel_tau:g}"
-    if (share := runtime.encoder.input_keep) < 1:
-        encoder += f", {100 * share:g}% of the encoder's rows"
+    intake = runtime.encoder.intake
+    encoder = "" if intake.pixel_tau is None else f", pixel tau {intake.pixel_tau:g}"
+    if intake.input_keep < 1:
+        encoder += f", {100 * intake.input_keep:g}% of the encoder's rows"
+    if intake.encoder_keep < 1:
+        encoder += f", {100 * intake.encoder_keep:g}% of a picture from the encoder's layer {intake.encoder_layer} on"
     return (
         f"{runtime.profile_source}: keeps {100 * p.ivr_keep:g}% from layer {p.ivr_layer}{deep} ({p.ssr_rest}){encoder}"
     )

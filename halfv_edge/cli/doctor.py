@@ -61,10 +61,12 @@ def _server(problems: list[str]) -> dict[str, Any]:
 
 
 def _model(args: argparse.Namespace) -> dict[str, Any]:
+    from halfv_edge.engine.options import Pruning
     from halfv_edge.server.outlook import look
 
     files = find_files(args.model, args.hf, args.mmproj)
-    return look(files.model, files.mmproj, profile=flags.profile(args.profile), keep=args.keep).as_json()
+    wanted = Pruning(profile=flags.profile(args.profile), keep=args.keep)
+    return look(files.model, files.mmproj, wanted).as_json()
 
 
 def as_text(found: dict[str, Any]) -> str:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from halfv_edge.cli.errors import Parser
     from halfv_edge.engine.images import Picture
     from halfv_edge.engine.model import Model
-    from halfv_edge.engine.options import ModelOptions
+    from halfv_edge.engine.options import ModelOptions, PruningFields
 
 MAX_TEXT_BYTES = 1 << 20
 
@@ -95,6 +95,18 @@ def add_encoder_pruning(group: argparse._ArgumentGroup) -> None:
         metavar="SHARE",
         type=number,
         help="of a picture's visual tokens, given to the language model: any model and encoder (1: all)",
+    )
+    group.add_argument(
+        "--encoder-layer",
+        metavar="N",
+        type=positive,
+        help="first layer of the encoder that sees only some of a picture",
+    )
+    group.add_argument(
+        "--encoder-keep",
+        metavar="SHARE",
+        type=number,
+        help="of a picture, seen by these layers of the encoder (1: all)",
     )
     group.add_argument(
         "--visual-share",
@@ -180,11 +192,7 @@ def model_options(args: argparse.Namespace) -> ModelOptions:
     from halfv_edge.engine.options import ModelOptions  # here, so that commands without a model start fast
 
     return ModelOptions(
-        profile=profile(args.profile),
-        keep=args.keep,
-        pixel_tau=args.pixel_tau,
-        input_keep=args.input_keep,
-        visual_share=args.visual_share,
+        **pruning(args),
         n_ctx=args.ctx,
         n_gpu_layers=-1 if args.gpu_layers is None else args.gpu_layers,
         n_threads=args.threads,
@@ -194,6 +202,19 @@ def model_options(args: argparse.Namespace) -> ModelOptions:
         repack=getattr(args, "repack", True),
         verbose=args.verbose,
     )
+
+
+def pruning(args: argparse.Namespace) -> PruningFields:
+    """By their names in Python."""
+    return {
+        "profile": profile(args.profile),
+        "keep": args.keep,
+        "pixel_tau": args.pixel_tau,
+        "input_keep": args.input_keep,
+        "encoder_layer": args.encoder_layer,
+        "encoder_keep": args.encoder_keep,
+        "visual_share": args.visual_share,
+    }
 
 
 def load(args: argparse.Namespace, console: Console, loader: Loader | None = None) -> Model:
@@ -224,11 +245,15 @@ def profile(given: str | None) -> str | Path | None:
 def _without_effect(args: argparse.Namespace, model: Model) -> Iterator[str]:
     from halfv_cpp import devices
 
-    given = (args.keep, args.profile, args.pixel_tau, args.input_keep, args.visual_share)
+    given = (args.keep, args.profile, args.pixel_tau, args.input_keep, args.encoder_keep, args.visual_share)
     if resolve.switched_off() and any(value not in (None, "off") for value in given):
         yield "HALFV=off is set in the environment, so the model runs whole whatever the flags say."
-    elif args.pixel_tau not in (None, "off") and model.encoder.pixel_tau is None:
+    elif args.pixel_tau not in (None, "off") and model.encoder.intake.pixel_tau is None:
         yield f"--pixel-tau {args.pixel_tau:g} has no effect: this encoder takes pictures whole."
+    layer, last = model.encoder.intake.encoder_layer, model.encoder.last_cut
+    if model.encoder.intake.encoder_keep < 1 and layer > last:
+        why = f"of this encoder it can be {last} at most" if last else "this encoder always runs whole"
+        yield f"--encoder-layer {layer} has no effect: {why}."
     if args.gpu_layers and not devices.gpus():
         yield f"--gpu-layers {args.gpu_layers} has no effect: these libraries see no GPU, as `halfv info` says."
 

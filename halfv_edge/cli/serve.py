@@ -71,6 +71,7 @@ def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _serve(args: argparse.Namespace) -> int:
+    from halfv_edge.engine.options import Pruning
     from halfv_edge.server import llama_server
     from halfv_edge.server.outlook import look
 
@@ -78,15 +79,7 @@ def _serve(args: argparse.Namespace) -> int:
     if args.help_all:
         return subprocess.run([program, "--help"], check=False).returncode
     files = find_files(args.model, args.hf, args.mmproj)
-    outlook = look(
-        files.model,
-        files.mmproj,
-        profile=flags.profile(args.profile),
-        keep=args.keep,
-        pixel_tau=args.pixel_tau,
-        visual_share=args.visual_share,
-        input_keep=args.input_keep,
-    )
+    outlook = look(files.model, files.mmproj, Pruning(**flags.pruning(args)))
     at = llama_server.address(args.rest)
     notes = [f"{at}  {outlook.about.path.name}"]
     notes += [DEMO_NOTE] if files.model.parent == DEMO_FOLDER else []
@@ -110,6 +103,10 @@ def _pruning(why_whole: str, source: str, profile: object, n_layer: int) -> str:
     if why_whole or not isinstance(profile, Profile):
         return f"Nothing is pruned: {why_whole}."
     steps = []
+    if profile.encoder_keep < 1:
+        steps.append(
+            f"{100 * profile.encoder_keep:g}% of themselves from layer {profile.encoder_layer} of the encoder on"
+        )
     if profile.input_keep < 1:
         steps.append(f"{100 * profile.input_keep:g}% of their tokens before the first layer")
     if profile.prunes(n_layer):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import ctypes
+import dataclasses
 import hashlib
 import math
 import os
@@ -26,7 +27,7 @@ from halfv_edge.errors import HalfVError, RunError
 from halfv_edge.gguf import encoder_keys
 from halfv_edge.gguf.read import Metadata, read_metadata
 from halfv_edge.profile import model_file
-from halfv_edge.profile.profile import NO_REDUCTION, Reduction
+from halfv_edge.profile.profile import WHOLE_INTAKE, Intake
 
 # of the weights: the fastest here that keeps the embeddings, as stored, as llama.cpp loads them, or one type
 MMPROJ_TYPES = ("auto", "file", "off", "f32", "f16", "bf16", "q8_0", "q6_k", "q5_1", "q5_0", "q4_1", "q4_0")
@@ -45,6 +46,7 @@ class Chunk:
         self._size = mtmd_h.mtmd_image_tokens_get_nx(image), mtmd_h.mtmd_image_tokens_get_ny(image)
         self.n_rows = halfv_mtmd_h.halfv_picture_rows(image)  # visual tokens that the encoder gives
         self.n_patches = max(math.prod(self._size), self.n_rows)  # visual tokens of the picture, were it whole
+        self.n_groups = self.n_seen = 0  # of patches, and those that the encoder's later layers saw; 0: they saw all
         self.embd: np.ndarray | None = None
 
     def grid(self, is_mrope: bool) -> tuple[int, int]:
@@ -52,6 +54,12 @@ class Chunk:
         side = math.isqrt(self.n_rows)
         columns, rows = self._size if is_mrope else (side, side)
         return (columns, rows) if columns * rows == self.n_patches else (0, 0)
+
+    def count_groups(self, chunk: Chunk) -> None:
+        """As in the chunk with the pixels; this one was made from it."""
+        seen = (ctypes.c_int32 * 1)()
+        self.n_groups = halfv_mtmd_h.halfv_picture_groups(chunk._image(), seen)
+        self.n_seen = seen[0]
 
     def places(self) -> list[int]:
         """Where in the grid each token is that the encoder gives, row by row."""
@@ -96,7 +104,7 @@ class Encoded:
         return _n_bytes(self.items)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Encoder:
     """mtmd for one language model. Its own lock lets one picture at a time in; whoever takes it holds no model's."""
 
@@ -105,10 +113,8 @@ class Encoder:
     cache_bytes: int
     n_embd: int
     layout: Layout
-    pixel_tau: float | None  # None: pictures are taken whole
-    input_keep: float = 1.0  # share of its rows that go on
-    input_merge: float = 1.0  # share of them that is left when alike ones are averaged, before that
-    reduction: Reduction = NO_REDUCTION
+    intake: Intake  # of the profile that it was loaded under, but for what it cannot
+    last_cut: int = 0  # the last value that intake.encoder_layer can have
     batches: bool = False  # several tiles of a picture at once, for encoders that can
     on_tensor: Any = None
     spares_patches: bool = False  # whether it could leave out those that repeat
@@ -128,16 +134,13 @@ class Encoder:
         n_threads: int,
         flash_attn: int,
         image_max_tokens: int | None,
-        pixel_tau: float | None,
         cache_bytes: int,
-        input_keep: float = 1.0,
-        input_merge: float = 1.0,
-        reduction: Reduction = NO_REDUCTION,
+        intake: Intake = WHOLE_INTAKE,
         weights: str = "auto",
         attention: int | None = None,
         on_tensor: Any = None,
     ) -> Encoder:
-        """pixel_tau, input_keep, input_merge, reduction: of the model's profile in force, where libmtmd has them.
+        """intake: of the model's profile in force, where libmtmd has it.
         weights: of MMPROJ_TYPES. attention: enum halfv_attention; by default the fastest, llama.cpp's for "off".
         on_tensor: a ggml_backend_sched_eval_callback, in place of the one that progress needs.
         """
@@ -165,24 +168,17 @@ class Encoder:
             raise HalfVError(f"{path} hears but does not see: give an mmproj with a vision encoder.")
         metadata = metadata or read_metadata(path)
         spares_patches = encoder_keys.projector(metadata) in encoder_keys.PATCHWISE
-        tau = pixel_tau if spares_patches else None
-        n_embd = llama_h.llama_model_n_embd_inp(model)
-        # a tile fills a CPU, and one call cannot be interrupted
-        batches = use_gpu and bool(devices.gpus())
-        layout = _layout(metadata)
         return cls(
-            path,
-            pointer,
-            cache_bytes,
-            n_embd,
-            layout,
-            tau,
-            input_keep,
-            input_merge,
-            reduction,
-            batches,
-            on_tensor,
-            spares_patches,
+            path=path,
+            pointer=pointer,
+            cache_bytes=cache_bytes,
+            n_embd=llama_h.llama_model_n_embd_inp(model),
+            layout=_layout(metadata),
+            intake=intake if spares_patches else dataclasses.replace(intake, pixel_tau=None),
+            last_cut=halfv_mtmd_h.halfv_last_cut(pointer),
+            batches=use_gpu and bool(devices.gpus()),  # a tile fills a CPU, and one call cannot be interrupted
+            on_tensor=on_tensor,
+            spares_patches=spares_patches,
         )
 
     def close(self) -> None:
@@ -224,15 +220,14 @@ class Encoder:
     def tokens(self, picture: Picture) -> Encoded:
         """What the picture will be, with embeddings only if it is remembered."""
         digest = picture.digest()
-        settings = self.pixel_tau, self.input_keep, self.input_merge, self.reduction
-        if settings != (None, 1.0, 1.0, NO_REDUCTION):
-            digest = hashlib.blake2b(f"{digest} {settings}".encode(), digest_size=32).hexdigest()
+        if self.intake != WHOLE_INTAKE:
+            digest = hashlib.blake2b(f"{digest} {self.intake}".encode(), digest_size=32).hexdigest()
         with self._held() as pointer:
             if digest in self._cache:
                 self._cache.move_to_end(digest)
                 return Encoded(self._cache[digest], picture, digest)
             # which patches there will be is written in the pixels
-            pixels = self.pixel_tau is not None
+            pixels = self.intake.pixel_tau is not None
             return Encoded(self._tokenize(pointer, picture, pixels, keep_pixels=False), picture, digest)
 
     def encode(self, encoded: Encoded) -> float | None:
@@ -302,6 +297,7 @@ class Encoder:
     def _light(self, batch: int, chunk: Chunk) -> Chunk:
         out = mtmd_h.mtmd_batch_get_output_embd(batch, chunk.pointer)
         light = Chunk(mtmd_h.mtmd_input_chunk_get_placeholder(chunk.pointer))
+        light.count_groups(chunk)
         light.embd = np.ctypeslib.as_array(out, shape=(chunk.n_tokens, self.n_embd)).copy()
         return light
 

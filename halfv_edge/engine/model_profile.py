@@ -7,12 +7,12 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import halfv_cpp
 from halfv_cpp import llama_h
 
-from halfv_edge.engine.options import ProfileSource, check_pruning
+from halfv_edge.engine.options import ProfileSource, Pruning
 from halfv_edge.errors import HalfVError
 from halfv_edge.profile import frontier, model_file, presets, resolve, stored
 from halfv_edge.profile import profile as profiles
@@ -22,16 +22,9 @@ from halfv_edge.profile.resolve import Resolved
 BY_SPEED = re.compile(r"(\d{1,3}(?:\.\d+)?)x")  # 4x: of those in the file, one that is as fast
 
 
-def resolve_profile(
-    about: model_file.ModelFile,
-    given: ProfileSource,
-    keep: float | None,
-    pixel_tau: float | Literal["off"] | None = None,
-    visual_share: float | None = None,
-    input_keep: float | None = None,
-) -> Resolved:
-    """What these come to for this model, after the sidecar, the file and the presets."""
-    check_pruning(keep, pixel_tau, visual_share, input_keep)
+def resolve_profile(about: model_file.ModelFile, wanted: Pruning) -> Resolved:
+    """What this comes to for the model, after the sidecar, the file and the presets."""
+    keep, given = wanted.keep, wanted.profile
     if keep is not None and given == "off":
         raise HalfVError(
             "needs a profile, and {profile} says none",
@@ -41,17 +34,17 @@ def resolve_profile(
             settings={"profile": "off"},
         )
     resolved = resolve.resolve(about, _override(given, about))
-    encoder: dict[str, Any] = {}
-    if pixel_tau is not None:
-        encoder["pixel_tau"] = None if pixel_tau == "off" else pixel_tau
-    if input_keep is not None:
-        encoder["input_keep"] = input_keep
+    names = "input_keep", "encoder_layer", "encoder_keep"
+    encoder = {name: value for name in names if (value := getattr(wanted, name)) is not None}
+    if wanted.pixel_tau is not None:
+        encoder["pixel_tau"] = None if wanted.pixel_tau == "off" else wanted.pixel_tau
     if encoder and resolved.source != "environment":
         base = resolved.profile or Profile.default(about.n_layer)
+        _check_reduction(wanted, base)
         if (changed := dataclasses.replace(base, **encoder)) != base:
             resolved = dataclasses.replace(resolved, profile=_changed(changed, about))
-    if visual_share is not None and resolved.profile is not None:
-        changed = dataclasses.replace(resolved.profile, visual_share=visual_share).validate(about.n_layer)
+    if wanted.visual_share is not None and resolved.profile is not None:
+        changed = dataclasses.replace(resolved.profile, visual_share=wanted.visual_share).validate(about.n_layer)
         resolved = dataclasses.replace(resolved, profile=changed)
     if keep is None:
         return resolved
@@ -67,6 +60,26 @@ def resolve_profile(
         return resolved
     changed = dataclasses.replace(resolved.profile, ivr_keep=keep)
     return dataclasses.replace(resolved, profile=_changed(changed, about))
+
+
+def _check_reduction(wanted: Pruning, base: Profile) -> None:
+    """A layer and a share belong together; one of them may be the profile's."""
+    if base.encoder_keep < 1:
+        return
+    layer, keep = wanted.encoder_layer, wanted.encoder_keep
+    if layer is None and keep not in (None, 1):
+        name, other, value = "encoder_keep", "encoder_layer", keep
+    elif keep is None and layer is not None:
+        name, other, value = "encoder_layer", "encoder_keep", layer
+    else:
+        return
+    raise HalfVError(
+        f"says nothing without {other.replace('_', '.')}, which the profile does not name",
+        parameter=name,
+        value=value,
+        hint=f"give {{{other}}} as well",
+        settings={other: None},
+    )
 
 
 def _changed(profile: Profile, about: model_file.ModelFile) -> Profile:

@@ -31,13 +31,8 @@ ProfileSource = Profile | Mapping[str, Any] | str | os.PathLike[str] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelOptions:
-    """What `Model.load` takes beside the files; every field may be given to it by name.
-
-    Example:
-        >>> ModelOptions(n_ctx=4096).n_ctx
-        4096
-    """
+class Pruning:
+    """A profile, and what is asked for in place of some of its numbers."""
 
     profile: ProfileSource = None
     """A Profile, its JSON as a dict or a file, a preset's name, "4x" for the profile in the file that is so many times
@@ -49,10 +44,35 @@ class ModelOptions:
     stay out of the encoder; 0 are equal ones, "off" is none."""
     input_keep: float | None = None
     """The share of a picture's visual tokens that the language model is given, in place of the profile's; 1 is all."""
+    encoder_layer: int | None = None
+    """In place of the profile's: the first layer of the encoder that sees only some of a picture."""
+    encoder_keep: float | None = None
+    """The share of it that this layer and later ones see, in place of the profile's; 1 is all."""
     visual_share: float | None = None
     """Of n_ctx, set aside for visual tokens: with 0.75 text has a quarter of it, and the KV cache of deeper layers is
     as much smaller as tokens are pruned. 0: text may fill all of it from the start. None: the profile's; where that
     names none, a chat begins with 0.75 and moves to 0 when its text needs that, so that nothing is refused."""
+
+    def __post_init__(self) -> None:
+        for name in ("keep", "input_keep", "encoder_keep"):
+            if (share := getattr(self, name)) is not None:
+                check_number(name, share, math.ulp(0), 1, "above 0 and at most 1")
+        if self.pixel_tau is not None and self.pixel_tau != "off":
+            check_number("pixel_tau", self.pixel_tau, 0, 255)
+        if self.visual_share is not None:
+            check_number("visual_share", self.visual_share, 0, 1)
+        _set(self, "encoder_layer", check_whole("encoder_layer", self.encoder_layer, 1))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelOptions(Pruning):
+    """What `Model.load` takes beside the files; every field may be given to it by name.
+
+    Example:
+        >>> ModelOptions(n_ctx=4096).n_ctx
+        4096
+    """
+
     n_ctx: int | None = None
     """Tokens of a conversation, pictures included; None is 8192, or what the model was trained for if that is less."""
     n_gpu_layers: int = -1
@@ -85,22 +105,29 @@ class ModelOptions:
     """llama.cpp's log on stderr, that of every model, as long as this one is open."""
 
     def __post_init__(self) -> None:
+        Pruning.__post_init__(self)  # super() knows nothing of the class that slots=True makes
         check_choice("kv_type", self.kv_type, KV_TYPES)
         check_choice("flash_attn", self.flash_attn, FLASH)
         check_choice("mmproj_type", self.mmproj_type, MMPROJ_TYPES)
         for name, least in LEAST.items():
             _set(self, name, check_whole(name, getattr(self, name), least))
-        check_pruning(self.keep, self.pixel_tau, self.visual_share, self.input_keep)
 
 
-class ModelFields(TypedDict, total=False):
-    """The fields of ModelOptions, for type checkers and editors; a test holds the two together."""
+class PruningFields(TypedDict, total=False):
+    """The fields of Pruning."""
 
     profile: ProfileSource
     keep: float | None
     pixel_tau: float | Literal["off"] | None
     input_keep: float | None
+    encoder_layer: int | None
+    encoder_keep: float | None
     visual_share: float | None
+
+
+class ModelFields(PruningFields, total=False):
+    """The fields of ModelOptions, for type checkers and editors; a test holds the two together."""
+
     n_ctx: int | None
     n_gpu_layers: int
     n_threads: int | None
@@ -176,7 +203,7 @@ class AnswerFields(TypedDict, total=False):
     json_schema: Mapping[str, Any] | str | None
 
 
-def _set(options: ModelOptions | AnswerOptions, name: str, value: object) -> None:
+def _set(options: Pruning | AnswerOptions, name: str, value: object) -> None:
     """Instead of what was given for a field of a frozen object that is being made."""
     object.__setattr__(options, name, value)
 
@@ -220,20 +247,3 @@ def check_number(name: str, value: object, low: float, high: float, rule: str = 
     if not math.isfinite(value) or not low <= float(value) <= high:
         raise HalfVError(parameter=name, value=value, rule=rule)
     return float(value)
-
-
-def check_pruning(
-    keep: float | None,
-    pixel_tau: float | Literal["off"] | None,
-    visual_share: float | None,
-    input_keep: float | None,
-) -> None:
-    """What replaces numbers of a profile is in their range."""
-    if keep is not None:
-        check_number("keep", keep, math.ulp(0), 1, "above 0 and at most 1")
-    if pixel_tau is not None and pixel_tau != "off":
-        check_number("pixel_tau", pixel_tau, 0, 255)
-    if visual_share is not None:
-        check_number("visual_share", visual_share, 0, 1)
-    if input_keep is not None:
-        check_number("input_keep", input_keep, math.ulp(0), 1, "above 0 and at most 1")

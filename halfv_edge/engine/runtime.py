@@ -28,7 +28,7 @@ from halfv_edge.engine.template import Template
 from halfv_edge.engine.turn_lock import TurnLock
 from halfv_edge.errors import HalfVError
 from halfv_edge.profile import model_file
-from halfv_edge.profile.profile import NO_REDUCTION, Profile, Reduction
+from halfv_edge.profile.profile import WHOLE_INTAKE, Intake, Profile
 from halfv_edge.profile.resolve import Resolved
 
 DEFAULT_N_CTX = 8192
@@ -108,10 +108,7 @@ class Runtime:
         self.encoder = self.load_encoder(
             mmproj,
             image_max_tokens=options.image_max_tokens,
-            pixel_tau=self.profile.pixel_tau if self.profile else None,
-            input_keep=self.profile.input_keep if self.profile else 1.0,
-            input_merge=self.profile.input_merge if self.profile else 1.0,
-            reduction=self.profile.reduction if self.profile else NO_REDUCTION,
+            intake=self.profile.intake if self.profile else WHOLE_INTAKE,
             weights=options.mmproj_type,
         )
         try:
@@ -131,9 +128,7 @@ class Runtime:
         showing = log.Showing() if options.verbose else None
         about = model_file.ModelFile.read(path)
         encoder_path = find_mmproj(mmproj, about)
-        resolved = resolve_profile(
-            about, options.profile, options.keep, options.pixel_tau, options.visual_share, options.input_keep
-        )
+        resolved = resolve_profile(about, options)
         llama_h.llama_backend_init()
         log.clear()
         params = llama_h.llama_model_default_params()
@@ -284,26 +279,14 @@ class Runtime:
         path: Path | None = None,
         *,
         image_max_tokens: int | None,
-        pixel_tau: float | None,
-        input_keep: float,
-        input_merge: float,
-        reduction: Reduction,
+        intake: Intake,
         weights: str,
         on_tensor: Any = None,
     ) -> Encoder:
         """The model's encoder again, with other settings; whoever asked for it closes it. on_tensor: as Encoder.load
         takes it, and on the CPU, where it can look at what it is shown."""
         base = self.profile or Profile.default(self.n_layer)
-        layer, keep = reduction
-        seen = dataclasses.replace(
-            base,
-            pixel_tau=pixel_tau,
-            input_keep=input_keep,
-            input_merge=input_merge,
-            encoder_layer=layer,
-            encoder_keep=keep,
-        )
-        with self._in_force(seen):
+        with self._in_force(intake.within(base)):
             return Encoder.load(
                 path or self.encoder.path,
                 self.pointer,
@@ -312,11 +295,8 @@ class Runtime:
                 n_threads=self.n_threads,
                 flash_attn=FLASH[self.options.flash_attn],
                 image_max_tokens=image_max_tokens,
-                pixel_tau=pixel_tau,
+                intake=intake,
                 on_tensor=on_tensor,
-                input_keep=input_keep,
-                input_merge=input_merge,
-                reduction=reduction,
                 cache_bytes=self.options.image_cache_mb << 20,
                 weights=weights,
             )

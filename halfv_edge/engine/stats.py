@@ -28,6 +28,10 @@ class Stats:
     """Visual tokens that the conversation's pictures could be."""
     n_rows: int = 0
     """Visual tokens that the encoder gave: without the patches that stayed out of it."""
+    n_groups: int = 0
+    """Groups of patches in pictures of which the encoder's later layers saw some: none where they saw all."""
+    n_seen: int = 0
+    """Of those, the groups that they saw."""
     n_visual: int = 0
     """Visual tokens that the language model was given: the share of those that `input_keep` is."""
     n_kept: int = 0
@@ -67,7 +71,9 @@ def visual_counts(items: Iterable[Item]) -> dict[str, int]:
     """Fields of Stats before any pruning in the language model."""
     chunks = [item for item in items if isinstance(item, Chunk)]
     counts = dict.fromkeys(("n_visual", "n_kept", "n_deep"), n_cells(chunks))
-    return counts | {name: sum(getattr(chunk, name) for chunk in chunks) for name in ("n_patches", "n_rows")}
+    return counts | {
+        name: sum(getattr(chunk, name) for chunk in chunks) for name in ("n_patches", "n_rows", "n_groups", "n_seen")
+    }
 
 
 def pruning_between(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from halfv_edge.handler import upstream
 from halfv_edge.handler.prompt import StandIn, formatter, mark_pictures
 from halfv_edge.hub.fetch import fetch, is_url
 from halfv_edge.profile import model_file
-from halfv_edge.profile.profile import NO_REDUCTION, Profile
+from halfv_edge.profile.profile import WHOLE_INTAKE, Profile
 
 if TYPE_CHECKING:
     import llama_cpp
@@ -68,6 +68,8 @@ class HalfVChatHandler:
         keep: float | None = None,
         pixel_tau: float | Literal["off"] | None = None,
         input_keep: float | None = None,
+        encoder_layer: int | None = None,
+        encoder_keep: float | None = None,
         visual_share: float | None = None,
         mmproj_type: str = "auto",
         image_max_tokens: int | None = None,
@@ -77,8 +79,9 @@ class HalfVChatHandler:
         """Take the place of a handler of llama_cpp.
 
         like: the handler whose prompt format is used; by default that is the chat template in the GGUF.
-        profile, keep, pixel_tau, input_keep, mmproj_type, image_max_tokens, image_cache_mb, undo_mb: as in
-        halfv_edge.engine.options.ModelOptions. visual_share too, but None is the profile's own.
+        profile, keep, pixel_tau, input_keep, encoder_layer, encoder_keep, mmproj_type, image_max_tokens,
+        image_cache_mb, undo_mb: as in halfv_edge.engine.options.ModelOptions. visual_share too, but None is the
+        profile's own.
         """
         self.stats = Stats()  # of the last request
         self.profile: Profile | None = None  # in force, from the first request on
@@ -86,11 +89,15 @@ class HalfVChatHandler:
         self.clip_model_path = clip_model_path
         self._format = formatter(like)(clip_model_path, verbose)
         self._use_gpu = use_gpu
-        self._wanted = profile
-        self._keep = keep
-        self._pixel_tau = pixel_tau
-        self._input_keep = input_keep
-        self._visual_share = visual_share
+        self._wanted = engine_options.Pruning(
+            profile=profile,
+            keep=keep,
+            pixel_tau=pixel_tau,
+            input_keep=input_keep,
+            encoder_layer=encoder_layer,
+            encoder_keep=encoder_keep,
+            visual_share=visual_share,
+        )
         engine_options.check_choice("mmproj_type", mmproj_type, encoder.MMPROJ_TYPES)
         self._mmproj_type = mmproj_type
         self._image_max_tokens = image_max_tokens
@@ -185,9 +192,7 @@ class HalfVChatHandler:
         log.capture()
         showing = log.Showing() if llama.verbose else None
         about = model_file.ModelFile.read(llama.model_path)
-        wanted = model_profile.resolve_profile(
-            about, self._wanted, self._keep, self._pixel_tau, self._visual_share, self._input_keep
-        )
+        wanted = model_profile.resolve_profile(about, self._wanted)
         resolved = model_profile.if_supported(wanted, llama.model, about.path)
         _set_profile(llama, resolved.profile)  # before the encoder, which asks the model for it
         flash_attn = llama.context_params.flash_attn_type == llama_h.LLAMA_FLASH_ATTN_TYPE_ENABLED
@@ -200,10 +205,7 @@ class HalfVChatHandler:
             # a Llama has none unless it is told to, and an encoder takes several times as long without
             flash_attn=int(flash_attn) if self._mmproj_type == "off" else engine_options.FLASH["auto"],
             image_max_tokens=self._image_max_tokens,
-            pixel_tau=resolved.profile.pixel_tau if resolved.profile else None,
-            input_keep=resolved.profile.input_keep if resolved.profile else 1.0,
-            input_merge=resolved.profile.input_merge if resolved.profile else 1.0,
-            reduction=resolved.profile.reduction if resolved.profile else NO_REDUCTION,
+            intake=resolved.profile.intake if resolved.profile else WHOLE_INTAKE,
             weights=self._mmproj_type,
             cache_bytes=self._cache_bytes,
         )

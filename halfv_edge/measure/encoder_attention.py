@@ -14,7 +14,7 @@ from halfv_edge.errors import HalfVError
 from halfv_edge.gguf import encoder_keys
 from halfv_edge.gguf.read import read_metadata
 from halfv_edge.measure.arrays import Floats
-from halfv_edge.profile.profile import NO_REDUCTION
+from halfv_edge.profile.profile import WHOLE_INTAKE
 
 FLOAT = ctypes.sizeof(ctypes.c_float)
 USUAL_WINDOW = 112  # pixels, where llama.cpp is not told
@@ -37,9 +37,8 @@ class EncoderAttention:
         self._seen: dict[str, Floats] = {}
         self._callback = ggml_backend_sched_eval_callback(self._on_tensor)
         self.encoder = runtime.load_encoder(
-            image_max_tokens=runtime.options.image_max_tokens, pixel_tau=None, input_keep=1.0, input_merge=1.0,
-            reduction=NO_REDUCTION,
-            weights="off", on_tensor=self._callback,
+            image_max_tokens=runtime.options.image_max_tokens, intake=WHOLE_INTAKE, weights="off",
+            on_tensor=self._callback,
         )  # fmt: skip
         self.encoder.cache_bytes = 0  # what is remembered is not seen again
         self._last: tuple[str, Floats] | None = None

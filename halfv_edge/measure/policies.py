@@ -10,7 +10,7 @@ from typing import Any
 
 from halfv_edge.errors import HalfVError
 from halfv_edge.measure.schedules import aim_schedule, share, share_or_none, staged, whole, yopo
-from halfv_edge.profile.profile import DROPPED, FROZEN, MAX_FURTHER, NO_REDUCTION, Profile, Reduction, Rest
+from halfv_edge.profile.profile import DROPPED, FROZEN, MAX_FURTHER, WHOLE_INTAKE, Intake, Profile, Rest
 
 STOCK, UNPRUNED = "stock", "unpruned"
 CHOICES = ("halfv", "random", "uniform", "attention", "dart", "given")  # in the order of enum halfv_choice
@@ -48,29 +48,9 @@ class Policy:
         return self.selector in BEFORE_THE_MODEL
 
     @property
-    def tau(self) -> float | None:
-        """Of patches that never enter the encoder."""
-        return self.profile.pixel_tau if self.profile else None
-
-    @property
-    def input_keep(self) -> float:
-        """Of the encoder's rows that go on."""
-        return self.profile.input_keep if self.profile else 1.0
-
-    @property
-    def input_merge(self) -> float:
-        """Of the encoder's rows that are left when alike ones are averaged."""
-        return self.profile.input_merge if self.profile else 1.0
-
-    @property
-    def reduction(self) -> Reduction:
-        """Of the encoder's later layers."""
-        return self.profile.reduction if self.profile else NO_REDUCTION
-
-    @property
-    def shortens_encoder(self) -> bool:
-        """Though all of its rows may go on."""
-        return self.reduction != NO_REDUCTION
+    def intake(self) -> Intake:
+        """What becomes of a picture before the language model."""
+        return self.profile.intake if self.profile else WHOLE_INTAKE
 
 
 @dataclass(frozen=True, slots=True)
@@ -399,6 +379,7 @@ MATCHED = "flops in place of a number, as in fastv:flops, matches the FLOPs of t
 # what may stand before a plus sign, and what of a profile it changes
 BEFORE = {
     "pixel": ("pixel_tau",),
+    "encoder": ("encoder_layer", "encoder_keep"),
     "merge": ("input_merge",),
     "input": ("input_keep",),
     "channels": ("ffn_layer", "ffn_keep"),
@@ -427,7 +408,7 @@ def parse_one(name: str, model: PolicyModel) -> Policy:
 
 
 def _behind(first: Policy, policy: Policy, name: str, model: PolicyModel) -> Policy:
-    """What `pixel:0`, `merge:0.5` or `input:0.5` leaves out, and then another policy."""
+    """What `pixel:0`, `encoder:8/0.5`, `merge:0.5` or `input:0.5` leaves out, and then another policy."""
     fields = BEFORE.get(first.name.partition(":")[0])
     if not fields or policy.weights or first.profile is None:
         raise HalfVError(f"The policy {name!r} is not valid: what stands before + must be one of {', '.join(BEFORE)}.")

@@ -10,7 +10,7 @@ import math
 import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Final, Literal
 
 import halfv_cpp
@@ -24,8 +24,6 @@ FROZEN: Final = "frozen"
 DROPPED: Final = "dropped"
 Rest = Literal["frozen", "dropped"]
 REST = (FROZEN, DROPPED)  # in the order of enum halfv_rest
-Reduction = tuple[int, float]  # an encoder's first layer that sees only some of a picture, and the share
-NO_REDUCTION: Reduction = (1, 1.0)
 MAX_FURTHER = halfv_cpp.HALFV_MAX_FURTHER
 MAX_WIDTH = halfv_cpp.HALFV_MAX_WIDTH
 WHOLES = ARRAY << 8 | UINT32  # a list of whole numbers; in a GGUF an array of u32
@@ -115,6 +113,29 @@ class Calibration:
     def to_json(self) -> dict[str, Any]:
         values = {name: getattr(self, name) for name in CALIBRATION_KEYS}
         return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items() if v is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Intake:
+    """What becomes of a picture before the language model: fields of a Profile, which libmtmd goes by."""
+
+    pixel_tau: float | None = None
+    input_keep: float = 1.0
+    encoder_layer: int = 1
+    encoder_keep: float = 1.0
+    input_merge: float = 1.0
+
+    @property
+    def keeps_rows(self) -> bool:
+        """Whether the language model is given all that the encoder gives."""
+        return self.input_keep == self.input_merge == 1
+
+    def within(self, profile: Profile) -> Profile:
+        """A profile with these in place of its own."""
+        return replace(profile, **asdict(self))
+
+
+WHOLE_INTAKE: Final = Intake()
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +264,7 @@ class Profile:
 
     def _given(self) -> Iterator[tuple[str, int, Any]]:
         """Key, GGUF type and value of each that is not left out; later ones are, where they do nothing."""
-        idle = {"encoder_layer", "encoder_keep"} if self.reduction == NO_REDUCTION else set()
+        idle = {"encoder_layer", "encoder_keep"} if (self.encoder_layer, self.encoder_keep) == (1, 1.0) else set()
         idle |= {"input_merge"} if self.input_merge == 1 else set()
         for pair, off in NARROW.items():
             idle |= set(pair) if tuple(getattr(self, name) for name in pair) == off else set()
@@ -271,9 +292,9 @@ class Profile:
         return self.ffn_keep < 1 or self.heads_keep < 1
 
     @property
-    def reduction(self) -> Reduction:
-        """What layers of the encoder see."""
-        return self.encoder_layer, self.encoder_keep
+    def intake(self) -> Intake:
+        """What it says of a picture before the language model."""
+        return Intake(**{field.name: getattr(self, field.name) for field in fields(Intake)})
 
     def to_gguf(self) -> dict[str, tuple[int, Any]]:
         """Metadata of a GGUF, each key with its type and value."""
@@ -337,15 +358,7 @@ class Profile:
         Returns:
             The same with stages that keep everything.
         """
-        return replace(
-            Profile.default(n_layer),
-            min_visual_tokens=self.min_visual_tokens,
-            pixel_tau=self.pixel_tau,
-            input_keep=self.input_keep,
-            encoder_layer=self.encoder_layer,
-            encoder_keep=self.encoder_keep,
-            input_merge=self.input_merge,
-        )
+        return self.intake.within(replace(Profile.default(n_layer), min_visual_tokens=self.min_visual_tokens))
 
     @classmethod
     def from_c(cls, struct_: halfv_cpp.halfv_profile) -> Profile:

@@ -14,7 +14,7 @@ from halfv_cpp import llama_h, log
 from halfv_edge.engine import libraries
 from halfv_edge.engine.encoder import find_mmproj
 from halfv_edge.engine.model_profile import resolve_profile
-from halfv_edge.engine.options import ProfileSource
+from halfv_edge.engine.options import Pruning
 from halfv_edge.errors import HalfVError
 from halfv_edge.gguf import encoder_keys
 from halfv_edge.gguf.read import read_metadata
@@ -55,16 +55,7 @@ class Outlook:
         }
 
 
-def look(
-    model: Path,
-    mmproj: Path | None,
-    *,
-    profile: ProfileSource = None,
-    keep: float | None = None,
-    pixel_tau: Any = None,
-    visual_share: float | None = None,
-    input_keep: float | None = None,
-) -> Outlook:
+def look(model: Path, mmproj: Path | None, wanted: Pruning) -> Outlook:
     """Without loading weights. An encoder that is not beside the model is none: a server may run text alone."""
     about = ModelFile.read(model)
     try:
@@ -72,7 +63,7 @@ def look(
     except HalfVError:
         if mmproj is not None:
             raise
-    resolved = resolve_profile(about, profile, keep, pixel_tau, visual_share, input_keep)
+    resolved = resolve_profile(about, wanted)
     found = resolved.profile
     if found and mmproj and found.input_keep < 1 and found.prunes(about.n_layer) and not _supported(about.path):
         resolved = dataclasses.replace(resolved, profile=found.encoder_part(about.n_layer))

@@ -24,6 +24,13 @@ MTMD_API size_t halfv_picture_rows(const mtmd_image_tokens * picture);
 // Writes at most `cap` and returns how many there are.
 MTMD_API int32_t halfv_picture_places(const mtmd_image_tokens * picture, int32_t * out, int32_t cap);
 
+// Groups of patches of which the encoder's later layers see only some (halfv.encoder.keep), and how many: 0 and 0 where they see
+// everything, as in a picture that is small or an encoder that always runs whole.
+MTMD_API int32_t halfv_picture_groups(const mtmd_image_tokens * picture, int32_t * n_seen);
+
+// The last layer that halfv.encoder.layer can name for this encoder; 0: it always runs whole.
+MTMD_API int32_t halfv_last_cut(const mtmd_context * ctx);
+
 #define HALFV_ROWS_UNKNOWN -1
 
 // Which of them go on, ascending: writes at most `cap` and returns how many there are. HALFV_ROWS_UNKNOWN: that is not

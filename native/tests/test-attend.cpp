@@ -4,6 +4,7 @@
 #include "check.h"
 #include "halfv-attend.h"
 #include "halfv-encoder.h"
+#include "halfv-tiles.h"
 
 #include "ggml-alloc.h"
 #include "ggml-backend.h"
@@ -78,7 +79,7 @@ static void test_attend(const shape & s, halfv::attend_with with, int n_threads)
         }
     }
     const double off = sqrt(error/total); // bf16 has 8 bits; scores of tens move weights by percents
-    const bool is_bf16 = with == halfv::attend_with::BF16;
+    const bool is_bf16 = with >= halfv::attend_with::BF16;
     if (!(off < (is_bf16 ? s.spread > 1 ? 0.1 : 0.01 : 1e-5))) {
         fprintf(stderr, "d %d heads %d/%d queries %d keys %d x %d: off by %g\n", s.d, s.n_head, s.n_head_kv, s.n_q, s.n_k, s.n, off);
         CHECK(false);
@@ -167,6 +168,47 @@ static void test_product(int n_rows, ggml_type type) {
     CHECK(most < (wide ? 1e-4 : 0.5));
 }
 
+// A product of tiles is that of its factors in bfloat16, whatever does not fill a tile, and whoever computes which part.
+static void test_tiles(int n_in, int n_out, int n_rows, int n_threads) {
+    ggml_context_ptr ctx(ggml_init({ 16*ggml_tensor_overhead() + ggml_graph_overhead(), nullptr, true }));
+    ggml_backend_ptr cpu(ggml_backend_init_by_type(GGML_BACKEND_DEVICE_TYPE_CPU, nullptr));
+    auto set_n_threads = (ggml_backend_set_n_threads_t) ggml_backend_reg_get_proc_address(
+        ggml_backend_dev_backend_reg(ggml_backend_get_device(cpu.get())), "ggml_backend_set_n_threads");
+    set_n_threads(cpu.get(), n_threads);
+    ggml_tensor * matrix = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_BF16, n_in, n_out);
+    ggml_tensor * wider  = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, n_in + 32, n_rows);
+    ggml_tensor * x      = ggml_view_2d(ctx.get(), wider, n_in, n_rows, wider->nb[1], 0);
+    CHECK(halfv::suits_tiles(matrix, x));
+    ggml_tensor * out = halfv::multiply_tiles(ctx.get(), matrix, x);
+    ggml_cgraph * graph = ggml_new_graph(ctx.get());
+    ggml_build_forward_expand(graph, out);
+    ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors(ctx.get(), cpu.get()));
+
+    std::mt19937 rng(seed);
+    std::normal_distribution<float> normal;
+    const auto fill = [&](ggml_tensor * t) { // with numbers that bfloat16 has
+        std::vector<float> values(ggml_nelements(t));
+        for (float & v : values) { v = ggml_bf16_to_fp32(ggml_fp32_to_bf16(normal(rng))); }
+        std::vector<ggml_bf16_t> narrow(values.size());
+        ggml_fp32_to_bf16_row(values.data(), narrow.data(), values.size());
+        ggml_backend_tensor_set(t, t->type == GGML_TYPE_F32 ? (void *) values.data() : narrow.data(), 0, ggml_nbytes(t));
+        return values;
+    };
+    const auto vm = fill(matrix), vx = fill(wider);
+    CHECK(ggml_backend_graph_compute(cpu.get(), graph) == GGML_STATUS_SUCCESS);
+    std::vector<float> got(ggml_nelements(out));
+    ggml_backend_tensor_get(out, got.data(), 0, ggml_nbytes(out));
+    double most = 0;
+    for (int i = 0; i < n_rows; ++i) {
+        for (int j = 0; j < n_out; ++j) {
+            double sum = 0;
+            for (int c = 0; c < n_in; ++c) { sum += (double) vm[(size_t) j*n_in + c]*vx[(size_t) i*(n_in + 32) + c]; }
+            most = std::max(most, std::fabs(got[(size_t) i*n_out + j] - sum));
+        }
+    }
+    CHECK(most < 1e-5*n_in);
+}
+
 static void test_grid_windows(int width, int height, int side) {
     std::vector<int> seen(width*height, 0);
     const auto windows = halfv::grid_windows(width, height, side);
@@ -193,6 +235,15 @@ int main(int argc, char ** argv) {
     for (int n_rows : { 1, 127, 128, 300 }) {
         for (ggml_type type : { GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_BF16 }) { test_product(n_rows, type); }
     }
+    if (!halfv::can_tile()) { printf("this CPU has no tiles of bfloat16\n"); }
+    for (int n_threads : { 1, 3 }) {
+        for (int n_rows : { 16, 33, 100 }) {
+            for (int n_out : { 1, 17, 64 }) {
+                if (halfv::can_tile()) { test_tiles(96, n_out, n_rows, n_threads); }
+            }
+        }
+        if (halfv::can_tile()) { test_tiles(4096, 130, 600, n_threads); } // more than is held at a time
+    }
     const shape shapes[] = {
         { 80, 2, 2, 64, 64, 5, 0.11f, 1.0f },   { 64, 4, 2, 36, 36, 3, 0.125f, 1.0f }, { 72, 2, 1, 100, 100, 1, 0.118f, 1.0f },
         { 128, 1, 1, 530, 530, 1, 0.09f, 1.0f }, { 16, 3, 3, 1, 1, 4, 0.25f, 1.0f },    { 20, 2, 2, 7, 300, 2, 0.2f, 1.0f },
@@ -200,7 +251,7 @@ int main(int argc, char ** argv) {
         { 80, 2, 2, 1030, 1030, 1, 0.11f, 1.0f }, { 64, 2, 2, 70, 600, 1, 0.125f, 4.0f },
     };
     CHECK(halfv::can_attend(halfv::best_attend()));
-    for (auto with : { halfv::attend_with::AVX2, halfv::attend_with::AVX512, halfv::attend_with::BF16 }) {
+    for (auto with : { halfv::attend_with::AVX2, halfv::attend_with::AVX512, halfv::attend_with::BF16, halfv::attend_with::TILES }) {
         if (!halfv::can_attend(with)) {
             printf("this CPU cannot compute attention in way %d\n", (int) with);
             continue;

@@ -34,7 +34,7 @@ def encoders(family: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         for attention in (STOCK, FAST):
             made[attention] = Encoder.load(
                 pair.vision, client.model, pair.text, use_gpu=False, n_threads=1, flash_attn=1, image_max_tokens=None,
-                pixel_tau=None, cache_bytes=0, weights="file", attention=attention,
+                cache_bytes=0, weights="file", attention=attention,
             )  # fmt: skip
             stack.callback(made[attention].close)
         yield made

@@ -19,6 +19,7 @@ from halfv_edge.draw.token_map import draw_token_map
 from halfv_edge.engine.images import load as load_image
 from halfv_edge.engine.model import Model
 from halfv_edge.engine.model_profile import resolve_profile
+from halfv_edge.engine.options import Pruning
 from halfv_edge.errors import HalfVError
 from halfv_edge.gguf.read import read_metadata
 from halfv_edge.gguf.write import replace_keys
@@ -100,14 +101,14 @@ def test_which_share(vlms: Vlms, monkeypatch: pytest.MonkeyPatch) -> None:
     about = ModelFile.read(vlms.path("qwen2vl"))
 
     def found(given: object, input_keep: float | None) -> float | None:
-        profile = resolve_profile(about, given, None, None, None, input_keep).profile
+        profile = resolve_profile(about, Pruning(profile=given, input_keep=input_keep)).profile
         return profile and profile.input_keep
 
     assert found(None, None) == found("qwen2.5-vl-7b", None) == 1
     assert found(None, 0.3) == found("qwen2.5-vl-7b", 0.3) == found("off", 0.3) == 0.3
     assert found(WHOLE.to_json() | {"input": {"keep": 0.4}}, None) == 0.4
     assert found(WHOLE.to_json() | {"input": {"keep": 0.4}}, 1) == 1
-    assert resolve_profile(about, "off", None, None, None, 1.0).profile is None
+    assert resolve_profile(about, Pruning(profile="off", input_keep=1.0)).profile is None
     for wrong in (0, 1.5):
         with pytest.raises(
             HalfVError, match=rf"^input_keep = {wrong} is not valid: it must be above 0 and at most 1\.$"
@@ -129,13 +130,13 @@ def test_a_language_model_that_cannot_be_pruned(vlms: Vlms, monkeypatch: pytest.
         given = dataclasses.replace(profile, input_keep=0.5)
         if profile == WHOLE:
             with Model.load(vlms.path("llava"), n_ctx=512, n_threads=1, profile=given) as model:
-                assert model.encoder.input_keep == 0.5
+                assert model.encoder.intake.input_keep == 0.5
                 assert not any("cannot be pruned" in note for note in model.notes)
         else:
             with pytest.raises(HalfVError, match="cannot be pruned: its architecture runs whole"):
                 Model.load(vlms.path("llava"), n_ctx=512, n_threads=1, profile=given)
     with Model.load(vlms.path("llava"), n_ctx=512, n_threads=1) as model:
-        assert model.profile is None and model.encoder.input_keep == 1
+        assert model.profile is None and model.encoder.intake.input_keep == 1
 
 
 #

@@ -20,6 +20,7 @@ from halfv_edge.engine.chat import Chat
 from halfv_edge.engine.images import load as load_image
 from halfv_edge.engine.model import Model
 from halfv_edge.engine.model_profile import resolve_profile
+from halfv_edge.engine.options import Pruning
 from halfv_edge.errors import HalfVError
 from halfv_edge.gguf.read import read_metadata
 from halfv_edge.gguf.write import replace_keys
@@ -182,27 +183,29 @@ def test_remembered_by_content_and_tau(vlms: Vlms, model: Model) -> None:
 
 def test_the_file_may_carry_it(vlms: Vlms) -> None:
     model = vlms.load("qwen2vl", profile=json.loads(json.dumps(WHOLE.to_json())) | {"pixel": {"tau": 0.5}})
-    assert model.encoder.pixel_tau == model.profile.pixel_tau == 0.5
-    assert vlms.load("llava", pixel_tau=0).encoder.pixel_tau is None
+    assert model.encoder.intake.pixel_tau == model.profile.pixel_tau == 0.5
+    assert vlms.load("llava", pixel_tau=0).encoder.intake.pixel_tau is None
 
 
 def test_which_tau(vlms: Vlms, monkeypatch: pytest.MonkeyPatch) -> None:
     about = ProfileModel.read(vlms.path("qwen2vl"))
 
-    def found(*given: object) -> float | None:
-        profile = resolve_profile(about, *given).profile
-        return profile and profile.pixel_tau
+    def profile(given: object = None, pixel_tau: object = None, **more: object) -> Profile | None:
+        return resolve_profile(about, Pruning(profile=given, pixel_tau=pixel_tau, **more)).profile
 
-    assert found(None, None) is None
-    assert found(None, None, 0) == 0 and found(None, 0.3, 4) == 4
-    assert found("qwen2.5-vl-7b", None) == 0
-    assert found("qwen2.5-vl-7b", None, "off") is None and found("qwen2.5-vl-7b", None, 3) == 3
-    assert found("off", None, 1) == 1 and not resolve_profile(about, "off", None, 1).profile.prunes(6)
-    assert resolve_profile(about, "off", None, "off").profile is None
+    def found(*given: object, **more: object) -> float | None:
+        return (made := profile(*given, **more)) and made.pixel_tau
+
+    assert found() is None
+    assert found(None, 0) == 0 and found(None, 4, keep=0.3) == 4
+    assert found("qwen2.5-vl-7b") == 0
+    assert found("qwen2.5-vl-7b", "off") is None and found("qwen2.5-vl-7b", 3) == 3
+    assert found("off", 1) == 1 and not profile("off", 1).prunes(6)
+    assert profile("off", "off") is None
     with pytest.raises(HalfVError, match=r"^pixel_tau = 256 is not valid: it must be between 0 and 255\.$"):
-        found(None, None, 256)
+        found(None, 256)
     monkeypatch.setenv("HALFV", "off")
-    assert resolve_profile(about, None, None, 1).profile is None
+    assert profile(None, 1) is None
 
 
 #

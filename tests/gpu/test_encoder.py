@@ -45,6 +45,18 @@ def test_default_types(encoders: Encoders, tmp_path: Path) -> None:
     assert least_cosine(actual, expected) >= 0.9995
 
 
+@pytest.mark.parametrize("kind", ["qwen2vl", "qwen2.5vl", "gemma3", "llava"])
+def test_fewer_groups(kind: str, gpu: str, tmp_path: Path) -> None:
+    """In two runs, of which the second sees half of the groups; on the device both."""
+    mmproj, picture = write_mmproj(tmp_path / "mmproj.gguf", kind, n_embd=N_EMBD, n_vision=128), noise(*SIZE)
+    with Encoders(tmp_path, "qwen2vl" if "vl" in kind else "llama") as encoders:
+        whole = encoders.embeddings(mmproj, picture)
+        expected = encoders.embeddings(mmproj, picture, reduction=(1, 0.5))
+        actual = encoders.embeddings(mmproj, picture, reduction=(1, 0.5), use_gpu=True)
+    assert f"{gpu} compute buffer size" in log.text() and "graph splits = 1," in log.text()
+    assert nmse(actual, expected) <= MAX_NMSE < nmse(whole, expected)
+
+
 @pytest.mark.parametrize("flash", [0, 1], ids=["plain", "flash"])
 @pytest.mark.parametrize("kind", ["qwen2vl", "qwen2.5vl"])
 def test_left_out_patches(kind: str, flash: int, gpu: str, tmp_path: Path) -> None:

@@ -319,6 +319,10 @@ def cost(profile: Profile | None, n: int) -> float:
         ),
         ("merge:0.25", Policy("merge:0.25", Profile(1, 1, 0.1, 28, 1, "dropped", input_merge=0.25))),
         (
+            "encoder:8/0.5+profile",
+            Policy("encoder:8/0.5+profile", dataclasses.replace(OWN, encoder_layer=8, encoder_keep=0.5)),
+        ),
+        (
             "merge:0.5+pixel:0+cut:2/0.25",
             Policy(
                 "merge:0.5+pixel:0+cut:2/0.25",
@@ -449,7 +453,7 @@ def test_matched_flops(name: str) -> None:
         ("wipe:21", "halfv.further.layers = 21 is not valid: it must be above the halfv.ssr.layer before it"),
         (
             "fastv:0.5+profile",
-            r"what stands before \+ must be one of pixel, merge, input, channels, heads, neighbour, yopo",
+            r"what stands before \+ must be one of pixel, encoder, merge, input, channels, heads, neighbour, yopo",
         ),
         ("heads:4", "it is like heads:4/0.5"),
         ("neighbour:4/6", "halfv.neighbours.width = 6 is not valid"),

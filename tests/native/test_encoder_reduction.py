@@ -83,6 +83,50 @@ def test_whole_is_as_before(family: str, pairs: Callable[[str], Pair]) -> None:
     assert np.array_equal(rows(pair, picture, 0.5, layer=99), before)
 
 
+TILED = ("llava_next_mistral", "smolvlm", "internvl")
+FURTHER = ("mistral3", "paddleocr_vl", "glm4v", "gemma4", "lfm2_vl")
+
+
+def all_rows(pair: Pair, picture: np.ndarray, keep: float, **more: Any) -> list[np.ndarray]:
+    def set_profile(model: int) -> None:
+        stages = (1, 1.0, 0.1, llama_h.llama_model_n_layer(model), 1.0, "dropped")
+        seen = {"min_visual_tokens": 0, "encoder_layer": 1, "encoder_keep": keep} | more
+        halfv_cpp.set_model_profile(model, Profile(*stages, **seen).to_c())
+
+    return run_prompt(pair.text, pair.vision, picture, f"{MARKER} a", on_model=set_profile).pictures
+
+
+@pytest.mark.parametrize("family", TILED)
+def test_tiles_one_by_one(family: str, pairs: Callable[[str], Pair]) -> None:
+    """What a tile loses does not depend on the others; whole ones are as before, to the bit."""
+    pair = pairs(family)
+    width, height = 2 * hf_reference.SIZES[family][0], hf_reference.SIZES[family][1]
+    left, right = (hf_reference.random_picture(width, height, seed=seed) for seed in (1, 2))
+    before = run_prompt(pair.text, pair.vision, left, f"{MARKER} a").pictures
+    assert len(before) > 1
+    for found, expected in zip(all_rows(pair, left, 1.0), before, strict=True):
+        assert np.array_equal(found, expected)
+    reduced_rows = all_rows(pair, left, 0.5)
+    for found, expected in zip(reduced_rows, before, strict=True):
+        assert found.shape == expected.shape and np.isfinite(found).all()
+        assert distance(found, expected) > LIKE_GGML
+    other = np.concatenate([left[:, : width // 2], right[:, width // 2 :]], axis=1)  # other tiles to the right
+    same = [np.array_equal(a, b) for a, b in zip(all_rows(pair, other, 0.5), reduced_rows, strict=True)]
+    assert any(same) and not all(same)
+
+
+@pytest.mark.parametrize("family", FURTHER)
+def test_further_encoders(family: str, pairs: Callable[[str], Pair]) -> None:
+    """Positions are those of the whole picture: with one group left out the others are nearly what they were."""
+    pair, picture = pairs(family), hf_reference.random_picture(*hf_reference.SIZES[family])
+    whole = run_prompt(pair.text, pair.vision, picture, f"{MARKER} a").pictures[0]
+    assert np.array_equal(rows(pair, picture, 1.0), whole)
+    fewer, half = rows(pair, picture, 0.999), rows(pair, picture, 0.5)
+    assert fewer.shape == half.shape == whole.shape
+    off = [np.abs(found - whole).max(axis=1) / whole.std() for found in (fewer, half)]
+    assert np.median(off[0]) < 0.1 * np.median(off[1]), (np.median(off[0]), np.median(off[1]))
+
+
 def test_after_deepstack_it_is_whole(pairs: Callable[[str], Pair]) -> None:
     """What DeepStack reads of a layer that saw everything would be lost between the two runs."""
     pair, picture = pairs("qwen3_vl"), drawn("qwen3_vl")

@@ -14,7 +14,7 @@ from PIL import Image
 
 from halfv_edge.engine.encoder import Encoder
 from halfv_edge.engine.images import Picture
-from halfv_edge.profile.profile import Profile
+from halfv_edge.profile.profile import Intake, Profile
 from tests.support.tiny_models import make_tiny
 
 N_EMBD, N_LAYER = 64, 4  # of the language model that they belong to
@@ -35,13 +35,14 @@ class Encoders(contextlib.ExitStack):
     @contextlib.contextmanager
     def open(
         self, mmproj: Path, weights: str = "off", attention: int = STOCK, flash: int = 1, use_gpu: bool = False,
-        tau: float | None = None,
+        tau: float | None = None, reduction: tuple[int, float] = (1, 1.0),
     ) -> Iterator[Encoder]:  # fmt: skip
-        profile = dataclasses.replace(Profile.default(N_LAYER), pixel_tau=tau).to_c()
-        halfv_cpp.set_model_profile(self.model, None if tau is None else profile)
+        intake = Intake(pixel_tau=tau, encoder_layer=reduction[0], encoder_keep=reduction[1])
+        profile = intake.within(dataclasses.replace(Profile.default(N_LAYER), min_visual_tokens=0)).to_c()
+        halfv_cpp.set_model_profile(self.model, None if intake == Intake() else profile)
         encoder = Encoder.load(
             mmproj, self.model, self.path, use_gpu=use_gpu, n_threads=1, flash_attn=flash, image_max_tokens=None,
-            pixel_tau=tau, cache_bytes=0, weights=weights, attention=attention,
+            intake=intake, cache_bytes=0, weights=weights, attention=attention,
         )  # fmt: skip
         try:
             yield encoder

@@ -47,20 +47,25 @@ def main() -> None:
     print(json.dumps(report | {"rows": rows}, indent=2, default=asdict) if args.json else _table(rows))
 
 
-def _measure(args: argparse.Namespace, shape: shapes.Shape, counts: list[int], folder: Path) -> Any:
-    mmproj = shapes.mmproj_file(args.shape, shape, args.models)
+def files_of(name: str, shape: shapes.Shape, models: Path, folder: Path) -> tuple[Path, int, Path]:
+    """The encoder's file, a small language model that it fits, loaded, and that one's file, in a folder that may go."""
+    mmproj = shapes.mmproj_file(name, shape, models)
     arch = "qwen3vl" if shape.arch == "qwen3vl" else "llama"  # a row of DeepStack is longer than others
     sizes = {"n_embd": shape.n_embd, "n_layer": 4, "n_ff": 32, "n_deepstack_layers": shape.n_deepstack_layers}
     text = shapes._writers().write_model(folder / "text.gguf", arch, **sizes)
     llama_h.llama_backend_init()
     model = llama_h.llama_model_load_from_file(str(text).encode(), llama_h.llama_model_default_params())
     assert model is not None
+    return mmproj, model, text
+
+
+def _measure(args: argparse.Namespace, shape: shapes.Shape, counts: list[int], folder: Path) -> Any:
+    mmproj, model, text = files_of(args.shape, shape, args.models, folder)
     options = {
         "use_gpu": True,
         "n_threads": args.threads,
         "flash_attn": -1,
         "image_max_tokens": None,
-        "pixel_tau": None,
         "cache_bytes": 0,
     }
     encoders: dict[str, Encoder] = {}

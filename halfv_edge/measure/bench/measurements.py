@@ -38,8 +38,7 @@ class Contender:
     @property
     def encoder(self) -> EncoderSettings:
         policy = self.policy
-        rows = policy.input_keep, policy.input_merge
-        return EncoderSettings(policy.max_tokens, policy.tau, *rows, *policy.reduction, policy.weights)
+        return EncoderSettings(policy.max_tokens, policy.intake, policy.weights)
 
 
 class Bench(contextlib.ExitStack):
@@ -96,7 +95,7 @@ class Bench(contextlib.ExitStack):
             contender.worker.ask(
                 "add", name=contender.name, profile=values, switched_off=contender.switched_off,
                 n_ctx=-(-room // 256) * 256, choice=CHOICES.index(policy.choice), seed=policy.seed,
-                **contender.encoder._asdict(),
+                encoder=contender.encoder.as_json(),
             )  # fmt: skip
 
     @property
@@ -123,8 +122,8 @@ class Bench(contextlib.ExitStack):
                 self.progress(Progress(self.n_done, self.n_requests, doing))
                 key = contender.worker, contender.encoder
                 if key not in encoded:
-                    settings = contender.encoder._asdict()
-                    encoded[key] = contender.worker.ask("encode", **settings, **self._picture(at))
+                    settings = contender.encoder.as_json()
+                    encoded[key] = contender.worker.ask("encode", settings=settings, **self._picture(at))
                 answer = call(contender) | encoded[key]
                 self.n_done += 1
                 if at_round >= self.options.warm_up:
@@ -258,7 +257,7 @@ def check_pruned(contender: Contender, answers: list[Answer]) -> dict[str, Any] 
         return None
     last = answers[-1]
     stats: dict[str, Any] | None = last["stats"]
-    if not stats and (contender.policy.input_keep < 1 or contender.policy.input_merge < 1):
+    if not stats and not contender.policy.intake.keeps_rows:
         return None  # what it does was done before the language model
     if not stats:
         raise RunError(

@@ -12,7 +12,7 @@ from halfv_edge import files
 from halfv_edge.engine import images as image_files
 from halfv_edge.engine.encoder import find_mmproj
 from halfv_edge.engine.model_profile import resolve_profile
-from halfv_edge.engine.options import ProfileSource, check_choice
+from halfv_edge.engine.options import ProfileSource, Pruning, check_choice
 from halfv_edge.errors import HalfVError
 from halfv_edge.hub.find import locate_files
 from halfv_edge.measure.bench import shapes
@@ -94,7 +94,7 @@ def given_model(
     located = locate_files(model, mmproj)
     about = ModelFile.read(located.model)
     pictures = _files(images) or tuple(_drawn(drawing, SQUARE) for drawing in draw or ("photo",))
-    own = resolve_profile(about, profile, None).profile
+    own = resolve_profile(about, Pruning(profile=profile)).profile
     return Subject(located.model.name, about, find_mmproj(located.mmproj, about), pictures, own)
 
 
@@ -113,7 +113,7 @@ def random_model(
         for count in model.tokens or shape.tokens
         for drawing in draw or ("photo",)
     )
-    own = resolve_profile(about, profile, None).profile
+    own = resolve_profile(about, Pruning(profile=profile)).profile
     return Subject(model.shape, about, mmproj, pictures, own, f"random, {model.ftype}")
 
 

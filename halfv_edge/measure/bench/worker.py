@@ -23,7 +23,7 @@ from PIL import Image
 
 from halfv_edge.measure.bench import pictures, shapes
 from halfv_edge.measure.bench.workers import EncoderSettings
-from halfv_edge.profile.profile import NO_REDUCTION
+from halfv_edge.profile.profile import Profile
 from halfv_edge.testing.client import Client, collect_log, log_text
 
 DEVICE = re.compile(r"using device (\w+ \([^)]*\))")
@@ -122,7 +122,7 @@ class LibrariesUnderTest:
         """The tokens of a whole picture."""
         if not self.options["mmproj"]:
             return {"n_visual": n_visual, "n_text": 0}
-        encoded = EncodedPicture(self._encoder(EncoderSettings(None, None, 1.0, 1.0, *NO_REDUCTION, None)))
+        encoded = EncodedPicture(self._encoder(EncoderSettings()))
         self._tokenize(encoded, _image(**picture))
         counts = {"n_visual": 0, "n_text": 0}
         for chunk, is_text in encoded.all_chunks():
@@ -130,32 +130,21 @@ class LibrariesUnderTest:
         encoded.close()
         return counts
 
-    def encode(
-        self,
-        max_tokens: int | None,
-        tau: float | None,
-        input_keep: float,
-        input_merge: float,
-        encoder_layer: int,
-        encoder_keep: float,
-        weights: str | None,
-        n_visual: int | None,
-        **picture: Any,
-    ) -> dict[str, Any]:
+    def encode(self, settings: dict[str, Any], n_visual: int | None, **picture: Any) -> dict[str, Any]:
         """Give a picture to an encoder, or imagine its embeddings where there is none."""
+        wanted = EncoderSettings.of(settings)
         if not self.options["mmproj"]:
             assert n_visual is not None
-            if input_keep < 1 or input_merge < 1:
+            if not wanted.intake.keeps_rows:
                 raise RuntimeError("the choice before the language model needs a vision encoder, and there is none")
             self.embeddings = pictures.random_image(n_visual, self.first.n_embd_inp)
             return {"encode_s": 0.0, "n_visual": n_visual, "n_patches": n_visual, "n_text": 0, "n_first": 0}
         image = _image(**picture)
-        settings = EncoderSettings(max_tokens, tau, input_keep, input_merge, encoder_layer, encoder_keep, weights)
-        if settings in self.encoded:
-            self.encoded.pop(settings).close()
-        encoder = self._encoder(settings)
+        if wanted in self.encoded:
+            self.encoded.pop(wanted).close()
+        encoder = self._encoder(wanted)
         started = time.perf_counter()
-        encoded = self.encoded[settings] = EncodedPicture(encoder)
+        encoded = self.encoded[wanted] = EncodedPicture(encoder)
         self._tokenize(encoded, image)
         self._encode(encoded)
         seconds = time.perf_counter() - started
@@ -231,7 +220,7 @@ class LibrariesUnderTest:
 
     def _encoder(self, settings: EncoderSettings) -> int:
         if settings not in self.encoders:
-            max_tokens, tau, input_keep, input_merge, encoder_layer, encoder_keep, weights = settings
+            max_tokens, intake, weights = settings
             params = mtmd_h.mtmd_context_params_default()
             params.use_gpu = self.settings["n_gpu_layers"] != 0
             params.print_timings = params.warmup = False
@@ -239,11 +228,8 @@ class LibrariesUnderTest:
             if limits := [limit for limit in (max_tokens, self.options["image_max_tokens"]) if limit]:
                 params.image_max_tokens = min(limits)
             if self.prunes:  # libmtmd asks the model for it
-                profile = halfv_cpp.default_profile(llama_h.llama_model_n_layer(self.first.model))
-                profile.pixel_prune, profile.pixel_tau = tau is not None, tau or 0.0
-                profile.input_keep, profile.input_merge = input_keep, input_merge
-                profile.encoder_layer, profile.encoder_keep = encoder_layer, encoder_keep
-                halfv_cpp.set_model_profile(self.first.model, profile)
+                base = Profile.default(llama_h.llama_model_n_layer(self.first.model))
+                halfv_cpp.set_model_profile(self.first.model, intake.within(base).to_c())
                 is_stock = (weights or self.options["mmproj_type"]) == "off"
                 how = halfv_cpp.HALFV_ATTENTION_STOCK if is_stock else halfv_cpp.HALFV_ATTENTION_FAST
                 halfv_cpp.check(halfv_cpp.halfv_set_encoder((weights or self.options["mmproj_type"]).encode(), how))
@@ -289,8 +275,7 @@ class LibrariesUnderTest:
             pos = pictures.grid_positions(client.next_pos[0], rows, columns) if client.is_mrope else None
             client.image(self.embeddings, pos)
             return
-        contender = self.contenders[name]
-        encoded = self.encoded[EncoderSettings(*(contender[name] for name in EncoderSettings._fields))]
+        encoded = self.encoded[EncoderSettings.of(self.contenders[name]["encoder"])]
         for part in encoded.parts:
             if isinstance(part, list):
                 client.text(part, logits_last=False)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from halfv_cpp import library
 
 from halfv_edge.errors import HalfVError, RunError
+from halfv_edge.profile.profile import WHOLE_INTAKE, Intake
 
 Answer = dict[str, Any]
 
@@ -20,13 +23,16 @@ Answer = dict[str, Any]
 class EncoderSettings(NamedTuple):
     """What an encoder is told, where it differs from the model's own."""
 
-    max_tokens: int | None  # of a picture
-    tau: float | None  # of patches that are left out
-    input_keep: float  # of the encoder's rows
-    input_merge: float  # of them, before that
-    encoder_layer: int  # the first one that sees only some of a picture
-    encoder_keep: float
-    weights: str | None  # type of its weights
+    max_tokens: int | None = None  # of a picture
+    intake: Intake = WHOLE_INTAKE
+    weights: str | None = None  # type of its weights
+
+    def as_json(self) -> dict[str, Any]:
+        return self._asdict() | {"intake": dataclasses.asdict(self.intake)}
+
+    @classmethod
+    def of(cls, said: Mapping[str, Any]) -> EncoderSettings:
+        return cls(said["max_tokens"], Intake(**said["intake"]), said["weights"])
 
 
 class Worker(contextlib.AbstractContextManager["Worker"]):

@@ -164,8 +164,10 @@ class Calibrator:
             divergence=found.best.divergence,
         )
         done = [search.finished(check.profile, visual) for check in (found.best, *found.frontier)]
-        layer, share = self.probe.runtime.encoder.reduction  # the samples were encoded with it
-        done = [dataclasses.replace(each, encoder_layer=layer, encoder_keep=share) for each in done]
+        own = self.probe.runtime.encoder.intake  # with which the samples were encoded
+        done = [
+            dataclasses.replace(own, pixel_tau=each.pixel_tau, input_keep=each.input_keep).within(each) for each in done
+        ]
         profile = dataclasses.replace(done[0], calibration=evidence).validate(self.probe.n_layer)
         return CalibrationResult(
             profile, curves, all_entropy, (first, second), found, len(seen), n_frozen, len(tried), n_visual,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -28,7 +29,7 @@ class Costs:
         """From these samples, each of which can be encoded."""
         share, seconds = {}, {}
         for tau in taus:
-            encoder = probe.encoder(tau, probe.runtime.encoder.input_keep)
+            encoder = probe.encoder(dataclasses.replace(probe.runtime.encoder.intake, pixel_tau=tau))
             given, whole, spent = 0, 0, []
             for sample in samples:
                 if timed:
@@ -43,7 +44,7 @@ class Costs:
                 whole += sum(chunk.n_patches for chunk in chunks)
             share[tau] = given / max(1, whole)
             seconds[tau] = statistics.median(spent) if timed else 0.0
-        keep = probe.runtime.encoder.input_keep
+        keep = probe.runtime.encoder.intake.input_keep
         return cls(probe, n_visual, share, keep, seconds, probe.flops_per_sec() if timed else 1.0)
 
     def speedup(self, profile: Profile, n_text: int = 0) -> float:

@@ -66,7 +66,7 @@ def calibration_page(path: Path, result: CalibrationResult, model: Model, sample
 
 def _kept(sample: Sample, profile: Profile, model: Model, probe: Probe) -> TokenMap:
     picture = sample.load()
-    encoder = probe.encoder(profile.pixel_tau, profile.input_keep)
+    encoder = probe.encoder_for(profile)
     chosen = probe.kept(probe.items(picture, sample.question, encoder), profile)
     return encoder.token_map(encoder.tokens(picture), chosen)
 

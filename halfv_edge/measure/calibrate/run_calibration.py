@@ -119,13 +119,13 @@ def run_calibration(
 
 def _taus(model: Model) -> tuple[float | None, ...]:
     """What to try of patches that repeat: what was asked for, else all of them and none, where the encoder can."""
-    asked = model.encoder.pixel_tau
+    asked = model.encoder.intake.pixel_tau
     return (None, 0.0) if asked is None and model.encoder.spares_patches else (asked,)
 
 
 def _inputs(model: Model) -> tuple[float, ...]:
     """What to try of shares that go on from the encoder: what was asked for, else several."""
-    asked = model.encoder.input_keep
+    asked = model.encoder.intake.input_keep
     return INPUTS if asked == 1 else (asked,)
 
 
@@ -136,9 +136,7 @@ def _settings(model: Model) -> dict[str, Any]:
         "model": _fingerprint(model.path),
         "mmproj": _fingerprint(model.encoder.path),
         "image_max_tokens": options.image_max_tokens,
-        "pixel_tau": model.encoder.pixel_tau,
-        "input_keep": model.encoder.input_keep,
-        "reduction": list(model.encoder.reduction),
+        "intake": dataclasses.asdict(model.encoder.intake),
         "kv_type": options.kv_type,
     }
 

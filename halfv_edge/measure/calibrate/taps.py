@@ -20,7 +20,7 @@ from halfv_edge.errors import HalfVError, RunError
 from halfv_edge.measure.arrays import Floats
 from halfv_edge.measure.calibrate import entropy
 from halfv_edge.measure.choosing import cover_input
-from halfv_edge.profile.profile import Profile
+from halfv_edge.profile.profile import Intake, Profile
 
 ROOM = 64  # tokens of an answer, and more than enough
 RATE_TOKENS = 96  # of text, to see how fast this machine is
@@ -61,8 +61,8 @@ class Probe:
         self.n_embd = model.runtime.n_embd
         self._context: Context | None = None
         self._profile: Profile | None = None
-        self._plans_for: tuple[float | None, float] | None = None
-        self._encoders = {(model.encoder.pixel_tau, model.encoder.input_keep): model.encoder}
+        self._plans_for: Intake | None = None
+        self._encoders = {model.encoder.intake: model.encoder}
 
     def close(self) -> None:
         self._drop()
@@ -79,29 +79,39 @@ class Probe:
         """An empty context with this profile; None: unpruned, and observable."""
         own = self.runtime.encoder
         default = Profile.default(self.n_layer)
-        profile = profile or dataclasses.replace(default, pixel_tau=own.pixel_tau, input_keep=own.input_keep)
+        profile = profile or own.intake.within(default)
         if self._context and self._profile == profile:
             self._context.clear()
             return self._context
         self._drop()
-        encoder = self.encoder(profile.pixel_tau, 1.0 if own.is_mrope else profile.input_keep)
+        encoder = self.encoder(self._all_rows(profile) if own.is_mrope else self._intake(profile))
         self._context, self._profile = self.runtime.context(profile, encoder=encoder), profile
         return self._context
 
-    def encoder(self, pixel_tau: float | None, input_keep: float) -> Encoder:
+    def _intake(self, profile: Profile) -> Intake:
+        """What candidates differ in before the language model; the rest is the model's own."""
+        own = self.runtime.encoder.intake
+        return dataclasses.replace(own, pixel_tau=profile.pixel_tau, input_keep=profile.input_keep)
+
+    def _all_rows(self, profile: Profile) -> Intake:
+        return dataclasses.replace(self._intake(profile), input_keep=1.0)
+
+    def encoder(self, intake: Intake) -> Encoder:
         """The model's, or the same that leaves patches or rows out."""
-        key = pixel_tau, input_keep
-        if key not in self._encoders:
+        if intake not in self._encoders:
             if self._plans_for in self._encoders:  # only ever says how many rows there will be: one at a time
                 self._encoders.pop(self._plans_for).close()
             own, options = self.runtime.encoder, self.runtime.options
-            self._plans_for = key if own.is_mrope and input_keep not in (1.0, own.input_keep) else None
-            self._encoders[key] = self.runtime.load_encoder(
-                image_max_tokens=options.image_max_tokens, pixel_tau=pixel_tau, input_keep=input_keep,
-                input_merge=self.runtime.encoder.input_merge, reduction=self.runtime.encoder.reduction,
-                weights=options.mmproj_type,
-            )  # fmt: skip
-        return self._encoders[key]
+            plans = own.is_mrope and intake.input_keep not in (1.0, own.intake.input_keep)
+            self._plans_for = intake if plans else None
+            self._encoders[intake] = self.runtime.load_encoder(
+                image_max_tokens=options.image_max_tokens, intake=intake, weights=options.mmproj_type
+            )
+        return self._encoders[intake]
+
+    def encoder_for(self, profile: Profile) -> Encoder:
+        """The one that a candidate is run with."""
+        return self.encoder(self._intake(profile))
 
     def items(self, picture: Picture, question: str, encoder: Encoder | None = None) -> list[Item]:
         """The prompt as the model's chat template has it."""
@@ -112,10 +122,10 @@ class Probe:
 
         A picture is encoded once for all shares, where no row has to stay.
         """
-        encoder = self.encoder(profile.pixel_tau, profile.input_keep)
+        encoder = self.encoder_for(profile)
         if profile.input_keep == 1 or not encoder.is_mrope:
             return self.items(picture, question, encoder)
-        whole = self.items(picture, question, self.encoder(profile.pixel_tau, 1.0))
+        whole = self.items(picture, question, self.encoder(self._all_rows(profile)))
         return cover_input(self.runtime, encoder.tokens(picture), whole)
 
     def observe(self, items: Sequence[Item], freeze: bool) -> Observation:

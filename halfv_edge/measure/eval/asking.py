@@ -26,7 +26,7 @@ from halfv_edge.measure.choosing import Chooser, ChosenChunk, choose_input, rais
 from halfv_edge.measure.encoder_attention import EncoderAttention
 from halfv_edge.measure.policies import CHOICES, Policy
 from halfv_edge.measure.selectors import BY_ENCODER
-from halfv_edge.profile.profile import Profile, Reduction
+from halfv_edge.profile.profile import Intake, Profile
 
 BIG = (2048, 2048)  # pixels: more than any limit on tokens lets through
 CTX_STEP = 256
@@ -51,8 +51,7 @@ class PolicyAnswer:
     unpruned: str  # why, "" when it was pruned
 
 
-# what tells encoders apart: size, tau, shares of rows, reduction, type of the weights
-EncoderKey = tuple[int | None, float | None, tuple[float, float], Reduction, str]
+EncoderKey = tuple[int | None, Intake, str]  # what tells encoders apart: size, and type of the weights
 
 
 class Asker:
@@ -68,9 +67,7 @@ class Asker:
         self._own_encoder = model.encoder
         self._own_encoder._cache.clear()  # so that the encoding of every picture is timed
         options = model.runtime.options
-        seen = model.encoder
-        rows = seen.input_keep, seen.input_merge
-        own = options.image_max_tokens, seen.pixel_tau, rows, seen.reduction, options.mmproj_type
+        own = options.image_max_tokens, model.encoder.intake, options.mmproj_type
         self._encoders: dict[EncoderKey, Encoder] = {own: model.encoder}
         self._encode_s: dict[tuple[str, int | None, str | None], float] = {}
         self._attention: EncoderAttention | None = None  # for selectors that go by it
@@ -88,17 +85,12 @@ class Asker:
         """One that sees as the policy wants; the model's own may leave patches out."""
         own, options = self._own_encoder, self.runtime.options
         limit = policy.max_tokens or options.image_max_tokens
-        tau = policy.tau if own.is_mrope else None  # others take every picture whole
-        rows = policy.input_keep, policy.input_merge
-        key = limit, tau, rows, policy.reduction, policy.weights or options.mmproj_type
+        tau = policy.intake.pixel_tau if own.is_mrope else None  # others take every picture whole
+        intake, weights = dataclasses.replace(policy.intake, pixel_tau=tau), policy.weights or options.mmproj_type
+        key = limit, intake, weights
         if key not in self._encoders:
             encoder = self._encoders[key] = self.runtime.load_encoder(
-                image_max_tokens=limit,
-                pixel_tau=tau,
-                input_keep=policy.input_keep,
-                input_merge=policy.input_merge,
-                reduction=policy.reduction,
-                weights=key[-1],
+                image_max_tokens=limit, intake=intake, weights=weights
             )
             if policy.max_tokens:
                 self._check_limit(policy, policy.max_tokens, encoder)
@@ -147,7 +139,7 @@ class Asker:
     def items(self, policy: Policy, picture: Picture, question: str) -> tuple[list[Item], list[Item], float]:
         """The prompt up to the picture's end, the rest, and the seconds that the encoder took for this picture."""
         # one encoding serves all shares: what libmtmd would choose is chosen here, where no row has to stay
-        if policy.profile and (policy.chooses_input or (policy.input_keep < 1 and self._own_encoder.is_mrope)):
+        if policy.profile and (policy.chooses_input or (policy.intake.input_keep < 1 and self._own_encoder.is_mrope)):
             whole = dataclasses.replace(
                 policy, profile=dataclasses.replace(policy.profile, input_keep=1.0), selector=None
             )
@@ -191,7 +183,7 @@ class Asker:
         return PolicyAnswer(
             tokens, self._text(tokens), np.stack(logits[: self.kl_tokens]), kl, encode_s, enter - start, end - enter,
             self._flops(policy, head, tail, stats), n_patches, n_visual, stats.get("n_kept", n_visual), n_deep,
-            "" if least < n_patches or policy.shortens_encoder else _why_whole(policy, stats),
+            "" if least < n_patches or policy.intake.encoder_keep < 1 else _why_whole(policy, stats),
         )  # fmt: skip
 
     def _follow(self, context: Context, logits: list[Floats], teacher: PolicyAnswer) -> float:

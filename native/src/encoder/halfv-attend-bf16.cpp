@@ -1,4 +1,5 @@
 #include "halfv-attend-kernel.h"
+#include "halfv-tile-registers.h"
 
 #ifdef HALFV_ATTEND
 
@@ -53,10 +54,16 @@ HALFV_INLINE __m512 exp2_of(__m512 x) {
     return _mm512_scalef_ps(y, whole);
 }
 
+int padded(int n, int unit) { return (n + unit - 1)/unit*unit; }
+
 struct shape : heads {
-    int pairs()  const { return (d + 1)/2; } // of columns
-    int blocks() const { return (d + LANES - 1)/LANES; }
-    int keys()   const { return (n_k + LANES - 1)/LANES*LANES; }
+    bool in_tiles; // 32 queries, keys and columns at a time
+
+    int unit()   const { return in_tiles ? 2*LANES : LANES; }
+    int rows(int n) const { return padded(n, in_tiles ? 2*LANES : ROWS); }
+    int pairs()  const { return in_tiles ? padded(d, 2*LANES)/2 : (d + 1)/2; } // of columns
+    int blocks() const { return padded(d, LANES)/LANES; }
+    int keys()   const { return padded(n_k, unit()); }
 };
 
 // Rows of short windows are far apart and of one use: the next head's come while this one's are used.
@@ -157,9 +164,91 @@ HALFV_INLINE void mix(const uint16_t * weights, const uint32_t * v, int n_pairs,
     }
 }
 
+#ifdef HALFV_TILES
+// 32 queries times n_keys keys, a multiple of 32
+HALFV_TILE_TARGET void tile_scores(const uint32_t * q, const uint32_t * k, int pairs, int n_keys, float * out) {
+    const size_t row = pairs*sizeof(uint32_t), out_row = CHUNK*sizeof(float);
+    tile_fence();
+    for (int b = 0; b < n_keys; b += 2*LANES) {
+        const uint32_t * keys = k + (size_t) b*pairs, * next = keys + (size_t) LANES*pairs;
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+        for (int p = 0; p < pairs; p += LANES) {
+            _tile_loadd(4, q + p, row);
+            _tile_loadd(5, q + (size_t) LANES*pairs + p, row);
+            _tile_loadd(6, keys + (size_t) p*LANES, 64);
+            _tile_loadd(7, next + (size_t) p*LANES, 64);
+            _tile_dpbf16ps(0, 4, 6);
+            _tile_dpbf16ps(1, 4, 7);
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
+        }
+        _tile_stored(0, out + b, out_row);
+        _tile_stored(1, out + b + LANES, out_row);
+        _tile_stored(2, out + b + LANES*CHUNK, out_row);
+        _tile_stored(3, out + b + LANES*CHUNK + LANES, out_row);
+    }
+    tile_fence();
+}
+
+// adds the weighted values of n_pairs pairs of keys, a multiple of 16, to all columns of 32 queries
+HALFV_TILE_TARGET void tile_mix(const uint16_t * weights, const uint32_t * v, int n_pairs, int blocks, float * out) {
+    const size_t row = blocks*LANES*sizeof(float), weights_row = CHUNK*sizeof(uint16_t);
+    float * below = out + (size_t) LANES*blocks*LANES;
+    tile_fence();
+    int b = 0;
+    for (; b + 1 < blocks; b += 2) {
+        const int at = b*LANES, next = at + LANES;
+        _tile_loadd(0, out + at, row);
+        _tile_loadd(1, out + next, row);
+        _tile_loadd(2, below + at, row);
+        _tile_loadd(3, below + next, row);
+        for (int p = 0; p < n_pairs; p += LANES) {
+            const uint32_t * values = v + (size_t) p*blocks*LANES;
+            _tile_loadd(4, weights + 2*p, weights_row);
+            _tile_loadd(5, weights + LANES*CHUNK + 2*p, weights_row);
+            _tile_loadd(6, values + at, row);
+            _tile_loadd(7, values + next, row);
+            _tile_dpbf16ps(0, 4, 6);
+            _tile_dpbf16ps(1, 4, 7);
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
+        }
+        _tile_stored(0, out + at, row);
+        _tile_stored(1, out + next, row);
+        _tile_stored(2, below + at, row);
+        _tile_stored(3, below + next, row);
+    }
+    if (b < blocks) {
+        const int at = b*LANES;
+        _tile_loadd(0, out + at, row);
+        _tile_loadd(2, below + at, row);
+        for (int p = 0; p < n_pairs; p += LANES) {
+            _tile_loadd(4, weights + 2*p, weights_row);
+            _tile_loadd(5, weights + LANES*CHUNK + 2*p, weights_row);
+            _tile_loadd(6, v + (size_t) p*blocks*LANES + at, row);
+            _tile_dpbf16ps(0, 4, 6);
+            _tile_dpbf16ps(2, 5, 6);
+        }
+        _tile_stored(0, out + at, row);
+        _tile_stored(2, below + at, row);
+    }
+    tile_fence();
+}
+
+HALFV_TILE_TARGET void end_tiles() { _tile_release(); }
+#else
+void begin_tiles() {}
+void end_tiles() {}
+void tile_scores(const uint32_t *, const uint32_t *, int, int, float *) {}
+void tile_mix(const uint16_t *, const uint32_t *, int, int, float *) {}
+#endif
+
 class bf16_kernel : public attend_kernel {
 public:
-    explicit bf16_kernel(const heads & of) : s{ of } {}
+    bf16_kernel(const heads & of, bool in_tiles) : s{ of, in_tiles } {}
 
     HALFV_TARGET void pack(const char * key, size_t nb_k, const char * value, size_t nb_v) override {
         packed.fill(s, key, nb_k, value, nb_v);
@@ -167,7 +256,7 @@ public:
 
     HALFV_TARGET void attend(const char * q, size_t nb_q, int n, float scale, float * dst, size_t dst_row) override {
         const int pairs = s.pairs(), blocks = s.blocks();
-        const int rows = (n + ROWS - 1)/ROWS*ROWS;
+        const int rows = s.rows(n);
         queries.assign((size_t) rows*pairs + LANES, 0);
         sums.assign((size_t) rows*blocks*LANES, 0.0f);
         const __m512 factor = _mm512_set1_ps(scale*1.44269504f); // the exponential is of base 2
@@ -184,9 +273,14 @@ public:
         float top[ATTEND_TILE], sum[ATTEND_TILE];
         std::fill(top, top + rows, -INFINITY);
         std::fill(sum, sum + rows, 0.0f);
+        if (s.in_tiles) { begin_tiles(); }
         for (int first = 0; first < s.n_k; first += CHUNK) {
             const int n_keys = std::min(CHUNK, s.keys() - first);
-            for (int b = 0; b < n_keys/LANES; b += 4) {
+            for (int i = 0; i < rows && s.in_tiles; i += 2*LANES) {
+                const uint32_t * k = packed.k.data() + (size_t) first*pairs;
+                tile_scores(queries.data() + (size_t) i*pairs, k, pairs, n_keys, all_scores + i*CHUNK);
+            }
+            for (int b = 0; b < n_keys/LANES && !s.in_tiles; b += 4) {
                 const uint32_t * k = packed.k.data() + ((size_t) first/LANES + b)*pairs*LANES;
                 for (int i = 0; i < rows; i += ROWS) {
                     const uint32_t * x = queries.data() + (size_t) i*pairs;
@@ -227,7 +321,11 @@ public:
                 top[i] = new_top;
                 sum[i] += _mm512_reduce_add_ps(total);
             }
-            for (int b = 0, width; b < blocks; b += width) {
+            for (int i = 0; i < rows && s.in_tiles; i += 2*LANES) {
+                const uint32_t * v = packed.v.data() + (size_t) first/2*blocks*LANES;
+                tile_mix(all_weights + i*CHUNK, v, n_keys/2, blocks, sums.data() + (size_t) i*blocks*LANES);
+            }
+            for (int b = 0, width; b < blocks && !s.in_tiles; b += width) {
                 width = blocks - b <= 5 ? blocks - b : 4;
                 const uint32_t * v = packed.v.data() + ((size_t) first/2*blocks + b)*LANES;
                 for (int i = 0; i < rows; i += ROWS) {
@@ -243,6 +341,7 @@ public:
                 }
             }
         }
+        if (s.in_tiles) { end_tiles(); }
         for (int i = 0; i < n; ++i) {
             const float * out = sums.data() + (size_t) i*blocks*LANES;
             const __m512 share = _mm512_set1_ps(1.0f/sum[i]);
@@ -263,8 +362,8 @@ private:
 
 } // namespace
 
-std::unique_ptr<attend_kernel> make_bf16_kernel(const heads & s) {
-    return std::make_unique<bf16_kernel>(s); // some systems give threads small stacks
+std::unique_ptr<attend_kernel> make_bf16_kernel(const heads & s, bool in_tiles) {
+    return std::make_unique<bf16_kernel>(s, in_tiles); // some systems give threads small stacks
 }
 
 } // namespace halfv

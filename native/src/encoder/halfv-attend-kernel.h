@@ -28,7 +28,7 @@ public:
 };
 
 #ifdef HALFV_ATTEND
-std::unique_ptr<attend_kernel> make_bf16_kernel(const heads & s);
+std::unique_ptr<attend_kernel> make_bf16_kernel(const heads & s, bool in_tiles);
 #endif
 
 } // namespace halfv

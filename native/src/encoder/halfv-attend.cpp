@@ -1,5 +1,6 @@
 #include "halfv-attend.h"
 #include "halfv-attend-kernel.h"
+#include "halfv-tiles.h"
 
 #include <algorithm>
 #include <cmath>
@@ -43,7 +44,8 @@ namespace avx512 {
 
 static std::unique_ptr<attend_kernel> make_kernel(attend_with with, const heads & s) {
     switch (with) {
-        case attend_with::BF16:   return make_bf16_kernel(s);
+        case attend_with::TILES:  return make_bf16_kernel(s, true);
+        case attend_with::BF16:   return make_bf16_kernel(s, false);
         case attend_with::AVX512: return std::make_unique<avx512::kernel>(s);
         default:                  return std::make_unique<avx2::kernel>(s);
     }
@@ -53,6 +55,7 @@ bool can_attend(attend_with with) {
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
     switch (with) {
+        case attend_with::TILES:  return can_tile();
         case attend_with::BF16:   return avx512 && __builtin_cpu_supports("avx512bf16");
         case attend_with::AVX512: return avx512;
         case attend_with::AVX2:   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
@@ -101,7 +104,7 @@ static void attend_op(ggml_tensor *, int, int, void *) {
 #endif
 
 attend_with best_attend() {
-    for (attend_with with : { attend_with::BF16, attend_with::AVX512, attend_with::AVX2 }) {
+    for (attend_with with : { attend_with::TILES, attend_with::BF16, attend_with::AVX512, attend_with::AVX2 }) {
         if (can_attend(with)) { return with; }
     }
     return attend_with::GGML;

@@ -5,7 +5,7 @@
 namespace halfv {
 
 // what computes attention on this CPU
-enum class attend_with : int { GGML, AVX2, AVX512, BF16 };
+enum class attend_with : int { GGML, AVX2, AVX512, BF16, TILES }; // the last two in bfloat16
 
 bool can_attend(attend_with with);
 

@@ -1,5 +1,6 @@
 #include "halfv-encoder.h"
 #include "halfv-encoder-settings.h"
+#include "halfv-tiles.h"
 
 #include "ggml-alloc.h"
 
@@ -230,6 +231,9 @@ static bool is_better_wide(const ggml_tensor * matrix, const ggml_tensor * x) {
 ggml_tensor * multiply(ggml_context * ctx, ggml_tensor * matrix, ggml_tensor * x) {
     if (!matrix->buffer || !ggml_backend_buffer_is_host(matrix->buffer)) {
         return ggml_mul_mat(ctx, matrix, x);
+    }
+    if (suits_tiles(matrix, x)) {
+        return multiply_tiles(ctx, matrix, x);
     }
     if (is_better_wide(matrix, x)) {
         matrix = ggml_cast(ctx, matrix, GGML_TYPE_F32);

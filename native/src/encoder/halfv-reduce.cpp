@@ -65,7 +65,7 @@ public:
     }
 
     chosen_groups choose(const std::vector<float> & alike, float keep, worker_pool & workers) const {
-        const int32_t n_kept = std::clamp(quota(n, keep), 1, n);
+        const int32_t n_kept = encoder_reduction{ 0, keep, n }.n_seen();
         std::vector<int32_t> order(n);
         std::iota(order.begin(), order.end(), 0);
         std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return alike[a] < alike[b]; });
@@ -98,6 +98,10 @@ private:
     std::vector<float> rows; // without what all have in common, of length 1
 };
 } // namespace
+
+int32_t encoder_reduction::n_seen() const {
+    return std::clamp(quota(n, keep), 1, n);
+}
 
 encoder_run encoder_run::after(const encoder_run & run, group_states groups, int32_t n_embd, float keep, int32_t n_threads) {
     encoder_run out;
@@ -133,14 +137,46 @@ static ggml_tensor * input(ggml_context * ctx, ggml_type type, const char * name
     return t;
 }
 
+// the input of this name, which several places ask for
+static ggml_tensor * indices(ggml_context * ctx, const char * name, int64_t n) {
+    ggml_tensor * there = ggml_get_tensor(ctx, name);
+    return there ? there : input(ctx, GGML_TYPE_I32, name, n);
+}
+
 ggml_tensor * encoder_run::enter(ggml_context * ctx, ggml_tensor * patches) const {
     if (part != second) {
         return patches;
     }
     const int64_t n_embd = patches->ne[0];
     ggml_tensor * states = input(ctx, GGML_TYPE_F32, STATES, n_embd*n_patches, like.size());
-    ggml_tensor * rows   = input(ctx, GGML_TYPE_I32, KEPT, kept.size());
+    ggml_tensor * rows   = indices(ctx, KEPT, kept.size());
     return ggml_reshape_2d(ctx, ggml_get_rows(ctx, states, rows), n_embd, kept.size()*n_patches);
+}
+
+ggml_tensor * encoder_run::positions(ggml_context * ctx, ggml_tensor * all) const {
+    if (part != second) {
+        return all;
+    }
+    const int64_t n = like.size(), n_sections = all->ne[0]/n_patches/n;
+    ggml_tensor * rows = indices(ctx, KEPT, kept.size());
+    ggml_tensor * out = nullptr;
+    for (int64_t i = 0; i < n_sections; ++i) {
+        ggml_tensor * section = ggml_view_2d(ctx, all, n_patches, n, n_patches*sizeof(int32_t), i*n*n_patches*sizeof(int32_t));
+        section = ggml_reshape_1d(ctx, ggml_get_rows(ctx, section, rows), kept.size()*n_patches);
+        out = out ? ggml_concat(ctx, out, section, 0) : section;
+    }
+    return out;
+}
+
+void encoder_run::trim(ggml_context * ctx, ggml_cgraph * graph) const {
+    if (part == first) {
+        ggml_tensor * last = ggml_graph_get_tensor(graph, GIVEN);
+        ggml_graph_clear(graph);
+        ggml_build_forward_expand(graph, last);
+    }
+    for (ggml_tensor * t = ggml_get_first_tensor(ctx); t && part != whole; t = ggml_get_next_tensor(ctx, t)) {
+        if (t->flags & GGML_TENSOR_FLAG_INPUT) { ggml_build_forward_expand(graph, t); }
+    }
 }
 
 ggml_tensor * encoder_run::leave(
@@ -162,10 +198,7 @@ ggml_tensor * encoder_run::leave(
         change = ggml_get_rows(ctx, change, order);
     }
     ggml_tensor * states = ggml_get_tensor(ctx, STATES);
-    ggml_tensor * from   = ggml_get_tensor(ctx, LIKE);
-    if (!from) { // DeepStack comes here more than once
-        from = input(ctx, GGML_TYPE_I32, LIKE, like.size());
-    }
+    ggml_tensor * from   = indices(ctx, LIKE, like.size()); // DeepStack comes here more than once
     ggml_tensor * all = ggml_add(ctx, states, ggml_get_rows(ctx, change, from));
     return ggml_reshape_2d(ctx, all, n_embd, (int64_t) like.size()*n_patches);
 }

@@ -14,15 +14,17 @@ namespace halfv {
 struct encoder_reduction {
     int32_t layer = 0;    // the first one that sees only some groups
     float   keep  = 1.0f; // share of them
+    int32_t n     = 0;    // groups that there are
 
     bool none() const { return keep >= 1.0f; }
+    int32_t n_seen() const; // of them, by this layer and later ones
 };
 
 // A picture, or some of one size, whose groups' states lie one after the other.
 struct group_states {
     std::vector<float> states;
     int32_t n_pictures = 1;
-    int32_t n_lead     = 0; // groups of each that are no place of it, as a class token: they are kept
+    int32_t n_lead     = 0; // groups of each that are no place of it, as class tokens: they are kept
     int32_t columns    = 1; // of the grid
     std::vector<int32_t> places = {}; // ascending, where each group of a picture is in the grid; none: everywhere, row by row
 };
@@ -51,6 +53,12 @@ struct encoder_run {
     // after the layers; `entered` is what the first of them got. First: gives the states, in the picture's order if `order` has
     // an index for each group. Second: all groups, in the picture's order.
     ggml_tensor * leave(ggml_context * ctx, ggml_cgraph * graph, ggml_tensor * patches, ggml_tensor * entered, ggml_tensor * order) const;
+
+    // `all` has sections with a place for each patch; here for those that the layers see
+    ggml_tensor * positions(ggml_context * ctx, ggml_tensor * all) const;
+
+    // once the graph is built: the first run computes what leave() gives and nothing else; inputs may be set, used or not
+    void trim(ggml_context * ctx, ggml_cgraph * graph) const;
 
     // once the graph has memory
     void set_inputs(ggml_cgraph * graph) const;
