@@ -169,12 +169,13 @@ ggml_tensor * encoder_run::positions(ggml_context * ctx, ggml_tensor * all) cons
 }
 
 void encoder_run::trim(ggml_context * ctx, ggml_cgraph * graph) const {
-    if (part == first) {
-        ggml_tensor * last = ggml_graph_get_tensor(graph, GIVEN);
-        ggml_graph_clear(graph);
-        ggml_build_forward_expand(graph, last);
+    if (part != first) {
+        return;
     }
-    for (ggml_tensor * t = ggml_get_first_tensor(ctx); t && part != whole; t = ggml_get_next_tensor(ctx, t)) {
+    ggml_tensor * last = ggml_graph_get_tensor(graph, GIVEN);
+    ggml_graph_clear(graph);
+    ggml_build_forward_expand(graph, last);
+    for (ggml_tensor * t = ggml_get_first_tensor(ctx); t; t = ggml_get_next_tensor(ctx, t)) {
         if (t->flags & GGML_TENSOR_FLAG_INPUT) { ggml_build_forward_expand(graph, t); }
     }
 }

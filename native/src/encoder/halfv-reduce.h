@@ -57,7 +57,7 @@ struct encoder_run {
     // `all` has sections with a place for each patch; here for those that the layers see
     ggml_tensor * positions(ggml_context * ctx, ggml_tensor * all) const;
 
-    // once the graph is built: the first run computes what leave() gives and nothing else; inputs may be set, used or not
+    // once the graph is built: the first run computes what leave() gives and nothing else; all inputs may still be set
     void trim(ggml_context * ctx, ggml_cgraph * graph) const;
 
     // once the graph has memory
