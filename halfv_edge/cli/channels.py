@@ -13,13 +13,13 @@ from halfv_edge.profile import model_file
 
 def add_command(commands: flags.Commands) -> None:
     """Put `channels` among the commands."""
-    text = "order a model's feed-forward channels by how much pictures use them"
+    text = "order a model's feed-forward channels and heads by how much pictures use them"
     command = commands.add_parser(
         "channels",
         help=text,
         usage="halfv channels -m MODEL.gguf [--images DIR|FILE.jsonl] -o OUT.gguf",
         description=f"{text[0].upper()}{text[1:]}. It computes the same as before, up to rounding; with halfv.ffn.keep "
-        "below 1 visual tokens then do without the channels that say least. docs/other-systems.md.",
+        "or halfv.heads.keep below 1 visual tokens then do without what says least. docs/other-systems.md.",
     )
     flags.add_model(command)
     flags.add_running(command)
@@ -50,13 +50,18 @@ def _channels(args: argparse.Namespace) -> int:
         networks = file.networks(about.metadata)
         with progress.shown(console, "pictures", progress.SHARE_ONLY) as show:
             heard = channel_use(model, samples, progress=show)
-    orders = {
-        layer: file.by_use(file.use_of(use, about.metadata, layer), networks[layer])
-        for layer, use in heard.items()
-        if layer in networks
-    }
+
+    def ordered(parts: dict[int, file.Parts], said: dict[int, file.Use], matrix: str) -> dict[int, file.Order]:
+        uses = file.uses_of(said, about.metadata, matrix)
+        return {layer: file.by_use(use, parts[layer]) for layer, use in uses.items() if layer in parts}
+
+    orders = ordered(networks, heard.channels, "ffn_down")
+    heads = ordered(file.head_groups(about.metadata), heard.heads, "attn_output")
     if not orders:
         raise HalfVError(f"{about.path} has no feed-forward network whose channels can change places.")
-    file.reorder(about.metadata, orders, args.output)
-    say(f"wrote {args.output}, with the channels of {len(orders)} layers in the order of {len(samples)} pictures.")
+    file.reorder(about.metadata, orders, args.output, heads=heads)
+    say(
+        f"wrote {args.output}, with the channels of {len(orders)} layers and the heads of {len(heads)} in the order of "
+        f"{len(samples)} pictures."
+    )
     return 0

@@ -402,9 +402,12 @@ def parse(text: str, model: PolicyModel) -> list[Policy]:
 
 def parse_one(name: str, model: PolicyModel) -> Policy:
     first, plus, rest = name.partition("+")
+    policy = _known(first, model)
     if plus:
-        return _behind(_known(first, model), parse_one(rest, model), name, model)
-    return _known(name, model)
+        policy = _behind(policy, parse_one(rest, model), name, model)
+    if policy.profile:
+        policy.profile.validate(model.n_layer)
+    return policy
 
 
 def _behind(first: Policy, policy: Policy, name: str, model: PolicyModel) -> Policy:
@@ -427,10 +430,7 @@ def _known(name: str, model: PolicyModel) -> Policy:
     maker, takes, what = POLICIES[kind]
     if bool(value) != bool(colon) or (value and not takes) or (takes == "!" and not value):
         raise HalfVError(f"The policy {name!r} is not valid: {kind} is {what}.")
-    policy = maker(model, name, value)
-    if policy.profile:
-        policy.profile.validate(model.n_layer)
-    return policy
+    return maker(model, name, value)
 
 
 def describe() -> str:

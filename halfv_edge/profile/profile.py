@@ -283,8 +283,12 @@ class Profile:
             False when it keeps and updates all that the language model is given.
         """
         later = self.ssr_layer < n_layer and self.ssr_update < 1
-        narrow = self.ffn_keep < 1 or self.heads_keep < 1 or self.neighbours_width > 0
-        return self.ivr_keep < 1 or narrow or later or any(keep < 1 for keep in self.further_keep)
+        return self.ivr_keep < 1 or self.narrows or later or any(keep < 1 for keep in self.further_keep)
+
+    @property
+    def narrows(self) -> bool:
+        """Whether visual tokens take only some channels, heads or neighbours."""
+        return self.ffn_keep < 1 or self.heads_keep < 1 or self.neighbours_width > 0
 
     @property
     def takes_parts(self) -> bool:

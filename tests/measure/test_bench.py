@@ -182,7 +182,10 @@ def test_parts_of_matrices(bench) -> None:
     report = measured(bench, "--no-encoder", "--ftype", "q8_0", "--policy", "channels:3/0.5")
     assert not report["packed"]
     assert report["rows"][2]["flops"] < report["rows"][1]["flops"]
-    assert measured(bench, "--no-encoder")["packed"]
+    assert measured(bench, "--no-encoder", "--policy", "neighbour:3/5+vtw:8,yopo")["packed"] is False
+    assert measured(bench, "--no-encoder", "--policy", "neighbour:3/5+vtw:8")[
+        "packed"
+    ]  # all tokens go on, and see less
 
 
 def test_follow_up(bench) -> None:

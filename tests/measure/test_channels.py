@@ -31,14 +31,14 @@ def test_another_order_is_the_same_model(tmp_path: Path, ftype: str, block: int)
     path = make_tiny(tmp_path / "model.gguf", "qwen2vl", n_layer=4, ftype=ftype)
     source = read_metadata(path)
     found = channels.networks(source)
-    assert {layer: (each.n_channels, each.block) for layer, each in found.items()} == dict.fromkeys(
-        range(4), (128, block)
-    )
+    assert {layer: (each.count, each.block) for layer, each in found.items()} == dict.fromkeys(range(4), (128, block))
     rng = np.random.default_rng(0)
     orders = {layer: channels.by_use(3 * rng.random(128) + np.arange(128), found[layer]) for layer in (0, 1, 3)}
     assert all(sorted(order) == list(range(128)) and list(order) != sorted(order) for order in orders.values())
     other = tmp_path / "other.gguf"
-    channels.reorder(source, orders, other, progress=False)
+    groups = channels.head_groups(source)
+    assert groups == dict.fromkeys(range(4), channels.Parts(2, 1))
+    channels.reorder(source, orders, other, heads={1: np.array([1, 0])}, progress=False)
     assert other.stat().st_size == path.stat().st_size
 
     before, after = weights(path), weights(other)
@@ -49,6 +49,12 @@ def test_another_order_is_the_same_model(tmp_path: Path, ftype: str, block: int)
             values = values[:, order]
         elif order is not None and ("ffn_gate" in name or "ffn_up" in name):
             values = values[order]
+        if name.startswith("blk.1.attn_") and name.endswith(
+            ("q.weight", "k.weight", "v.weight", "q.bias", "k.bias", "v.bias")
+        ):
+            values = np.concatenate(np.split(values, 2)[::-1])
+        elif name == "blk.1.attn_output.weight":
+            values = np.concatenate(np.split(values, 2, axis=1)[::-1], axis=1)
         np.testing.assert_array_equal(after[name], values, name)
 
     said = []
@@ -69,9 +75,16 @@ def test_what_is_used_most_comes_first(vlms: Vlms, tmp_path: Path) -> None:
     for file in (path, out):
         with Model.load(file, path.parent / "mmproj-model.gguf", n_ctx=2048, profile="off", n_gpu_layers=0) as model:
             use[file] = channel_use(model, samples)
-    assert sorted(use[path]) == sorted(use[out]) == list(range(5))
+    heads = {}
+    for file in (path, out):
+        said = channels.uses_of(use[file].heads, read_metadata(file), "attn_output")
+        heads[file] = np.stack([said[layer].reshape(2, -1).sum(axis=1) for layer in range(6)])  # two groups
+    assert (heads[out][:, 0] >= heads[out][:, 1] * 0.999).all() and (heads[path][:, 0] < heads[path][:, 1]).any()
+    np.testing.assert_allclose(np.sort(heads[path]), np.sort(heads[out]), rtol=1e-3)
+    loud = {file: channels.uses_of(use[file].channels, read_metadata(file), "ffn_down") for file in (path, out)}
+    assert sorted(loud[path]) == sorted(loud[out]) == list(range(5))
     for layer in range(5):
-        before, after = (channels.use_of(use[file][layer], read_metadata(file), layer) for file in (path, out))
+        before, after = (loud[file][layer] for file in (path, out))
         np.testing.assert_allclose(np.sort(before), np.sort(after), rtol=1e-3)
         assert (before > 0).all() and (np.diff(after) <= 1e-3 * after[0]).all()
         assert (np.diff(before) > 1e-3 * before.max()).any()
