@@ -83,7 +83,7 @@ def test_whole_is_as_before(family: str, pairs: Callable[[str], Pair]) -> None:
     assert np.array_equal(rows(pair, picture, 0.5, layer=99), before)
 
 
-TILED = ("llava_next_mistral", "internvl")
+TILED = ("llava_next_mistral", "smolvlm", "internvl")
 FURTHER = ("mistral3", "paddleocr_vl", "glm4v", "gemma4", "lfm2_vl")
 
 
@@ -110,6 +110,8 @@ def test_tiles_one_by_one(family: str, pairs: Callable[[str], Pair]) -> None:
     for found, expected in zip(reduced_rows, before, strict=True):
         assert found.shape == expected.shape and np.isfinite(found).all()
         assert distance(found, expected) > LIKE_GGML
+    if family == "smolvlm":
+        return  # it enlarges pictures, so that tiles share pixels
     other = np.concatenate([left[:, : width // 2], right[:, width // 2 :]], axis=1)  # other tiles to the right
     same = [np.array_equal(a, b) for a, b in zip(all_rows(pair, other, 0.5), reduced_rows, strict=True)]
     assert any(same) and not all(same)
@@ -118,7 +120,9 @@ def test_tiles_one_by_one(family: str, pairs: Callable[[str], Pair]) -> None:
 @pytest.mark.parametrize("family", FURTHER)
 def test_further_encoders(family: str, pairs: Callable[[str], Pair]) -> None:
     """Positions are those of the whole picture: with one group left out the others are nearly what they were."""
-    pair, picture = pairs(family), hf_reference.random_picture(*hf_reference.SIZES[family])
+    larger = 3 if family == "glm4v" else 1  # or one group is a twelfth of it
+    width, height = hf_reference.SIZES[family]
+    pair, picture = pairs(family), hf_reference.random_picture(larger * width, larger * height)
     whole = run_prompt(pair.text, pair.vision, picture, f"{MARKER} a").pictures[0]
     assert np.array_equal(rows(pair, picture, 1.0), whole)
     fewer, half = rows(pair, picture, 0.999), rows(pair, picture, 0.5)
