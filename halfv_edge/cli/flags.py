@@ -97,6 +97,12 @@ def add_encoder_pruning(group: argparse._ArgumentGroup) -> None:
         help="of a picture's visual tokens, given to the language model: any model and encoder (1: all)",
     )
     group.add_argument(
+        "--input-merge",
+        metavar="SHARE",
+        type=number,
+        help="of a picture's rows, left when alike ones are averaged before that (1: all)",
+    )
+    group.add_argument(
         "--encoder-layer",
         metavar="N",
         type=positive,
@@ -108,6 +114,13 @@ def add_encoder_pruning(group: argparse._ArgumentGroup) -> None:
         type=number,
         help="of a picture, seen by these layers of the encoder (1: all)",
     )
+    group.add_argument(
+        "--ffn-layer",
+        metavar="N",
+        type=positive,
+        help="from this layer on visual tokens take only the first channels of feed-forward networks",
+    )
+    group.add_argument("--ffn-keep", metavar="SHARE", type=number, help="of those channels (1: all)")
     group.add_argument(
         "--visual-share",
         metavar="SHARE",
@@ -213,6 +226,9 @@ def pruning(args: argparse.Namespace) -> PruningFields:
         "input_keep": args.input_keep,
         "encoder_layer": args.encoder_layer,
         "encoder_keep": args.encoder_keep,
+        "input_merge": args.input_merge,
+        "ffn_layer": args.ffn_layer,
+        "ffn_keep": args.ffn_keep,
         "visual_share": args.visual_share,
     }
 
@@ -245,7 +261,7 @@ def profile(given: str | None) -> str | Path | None:
 def _without_effect(args: argparse.Namespace, model: Model) -> Iterator[str]:
     from halfv_cpp import devices
 
-    given = (args.keep, args.profile, args.pixel_tau, args.input_keep, args.encoder_keep, args.visual_share)
+    given = [value for name, value in pruning(args).items() if not name.endswith("_layer")]
     if resolve.switched_off() and any(value not in (None, "off") for value in given):
         yield "HALFV=off is set in the environment, so the model runs whole whatever the flags say."
     elif args.pixel_tau not in (None, "off") and model.encoder.intake.pixel_tau is None:

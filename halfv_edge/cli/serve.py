@@ -107,6 +107,8 @@ def _pruning(why_whole: str, source: str, profile: object, n_layer: int) -> str:
         steps.append(
             f"{100 * profile.encoder_keep:g}% of themselves from layer {profile.encoder_layer} of the encoder on"
         )
+    if profile.input_merge < 1:
+        steps.append(f"{100 * profile.input_merge:g}% of their rows when alike ones are averaged")
     if profile.input_keep < 1:
         steps.append(f"{100 * profile.input_keep:g}% of their tokens before the first layer")
     if profile.prunes(n_layer):

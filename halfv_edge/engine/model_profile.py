@@ -34,14 +34,15 @@ def resolve_profile(about: model_file.ModelFile, wanted: Pruning) -> Resolved:
             settings={"profile": "off"},
         )
     resolved = resolve.resolve(about, _override(given, about))
-    names = "input_keep", "encoder_layer", "encoder_keep"
-    encoder = {name: value for name in names if (value := getattr(wanted, name)) is not None}
+    names = "input_keep", "encoder_layer", "encoder_keep", "input_merge", "ffn_layer", "ffn_keep"
+    given_parts = {name: value for name in names if (value := getattr(wanted, name)) is not None}
     if wanted.pixel_tau is not None:
-        encoder["pixel_tau"] = None if wanted.pixel_tau == "off" else wanted.pixel_tau
-    if encoder and resolved.source != "environment":
+        given_parts["pixel_tau"] = None if wanted.pixel_tau == "off" else wanted.pixel_tau
+    if given_parts and resolved.source != "environment":
         base = resolved.profile or Profile.default(about.n_layer)
-        _check_reduction(wanted, base)
-        if (changed := dataclasses.replace(base, **encoder)) != base:
+        _check_layer_and_share("encoder", wanted, base)
+        _check_layer_and_share("ffn", wanted, base)
+        if (changed := dataclasses.replace(base, **given_parts)) != base:
             resolved = dataclasses.replace(resolved, profile=_changed(changed, about))
     if wanted.visual_share is not None and resolved.profile is not None:
         changed = dataclasses.replace(resolved.profile, visual_share=wanted.visual_share).validate(about.n_layer)
@@ -62,15 +63,15 @@ def resolve_profile(about: model_file.ModelFile, wanted: Pruning) -> Resolved:
     return dataclasses.replace(resolved, profile=_changed(changed, about))
 
 
-def _check_reduction(wanted: Pruning, base: Profile) -> None:
-    """A layer and a share belong together; one of them may be the profile's."""
-    if base.encoder_keep < 1:
+def _check_layer_and_share(part: str, wanted: Pruning, base: Profile) -> None:
+    """They belong together; one of them may be the profile's."""
+    if getattr(base, f"{part}_keep") < 1:
         return
-    layer, keep = wanted.encoder_layer, wanted.encoder_keep
+    layer, keep = getattr(wanted, f"{part}_layer"), getattr(wanted, f"{part}_keep")
     if layer is None and keep not in (None, 1):
-        name, other, value = "encoder_keep", "encoder_layer", keep
+        name, other, value = f"{part}_keep", f"{part}_layer", keep
     elif keep is None and layer is not None:
-        name, other, value = "encoder_layer", "encoder_keep", layer
+        name, other, value = f"{part}_layer", f"{part}_keep", layer
     else:
         return
     raise HalfVError(

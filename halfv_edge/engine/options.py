@@ -48,20 +48,27 @@ class Pruning:
     """In place of the profile's: the first layer of the encoder that sees only some of a picture."""
     encoder_keep: float | None = None
     """The share of it that this layer and later ones see, in place of the profile's; 1 is all."""
+    input_merge: float | None = None
+    """The share of a picture's rows that is left when alike ones are averaged, in place of the profile's; 1 is all."""
+    ffn_layer: int | None = None
+    """In place of the profile's: from this layer on visual tokens take only some channels of feed-forward networks."""
+    ffn_keep: float | None = None
+    """The share of the channels, the first ones, in place of the profile's; 1 is all."""
     visual_share: float | None = None
     """Of n_ctx, set aside for visual tokens: with 0.75 text has a quarter of it, and the KV cache of deeper layers is
     as much smaller as tokens are pruned. 0: text may fill all of it from the start. None: the profile's; where that
     names none, a chat begins with 0.75 and moves to 0 when its text needs that, so that nothing is refused."""
 
     def __post_init__(self) -> None:
-        for name in ("keep", "input_keep", "encoder_keep"):
+        for name in ("keep", "input_keep", "encoder_keep", "input_merge", "ffn_keep"):
             if (share := getattr(self, name)) is not None:
                 check_number(name, share, math.ulp(0), 1, "above 0 and at most 1")
         if self.pixel_tau is not None and self.pixel_tau != "off":
             check_number("pixel_tau", self.pixel_tau, 0, 255)
         if self.visual_share is not None:
             check_number("visual_share", self.visual_share, 0, 1)
-        _set(self, "encoder_layer", check_whole("encoder_layer", self.encoder_layer, 1))
+        for name in ("encoder_layer", "ffn_layer"):
+            _set(self, name, check_whole(name, getattr(self, name), 1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +129,9 @@ class PruningFields(TypedDict, total=False):
     input_keep: float | None
     encoder_layer: int | None
     encoder_keep: float | None
+    input_merge: float | None
+    ffn_layer: int | None
+    ffn_keep: float | None
     visual_share: float | None
 
 

@@ -70,6 +70,7 @@ class HalfVChatHandler:
         input_keep: float | None = None,
         encoder_layer: int | None = None,
         encoder_keep: float | None = None,
+        input_merge: float | None = None,
         visual_share: float | None = None,
         mmproj_type: str = "auto",
         image_max_tokens: int | None = None,
@@ -79,9 +80,9 @@ class HalfVChatHandler:
         """Take the place of a handler of llama_cpp.
 
         like: the handler whose prompt format is used; by default that is the chat template in the GGUF.
-        profile, keep, pixel_tau, input_keep, encoder_layer, encoder_keep, mmproj_type, image_max_tokens,
-        image_cache_mb, undo_mb: as in halfv_edge.engine.options.ModelOptions. visual_share too, but None is the
-        profile's own.
+        profile, keep, pixel_tau, input_keep, encoder_layer, encoder_keep, input_merge, mmproj_type,
+        image_max_tokens, image_cache_mb, undo_mb: as in halfv_edge.engine.options.ModelOptions. visual_share
+        too, but None is the profile's own.
         """
         self.stats = Stats()  # of the last request
         self.profile: Profile | None = None  # in force, from the first request on
@@ -96,6 +97,7 @@ class HalfVChatHandler:
             input_keep=input_keep,
             encoder_layer=encoder_layer,
             encoder_keep=encoder_keep,
+            input_merge=input_merge,
             visual_share=visual_share,
         )
         engine_options.check_choice("mmproj_type", mmproj_type, encoder.MMPROJ_TYPES)

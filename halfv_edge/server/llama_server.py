@@ -43,6 +43,9 @@ def command(outlook: Outlook, flags: Sequence[str]) -> list[str]:
     words = [str(program()), "--model", str(outlook.about.path)]
     if outlook.mmproj and not set(flags) & set(NO_ENCODER):
         words += ["--mmproj", str(outlook.mmproj)]
+    profile = outlook.resolved.profile
+    if profile and profile.takes_parts and not switched_off():
+        words.append("--no-repack")  # of matrices that a processor packs for itself no part can be taken
     return [*words, *flags]
 
 

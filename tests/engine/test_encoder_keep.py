@@ -18,6 +18,8 @@ from halfv_edge.engine.options import Pruning
 from halfv_edge.errors import HalfVError
 from halfv_edge.profile.model_file import ModelFile
 from halfv_edge.profile.profile import Profile
+from halfv_edge.server import llama_server
+from halfv_edge.server.outlook import look
 from tests.support.holes import noise
 from tests.support.tiny_mmproj import make_tiny_mmproj
 from tests.support.tiny_models import make_tiny
@@ -49,12 +51,35 @@ def test_which_layer_and_share(vlms: Vlms) -> None:
     assert found(profile=with_keys, encoder_layer=3) == (3, 0.5)
 
 
+def test_merging_and_channels(vlms: Vlms) -> None:
+    """As asked for they are in force, and what needs weights as the file has them gets them so."""
+    whole = vlms.load("qwen2vl")
+    asked = vlms.load("qwen2vl", input_merge=0.5, ffn_layer=3, ffn_keep=0.5)
+    assert whole.profile and asked.profile
+    expected = dataclasses.replace(whole.profile, input_merge=0.5, ffn_layer=3, ffn_keep=0.5)
+    assert asked.profile == dataclasses.replace(expected, calibration=None)
+    assert asked.encoder.intake.input_merge == 0.5
+    counts = []
+    for model in (whole, asked):
+        with model.chat() as chat:
+            chat.answer(QUESTION, [PICTURE], max_tokens=2)
+            counts.append(chat.stats.n_visual)
+    assert counts[1] == counts[0] // 2
+    outlook = look(vlms.path("qwen2vl"), None, Pruning(ffn_layer=3, ffn_keep=0.5))
+    assert "--no-repack" in llama_server.command(outlook, [])
+    assert "--no-repack" not in llama_server.command(look(vlms.path("qwen2vl"), None, Pruning()), [])
+
+
 @pytest.mark.parametrize(
     ("wanted", "says"),
     [
         ({"encoder_keep": 0.0}, r"encoder_keep = 0\.0 is not valid: it must be above 0 and at most 1\."),
         ({"encoder_layer": 0}, r"encoder_layer = 0 is not valid: it must be at least 1\."),
         ({"encoder_keep": 0.5}, r"encoder_keep = 0\.5 says nothing without .*: give encoder_layer as well\."),
+        ({"ffn_keep": 0.5}, r"ffn_keep = 0\.5 says nothing without .*: give ffn_layer as well\."),
+        ({"ffn_layer": 2}, r"ffn_layer = 2 says nothing without .*: give ffn_keep as well\."),
+        ({"ffn_keep": 0.5, "ffn_layer": 1}, r"halfv\.ffn\.layer = 1 is not valid: it must be at least halfv"),
+        ({"input_merge": 1.5}, r"input_merge = 1\.5 is not valid: it must be above 0 and at most 1\."),
         ({"encoder_layer": 2}, r"encoder_layer = 2 says nothing without .*: give encoder_keep as well\."),
     ],
 )

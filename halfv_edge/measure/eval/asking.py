@@ -246,4 +246,6 @@ def _why_whole(policy: Policy, stats: dict[str, Any]) -> str:
         return "unpruned"
     if not stats:
         return "off"
+    if policy.profile.narrows and stats["outcome"] == "pruned":
+        return ""  # all go on, and less of them is computed
     return str(stats["reason"]) if stats["outcome"] != "pruned" else "every token was kept"
