@@ -52,6 +52,8 @@ PROFILES = {
     | {"ssr.update": 0.2, "ssr.rest": "dropped", "further.layers": [4], "further.keep": [0.1]},
     "text alone at the end": FREEZE
     | {"ssr.update": 0.2, "further.layers": [4], "further.keep": [0.0], "ffn.layer": 2, "ffn.keep": 0.7},
+    "some heads and neighbours": FREEZE
+    | {"ssr.update": 0.2, "heads.layer": 2, "heads.keep": 0.5, "neighbours.layer": 2, "neighbours.width": 3},
 }
 ARCHS = ("llama", "qwen2vl")
 N_ADAPTERS = 4  # none, a LoRA, a control vector, both
