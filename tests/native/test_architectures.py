@@ -70,6 +70,8 @@ def test_pruned(name: str, causal: bool, program: Path, tmp_path: Path) -> None:
         if layer_by_layer is not None and name != "cogvlm":
             assert np.abs(layer_by_layer - stock[0]).max() < NOISE.get(name, 5e-5) * np.abs(stock).max()
 
+        if causal:
+            assert_neighbours(path, name, stock)
         hybrid = architectures.is_hybrid(path)
         for profile in [TOP] if hybrid else MODES.values():
             logits, (kept, deep) = told(path, profile, causal=causal)
@@ -83,6 +85,17 @@ def test_pruned(name: str, causal: bool, program: Path, tmp_path: Path) -> None:
             change = np.abs(logits - stock).max()
             assert error < NOISE.get(name, 5e-5) * np.abs(stock).max()
             assert error * 20 < change  # or nothing would be tested
+
+
+def assert_neighbours(path: Path, name: str, stock: np.ndarray) -> None:
+    """Those of so large a square come to what seeing everything does; some kinds of attention are refused."""
+    profile = TOP | {"ivr.keep": 1.0, "ssr.update": 1.0, "neighbours.layer": 2, "neighbours.width": 255}
+    try:
+        logits, _ = told(path, profile)
+    except halfv_cpp.CallError as error:
+        assert "has no attention that can be confined to neighbours" in str(error)
+    else:
+        assert np.abs(logits - stock).max() < NOISE.get(name, 5e-5) * np.abs(stock).max()
 
 
 @pytest.mark.parametrize("layer", [1, 3])
