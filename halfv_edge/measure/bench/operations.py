@@ -1,20 +1,18 @@
 """Where the time of a vision encoder goes, operation by operation. Random weights.
 
-Operations are computed one by one and timed by the clock, so small ones look a little dearer than they are.
+Operations are computed one by one, in seconds of the processor: with one thread other programs do not count.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 from halfv_cpp import ggml_h, log
 from halfv_cpp.ggml_backend_h import ggml_backend_sched_eval_callback
-from halfv_cpp.machine import n_cores
 
 from halfv_edge import files
 from halfv_edge.engine.encoder import MMPROJ_TYPES, Encoder
@@ -22,7 +20,7 @@ from halfv_edge.engine.images import Picture
 from halfv_edge.gguf.mmproj import tensors_of
 from halfv_edge.gguf.read import read_metadata
 from halfv_edge.measure.bench import encoder as encoders
-from halfv_edge.measure.bench import machine, pictures, shapes
+from halfv_edge.measure.bench import pictures, shapes
 
 ATTENTION = ("kqv", "attn")  # how our attention is named; another operation of ours is a product
 NOTHING = ("VIEW", "RESHAPE", "PERMUTE", "TRANSPOSE", "NONE")  # is computed
@@ -33,11 +31,9 @@ def main() -> None:
     parser.add_argument("--shape", default="qwen2.5-vl-3b", choices=shapes.SHAPES)
     parser.add_argument("--tokens", default="256,1024", help="of each picture, where the encoder takes any size")
     parser.add_argument("--types", default="off,auto", help=f"of the weights: {', '.join(MMPROJ_TYPES)}")
-    parser.add_argument("--threads", type=int, default=n_cores())
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--models", type=Path, default=files.cache_folder() / "shapes", help="folder of the files")
     args = parser.parse_args()
-    if note := machine.busy():
-        print(f"warning: {note}", file=sys.stderr)
     log.capture()
     shape = shapes.SHAPES[args.shape]
     counts = [int(part) for part in args.tokens.split(",")] if shape.vision.pixels_per_token else [shape.tokens[0]]
@@ -70,13 +66,13 @@ class Clock:
 
     def begin(self) -> None:
         self.seconds.clear()
-        self._last = time.perf_counter()
+        self._last = time.process_time()
 
     def _on_tensor(self, tensor: int, ask: bool, _user: object) -> bool:
-        now = time.perf_counter()
+        now = time.process_time()
         if not ask:
             self.seconds[_kind(tensor)] += now - self._last
-        self._last = time.perf_counter()
+        self._last = time.process_time()
         return True
 
 
