@@ -4,6 +4,7 @@
 #include "check.h"
 #include "halfv-attend.h"
 #include "halfv-encoder.h"
+#include "halfv-tile-registers.h"
 #include "halfv-tiles.h"
 
 #include "ggml-alloc.h"
@@ -209,6 +210,20 @@ static void test_tiles(int n_in, int n_out, int n_rows, int n_threads) {
     CHECK(most < 1e-5*n_in);
 }
 
+#ifdef HALFV_TILES
+// ggml sets registers of its own once for a thread, and goes on with them.
+HALFV_TILE_TARGET static void test_registers_are_left_as_they_were() {
+    const halfv::tile_use theirs;
+    test_tiles(64, 64, 64, 1);
+    test_attend({ 64, 1, 1, 64, 64, 1, 0.125f, 1.0f }, halfv::attend_with::TILES, 1);
+    halfv::tile_shapes after;
+    halfv::tile_fence();
+    _tile_storeconfig(&after);
+    __asm__ volatile("" : : "r"(&after) : "memory");
+    CHECK(after.palette == 1 && after.rows[0] == 16);
+}
+#endif
+
 static void test_grid_windows(int width, int height, int side) {
     std::vector<int> seen(width*height, 0);
     const auto windows = halfv::grid_windows(width, height, side);
@@ -244,6 +259,9 @@ int main(int argc, char ** argv) {
         }
         if (halfv::can_tile()) { test_tiles(4096, 130, 600, n_threads); } // more than is held at a time
     }
+#ifdef HALFV_TILES
+    if (halfv::can_tile()) { test_registers_are_left_as_they_were(); }
+#endif
     const shape shapes[] = {
         { 80, 2, 2, 64, 64, 5, 0.11f, 1.0f },   { 64, 4, 2, 36, 36, 3, 0.125f, 1.0f }, { 72, 2, 1, 100, 100, 1, 0.118f, 1.0f },
         { 128, 1, 1, 530, 530, 1, 0.09f, 1.0f }, { 16, 3, 3, 1, 1, 4, 0.25f, 1.0f },    { 20, 2, 2, 7, 300, 2, 0.2f, 1.0f },

@@ -18,7 +18,7 @@ from halfv_edge.engine.model import Model
 from halfv_edge.errors import HalfVError
 from halfv_edge.measure.calibrate import entropy
 from halfv_edge.measure.calibrate.taps import NotANumberError, Probe, n_tokens
-from halfv_edge.profile.profile import DROPPED, FROZEN, Profile
+from halfv_edge.profile.profile import DROPPED, FROZEN, Intake, Profile
 from halfv_edge.testing.client import Client
 from tests.support import pruned
 from tests.support.reference.halfv_torch import Image, Reference, Text
@@ -235,7 +235,7 @@ def test_a_share_that_goes_on(vlms: Any) -> None:
         for share in (0.5, 0.3, 0.5):
             profile = Profile(2, 1.0, 0.1, probe.n_layer, 1.0, DROPPED, min_visual_tokens=1, input_keep=share)
             (chunk,) = (item for item in probe.items_under(profile, shown, question) if isinstance(item, Chunk))
-            encoder = probe.encoder(None, share)
+            encoder = probe.encoder(Intake(input_keep=share))
             encoder.encode(left := encoder.tokens(shown))
             assert chunk.given() == left.chunks[0].given()
             np.testing.assert_array_equal(chunk.embd, left.chunks[0].embd)

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <optional>
 #include <vector>
 
 #include <immintrin.h>
@@ -238,10 +239,8 @@ HALFV_TILE_TARGET void tile_mix(const uint16_t * weights, const uint32_t * v, in
     tile_fence();
 }
 
-HALFV_TILE_TARGET void end_tiles() { _tile_release(); }
 #else
-void begin_tiles() {}
-void end_tiles() {}
+struct tile_use {};
 void tile_scores(const uint32_t *, const uint32_t *, int, int, float *) {}
 void tile_mix(const uint16_t *, const uint32_t *, int, int, float *) {}
 #endif
@@ -273,7 +272,8 @@ public:
         float top[ATTEND_TILE], sum[ATTEND_TILE];
         std::fill(top, top + rows, -INFINITY);
         std::fill(sum, sum + rows, 0.0f);
-        if (s.in_tiles) { begin_tiles(); }
+        std::optional<tile_use> tiles;
+        if (s.in_tiles) { tiles.emplace(); }
         for (int first = 0; first < s.n_k; first += CHUNK) {
             const int n_keys = std::min(CHUNK, s.keys() - first);
             for (int i = 0; i < rows && s.in_tiles; i += 2*LANES) {
@@ -341,7 +341,6 @@ public:
                 }
             }
         }
-        if (s.in_tiles) { end_tiles(); }
         for (int i = 0; i < n; ++i) {
             const float * out = sums.data() + (size_t) i*blocks*LANES;
             const __m512 share = _mm512_set1_ps(1.0f/sum[i]);

@@ -115,7 +115,7 @@ HALFV_TILE_TARGET void multiply_rows(const ggml_tensor * matrix, const ggml_tens
     const int64_t depth = matrix->ne[0], n = matrix->ne[1];
     const auto at_once = [&](int64_t bytes) { return std::max<int64_t>(bytes/(depth*(int64_t) sizeof(uint16_t))/(2*SIDE), 1)*2*SIDE; };
     const int64_t n_rows = at_once(ROWS_BYTES), n_columns = at_once(MATRIX_BYTES);
-    begin_tiles();
+    const tile_use tiles;
     for (int64_t i = first; i < last; i += n_rows) {
         const int64_t count = std::min(n_rows, last - i);
         pack_rows((const char *) x->data + i*x->nb[1], x->nb[1], count, depth, rows);
@@ -139,7 +139,6 @@ HALFV_TILE_TARGET void multiply_rows(const ggml_tensor * matrix, const ggml_tens
             }
         }
     }
-    _tile_release();
 }
 
 void multiply_op(ggml_tensor * dst, int ith, int nth, void *) {
