@@ -104,6 +104,8 @@ HALFV_MAX_WIDTH = 255
 #     float    heads_keep;        // of heads that share keys and values: this share, at least one, (0, 1]
 #     uint32_t neighbours_layer;  // from this layer on, ivr_layer or later, visual tokens see of visual ones only those
 #     uint32_t neighbours_width;  // before them in a square of this many rows and columns around them, odd; 0: all
+#     float    image_loss;        // pictures are made smaller while no part of them loses more than this, for libmtmd,
+#                                 // [0, 1]: the share of pixels that change; 0: never
 # };
 @structure
 class halfv_profile(Structure):  # noqa: N801
@@ -131,6 +133,7 @@ class halfv_profile(Structure):  # noqa: N801
     heads_keep: Float
     neighbours_layer: UInt32
     neighbours_width: UInt32
+    image_loss: Float
 
     def __init__(self, **values: Any) -> None:
         # JSON has lists where ctypes wants tuples

@@ -22,6 +22,12 @@ def halfv_picture_rows(picture: Handle, /) -> Size:
     """Rows that the encoder and its projector give, before any choice among them."""
 
 
+# MTMD_API size_t halfv_picture_full_tokens(const mtmd_image_tokens * picture);
+@function
+def halfv_picture_full_tokens(picture: Handle, /) -> Size:
+    """Tokens that it would have become in its own size, where it was made smaller; else 0."""
+
+
 # MTMD_API int32_t halfv_picture_places(const mtmd_image_tokens * picture, int32_t * out, int32_t cap);
 @function
 def halfv_picture_places(picture: Handle, out: Int32s, cap: Int32, /) -> Int32:

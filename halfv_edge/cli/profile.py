@@ -59,6 +59,7 @@ FIELDS: dict[str, tuple[Callable[[str], Any], str, str]] = {
     "heads_keep": (float, "SHARE", "share of those groups; 1: all"),
     "neighbours_layer": (int, "N", "from this layer on visual tokens see of their picture only neighbours before them"),
     "neighbours_width": (int, "N", "rows and columns of the square that those are in, odd; 0: all are seen"),
+    "image_loss": (float, "SHARE", "make pictures smaller while no part loses more of its pixels than this; 0: never"),
     "visual_share": (float, "SHARE", "share of the context set aside for pictures: less KV memory, less room for text"),
 }
 
@@ -278,6 +279,8 @@ def _rows(model: ModelFile, found: Resolved) -> list[tuple[str, str]]:
         square = f"{p.neighbours_width} x {p.neighbours_width}"
         rows.append(("neighbours", f"from layer {p.neighbours_layer}: visual tokens see {square} of their picture"))
     rows.append(("pictures", f"of fewer than {p.min_visual_tokens} visual tokens are left whole"))
+    if p.image_loss:
+        rows.append(("", f"are made smaller while no part loses more than {_share(p.image_loss)} of its pixels"))
     if p.pixel_tau is not None:
         alike = f"within {p.pixel_tau:g} levels of" if p.pixel_tau else "equal to"
         rows.append(("encoder", f"is spared patches {alike} what their neighbours predict (Qwen-VL)"))

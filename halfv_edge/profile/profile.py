@@ -51,6 +51,7 @@ KEYS = {
     "heads_keep": ("heads.keep", FLOAT32),
     "neighbours_layer": ("neighbours.layer", UINT32),
     "neighbours_width": ("neighbours.width", UINT32),
+    "image_loss": ("image.loss", FLOAT32),
 }
 # of visual tokens' networks, heads and keys, with what leaves them whole
 NARROW = {
@@ -163,6 +164,7 @@ class Profile:
     heads_keep: float = 1.0  # share of them
     neighbours_layer: int = 1  # from this layer on visual tokens see of visual ones only neighbours
     neighbours_width: int = 0  # rows and columns of the square around a token in which those are; 0: all are seen
+    image_loss: float = 0.0  # pictures are made smaller while no part of them loses more; 0: never
     calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
@@ -245,6 +247,8 @@ class Profile:
             raise complaint("neighbours.width", self.neighbours_width, f"it must be 0, or odd and at most {MAX_WIDTH}")
         if self.neighbours_width and not self.ivr_layer <= self.neighbours_layer < n_layer:
             raise complaint("neighbours.layer", self.neighbours_layer, later)
+        if not 0 <= self.image_loss <= 1:
+            raise complaint("image.loss", self.image_loss, "it must be between 0 and 1")
         if self.calibration:
             self.calibration.validate(n_layer)
         return self
@@ -268,6 +272,7 @@ class Profile:
         idle |= {"input_merge"} if self.input_merge == 1 else set()
         for pair, off in NARROW.items():
             idle |= set(pair) if tuple(getattr(self, name) for name in pair) == off else set()
+        idle |= {"image_loss"} if self.image_loss == 0 else set()
         idle |= set() if self.further_layers or self.further_keep else {"further_layers", "further_keep"}
         for name, (key, type_) in KEYS.items():
             if (value := getattr(self, name)) is not None and name not in idle:

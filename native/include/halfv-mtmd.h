@@ -20,6 +20,10 @@ MTMD_API void halfv_begin_chunk(struct llama_context * ctx, const mtmd_input_chu
 // Rows that the encoder and its projector give of a picture, or of one tile of it, before any choice among them.
 MTMD_API size_t halfv_picture_rows(const mtmd_image_tokens * picture);
 
+// Tokens that the picture would have become in its own size, where it was made smaller (halfv.image.loss); else 0. What a
+// model says of places counts in the smaller one: nx*ny tokens, mtmd_image_tokens_get_nx and _ny.
+MTMD_API size_t halfv_picture_full_tokens(const mtmd_image_tokens * picture);
+
 // Where in the picture's grid, row by row, each of them is: 0, 1, 2, ... but for patches that stayed out of the encoder.
 // Writes at most `cap` and returns how many there are.
 MTMD_API int32_t halfv_picture_places(const mtmd_image_tokens * picture, int32_t * out, int32_t cap);

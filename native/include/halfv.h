@@ -80,6 +80,8 @@ struct halfv_profile {
     float    heads_keep;        // of heads that share keys and values: this share, at least one, (0, 1]
     uint32_t neighbours_layer;  // from this layer on, ivr_layer or later, visual tokens see of visual ones only those
     uint32_t neighbours_width;  // before them in a square of this many rows and columns around them, odd; 0: all
+    float    image_loss;        // pictures are made smaller while no part of them loses more than this, for libmtmd,
+                                // [0, 1]: the share of pixels that change; 0: never
 };
 
 // keep = 1 and no stage III, for a model of n_layer layers: prunes nothing until it is changed. HALFV_OK, HALFV_ERR_ARGUMENT

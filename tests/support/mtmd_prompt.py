@@ -79,6 +79,7 @@ def chunks_of(encoder: int, picture: np.ndarray, prompt: str) -> Iterator[int]:
     height, width, _ = picture.shape
     pixels = np.ascontiguousarray(picture)
     bitmap = mtmd_h.mtmd_bitmap_init(width, height, pixels.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8)))
+    mtmd_h.mtmd_bitmap_set_id(bitmap, b"picture")
     text = mtmd_h.mtmd_input_text()
     text.text = prompt.encode()
     text.text_len = len(prompt.encode())

@@ -161,6 +161,7 @@ const known_key KEYS[] = {
     { "heads.keep",        value_type::number, false, [](halfv_profile & p, const json & v) { p.heads_keep = v; } },
     { "neighbours.layer",  value_type::whole,  false, [](halfv_profile & p, const json & v) { p.neighbours_layer = v; } },
     { "neighbours.width",  value_type::whole,  false, [](halfv_profile & p, const json & v) { p.neighbours_width = v; } },
+    { "image.loss",        value_type::number, false, [](halfv_profile & p, const json & v) { p.image_loss = v; } },
     { "calibration.samples",        value_type::whole,  false, nullptr },
     { "calibration.source",         value_type::text,   false, nullptr },
     { "calibration.visual_entropy", value_type::list,   false, nullptr },
@@ -169,7 +170,7 @@ const known_key KEYS[] = {
     { "calibration.divergence",     value_type::number, false, nullptr },
 };
 
-const char * const GROUPS[] = { "ivr", "ssr", "pixel", "input", "encoder", "further", "ffn", "heads", "neighbours", "calibration" };
+const char * const GROUPS[] = { "ivr", "ssr", "pixel", "input", "encoder", "further", "ffn", "heads", "neighbours", "image", "calibration" };
 
 struct entry {
     std::string key;

@@ -48,6 +48,7 @@ halfv_profile default_profile(uint32_t n_layer) {
         /*.heads_keep        =*/ 1.0f,
         /*.neighbours_layer  =*/ 1,
         /*.neighbours_width  =*/ 0,
+        /*.image_loss        =*/ 0.0f,
     };
 }
 
@@ -153,6 +154,9 @@ std::string validate(const halfv_profile & p, uint32_t n_layer) {
     if (p.neighbours_width > 0 && !in_later_stages(p.neighbours_layer)) {
         return complaint("halfv.neighbours.layer", p.neighbours_layer, later_stages);
     }
+    if (!in_range(p.image_loss, 0.0f, 1.0f)) {
+        return complaint("halfv.image.loss", p.image_loss, "it must be between 0 and 1");
+    }
     return "";
 }
 
@@ -176,6 +180,7 @@ std::string make_usable(halfv_profile & p, uint32_t n_layer, bool can_be_cut) {
         part.encoder_layer     = p.encoder_layer;
         part.encoder_keep      = p.encoder_keep;
         part.input_merge       = p.input_merge;
+        part.image_loss        = p.image_loss;
         p = part;
     }
     return validate(p, n_layer);
@@ -280,6 +285,7 @@ static found_profile read_gguf(const gguf_context * metadata) {
     keys.get("halfv.heads.keep", p.heads_keep, false);
     keys.get("halfv.neighbours.layer", p.neighbours_layer, false);
     keys.get("halfv.neighbours.width", p.neighbours_width, false);
+    keys.get("halfv.image.loss", p.image_loss, false);
     if (keys.error.empty()) { keys.error = set_further(p, further_layers, further_keep); }
 
     if (keys.error.empty() && rest != "frozen" && rest != "dropped") {
@@ -358,6 +364,7 @@ void model_profile::write(gguf_context * metadata) const {
         gguf_set_val_u32(metadata, "halfv.neighbours.layer", p.neighbours_layer);
         gguf_set_val_u32(metadata, "halfv.neighbours.width", p.neighbours_width);
     }
+    if (p.image_loss > 0.0f) { gguf_set_val_f32(metadata, "halfv.image.loss", p.image_loss); }
     if (p.encoder_keep < 1.0f) {
         gguf_set_val_u32(metadata, "halfv.encoder.layer", p.encoder_layer);
         gguf_set_val_f32(metadata, "halfv.encoder.keep",  p.encoder_keep);

@@ -76,7 +76,8 @@ bool remember_encoder(const std::string & mmproj, const mtmd_context_params & pa
           << ' ' << params.use_gpu << ' ' << params.flash_attn_type << ' ' << weights << ' ' << attention << ' '
           << (has_profile && profile.pixel_prune ? profile.pixel_tau : -1.0f) << ' '
           << (has_profile ? profile.input_keep : 1.0f) << ' ' << (has_profile ? profile.encoder_layer : 1) << ' '
-          << (has_profile ? profile.encoder_keep : 1.0f) << ' ' << (has_profile ? profile.input_merge : 1.0f) << ' ' << halfv_version() << ' ' << llama_build_info();
+          << (has_profile ? profile.encoder_keep : 1.0f) << ' ' << (has_profile ? profile.input_merge : 1.0f) << ' '
+          << (has_profile ? profile.image_loss : 0.0f) << ' ' << halfv_version() << ' ' << llama_build_info();
     std::ostringstream hex;
     hex << std::hex << hash_of(about.str());
     remembered.encoder = hex.str();
