@@ -23,6 +23,8 @@ def one_line(stats: Stats, wait_sec: float, why_whole: str) -> str:
         parts.append(f"{stats.n_visual} visual tokens, not pruned: {why_whole}")
     elif stats.n_visual:
         parts.append(f"{funnel(stats)} visual tokens")
+    if stats.n_grid < stats.n_patches:
+        parts.append(f"shrunk {stats.n_patches} -> {stats.n_grid} tokens: little detail")
     if stats.n_seen:
         parts.append(f"{stats.n_seen} of {stats.n_groups} groups through the encoder")
     if stats.tokens_per_sec:
@@ -38,6 +40,8 @@ def in_full(
     """For /stats."""
     rows = [("first token", f"{_seconds(stats.ttft_sec + wait_sec)} after the question")]
     rows.append(("of it", _spent(stats, wait_sec)))
+    if stats.n_grid < stats.n_patches:
+        rows.append(("shrunk", f"{stats.n_patches} -> {stats.n_grid} tokens: little detail"))
     if stats.n_seen:
         layer = runtime.encoder.intake.encoder_layer
         rows.append(("encoder", f"{stats.n_seen} of {stats.n_groups} groups of patches from layer {layer} on"))
@@ -156,6 +160,8 @@ def _profile(runtime: Runtime) -> str:
     deep = "" if p.ssr_layer == runtime.n_layer else f", {100 * p.ssr_update:g}% updated from {p.ssr_layer}"
     intake = runtime.encoder.intake
     encoder = "" if intake.pixel_tau is None else f", pixel tau {intake.pixel_tau:g}"
+    if intake.image_loss:
+        encoder += f", image loss {intake.image_loss:g}"
     if intake.input_keep < 1:
         encoder += f", {100 * intake.input_keep:g}% of the encoder's rows"
     if intake.encoder_keep < 1:

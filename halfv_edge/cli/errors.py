@@ -21,6 +21,7 @@ FLAGS = {
     "ffn_layer": "--ffn-layer",
     "grammar": "--grammar",
     "hub": "--hf",
+    "image_loss": "--image-loss",
     "image_max_tokens": "--image-max-tokens",
     "input_keep": "--input-keep",
     "input_merge": "--input-merge",

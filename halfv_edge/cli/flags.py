@@ -121,6 +121,11 @@ def add_encoder_pruning(group: argparse._ArgumentGroup) -> None:
         help="from this layer on visual tokens take only the first channels of feed-forward networks",
     )
     group.add_argument("--ffn-keep", metavar="SHARE", type=number, help="of those channels (1: all)")
+        "--image-loss",
+        metavar="SHARE",
+        type=number,
+        help="make pictures smaller as far as no part of them loses more of its pixels, 0.15 say (0: never)",
+    )
     group.add_argument(
         "--visual-share",
         metavar="SHARE",
@@ -229,6 +234,7 @@ def pruning(args: argparse.Namespace) -> PruningFields:
         "input_merge": args.input_merge,
         "ffn_layer": args.ffn_layer,
         "ffn_keep": args.ffn_keep,
+        "image_loss": args.image_loss,
         "visual_share": args.visual_share,
     }
 

@@ -103,6 +103,8 @@ def _pruning(why_whole: str, source: str, profile: object, n_layer: int) -> str:
     if why_whole or not isinstance(profile, Profile):
         return f"Nothing is pruned: {why_whole}."
     steps = []
+    if profile.image_loss:
+        steps.append("the size that what they show needs")
     if profile.encoder_keep < 1:
         steps.append(
             f"{100 * profile.encoder_keep:g}% of themselves from layer {profile.encoder_layer} of the encoder on"

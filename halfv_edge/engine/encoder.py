@@ -45,7 +45,8 @@ class Chunk:
         image = self._image()
         self._size = mtmd_h.mtmd_image_tokens_get_nx(image), mtmd_h.mtmd_image_tokens_get_ny(image)
         self.n_rows = halfv_mtmd_h.halfv_picture_rows(image)  # visual tokens that the encoder gives
-        self.n_patches = max(math.prod(self._size), self.n_rows)  # visual tokens of the picture, were it whole
+        self.n_grid = max(math.prod(self._size), self.n_rows)  # visual tokens of the picture, were it whole
+        self.n_patches = halfv_mtmd_h.halfv_picture_full_tokens(image) or self.n_grid  # and had it kept its size
         self.n_groups = self.n_seen = 0  # of patches, and those that the encoder's later layers saw; 0: they saw all
         self.embd: np.ndarray | None = None
 
@@ -53,7 +54,7 @@ class Chunk:
         """Columns and rows of the whole picture: those of M-RoPE, else a square; (0, 0) when there is no grid."""
         side = math.isqrt(self.n_rows)
         columns, rows = self._size if is_mrope else (side, side)
-        return (columns, rows) if columns * rows == self.n_patches else (0, 0)
+        return (columns, rows) if columns * rows == self.n_grid else (0, 0)
 
     def count_groups(self, chunk: Chunk) -> None:
         """As in the chunk with the pixels; this one was made from it."""
@@ -214,7 +215,7 @@ class Encoder:
             entered = chunk.places()
             given = [entered[row] for row in chunk.given()]
             kept, deep = (given if some is None else [given[token] for token in some] for some in (kept, deep))
-            tiles.append(Tile(*chunk.grid(self.is_mrope), chunk.n_patches, entered, given, kept, deep, box, overview))
+            tiles.append(Tile(*chunk.grid(self.is_mrope), chunk.n_grid, entered, given, kept, deep, box, overview))
         return TokenMap(encoded.picture.image, tiles)
 
     def tokens(self, picture: Picture) -> Encoded:

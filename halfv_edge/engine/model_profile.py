@@ -34,7 +34,7 @@ def resolve_profile(about: model_file.ModelFile, wanted: Pruning) -> Resolved:
             settings={"profile": "off"},
         )
     resolved = resolve.resolve(about, _override(given, about))
-    names = "input_keep", "encoder_layer", "encoder_keep", "input_merge", "ffn_layer", "ffn_keep"
+    names = "input_keep", "encoder_layer", "encoder_keep", "input_merge", "ffn_layer", "ffn_keep", "image_loss"
     given_parts = {name: value for name in names if (value := getattr(wanted, name)) is not None}
     if wanted.pixel_tau is not None:
         given_parts["pixel_tau"] = None if wanted.pixel_tau == "off" else wanted.pixel_tau

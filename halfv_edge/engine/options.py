@@ -54,6 +54,9 @@ class Pruning:
     """In place of the profile's: from this layer on visual tokens take only some channels of feed-forward networks."""
     ffn_keep: float | None = None
     """The share of the channels, the first ones, in place of the profile's; 1 is all."""
+    image_loss: float | None = None
+    """In place of the profile's: pictures are made smaller as far as no part of them loses more than this share of its
+    pixels; 0 leaves them as they are."""
     visual_share: float | None = None
     """Of n_ctx, set aside for visual tokens: with 0.75 text has a quarter of it, and the KV cache of deeper layers is
     as much smaller as tokens are pruned. 0: text may fill all of it from the start. None: the profile's; where that
@@ -65,8 +68,9 @@ class Pruning:
                 check_number(name, share, math.ulp(0), 1, "above 0 and at most 1")
         if self.pixel_tau is not None and self.pixel_tau != "off":
             check_number("pixel_tau", self.pixel_tau, 0, 255)
-        if self.visual_share is not None:
-            check_number("visual_share", self.visual_share, 0, 1)
+        for name in ("visual_share", "image_loss"):
+            if (share := getattr(self, name)) is not None:
+                check_number(name, share, 0, 1)
         for name in ("encoder_layer", "ffn_layer"):
             _set(self, name, check_whole(name, getattr(self, name), 1))
 
@@ -132,6 +136,7 @@ class PruningFields(TypedDict, total=False):
     input_merge: float | None
     ffn_layer: int | None
     ffn_keep: float | None
+    image_loss: float | None
     visual_share: float | None
 
 

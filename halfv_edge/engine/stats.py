@@ -26,6 +26,8 @@ class Stats:
     """Of encoder and prefill: what ran before `ask()`, while the person typed."""
     n_patches: int = 0
     """Visual tokens that the conversation's pictures could be."""
+    n_grid: int = 0
+    """Visual tokens of the sizes in which they were encoded: fewer where one was made smaller, as it shows little."""
     n_rows: int = 0
     """Visual tokens that the encoder gave: without the patches that stayed out of it."""
     n_groups: int = 0
@@ -71,9 +73,8 @@ def visual_counts(items: Iterable[Item]) -> dict[str, int]:
     """Fields of Stats before any pruning in the language model."""
     chunks = [item for item in items if isinstance(item, Chunk)]
     counts = dict.fromkeys(("n_visual", "n_kept", "n_deep"), n_cells(chunks))
-    return counts | {
-        name: sum(getattr(chunk, name) for chunk in chunks) for name in ("n_patches", "n_rows", "n_groups", "n_seen")
-    }
+    before = "n_patches", "n_grid", "n_rows", "n_groups", "n_seen"
+    return counts | {name: sum(getattr(chunk, name) for chunk in chunks) for name in before}
 
 
 def pruning_between(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:

@@ -71,6 +71,7 @@ class HalfVChatHandler:
         encoder_layer: int | None = None,
         encoder_keep: float | None = None,
         input_merge: float | None = None,
+        image_loss: float | None = None,
         visual_share: float | None = None,
         mmproj_type: str = "auto",
         image_max_tokens: int | None = None,
@@ -80,8 +81,8 @@ class HalfVChatHandler:
         """Take the place of a handler of llama_cpp.
 
         like: the handler whose prompt format is used; by default that is the chat template in the GGUF.
-        profile, keep, pixel_tau, input_keep, encoder_layer, encoder_keep, input_merge, mmproj_type,
-        image_max_tokens, image_cache_mb, undo_mb: as in halfv_edge.engine.options.ModelOptions. visual_share
+        profile, keep, pixel_tau, input_keep, encoder_layer, encoder_keep, input_merge, image_loss,
+        mmproj_type, image_max_tokens, image_cache_mb, undo_mb: as in halfv_edge.engine.options.ModelOptions. visual_share
         too, but None is the profile's own.
         """
         self.stats = Stats()  # of the last request
@@ -98,6 +99,7 @@ class HalfVChatHandler:
             encoder_layer=encoder_layer,
             encoder_keep=encoder_keep,
             input_merge=input_merge,
+            image_loss=image_loss,
             visual_share=visual_share,
         )
         engine_options.check_choice("mmproj_type", mmproj_type, encoder.MMPROJ_TYPES)

@@ -181,6 +181,11 @@ def _encoder(model: PolicyModel, name: str, value: str) -> Policy:
     return Policy(name, dataclasses.replace(base, encoder_layer=whole(name, layer), encoder_keep=share(name, keep)))
 
 
+def _image(model: PolicyModel, name: str, value: str) -> Policy:
+    """Pictures as small as what they show allows."""
+    return Policy(name, dataclasses.replace(Profile.default(model.n_layer), image_loss=share(name, value)))
+
+
 def _otherwise(model: PolicyModel, name: str, value: str) -> Policy:
     """The profile's layers, tokens chosen without looking."""
     own = model.own(name)
@@ -337,6 +342,7 @@ POLICIES: dict[str, tuple[Maker, str, str]] = {
     "pixel": (_pixel, "!", "patches that their neighbours predict stay out of the encoder, pixel:0, nothing else"),
     "input": (_input, "!", "this share of the encoder's rows goes on to the language model, input:0.5, nothing else"),
     "encoder": (_encoder, "!", "later layers of the encoder see this share of a picture, encoder:8/0.5, nothing else"),
+    "image": (_image, "!", "pictures as small as no part of them loses more than this share, image:0.15, nothing else"),
     "downscale": (_downscale, "!", "a smaller picture of at most so many tokens, downscale:256"),
     "random": (_otherwise, "?", "the profile's layers and shares, tokens drawn by lot"),
     "uniform": (_otherwise, "?", "the profile's layers and shares, tokens evenly spread"),
@@ -378,6 +384,7 @@ MATCHED = "flops in place of a number, as in fastv:flops, matches the FLOPs of t
 
 # what may stand before a plus sign, and what of a profile it changes
 BEFORE = {
+    "image": ("image_loss",),
     "pixel": ("pixel_tau",),
     "encoder": ("encoder_layer", "encoder_keep"),
     "merge": ("input_merge",),

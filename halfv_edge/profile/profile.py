@@ -125,6 +125,7 @@ class Intake:
     encoder_layer: int = 1
     encoder_keep: float = 1.0
     input_merge: float = 1.0
+    image_loss: float = 0.0
 
     @property
     def keeps_rows(self) -> bool:

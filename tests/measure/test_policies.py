@@ -318,6 +318,7 @@ def cost(profile: Profile | None, n: int) -> float:
             Policy("twigvlm:0.25", Profile(2, 5 / 19, 0.1, 21, 0, "dropped", 1), choice="attention"),
         ),
         ("merge:0.25", Policy("merge:0.25", Profile(1, 1, 0.1, 28, 1, "dropped", input_merge=0.25))),
+        ("image:0.15+profile", Policy("image:0.15+profile", dataclasses.replace(OWN, image_loss=0.15))),
         (
             "encoder:8/0.5+profile",
             Policy("encoder:8/0.5+profile", dataclasses.replace(OWN, encoder_layer=8, encoder_keep=0.5)),

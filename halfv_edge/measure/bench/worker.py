@@ -18,7 +18,7 @@ from typing import Any
 
 import halfv_cpp
 import numpy as np
-from halfv_cpp import devices, halfv_compare_h, library, llama_h, mtmd_h, mtmd_helper_h
+from halfv_cpp import devices, halfv_compare_h, halfv_mtmd_h, library, llama_h, mtmd_h, mtmd_helper_h
 from PIL import Image
 
 from halfv_edge.measure.bench import pictures, shapes
@@ -263,7 +263,8 @@ class LibrariesUnderTest:
             image = mtmd_h.mtmd_input_chunk_get_tokens_image(chunk)
             assert image is not None
             n_patches = mtmd_h.mtmd_image_tokens_get_nx(image) * mtmd_h.mtmd_image_tokens_get_ny(image)
-            encoded.n_patches += max(shape[0], n_patches)
+            full = halfv_mtmd_h.halfv_picture_full_tokens(image) if self.prunes else 0
+            encoded.n_patches += max(shape[0], n_patches, full)
             values = np.ctypeslib.as_array(mtmd_h.mtmd_get_output_embd(encoded.encoder), shape)
             encoded.parts.append((chunk, values.copy()))
 

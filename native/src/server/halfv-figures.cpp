@@ -176,6 +176,9 @@ void figures::add_timings(common_json & timings, double prompt_ms) const {
         {"select_ms",     us_select/1000.0},
         {"prefill_ms",    std::max(0.0, prompt_ms - (us_encode + us_select)/1000.0)},
     });
+    if (n_shrunk > 0) {
+        res["shrunk_by"] = n_shrunk;
+    }
     if (const char * why = reason_name(outcome, reason)) {
         res["not_pruned"] = why;
     }

@@ -146,6 +146,13 @@ bool is_remembered(const server_tokens & tokens, size_t from, size_t at) {
     return false;
 }
 
+// tokens that a picture lost when it was made smaller
+static uint32_t shrunk_by(const server_tokens & tokens, size_t at) {
+    const auto * picture = mtmd_input_chunk_get_tokens_image(tokens.find_chunk(at).get());
+    const size_t full = picture ? halfv_picture_full_tokens(picture) : 0;
+    return full ? full - mtmd_image_tokens_get_nx(picture)*mtmd_image_tokens_get_ny(picture) : 0;
+}
+
 float * embeddings(mtmd_batch * batch, const server_tokens & tokens, size_t at, figures & f) {
     static thread_local encoder_cache::entry in_use;
     const std::string name = remembered.cache ? name_of(tokens, at) : "";
@@ -154,12 +161,14 @@ float * embeddings(mtmd_batch * batch, const server_tokens & tokens, size_t at, 
     if (!name.empty() && (in_use = remembered.cache->find(name, size_of(tokens, at))) &&
         (!picture || tell_rows(picture, in_use->data() + n, n_tokens))) {
         f.n_given += n_tokens;
+        f.n_shrunk += shrunk_by(tokens, at);
         f.n_remembered++;
         return in_use->data();
     }
     float * made = batch ? mtmd_batch_get_output_embd(batch, tokens.find_chunk(at).get()) : nullptr;
     if (made) {
         f.n_given += n_tokens;
+        f.n_shrunk += shrunk_by(tokens, at);
         f.n_encoded++;
         if (!name.empty()) {
             std::vector<float> values(made, made + n);

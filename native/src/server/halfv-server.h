@@ -48,6 +48,7 @@ struct figures {
     uint32_t n_images = 0, n_visual = 0, n_kept = 0, n_deep = 0;
     uint32_t n_encoded = 0, n_remembered = 0; // chunks that went through the encoder, and that the cache had
     uint32_t n_given = 0;                     // tokens of those
+    uint32_t n_shrunk = 0;                    // that they lost when they were made smaller
     int64_t  us_encode = 0, us_select = 0;
     float    encoder_share = 0.0f;            // of the last picture that was to be encoded
 
