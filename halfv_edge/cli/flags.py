@@ -121,6 +121,7 @@ def add_encoder_pruning(group: argparse._ArgumentGroup) -> None:
         help="from this layer on visual tokens take only the first channels of feed-forward networks",
     )
     group.add_argument("--ffn-keep", metavar="SHARE", type=number, help="of those channels (1: all)")
+    group.add_argument(
         "--image-loss",
         metavar="SHARE",
         type=number,

@@ -82,8 +82,8 @@ class HalfVChatHandler:
 
         like: the handler whose prompt format is used; by default that is the chat template in the GGUF.
         profile, keep, pixel_tau, input_keep, encoder_layer, encoder_keep, input_merge, image_loss,
-        mmproj_type, image_max_tokens, image_cache_mb, undo_mb: as in halfv_edge.engine.options.ModelOptions. visual_share
-        too, but None is the profile's own.
+        mmproj_type, image_max_tokens, image_cache_mb, undo_mb: as in halfv_edge.engine.options.ModelOptions.
+        visual_share too, but None is the profile's own.
         """
         self.stats = Stats()  # of the last request
         self.profile: Profile | None = None  # in force, from the first request on
