@@ -56,8 +56,9 @@ class Chunk:
         columns, rows = self._size if is_mrope else (side, side)
         return (columns, rows) if columns * rows == self.n_grid else (0, 0)
 
-    def count_groups(self, chunk: Chunk) -> None:
-        """As in the chunk with the pixels; this one was made from it."""
+    def count_like(self, chunk: Chunk) -> None:
+        """What the chunk with the pixels says; this one was made from it."""
+        self.n_patches = chunk.n_patches
         seen = (ctypes.c_int32 * 1)()
         self.n_groups = halfv_mtmd_h.halfv_picture_groups(chunk._image(), seen)
         self.n_seen = seen[0]
@@ -298,7 +299,7 @@ class Encoder:
     def _light(self, batch: int, chunk: Chunk) -> Chunk:
         out = mtmd_h.mtmd_batch_get_output_embd(batch, chunk.pointer)
         light = Chunk(mtmd_h.mtmd_input_chunk_get_placeholder(chunk.pointer))
-        light.count_groups(chunk)
+        light.count_like(chunk)
         light.embd = np.ctypeslib.as_array(out, shape=(chunk.n_tokens, self.n_embd)).copy()
         return light
 
