@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import halfv_cpp
 import numpy as np
 from halfv_cpp import llama_h, log
 from halfv_cpp.machine import n_cores
@@ -24,15 +25,17 @@ from halfv_edge.engine.images import Picture
 from halfv_edge.measure.arrays import Floats
 from halfv_edge.measure.bench import machine, pictures, shapes
 from halfv_edge.measure.bench.results import spread
+from halfv_edge.profile.profile import Intake, Profile
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", default="qwen2.5-vl-3b", choices=shapes.SHAPES)
     parser.add_argument("--tokens", default="256,1024", help="of each picture, where the encoder takes any size")
-    parser.add_argument("--types", default="off,auto", help=f"compared with the first: {', '.join(MMPROJ_TYPES)}")
+    parser.add_argument("--types", default="off,auto", help=f"compared with the first: {', '.join(MMPROJ_TYPES)}; "
+                        "auto:8/0.5: from layer 8 on half of the picture")  # fmt: skip
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=n_cores())
+    parser.add_argument("--threads", type=int, default=n_cores(), help="1: times are the processor's")
     parser.add_argument("--models", type=Path, default=files.cache_folder() / "shapes", help="folder of the files")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
@@ -72,7 +75,12 @@ def _measure(args: argparse.Namespace, shape: shapes.Shape, counts: list[int], f
     load_s = {}
     for name in args.types.split(","):
         start = time.perf_counter()
-        encoders[name] = Encoder.load(mmproj, model, text, weights=name, **options)
+        weights, _, cut = name.partition(":")
+        layer, _, share = (cut or "1/1").partition("/")
+        intake = Intake(encoder_layer=int(layer), encoder_keep=float(share))
+        base = Profile.default(llama_h.llama_model_n_layer(model))
+        halfv_cpp.set_model_profile(model, intake.within(base).to_c())
+        encoders[name] = Encoder.load(mmproj, model, text, weights=weights, intake=intake, **options)
         load_s[name] = time.perf_counter() - start
     for count in counts:
         picture = Picture("the picture", pictures.photo(*shape.vision.size(count)))
@@ -82,9 +90,10 @@ def _measure(args: argparse.Namespace, shape: shapes.Shape, counts: list[int], f
             for name in list(encoders)[:: -1 if repeat % 2 else 1]:
                 print(f"{count} tokens, {name}, {repeat + 1} of {args.repeats}", file=sys.stderr)
                 encoded = encoders[name].tokens(picture)
+                start = time.process_time()
                 seconds = encoders[name].encode(encoded)
                 assert seconds is not None  # nothing is remembered without a cache
-                times[name].append(seconds)
+                times[name].append(time.process_time() - start if args.threads == 1 else seconds)
                 found[name] = np.concatenate([chunk.embd for chunk in encoded.chunks])
         first = next(iter(encoders))
         for name in encoders:
