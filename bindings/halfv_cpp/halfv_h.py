@@ -70,6 +70,14 @@ HALFV_REST_FROZEN = 0
 HALFV_REST_DROPPED = 1
 
 
+# enum halfv_query {
+#     HALFV_QUERY_LAST     = 0, // the prompt's last token chooses the anchors
+#     HALFV_QUERY_QUESTION = 1, // all text behind the last picture does, by what it looks at in that layer
+# };
+HALFV_QUERY_LAST = 0
+HALFV_QUERY_QUESTION = 1
+
+
 # #define HALFV_MAX_FURTHER 4
 # #define HALFV_MAX_WIDTH 255
 HALFV_MAX_FURTHER = 4
@@ -106,6 +114,7 @@ HALFV_MAX_WIDTH = 255
 #     uint32_t neighbours_width;  // before them in a square of this many rows and columns around them, odd; 0: all
 #     float    image_loss;        // pictures are made smaller while no part of them loses more than this, for libmtmd,
 #                                 // [0, 1]: the share of pixels that change; 0: never
+#     int32_t  ivr_query;         // enum halfv_query: by whose attention anchors are chosen
 # };
 @structure
 class halfv_profile(Structure):  # noqa: N801
@@ -134,6 +143,7 @@ class halfv_profile(Structure):  # noqa: N801
     neighbours_layer: UInt32
     neighbours_width: UInt32
     image_loss: Float
+    ivr_query: Int32
 
     def __init__(self, **values: Any) -> None:
         # JSON has lists where ctypes wants tuples

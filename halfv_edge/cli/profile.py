@@ -16,7 +16,7 @@ from halfv_edge.errors import HalfVError, quote
 from halfv_edge.gguf.write import replace_keys
 from halfv_edge.profile import presets, profile, resolve, stored
 from halfv_edge.profile.model_file import ModelFile
-from halfv_edge.profile.profile import Calibration, Profile
+from halfv_edge.profile.profile import QUESTION, Calibration, Profile
 from halfv_edge.profile.resolve import Resolved
 
 SOURCES = {
@@ -38,6 +38,7 @@ FIELDS: dict[str, tuple[Callable[[str], Any], str, str]] = {
     "ivr_layer": (int, "N", "first layer of stage II"),
     "ivr_keep": (float, "SHARE", "share of the visual tokens kept from stage II, above 0 and at most 1"),
     "ivr_anchors": (float, "SHARE", "share of the kept that attention chooses, 0 to 1"),
+    "ivr_query": (str, "last|question", "whose attention that is: of the prompt's last token, or all the question's"),
     "ssr_layer": (int, "N", "first layer of stage III; the number of layers: no stage III"),
     "ssr_update": (float, "SHARE", "share of the visual tokens still updated in stage III, 0 to 1"),
     "ssr_rest": (str, "frozen|dropped", "what happens to the others in stage III"),
@@ -256,7 +257,7 @@ def _rows(model: ModelFile, found: Resolved) -> list[tuple[str, str]]:
     rows = [("profile", source)]
     if p is None:
         return rows
-    anchors = f"{_share(p.ivr_anchors)} of those by attention"
+    anchors = f"{_share(p.ivr_anchors)} of those by attention" + " of the whole question" * (p.ivr_query == QUESTION)
     rows.append(("stage II", f"from layer {p.ivr_layer}: keeps {_share(p.ivr_keep)} of the visual tokens, {anchors}"))
     if p.ssr_layer == model.n_layer:
         rows.append(("stage III", "none"))

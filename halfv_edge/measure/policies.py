@@ -10,16 +10,17 @@ from typing import Any
 
 from halfv_edge.errors import HalfVError
 from halfv_edge.measure.schedules import aim_schedule, share, share_or_none, staged, whole, yopo
-from halfv_edge.profile.profile import DROPPED, FROZEN, MAX_FURTHER, WHOLE_INTAKE, Intake, Profile, Rest
+from halfv_edge.profile.profile import DROPPED, FROZEN, MAX_FURTHER, QUESTION, WHOLE_INTAKE, Intake, Profile, Rest
 
 STOCK, UNPRUNED = "stock", "unpruned"
 CHOICES = ("halfv", "random", "uniform", "attention", "dart", "given")  # in the order of enum halfv_choice
 # the names in selectors.py, which needs numpy
-AT_A_BOUNDARY = ("asked", "sieve", "sparsevlm", "scope", "pagerank")
+AT_A_BOUNDARY = ("sieve", "sparsevlm", "scope", "pagerank")
 BEFORE_THE_MODEL = ("divprune", "cdpruner", "scope-input", "visionzip", "holov")
 FLOPS = "flops"  # in place of a number: as many as the profile spends
 STEPS = 400  # shares that are tried for it
 FASTV_LAYER = 2  # where FastV and DART prune
+ASKED_ANCHORS = 0.5
 TWIG_LAYER = 2  # where TwigVLM prunes
 DART_PIVOTS = 4  # of the picture, and as many of the text
 
@@ -155,6 +156,8 @@ def _cut(model: PolicyModel, name: str, value: str) -> Policy:
     """Layers and shares as they are given, the rest of the profile; without any, the profile's."""
     kind = name.partition(":")[0]
     own = _placed(model, name, value) if value else model.own(name)
+    if kind == "asked":
+        return Policy(name, dataclasses.replace(own, ivr_query=QUESTION, ivr_anchors=ASKED_ANCHORS))
     return Policy(name, own) if kind == "cut" else Policy(name, own, choice="given", selector=kind)
 
 
@@ -377,6 +380,7 @@ POLICIES["cut"] = (
     "!",
     "HalfV's own choice with other layers and shares, cut:2/0.2, 2/0.2/6/0.05/9/0 or 2/0.2/6/frozen (eval only)",
 )
+POLICIES["asked"] = (_cut, "?", "the same, or the profile, half of it chosen by all of the question (eval only)")
 POLICIES |= {name: (_cut, "?", f"the same, or the profile, chosen by {name} (eval only)") for name in AT_A_BOUNDARY}
 POLICIES |= {name: (_input_chosen, "!", f"like input:0.5, chosen by {name} (eval only)") for name in BEFORE_THE_MODEL}
 MATCHED = "flops in place of a number, as in fastv:flops, matches the FLOPs of the profile (eval only)"

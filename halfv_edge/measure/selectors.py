@@ -18,7 +18,6 @@ from halfv_edge.measure.arrays import Floats
 Indices = npt.NDArray[np.int64]
 TINY = 1e-12
 SIEVE_SHARE = 0.75  # of the text's variance that its dominant directions hold
-ASKED_SHARE = 0.5  # of the chosen, by attention
 HOLOV_RUNS = 1.78  # for each token chosen, times the picture's tokens
 HOLOV_SCALE, HOLOV_WEIGHT = 1000.0, 0.09  # of attention, and of the spread beside it
 AIM_TEMPERATURE, AIM_ITERATIONS = 0.1, 5
@@ -94,19 +93,6 @@ def text_residual(states: Floats, text: Floats) -> Floats:
     ridge = values[min(int(enough), len(values) - 1)] + 1e-6
     fitted: Floats = own - (own @ centred.T) @ np.linalg.solve(gram + ridge * np.eye(len(gram)), centred)
     return fitted
-
-
-def asked(seen: Seen, count: int) -> Chosen:
-    """HalfV's own with other anchors: more of them, and where all of the question looks, as the layer before has it."""
-    assert seen.attention is not None
-    chosen = top(seen.attention.sum(axis=(0, 1)), int(ASKED_SHARE * count)).tolist()
-    nearest = (seen.features @ seen.features[chosen].T).max(axis=1, initial=-np.inf)
-    while len(chosen) < count:
-        nearest[chosen] = np.inf
-        chosen.append(int(np.argmin(nearest)))
-        nearest = np.maximum(nearest, seen.features @ seen.features[chosen[-1]])
-    n, d = seen.features.shape
-    return Chosen(np.array(chosen), 2.0 * n * d * count + _attention_flops(seen))
 
 
 def sparsevlm(seen: Seen, count: int) -> Chosen:
@@ -256,7 +242,6 @@ def _attention_flops(seen: Seen) -> float:
 
 
 BOUNDARY: dict[str, Selector] = {
-    "asked": asked,
     "sieve": sieve,
     "sparsevlm": sparsevlm,
     "scope": scope,

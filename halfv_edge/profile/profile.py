@@ -24,6 +24,10 @@ FROZEN: Final = "frozen"
 DROPPED: Final = "dropped"
 Rest = Literal["frozen", "dropped"]
 REST = (FROZEN, DROPPED)  # in the order of enum halfv_rest
+LAST: Final = "last"
+QUESTION: Final = "question"
+Query = Literal["last", "question"]
+QUERIES: tuple[Query, ...] = (LAST, QUESTION)  # in the order of enum halfv_query
 MAX_FURTHER = halfv_cpp.HALFV_MAX_FURTHER
 MAX_WIDTH = halfv_cpp.HALFV_MAX_WIDTH
 WHOLES = ARRAY << 8 | UINT32  # a list of whole numbers; in a GGUF an array of u32
@@ -52,6 +56,7 @@ KEYS = {
     "neighbours_layer": ("neighbours.layer", UINT32),
     "neighbours_width": ("neighbours.width", UINT32),
     "image_loss": ("image.loss", FLOAT32),
+    "ivr_query": ("ivr.query", STRING),
 }
 # of visual tokens' networks, heads and keys, with what leaves them whole
 NARROW = {
@@ -59,6 +64,8 @@ NARROW = {
     ("heads_layer", "heads_keep"): (1, 1.0),
     ("neighbours_layer", "neighbours_width"): (1, 0),
 }
+# fields that are text: what they can be
+NAMES = {"ssr_rest": REST, "ivr_query": QUERIES}
 REQUIRED = ("ivr.layer", "ivr.keep", "ivr.anchors", "ssr.layer", "ssr.update", "ssr.rest")
 CALIBRATION_KEYS = {
     "samples": UINT32,
@@ -166,6 +173,7 @@ class Profile:
     neighbours_layer: int = 1  # from this layer on visual tokens see of visual ones only neighbours
     neighbours_width: int = 0  # rows and columns of the square around a token in which those are; 0: all are seen
     image_loss: float = 0.0  # pictures are made smaller while no part of them loses more; 0: never
+    ivr_query: Query = LAST  # whose attention chooses: of the last token, of all the question's
     calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
@@ -216,12 +224,13 @@ class Profile:
             raise complaint("ivr.keep", self.ivr_keep, "it must be above 0 and at most 1")
         if not 0 <= self.ivr_anchors <= 1:
             raise complaint("ivr.anchors", self.ivr_anchors, "it must be between 0 and 1")
+        check_name("ivr_query", self.ivr_query)
         if not self.ivr_layer < self.ssr_layer <= n_layer:
             rule = f"it must be above halfv.ivr.layer ({self.ivr_layer}) and at most the model's {n_layer} layers"
             raise complaint("ssr.layer", self.ssr_layer, rule)
         if not 0 <= self.ssr_update <= 1:
             raise complaint("ssr.update", self.ssr_update, "it must be between 0 and 1")
-        check_rest(self.ssr_rest)
+        check_name("ssr_rest", self.ssr_rest)
         if self.pixel_tau is not None and not 0 <= self.pixel_tau <= 255:
             raise complaint("pixel.tau", self.pixel_tau, "it must be between 0 and 255")
         if not 0 <= self.visual_share <= 1:
@@ -274,6 +283,7 @@ class Profile:
         for pair, off in NARROW.items():
             idle |= set(pair) if tuple(getattr(self, name) for name in pair) == off else set()
         idle |= {"image_loss"} if self.image_loss == 0 else set()
+        idle |= {"ivr_query"} if self.ivr_query == LAST else set()
         idle |= set() if self.further_layers or self.further_keep else {"further_layers", "further_keep"}
         for name, (key, type_) in KEYS.items():
             if (value := getattr(self, name)) is not None and name not in idle:
@@ -337,7 +347,9 @@ class Profile:
             if key not in values and key in REQUIRED:
                 raise missing(key)
         check_further(values.get("further.layers", ()), values.get("further.keep", ()))
-        check_rest(values["ssr.rest"])
+        for name in NAMES:
+            if (value := values.get(KEYS[name][0])) is not None:
+                check_name(name, value)
         calibration = Calibration(**_read_json(evidence, CALIBRATION_KEYS, "calibration.")) if evidence else None
         names = {key: name for name, (key, _) in KEYS.items()}
         return cls(**{names[key]: value for key, value in values.items()}, calibration=calibration)
@@ -355,7 +367,8 @@ class Profile:
     def to_c(self) -> halfv_cpp.halfv_profile:
         """For halfv_model_set_profile."""
         values = {name: getattr(self, name) for name in KEYS}
-        values |= {"ssr_rest": REST.index(self.ssr_rest), "pixel_prune": self.pixel_tau is not None}
+        values |= {name: known.index(values[name]) for name, known in NAMES.items()}
+        values |= {"pixel_prune": self.pixel_tau is not None}
         values |= {"pixel_tau": self.pixel_tau or 0.0, "n_further": len(self.further_layers)}
         return halfv_cpp.halfv_profile(**values)
 
@@ -381,7 +394,8 @@ class Profile:
             The profile, without the evidence for it.
         """
         values = {name: getattr(struct_, name) for name in KEYS}
-        values |= {"ssr_rest": REST[struct_.ssr_rest], "pixel_tau": struct_.pixel_tau if struct_.pixel_prune else None}
+        values |= {name: known[values[name]] for name, known in NAMES.items()}
+        values |= {"pixel_tau": struct_.pixel_tau if struct_.pixel_prune else None}
         values |= {name: values[name][: struct_.n_further] for name in ("further_layers", "further_keep")}
         return cls(**values)
 
@@ -423,9 +437,10 @@ def check_version(version: Any) -> None:
         raise complaint("version", quote(version), rule)
 
 
-def check_rest(rest: str) -> None:
-    if rest not in REST:
-        raise complaint("ssr.rest", quote(rest), 'it must be "frozen" or "dropped"')
+def check_name(field: str, value: str) -> None:
+    known = NAMES[field]
+    if value not in known:
+        raise complaint(KEYS[field][0], quote(value), f'it must be "{known[0]}" or "{known[1]}"')
 
 
 def check_further(layers: Sequence[int], keep: Sequence[float]) -> None:

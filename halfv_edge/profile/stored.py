@@ -14,6 +14,7 @@ from halfv_edge.profile.model_file import ModelFile
 from halfv_edge.profile.profile import (
     CALIBRATION_KEYS,
     KEYS,
+    NAMES,
     PREFIX,
     REQUIRED,
     WHOLES,
@@ -21,7 +22,7 @@ from halfv_edge.profile.profile import (
     InvalidError,
     Profile,
     check_further,
-    check_rest,
+    check_name,
     check_version,
     complaint,
     missing,
@@ -41,8 +42,10 @@ def read_gguf(model: ModelFile) -> Profile | None:
         check_version(_typed(metadata, "version", UINT32))
         values = {name: _typed(metadata, key, type_) for name, (key, type_) in KEYS.items()}
         check_further(values["further_layers"] or (), values["further_keep"] or ())
-        check_rest(values["ssr_rest"])
         values = {name: value for name, value in values.items() if value is not None}
+        for name in NAMES:
+            if name in values:
+                check_name(name, values[name])
         return Profile(**values, calibration=_evidence(model)[0]).validate(model.n_layer)
     except InvalidError as error:
         raise HalfVError(f"{model.path}: {error}") from error

@@ -49,6 +49,11 @@ enum halfv_rest {
     HALFV_REST_DROPPED = 1, // they leave the deeper layers
 };
 
+enum halfv_query {
+    HALFV_QUERY_LAST     = 0, // the prompt's last token chooses the anchors
+    HALFV_QUERY_QUESTION = 1, // all text behind the last picture does, by what it looks at in that layer
+};
+
 #define HALFV_MAX_FURTHER 4
 #define HALFV_MAX_WIDTH 255
 
@@ -82,6 +87,7 @@ struct halfv_profile {
     uint32_t neighbours_width;  // before them in a square of this many rows and columns around them, odd; 0: all
     float    image_loss;        // pictures are made smaller while no part of them loses more than this, for libmtmd,
                                 // [0, 1]: the share of pixels that change; 0: never
+    int32_t  ivr_query;         // enum halfv_query: by whose attention anchors are chosen
 };
 
 // keep = 1 and no stage III, for a model of n_layer layers: prunes nothing until it is changed. HALFV_OK, HALFV_ERR_ARGUMENT
@@ -152,7 +158,8 @@ LLAMA_API int32_t halfv_set_prepare(struct llama_context * ctx, bool prepare);
 
 // A question that is removed (llama_memory_seq_rm and its like) leaves no trace: the pictures that it pruned, and the text
 // between them and it, wait again, and the next question settles them as it would have in a fresh context. That takes
-// their states of stage I, on the device or the host: n_embd and n_embd_k_gqa floats a token, up to this many bytes for all
+// their states of stage I, on the device or the host: n_embd and n_embd_k_gqa floats a token, of text its query too where the
+// question chooses (HALFV_QUERY_QUESTION), up to this many bytes for all
 // sequences of a context; the default is 512 MiB. A picture whose states do not fit is not pruned (HALFV_REASON_BUDGET).
 // HALFV_OK, HALFV_ERR_UNSUPPORTED
 LLAMA_API int32_t halfv_set_undo_bytes(struct llama_context * ctx, uint64_t bytes);

@@ -104,10 +104,10 @@ anything = st.builds(
     lambda values, stages, narrow: dataclasses.replace(values, **stages, **narrow),
     st.builds(Profile, u32, f32, f32, u32, f32, st.sampled_from(profile.REST), u32, tau | f32, f32, f32),
     st.builds(
-        lambda merge, pairs, layer, keep, loss: {
+        lambda merge, pairs, layer, keep, loss, query: {
             "image_loss": loss, "input_merge": merge, "further_layers": [first for first, _ in pairs],
-            "further_keep": [seen for _, seen in pairs], "ffn_layer": layer, "ffn_keep": keep,
-        }, f32, further, u32, f32, f32,
+            "further_keep": [seen for _, seen in pairs], "ffn_layer": layer, "ffn_keep": keep, "ivr_query": query,
+        }, f32, further, u32, f32, f32, st.sampled_from(profile.QUERIES),
     ),
     st.builds(
         lambda heads, keep, near, width: {
@@ -172,7 +172,8 @@ def fitting(draw: st.DrawFn) -> tuple[Profile, int]:
         draw(st.integers(ivr, n_layer - 1)), draw(st.floats(0, 1, width=32, exclude_min=True)),
         draw(st.integers(ivr, n_layer - 1)), draw(st.floats(0, 1, width=32, exclude_min=True)),
         draw(st.integers(ivr, n_layer - 1)), draw(st.sampled_from((0, 1, 5, 255))),
-        draw(share), draw(st.none() | calibration.filter(lambda c: c != Calibration())),
+        draw(share), draw(st.sampled_from(profile.QUERIES)),
+        draw(st.none() | calibration.filter(lambda c: c != Calibration())),
     )  # fmt: skip
     return found, n_layer
 

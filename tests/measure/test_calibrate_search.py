@@ -215,3 +215,31 @@ def test_what_replaces_is_surely_nearer() -> None:
 def test_any_depth(n: int) -> None:
     best = Model(n, lambda p: 1 - p.ivr_keep + 1e-6).search(1, n).run(1.1, None).best
     best.profile.validate(n)
+
+
+def test_others_decide_between_near_equals() -> None:
+    """One sample likes early anchors by chance, more than the rest can tell; on samples that the search does not see
+    they cost. Those also say how far the chosen profile is."""
+
+    def each(p: Profile, count: int, liked: float) -> tuple[float, ...]:
+        base = early(p) + 0.02
+        odd = p.ivr_layer == 3 and p.ivr_anchors == 0.6
+        return tuple(base - liked * odd * (at == count - 1) for at in range(count))
+
+    def measure(p: Profile, count: int | None) -> Check:
+        return Check(p, each(p, count or N_SAMPLES, 0.019), 0.9, speedup(12)(p))
+
+    def confirm(p: Profile) -> Check:
+        return Check(p, each(p, 1, -0.5), 0.9, speedup(12)(p))
+
+    def found(confirm: Callable[[Profile], Check] | None) -> Check:
+        return Search(12, 2, 12, measure, speedup(12), N_SAMPLES, confirm=confirm).run(2.0, None).best
+
+    assert found(None).divergence < 0.5
+    best = found(confirm)
+    assert best.profile.ivr_anchors != 0.6 and best.each == confirm(best.profile).each
+
+
+def test_all_of_the_question_chooses_when_that_is_nearer() -> None:
+    loss = Model(12, lambda p: early(p) + 0.1 * (p.ivr_query == "last") + 0.1)
+    assert loss.search(2, 12).run(3.0, None).best.profile.ivr_query == "question"

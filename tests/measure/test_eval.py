@@ -225,9 +225,9 @@ def test_a_selector_that_breaks_says_why(asker: Asker, given: PolicyModel, monke
     def broken(_seen: object, _count: int) -> None:
         raise ValueError("no idea which")
 
-    monkeypatch.setitem(selectors.BOUNDARY, "asked", broken)
+    monkeypatch.setitem(selectors.BOUNDARY, "sieve", broken)
     with pytest.raises(ValueError, match="no idea which"):
-        asker.ask(parse_one("asked", given), images.load(picture(0, 336, 280)), QUESTION)
+        asker.ask(parse_one("sieve", given), images.load(picture(0, 336, 280)), QUESTION)
 
 
 @pytest.mark.parametrize(

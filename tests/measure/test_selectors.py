@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.nn.functional import cosine_similarity, normalize
+from torch.nn.functional import cosine_similarity
 
 from halfv_edge.measure import selectors
 from halfv_edge.measure.selectors import Seen
@@ -45,16 +45,6 @@ def sieve(seen: Seen, count: int) -> list[int]:
     while len(chosen) < count:
         chosen.append(max((i for i in range(N) if i not in chosen), key=lambda i: float(score[i])))
         score = score * (1 - cosine_similarity(residual, residual[chosen[-1]][None], dim=1) ** 2)
-    return sorted(chosen)
-
-
-def asked(seen: Seen, count: int) -> list[int]:
-    looks = torch.from_numpy(seen.attention).sum((0, 1))
-    chosen = looks.topk(int(selectors.ASKED_SHARE * count)).indices.tolist() or [0]  # as coverage begins
-    features = normalize(torch.from_numpy(seen.states), dim=1)
-    while len(chosen) < count:
-        nearest = (features @ features[chosen].T).amax(1)
-        chosen.append(min((i for i in range(N) if i not in chosen), key=lambda i: float(nearest[i])))
     return sorted(chosen)
 
 
@@ -141,7 +131,7 @@ def holov(seen: Seen, count: int) -> list[int]:
     return sorted(int(run[i]) for run, k in zip(runs, quota, strict=True) for i in looked_at[run].topk(k).indices)
 
 
-STATEMENTS = [sieve, asked, sparsevlm, pagerank, scope, divprune, cdpruner, visionzip, holov]
+STATEMENTS = [sieve, sparsevlm, pagerank, scope, divprune, cdpruner, visionzip, holov]
 
 
 @pytest.mark.parametrize(

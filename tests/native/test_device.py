@@ -12,8 +12,10 @@ import pytest
 
 from halfv_edge.testing.random_models import write_model
 from tests.support import ROOT
+from tests.support.profiles import nested
 
 N_VISUAL, N_EMBD, N_HEAD, N_HEAD_KV, N_VOCAB = 4096, 3584, 28, 4, 512
+N_QUESTION = 4  # tokens
 PROFILE = {
     "ivr.layer": 1,
     "ivr.keep": 0.25,
@@ -64,6 +66,16 @@ def test_what_a_picture_moves(wide_model: Path, build_dir: Path, n_ubatch: int) 
     assert ours["round_trips"] == 4 and stock["round_trips"] == 1  # scores, similarities, scores again; logits
     assert ours["bytes_down"] + max(0, ours["bytes_up"] - stock["bytes_up"]) < 40e6
     assert ours["bytes_down"] == 4 * (SIMILARITIES + N_HEAD * (N_VISUAL + ours["kept"]) + LAST_NORM + N_VOCAB)
+
+
+def test_all_of_the_question_asks_on_the_device(wide_model: Path, build_dir: Path) -> None:
+    """Its tokens are asked together; their queries stay."""
+    profile = json.dumps(nested(PROFILE | {"version": 1, "ivr.query": "question"}))
+    ours = count(build_dir, wide_model, 512, HALFV_PROFILE=profile)
+    assert (ours["kept"], ours["deep"]) == (1024, 204)
+    assert ours["round_trips"] == 4
+    asked = (N_VISUAL + N_QUESTION) * N_QUESTION + ours["kept"]
+    assert ours["bytes_down"] == 4 * (SIMILARITIES + N_HEAD * asked + LAST_NORM + N_VOCAB)
 
 
 def test_deepstack_rows_go_up_once_and_stay(deepstack_model: Path, build_dir: Path) -> None:

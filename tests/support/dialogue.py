@@ -29,6 +29,7 @@ MODES = {
     "top": DROP,
     "drop-all": FREEZE | {"ssr.rest": "dropped"},
     "update-all": FREEZE | {"ssr.update": 1.0},
+    "question": DROP | {"ivr.query": "question"},
 }
 
 Model = tuple[Path, Reference]

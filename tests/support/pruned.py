@@ -7,14 +7,19 @@ from collections.abc import Mapping
 from typing import Any
 
 import halfv_cpp
-from halfv_cpp import check, llama_h
+from halfv_cpp import check, halfv_h, llama_h
 
 from halfv_edge.testing.client import Client
 
 OK, NOTHING = halfv_cpp.HALFV_OK, halfv_cpp.HALFV_NOTHING
 OUTCOME = {word: value for value, word in halfv_cpp.OUTCOMES.items()}
 REASON = {word: value for value, word in halfv_cpp.REASONS.items()}
-REST = {"frozen": halfv_cpp.HALFV_REST_FROZEN, "dropped": halfv_cpp.HALFV_REST_DROPPED}
+NAMES = {
+    "frozen": halfv_cpp.HALFV_REST_FROZEN,
+    "dropped": halfv_cpp.HALFV_REST_DROPPED,
+    "last": halfv_h.HALFV_QUERY_LAST,
+    "question": halfv_h.HALFV_QUERY_QUESTION,
+}
 MEDIA = {
     "visual": halfv_cpp.HALFV_MEDIA_VISUAL,
     "other": halfv_cpp.HALFV_MEDIA_OTHER,
@@ -30,7 +35,7 @@ def set_profile(model: int, profile: Mapping[str, Any] | None) -> None:
 def _struct(model: int, profile: Mapping[str, Any]) -> halfv_cpp.halfv_profile:
     values = halfv_cpp.default_profile(llama_h.llama_model_n_layer(model))
     for key, value in profile.items():
-        setattr(values, key.replace(".", "_"), REST[value] if key == "ssr.rest" else value)
+        setattr(values, key.replace(".", "_"), NAMES[value] if isinstance(value, str) else value)
     values.n_further = len(profile.get("further.layers", ()))
     return values
 

@@ -25,10 +25,12 @@ from halfv_edge.profile.profile import Calibration, Profile
 
 FROZEN_SAMPLES = 8  # on which every layer is frozen once, at the cost of half the layers per layer
 TRIED_SAMPLES = 24  # on which candidates are run
+# of the others, at most and at least: they decide between near-equals, and say how far the chosen ones are
+HELD_SAMPLES, LEAST_HELD = 48, 8
 ANSWER_TOKENS = 8
 USUAL_TOKENS = 1024  # of a picture, where the encoder takes any size: what speedups are counted for
 TEXT_TOKENS = 60  # beside it, for the second figure
-EXPECTED_CHECKS = 130  # candidates that a search runs on all of them, about, and
+EXPECTED_CHECKS, EXPECTED_FINALS = 150, 30  # candidates that a search runs on all of them, about, and on those held out
 CHECK_SHARE = 0.5  # what one of them costs, of an unpruned prompt
 
 
@@ -120,7 +122,9 @@ class Calibrator:
         return 1 + (self.probe.n_layer + 1) / 2 * (at in self._frozen)
 
     def _checking(self) -> float:
-        return min(TRIED_SAMPLES, len(self.samples)) * (1 + EXPECTED_CHECKS * CHECK_SHARE)
+        n = len(self.samples)
+        held = min(HELD_SAMPLES, n - TRIED_SAMPLES) * (1 + EXPECTED_FINALS * CHECK_SHARE)
+        return min(TRIED_SAMPLES, n) * (1 + EXPECTED_CHECKS * CHECK_SHARE) + max(0.0, held)
 
     def _advance(self, n_prompts: float) -> None:
         """How many candidates there will be nobody knows: towards the end each counts for less."""
@@ -138,10 +142,14 @@ class Calibrator:
         visual = float(np.median([observation.n_visual for observation in seen.values()]))
         n_visual = max(round(visual), USUAL_TOKENS) if self.any_size else round(visual)
         tried = [list(seen)[place] for place in spread_evenly(TRIED_SAMPLES, len(seen))]
+        held = [at for at in seen if at not in tried]
+        held = [held[place] for place in spread_evenly(HELD_SAMPLES, len(held))]
         costs = Costs.of(self.probe, [self.samples[at] for at in tried], self.taus, n_visual, timed=goal.timed)
 
         def measure(profile: Profile, count: int | None) -> Check:
-            some = tried[:count]
+            return check(profile, tried[:count])
+
+        def check(profile: Profile, some: Sequence[int]) -> Check:
             for at in some:  # all answers first, as another profile needs another context
                 self._answer(at, profile)
             checks = [self._check(at, profile) for at in some]
@@ -150,7 +158,7 @@ class Calibrator:
 
         search_ = Search(
             self.probe.n_layer, first.layer, second.layer, measure, costs.speedup, len(tried), self.taus,
-            self.inputs, self.probe.fits,
+            self.inputs, self.probe.fits, (lambda profile: check(profile, held)) if len(held) >= LEAST_HELD else None,
         )  # fmt: skip
         found = search_.run(goal.speedup, goal.max_divergence)
         self.progress(Progress(self.n_units(), self.n_units(), "calibrating"))
@@ -170,7 +178,7 @@ class Calibrator:
         ]
         profile = dataclasses.replace(done[0], calibration=evidence).validate(self.probe.n_layer)
         return CalibrationResult(
-            profile, curves, all_entropy, (first, second), found, len(seen), n_frozen, len(tried), n_visual,
+            profile, curves, all_entropy, (first, second), found, len(seen), n_frozen, len(tried), len(held), n_visual,
             costs.speedup(profile, TEXT_TOKENS), tuple(done[1:]), tuple(self.skipped), goal.timed,
         )  # fmt: skip
 
@@ -221,7 +229,8 @@ class Calibrator:
     def _check_key(self, at: int, profile: Profile) -> str:
         values = (profile.ivr_layer, profile.ivr_keep, profile.ivr_anchors, profile.ssr_layer, profile.ssr_update)
         of_encoder = f"{profile.pixel_tau} {profile.input_keep}"
-        return f"check {self.samples[at].key} {' '.join(map(str, values))} {profile.ssr_rest} {of_encoder}"
+        choice = f"{profile.ssr_rest} {profile.ivr_query}"
+        return f"check {self.samples[at].key} {' '.join(map(str, values))} {choice} {of_encoder}"
 
     def _answer(self, at: int, profile: Profile) -> None:
         if at not in self._answers and self._check_key(at, profile) not in self.work.results:

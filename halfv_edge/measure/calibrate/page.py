@@ -135,7 +135,8 @@ def _heading(page: Canvas, result: CalibrationResult, name: str) -> None:
     page.text(
         GAP,
         120,
-        f"{samples} samples ({source}): layers frozen on {result.n_frozen}, profiles tried on {result.n_tried}.",
+        f"{samples} samples ({source}): layers frozen on {result.n_frozen}, profiles tried on {result.n_tried}, "
+        f"chosen on {result.n_held} others.",
         DIM,
         13,
     )

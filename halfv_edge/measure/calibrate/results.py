@@ -67,6 +67,7 @@ class CalibrationResult:
     n_samples: int
     n_frozen: int
     n_tried: int
+    n_held: int  # that decided between near-equals, where there were enough
     n_visual: int  # what speedups are counted for
     text_speedup: float  # the same with 60 tokens of text
     frontier: tuple[Profile, ...]  # one for each check of found.frontier, for everyday use
@@ -93,7 +94,7 @@ class CalibrationResult:
             "speedup_with_text": self.text_speedup,
             "divergence": self.best.divergence,
             "agreement": self.best.agreement,
-            "samples": {"used": self.n_samples, "frozen": self.n_frozen, "tried": self.n_tried},
+            "samples": {"used": self.n_samples, "frozen": self.n_frozen, "tried": self.n_tried} | {"held": self.n_held},
             "skipped": list(self.skipped),
             "picks": {name: dataclasses.asdict(pick) for name, pick in zip(("ivr", "ssr"), self.picks, strict=True)},
             "curves": {

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from halfv_edge.errors import HalfVError
-from halfv_edge.profile.profile import DROPPED, FROZEN, Profile, Rest
+from halfv_edge.profile.profile import DROPPED, FROZEN, LAST, QUERIES, Profile, Query, Rest
 
 ANCHORS = (0.1, 0.3, 0.6, 0.0)
 MODES: tuple[tuple[float, Rest], ...] = (
@@ -35,6 +35,8 @@ CLOSE = 0.002  # nats per token: what is nearer than this is not improved
 HOPELESS = 1.0  # nats per token: what is faster than this is not tried
 HALVINGS = 5  # of the gap between two speedups, for a divergence that lies between theirs
 FINALISTS = 6  # of the search all over
+SURE = 2.0  # standard errors
+NEAR_EQUALS = 4  # of one speedup, that the samples cannot tell apart: others decide between them
 FIRST_HEAT = 4  # a candidate runs on a share of the samples first, one in so many
 
 
@@ -63,6 +65,7 @@ class Shape:
     ivr_anchors: float = ANCHORS[0]
     pixel_tau: float | None = None
     input_keep: float = 1.0
+    ivr_query: Query = LAST
 
     @classmethod
     def of(cls, profile: Profile) -> Shape:
@@ -83,6 +86,7 @@ class Found:
 
 
 Measure = Callable[[Profile, int | None], Check]  # on the first so many samples, None: on all
+Confirm = Callable[[Profile], Check]  # on samples that the search does not see
 Speedup = Callable[[Profile], float]
 Fits = Callable[[Profile], bool]
 
@@ -91,10 +95,12 @@ class Search:
     def __init__(
         self, n_layer: int, ivr: int, ssr: int, measure: Measure, speedup: Speedup, n_samples: int,
         taus: Sequence[float | None] = (None,), inputs: Sequence[float] = (1.0,), fits: Fits = lambda _: True,
+        confirm: Confirm | None = None,
     ):  # fmt: skip
         """ivr, ssr: as picked from the curves; ssr = n_layer: the curves show no stage III. taus, inputs: to try.
 
         fits: whether the model can have a profile's stages.
+        confirm: None: there are no other samples, and those of the search have the last word.
         """
         self.n_layer = n_layer
         self.measure = measure
@@ -105,6 +111,7 @@ class Search:
         self.inputs = inputs
         self.fits = functools.cache(fits)
         self._tried: dict[Profile, Check] = {}
+        self._confirm = functools.cache(confirm or self._check)
         self.first_layers = [layer for layer in range(1, n_layer) if self._possible(Shape(layer, n_layer))]
         if not self.first_layers:
             raise HalfVError("No layer of this model can begin a stage II.")
@@ -116,9 +123,10 @@ class Search:
         points: list[Check] = []
         shape = Shape(self.ivr, self.n_layer, pixel_tau=self.taus[0], input_keep=self.inputs[0])
         for speed in sorted({*LADDER, *([target] if target else [])}):
-            point = self._nearest_at(speed, shape)
-            if point is None:
+            path = self._nearest_at(speed, shape)
+            if not path:
                 break
+            point = self._settled(path)
             points.append(point)
             shape = Shape.of(point.profile)
             if point.divergence > HOPELESS and not (target and speed < target):
@@ -138,11 +146,17 @@ class Search:
             settings={"target_speedup": None},
         )
 
+    def _settled(self, path: Sequence[Check]) -> Check:
+        """Of the last and those on the way that its samples cannot tell from it the nearest on others, with what
+        these say."""
+        finals = [check for check in path if not surely_less(path[-1].each, check.each, SURE)][-NEAR_EQUALS:]
+        return min((self._confirm(check.profile) for check in reversed(finals)), key=_divergence)
+
     def _within(self, limit: float, points: Sequence[Check]) -> Check:
-        """The fastest of all that ran, and of some more between the last step of the ladder that fits and the next."""
-        fitting = [check for check in self._tried.values() if check.divergence <= limit]
+        """The fastest of some between the last step of the ladder that fits and the next."""
+        fitting = [check for check in points if check.divergence <= limit]
         if not fitting:
-            least = min(self._tried.values(), key=_divergence)
+            least = min(points, key=_divergence)
             raise HalfVError(
                 f"No profile stays within a divergence of {limit:g}: the closest has {_rounded_up(least.divergence)} "
                 f"and is {least.speedup:.2f} times faster; ask for that with {{max_divergence}}.",
@@ -155,31 +169,37 @@ class Search:
         for _ in range(HALVINGS if fast else 0):
             middle = math.sqrt(low * high)
             checks = [check for shape in shapes if (check := self._fitted(shape, middle))]
-            within = [check for check in checks if check.divergence <= limit]
+            finals = [self._confirm(check.profile) for check in checks]
+            within = [check for check in finals if check.divergence <= limit]
             low, high = (middle, high) if within else (low, middle)
-        return max((check for check in self._tried.values() if check.divergence <= limit), key=_speedup)
+            fitting += within
+        return max(fitting, key=_speedup)
 
     # --- one speedup ---
 
-    def _nearest_at(self, speed: float, start: Shape) -> Check | None:
-        """Moves one thing after the other as long as that helps."""
-        best = self._fitted(start, speed)
+    def _nearest_at(self, speed: float, start: Shape) -> list[Check]:
+        """Moves one thing after the other as long as that helps; the best so far after each, and nothing where no
+        profile is so fast."""
+        best = self._fitted(start, speed) or self._best_anywhere(speed)
         if best is None:
-            best = self._best_anywhere(speed)
-            if best is None:
-                return None
+            return []
+        path = [best]
         for _ in range(ROUNDS):
             before = best
             if best.divergence < CLOSE:
                 break
-            for moves in (self._inputs, self._taus, self._layers, self._stage3, self._deep_layers, self._anchors):
+            for moves in (
+                self._inputs, self._taus, self._layers, self._stage3, self._deep_layers, self._anchors,
+            ):  # fmt: skip
                 better = [
                     check for shape in moves(Shape.of(best.profile)) if (check := self._better(shape, speed, best))
                 ]
                 best = min([best, *better], key=_divergence)
+                if best is not path[-1]:
+                    path.append(best)
             if best is before:
                 break
-        return best
+        return path
 
     def _best_anywhere(self, speed: float) -> Check | None:
         """Where the last point leads to nothing so fast: all over, on a few samples, and the best of those on all."""
@@ -262,8 +282,9 @@ class Search:
         return [layer for layer in layers if self._possible(dataclasses.replace(shape, ssr_layer=layer))]
 
     def _anchors(self, shape: Shape) -> Iterator[Shape]:
-        for share in ANCHORS:
-            yield dataclasses.replace(shape, ivr_anchors=share)
+        for share, query in itertools.product(ANCHORS, QUERIES):
+            if share > 0 or query == LAST:
+                yield dataclasses.replace(shape, ivr_anchors=share, ivr_query=query)
 
     def _inputs(self, shape: Shape) -> Iterator[Shape]:
         """The next ones in the list, and those three on: they are many."""
@@ -300,11 +321,11 @@ def _nearest(layer: int, layers: Iterable[int]) -> int:
     return min(layers, key=lambda other: (abs(other - layer), other))
 
 
-def surely_less(one: Sequence[float], other: Sequence[float]) -> bool:
-    """On the same samples, by more than the standard error of the mean difference."""
+def surely_less(one: Sequence[float], other: Sequence[float], errors: float = 1.0) -> bool:
+    """On the same samples, by more than so many standard errors of the mean difference."""
     differences = [b - a for a, b in zip(one, other, strict=True)]
     spread = statistics.stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else 0.0
-    return statistics.fmean(differences) > spread
+    return statistics.fmean(differences) > errors * spread
 
 
 def _frontier(points: Iterable[Check]) -> tuple[Check, ...]:

@@ -8,6 +8,8 @@
 #include "llama-model.h"
 
 #include <algorithm>
+#include <cmath>
+#include <functional>
 
 namespace halfv {
 
@@ -20,27 +22,82 @@ std::vector<float> prefill::values_of(const state_ref & ref) const {
     return res;
 }
 
-std::vector<float> prefill::score(const state_stores & stores, const std::vector<row> & rows, const state_ref & query) {
-    const auto & hparams = ctx.model.hparams;
-    const int32_t il = memory.asked[0];
-    const int n = rows.size(), n_head = hparams.n_head(il);
-    const auto keys = refs_of(rows, &row::key);
-    if (n > 0 && query.on_device() && std::all_of(keys.begin(), keys.end(), [](const state_ref & k) { return k.on_device(); })) {
-        std::vector<float> res(n), dots((size_t) n*n_head);
-        if (run(dots_graph(stores.keys, stores.queries, query, n, n_head, hparams.n_head_kv(il)), stores.keys, keys, dots.data())) {
-            std::vector<float> by_head(dots.size());
-            for (int first = 0; first < n; first += dots_stripe) {
-                const int n_keys = std::min(dots_stripe, n - first);
-                for (int h = 0; h < n_head; ++h) {
-                    const float * from = dots.data() + (size_t) n_head*first + h*n_keys;
-                    std::transform(from, from + n_keys, by_head.data() + (size_t) h*n + first, [](float x) { return x*dots_scale; });
-                }
-            }
-            scores_of_dots(by_head.data(), n, n_head, res.data());
-            return res;
+// Text behind the last picture, or the last token alone, which stands for a question that is gone or was never there.
+prefill::asking prefill::who_asks(const sequence & s) const {
+    asking res;
+    for (auto r = s.rows.rbegin(); asks_with_all() && r != s.rows.rend() && r->image < 0; ++r) {
+        if (r->query && r->first_key) {
+            res.queries.push_back(r->query);
+            res.keys.push_back(r->first_key);
         }
     }
-    return score(rows, values_of(query));
+    std::reverse(res.queries.begin(), res.queries.end());
+    std::reverse(res.keys.begin(), res.keys.end());
+    if (res.queries.empty() && s.query) { res.queries.push_back(s.query); }
+    return res;
+}
+
+float prefill::scale_of_attention() const {
+    const auto & hparams = ctx.model.hparams;
+    return hparams.f_attention_scale != 0.0f ? hparams.f_attention_scale : 1.0f/std::sqrt((float) hparams.n_embd_head_k(memory.asked[0]));
+}
+
+static bool all_on_device(const std::vector<state_ref> & refs) {
+    return std::all_of(refs.begin(), refs.end(), [](const state_ref & ref) { return ref.on_device(); });
+}
+
+// One query: its scores of `rows`. A question's tokens: what they look at, as the layer has it, from the picture on; summed.
+std::vector<float> prefill::score(const state_stores & stores, const std::vector<row> & rows, const asking & who) {
+    const auto & hparams = ctx.model.hparams;
+    const int32_t il = memory.asked[0];
+    const int n = rows.size(), n_head = hparams.n_head(il), n_head_kv = hparams.n_head_kv(il), n_head_embd = hparams.n_embd_head_k(il);
+    std::vector<float> sums(n);
+    if (n == 0) {
+        return sums;
+    }
+    auto keys = refs_of(rows, &row::key);
+    keys.insert(keys.end(), who.keys.begin(), who.keys.end());
+    const int n_keys = keys.size();
+    const float scale = who.keys.empty() ? 1.0f : scale_of_attention();
+    std::vector<float> one(n_keys), dots, by_head;
+    const auto n_seen  = [&](size_t query) { return who.keys.empty() ? n : n + (int) query + 1; };
+    const auto take_in = [&]() { std::transform(sums.begin(), sums.end(), one.begin(), sums.begin(), std::plus<float>()); };
+
+    bool done = all_on_device(who.queries) && all_on_device(keys);
+    for (size_t at = 0; at < who.queries.size() && done; at += dots_queries) {
+        const std::vector<state_ref> some(who.queries.begin() + at, who.queries.begin() + std::min(who.queries.size(), at + dots_queries));
+        const size_t n_all = some.size()*n_head;
+        dots.resize(n_all*n_keys);
+        done = run(dots_graph(stores.keys, stores.queries, some, n_keys, n_head, n_head_kv), stores.keys, keys, dots.data());
+        for (size_t q = 0; q < some.size() && done; ++q) {
+            const int seen = n_seen(at + q);
+            by_head.resize((size_t) n_head*seen);
+            for (int first = 0; first < seen; first += dots_stripe) {
+                const int width = std::min(dots_stripe, n_keys - first);
+                for (int h = 0; h < n_head; ++h) {
+                    const float * from = dots.data() + n_all*first + (q*n_head + h)*width;
+                    std::transform(from, from + std::min(width, seen - first), by_head.data() + (size_t) h*seen + first, [&](float x) { return x*(dots_scale*scale); });
+                }
+            }
+            scores_of_dots(by_head.data(), seen, n_head, one.data());
+            take_in();
+        }
+    }
+    if (done) {
+        return sums;
+    }
+
+    std::fill(sums.begin(), sums.end(), 0.0f);
+    std::vector<float> values((size_t) n_keys*memory.n_key);
+    wait_for_device(); // some may be there
+    state_store::read(keys, values.data());
+    for (size_t q = 0; q < who.queries.size(); ++q) {
+        auto query = values_of(who.queries[q]);
+        for (auto & x : query) { x *= scale; }
+        visual_scores(query.data(), values.data(), memory.n_key, n_seen(q), n_head, n_head_kv, n_head_embd, one.data());
+        take_in();
+    }
+    return sums;
 }
 
 std::vector<float> prefill::score(const std::vector<row> & rows, const std::vector<float> & query) const {
@@ -130,6 +187,7 @@ static int late_anchors(int n, int n_anchors) {
 void prefill::choose_stage2(sequence & s, when moment, std::vector<row> & go, std::vector<row> & wait, std::vector<row> & recalled) {
     const auto & p = memory.profile;
     const size_t fits = first_that_fits(s);
+    const asking who = who_asks(s);
 
     // 1: goes on; 2: stays pending; 3: pruned
     std::vector<uint8_t> fate(s.rows.size(), 1);
@@ -169,8 +227,8 @@ void prefill::choose_stage2(sequence & s, when moment, std::vector<row> & go, st
                 }
             } else {
                 if (n_anchors > 0) {
-                    chosen = top_k(score(memory.stores[0], rows, s.query).data(), rows.size(), n_anchors);
-                    s.stats.flops_spent += cost.scores(rows.size(), memory.asked[0]);
+                    chosen = top_k(score(memory.stores[0], rows, who).data(), rows.size(), n_anchors);
+                    s.stats.flops_spent += who.queries.size()*cost.scores(rows.size(), memory.asked[0]);
                 }
                 if (!im.covered) {
                     chosen = cover(rows, chosen, n_kept);
@@ -223,7 +281,7 @@ std::vector<uint8_t> prefill::choose_later(sequence & s, int stage, const state_
             if (n_deep > 0 && choice != HALFV_CHOICE_HALFV) {
                 for (const int32_t c : choose_otherwise(s, deep, members[i], values_of(query), n_deep, stage)) { stays[members[i][c]] = 1; }
             } else if (n_deep > 0) {
-                for (const int32_t c : top_k(score(memory.stores[stage - 1], rows, query).data(), rows.size(), n_deep)) { stays[members[i][c]] = 1; }
+                for (const int32_t c : top_k(score(memory.stores[stage - 1], rows, { { query }, {} }).data(), rows.size(), n_deep)) { stays[members[i][c]] = 1; }
                 s.stats.flops_spent += cost.scores(rows.size(), memory.asked[stage - 1]);
             }
         }
@@ -263,7 +321,8 @@ void prefill::unprepare_what_will_not_fit(llama_seq_id seq_id, size_t n_text) {
     if (first == s->rows.end()) {
         return;
     }
-    uint64_t bytes = n_text*memory.stores[0].hidden.width*sizeof(float);
+    const auto & stores = memory.stores[0];
+    uint64_t bytes = n_text*(stores.hidden.width + (asks_with_all() ? stores.queries.width + memory.n_key : 0))*sizeof(float);
     for (auto r = first; r != s->rows.end(); ++r) { bytes += memory.undo_bytes(*r); }
     if (memory.undo_bytes() + bytes > memory.undo_limit) {
         memory.unprepare(seq_id);
@@ -299,6 +358,7 @@ void prefill::keep_turn(sequence & s, turn t) {
 // the pruned tokens that matter most to a new question, as rows that have been through stage I
 std::vector<row> prefill::recall(sequence & s) {
     std::vector<row> res;
+    const asking who = who_asks(s);
     for (size_t i = 0; i < s.images.size(); ++i) {
         auto & im = s.images[i];
         std::vector<row> rows;
@@ -309,11 +369,11 @@ std::vector<row> prefill::recall(sequence & s) {
         });
         const auto & p = memory.profile;
         const int n_anchors = late_anchors(im.n(), quota(std::max(1, quota(im.n(), p.ivr_keep)), p.ivr_anchors));
-        for (const int32_t c : top_k(score(memory.stores[0], rows, s.query).data(), rows.size(), n_anchors)) {
+        for (const int32_t c : top_k(score(memory.stores[0], rows, who).data(), rows.size(), n_anchors)) {
             im.reached[0].push_back(rows[c].index);
             res.push_back(rows[c]);
         }
-        s.stats.flops_spent += cost.scores(rows.size(), memory.asked[0]);
+        s.stats.flops_spent += who.queries.size()*cost.scores(rows.size(), memory.asked[0]);
     }
     return res;
 }

@@ -179,14 +179,14 @@ int prefill::observe_layer(const held_prompt & prompt, int32_t il, float * out, 
     const graph_pass pass = { il, il + 1, INT32_MAX, attends ? il : -1, true };
     memory.rewind(prompt.seq_id, pass);
 
-    std::vector<float> queries, keys(n*hparams.n_embd_k_gqa(il));
+    std::vector<float> query, keys(n*hparams.n_embd_k_gqa(il));
     size_t i = 0;
     const int rc = run(steps_of(prompt.seq_id, rows, pass), [&](const llama_ubatch & ubatch, const llm_graph_result & res) {
         read(res.t_embd, out + i*n_state);
         if (attends) {
             read(res.halfv_cut.keys, keys.data() + i*hparams.n_embd_k_gqa(il));
-            queries.resize(ggml_nelements(res.halfv_cut.query));
-            read(res.halfv_cut.query, queries.data());
+            query.resize(ggml_nelements(res.halfv_cut.queries));
+            read(res.halfv_cut.queries, query.data());
         }
         wait_for_device();
         i += ubatch.n_tokens;
@@ -196,7 +196,6 @@ int prefill::observe_layer(const held_prompt & prompt, int32_t il, float * out, 
         return rc;
     }
     const float scale = hparams.f_attention_scale != 0.0f ? hparams.f_attention_scale : 1.0f/std::sqrt((float) n_head_embd);
-    std::vector<float> query(queries.end() - hparams.n_head(il)*n_head_embd, queries.end()); // of the last token
     for (auto & q : query) { q *= scale; }
     visual_scores(query.data(), keys.data(), hparams.n_embd_k_gqa(il), n, hparams.n_head(il), hparams.n_head_kv(il), n_head_embd, attention);
     return rc;

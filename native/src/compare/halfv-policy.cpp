@@ -135,13 +135,6 @@ std::vector<int32_t> prefill::choose_otherwise(sequence & s, const std::vector<r
     return top_k(mine.data(), n, k);
 }
 
-std::vector<state_ref> prefill::queries_of(const llm_graph_result & res, state_stores & stores) const {
-    auto refs = stores.queries.take_on_host(res.halfv_cut.query->ne[2]);
-    read(res.halfv_cut.query, stores.queries, refs);
-    wait_for_device();
-    return refs;
-}
-
 std::vector<int32_t> prefill::choose_as_given(sequence & s, const std::vector<row> & rows, const std::vector<size_t> & members, int k, int stage) {
     std::vector<row> seen, text;
     const auto add_text = [&](size_t first, size_t end) {

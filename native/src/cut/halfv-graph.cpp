@@ -416,11 +416,13 @@ void tap(const llm_graph_context & graph, ggml_tensor * q, ggml_tensor * k, int 
         q = without_rope(graph, q);
         k = without_rope(graph, k);
     }
-    ggml_tensor * q_last = ggml_view_3d(graph.ctx0, q, q->ne[0], q->ne[1], 1, q->nb[1], q->nb[2], (q->ne[2] - 1)*q->nb[2]);
+    if (!pass.all_ask) {
+        q = ggml_view_3d(graph.ctx0, q, q->ne[0], q->ne[1], 1, q->nb[1], q->nb[2], (q->ne[2] - 1)*q->nb[2]);
+    }
     if (as_staged(graph.mctx)->ends().out.stored) {
         const auto & stores = as_staged(graph.mctx)->stores_after();
-        put_rows(graph, stores.queries, ggml_cont(graph.ctx0, q_last), [](const auto & io) { return std::vector<state_ref>{ io.query }; });
-        put_rows(graph, stores.keys,    ggml_cont(graph.ctx0, k),      [](const auto & io) { return io.keys; });
+        put_rows(graph, stores.queries, ggml_cont(graph.ctx0, q), [](const auto & io) { return io.queries; });
+        put_rows(graph, stores.keys,    ggml_cont(graph.ctx0, k), [](const auto & io) { return io.keys; });
         return;
     }
     const auto exported = [&](ggml_tensor * t, const char * name) {
@@ -430,8 +432,8 @@ void tap(const llm_graph_context & graph, ggml_tensor * q, ggml_tensor * k, int 
         ggml_build_forward_expand(graph.gf, t);
         return t;
     };
-    graph.res->halfv_cut.query = exported(pass.rotated ? q : q_last, "halfv_q"); // to compare with, every token may ask
-    graph.res->halfv_cut.keys  = exported(k, "halfv_k");
+    graph.res->halfv_cut.queries = exported(q, "halfv_q");
+    graph.res->halfv_cut.keys    = exported(k, "halfv_k");
 }
 
 } // namespace halfv

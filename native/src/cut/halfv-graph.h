@@ -117,7 +117,7 @@ void take_rows(const llm_graph_context & graph);
 // what leaves a graph that does not come to the output head
 void give_states(const llm_graph_context & graph, ggml_tensor * states);
 
-// exports the query of the last token and the keys of all, when this layer is the one asked for
+// exports the queries of those that ask and the keys of all, when this layer is the one asked for
 void tap(const llm_graph_context & graph, ggml_tensor * q, ggml_tensor * k, int il);
 
 } // namespace halfv

@@ -18,6 +18,7 @@ struct graph_pass {
     int32_t kv_from = INT32_MAX; // from this layer on, project and store K and V, nothing else
     int32_t tap     = -1;        // export Q and K of this layer
     bool    rotated = false;     // ... with RoPE
+    bool    all_ask = false;     // ... and Q of every token, not of the last alone
     bool    narrow  = false;     // tokens take only some channels and heads, where a profile says so
     bool    near    = false;     // ... and of their picture only neighbours
     halfv::probe * probe = nullptr; // nothing runs: watches how the graph is built
@@ -29,7 +30,7 @@ struct graph_pass {
 
     bool operator==(const graph_pass & o) const {
         return first == o.first && last == o.last && kv_from == o.kv_from && tap == o.tap && rotated == o.rotated &&
-               narrow == o.narrow && near == o.near && probe == o.probe;
+               all_ask == o.all_ask && narrow == o.narrow && near == o.near && probe == o.probe;
     }
 };
 
@@ -54,7 +55,7 @@ struct cut_state {
     ggml_tensor * hidden = nullptr;  // what enters a layer of which only K and V are wanted
     std::vector<ggml_tensor *> kept; // the graph, up to the last such layer's K and V
 
-    ggml_tensor * query = nullptr, * keys = nullptr; // of the last token and of all, at the tapped layer, for the host
+    ggml_tensor * queries = nullptr, * keys = nullptr; // of those that ask and of all, at the tapped layer, for the host
 
     ggml_tensor * embeddings = nullptr; // stands for them where a graph begins behind them
     ggml_tensor * state = nullptr, * companion = nullptr; // there: what reaches its first layer, and goes along

@@ -18,7 +18,7 @@ void prefill::reserve(uint32_t n_tokens) {
         return;
     }
     const auto & b = memory.bounds;
-    std::vector<graph_pass> passes = { { b[0], b[1], INT32_MAX, memory.asked[0], false } };
+    std::vector<graph_pass> passes = { { b[0], b[1], INT32_MAX, memory.asked[0], wants_rotated(), asks_with_all() } };
     for (int s = 1; s < n_stages && memory.has_stage(s); ++s) {
         const bool goes_on = s + 1 < n_stages && memory.has_stage(s + 1);
         passes.push_back({ b[s] - (s == 2 && may_split()), goes_on ? b[s + 1] : INT32_MAX, INT32_MAX, goes_on ? memory.asked[s] : -1, true });
@@ -58,7 +58,8 @@ void prefill::reserve_choice() {
     };
     std::vector<device_graph> graphs;
     for (const auto & at : memory.stores) {
-        if (at.on_device()) { graphs.push_back(dots_graph(at.keys, at.queries, {}, n_most(at.keys), hparams.n_head(il), hparams.n_head_kv(il))); }
+        const std::vector<state_ref> asking(asks_with_all() && &at == &memory.stores[0] ? dots_queries : 1);
+        if (at.on_device()) { graphs.push_back(dots_graph(at.keys, at.queries, asking, n_most(at.keys), hparams.n_head(il), hparams.n_head_kv(il))); }
     }
     const auto & hidden = memory.stores[0].hidden;
     if (hidden.tensor()) { graphs.push_back(similarities_graph(hidden, hparams.n_embd, n_most(hidden))); }
@@ -315,31 +316,32 @@ std::vector<step> prefill::whole_steps(const llama_batch & batch, std::vector<sh
     return steps;
 }
 
-prefill::given prefill::room_for(const graph_pass & pass, const std::vector<bool> & has_key, bool has_query) {
+prefill::given prefill::room_for(const graph_pass & pass, const std::vector<bool> & has_key) {
     const size_t n_keys = std::count(has_key.begin(), has_key.end(), true);
+    const size_t n_queries = pass.tap < 0 ? 0 : pass.all_ask ? has_key.size() : 1;
     given res;
     res.stores = &memory.after(pass);
     auto & stores = *res.stores;
-    std::vector<state_ref> keys, query;
+    std::vector<state_ref> keys;
     if (stores.on_device() && !wants_queries()) {
-        res.hidden = stores.hidden.take_on_device(has_key.size());
-        keys       = stores.keys.take_on_device(n_keys);
-        query      = stores.queries.take_on_device(has_query);
-        res.stored = res.hidden.size() == has_key.size() && keys.size() == n_keys && query.size() == has_query;
+        res.hidden  = stores.hidden.take_on_device(has_key.size());
+        keys        = stores.keys.take_on_device(n_keys);
+        res.queries = stores.queries.take_on_device(n_queries);
+        res.stored  = res.hidden.size() == has_key.size() && keys.size() == n_keys && res.queries.size() == n_queries;
     }
     if (!res.stored) {
-        res.hidden = stores.hidden.take_on_host(has_key.size());
-        keys       = stores.keys.take_on_host(n_keys);
-        query      = stores.queries.take_on_host(has_query);
+        res.hidden  = stores.hidden.take_on_host(has_key.size());
+        keys        = stores.keys.take_on_host(n_keys);
+        res.queries = stores.queries.take_on_host(n_queries);
     }
     auto key = keys.begin();
     for (const bool has : has_key) { res.keys.push_back(has ? *key++ : state_ref()); }
-    if (has_query) { res.query = query[0]; }
     return res;
 }
 
 struct step::io prefill::given::rows(size_t first, size_t end) const {
-    return { { {}, { stored, stores->hidden.companion } }, {}, { hidden.begin() + first, hidden.begin() + end }, { keys.begin() + first, keys.begin() + end }, query };
+    const auto of = [&](const std::vector<state_ref> & refs) { return std::vector<state_ref>(refs.begin() + first, refs.begin() + end); };
+    return { { {}, { stored, stores->hidden.companion } }, {}, of(hidden), of(keys), queries.size() == hidden.size() ? of(queries) : queries };
 }
 
 // what a step has given for these rows, if it is not where it belongs already
@@ -349,11 +351,9 @@ void prefill::bring_down(const llm_graph_result & res, const given & gives, size
     }
     const auto rows = gives.rows(first, end);
     read(res.t_embd, gives.stores->hidden, rows.out);
-    if (rows.query) {
+    if (!rows.queries.empty()) {
         read(res.halfv_cut.keys, gives.stores->keys, rows.keys);
-        std::vector<state_ref> queries(res.halfv_cut.query->ne[2]);
-        queries.back() = rows.query;
-        read(res.halfv_cut.query, gives.stores->queries, queries);
+        read(res.halfv_cut.queries, gives.stores->queries, rows.queries);
     }
     wait_for_device();
 }

@@ -86,7 +86,7 @@ device_graph similarities_graph(const state_store & hidden, int d, int n) {
     return g;
 }
 
-device_graph dots_graph(const state_store & keys, const state_store & queries, const state_ref & query, int n, int n_head, int n_head_kv) {
+device_graph dots_graph(const state_store & keys, const state_store & queries, const std::vector<state_ref> & asking, int n, int n_head, int n_head_kv) {
     device_graph g = new_graph(keys);
     ggml_context * ctx = g.context.get();
     g.ids = input(ctx, GGML_TYPE_I32, n);
@@ -95,14 +95,21 @@ device_graph dots_graph(const state_store & keys, const state_store & queries, c
     const int64_t d     = keys.width/n_head_kv;
     ggml_tensor * all = queries.tensor();
     const size_t  row = d*sizeof(float);
-    ggml_tensor * q = ggml_view_3d(ctx, all, d, n_head/n_head_kv, n_head_kv, row, row*(n_head/n_head_kv), queries.row_of(query)*all->nb[1]);
-    const parts asked(ctx, ggml_scale(ctx, ggml_cont(ctx, q), scale));
+    std::vector<parts> asked;
+    for (const auto & query : asking) {
+        ggml_tensor * q = ggml_view_3d(ctx, all, d, n_head/n_head_kv, n_head_kv, row, row*(n_head/n_head_kv), queries.row_of(query)*all->nb[1]);
+        asked.emplace_back(ctx, ggml_scale(ctx, ggml_cont(ctx, q), scale));
+    }
+    const size_t n_all = asking.size()*n_head;
 
     for (int first = 0; first < n; first += dots_stripe) {
         const int n_keys = std::min(dots_stripe, n - first);
         ggml_tensor * k = ggml_reshape_3d(ctx, ggml_get_rows(ctx, keys.tensor(), some(ctx, g.ids, first, n_keys)), d, n_head_kv, n_keys);
         k = ggml_scale(ctx, ggml_cont(ctx, ggml_permute(ctx, k, 0, 2, 1, 3)), scale);
-        output(g, product(ctx, parts(ctx, k), asked), (size_t) n_head*first);
+        const parts some_keys(ctx, k);
+        for (size_t i = 0; i < asked.size(); ++i) {
+            output(g, product(ctx, some_keys, asked[i]), n_all*first + i*n_head*n_keys);
+        }
     }
     return g;
 }

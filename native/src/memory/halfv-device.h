@@ -27,9 +27,10 @@ struct device_graph {
 constexpr gram_layout similarities_layout(int n) { return { n, gram_block, gram_stripe }; }
 device_graph similarities_graph(const state_store & hidden, int d, int n);
 
-// n keys times the query of each head, to be multiplied by dots_scale: [n_head][dots_stripe] for so many keys, then for the next
-constexpr int dots_stripe = 1024;
-device_graph dots_graph(const state_store & keys, const state_store & queries, const state_ref & query, int n, int n_head, int n_head_kv);
+// n keys times the query of each head of so many tokens, to be multiplied by dots_scale: [token][n_head][dots_stripe] for so many
+// keys, then for the next
+constexpr int dots_stripe = 1024, dots_queries = 8;
+device_graph dots_graph(const state_store & keys, const state_store & queries, const std::vector<state_ref> & asking, int n, int n_head, int n_head_kv);
 constexpr float dots_scale = 4096.0f;
 
 } // namespace halfv

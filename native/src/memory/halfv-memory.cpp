@@ -99,7 +99,8 @@ void staged_memory::reserve_states() {
     }
     const double share = std::min(1.0, most/bytes);
     for (int s = 0; s + 1 < n_stages; ++s) {
-        stores[s].reserve(devices[bounds[s + 1] - 1], n_rows[s]*share, 4*cparams.n_seq_max, hparams.no_alloc);
+        const uint64_t n_asking = s == 0 && profile.ivr_query == HALFV_QUERY_QUESTION ? std::max<uint64_t>(cparams.n_ubatch, n_rows[s]/8) : 0; // text that waits
+        stores[s].reserve(devices[bounds[s + 1] - 1], n_rows[s]*share, 4*cparams.n_seq_max + n_asking, hparams.no_alloc);
     }
 }
 

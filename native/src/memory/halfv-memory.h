@@ -48,7 +48,7 @@ struct step {
     struct io {
         graph_ends ends;
         std::vector<state_ref> in, out, keys;
-        state_ref query; // of the last token
+        std::vector<state_ref> queries; // of each token, or of the last alone
     } io = {};
 };
 

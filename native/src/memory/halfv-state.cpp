@@ -132,7 +132,7 @@ row read_token(llama_io_read_i & io, const std::vector<image> & images, const st
     return r;
 }
 
-enum : uint32_t { HAS_FIRST_KEY = 1, HAS_KEY = 2 };
+enum : uint32_t { HAS_FIRST_KEY = 1, HAS_KEY = 2, HAS_QUERY = 4 };
 
 // what a row refers to: keys and states that only one between stages II and III needs follow those of stage I
 template <typename F>
@@ -143,6 +143,7 @@ void each_ref(const row & r, F && f) {
         f(r.hidden);
         if (r.key) { f(r.key); }
     }
+    if (r.query) { f(r.query); }
 }
 
 void write_rows(llama_io_write_i & io, const std::vector<row> & rows) {
@@ -152,7 +153,7 @@ void write_rows(llama_io_write_i & io, const std::vector<row> & rows) {
         write_token(io, r);
         put(io, r.stage);
         put(io, r.group);
-        put(io, (uint32_t) ((r.first_key ? (uint32_t) HAS_FIRST_KEY : 0) | (r.key ? (uint32_t) HAS_KEY : 0)));
+        put(io, (uint32_t) ((r.first_key ? (uint32_t) HAS_FIRST_KEY : 0) | (r.key ? (uint32_t) HAS_KEY : 0) | (r.query ? (uint32_t) HAS_QUERY : 0)));
         each_ref(r, [&](const state_ref & ref) {
             ref.read(values);
             io.write(values.data(), values.size()*sizeof(float));
@@ -193,6 +194,7 @@ std::vector<row> read_rows(llama_io_read_i & io, const std::vector<image> & imag
             r.hidden = take_state(stores[1].hidden);
             r.key    = has & HAS_KEY ? take_state(stores[1].keys) : state_ref();
         }
+        if (has & HAS_QUERY) { r.query = take_state(stores[0].queries); }
         rows.push_back(r);
     }
     return rows;
@@ -292,7 +294,7 @@ std::vector<uint32_t> staged_memory::state_shape() const {
     const bool few = profile.heads_keep < 1.0f; // keys and values of pictures are those of some heads
     uint32_t keep = 0;
     if (few) { memcpy(&keep, &profile.heads_keep, sizeof(keep)); }
-    res.insert(res.end(), { few ? profile.heads_layer : 0, keep });
+    res.insert(res.end(), { few ? profile.heads_layer : 0, keep, (uint32_t) profile.ivr_query }); // who asks: text has queries, or has none
     if (recurs()) { res.insert(res.end(), { hparams.n_embd_r(), hparams.n_embd_s(), hparams.ple_conv_state() }); }
     return res;
 }

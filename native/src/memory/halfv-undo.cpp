@@ -30,12 +30,13 @@ void staged_memory::undo(llama_seq_id seq_id, llama_pos last_before) {
 }
 
 uint64_t staged_memory::undo_bytes(bool prepared) const {
-    std::vector<state_ref> hidden, keys;
+    std::vector<state_ref> hidden, keys, queries;
     for (const auto & [id, s] : sequences) {
         for (const auto & t : s.turns) {
             for (const auto & r : t.rows) {
                 hidden.push_back(r.first);
                 keys.push_back(r.first_key);
+                queries.push_back(r.query);
                 if (prepared) {
                     hidden.push_back(r.hidden);
                     keys.push_back(r.key);
@@ -43,11 +44,11 @@ uint64_t staged_memory::undo_bytes(bool prepared) const {
             }
         }
     }
-    return state_store::bytes(hidden) + state_store::bytes(keys);
+    return state_store::bytes(hidden) + state_store::bytes(keys) + state_store::bytes(queries);
 }
 
 uint64_t staged_memory::undo_bytes(const row & r) const {
-    return (stores[0].hidden.width + (r.first_key ? n_key : 0))*sizeof(float);
+    return (stores[0].hidden.width + (r.first_key ? n_key : 0) + (r.query ? stores[0].queries.width : 0))*sizeof(float);
 }
 
 // What was prepared depends on all that stood before it then. Where that changes it is prepared again with the question,

@@ -98,6 +98,8 @@ private:
     bool splits(const std::vector<image> & images, const std::vector<row> & go) const;
     bool wants_attention() const { return choice >= HALFV_CHOICE_ATTENTION; } // rotated, of text too
     bool wants_queries()   const { return choice == HALFV_CHOICE_GIVEN; }     // of all tokens
+    bool asks_with_all()   const { return memory.profile.ivr_query == HALFV_QUERY_QUESTION; } // of the question's tokens
+    bool wants_rotated()   const { return wants_attention() || asks_with_all(); }
     bool is_lazy(llama_seq_id seq_id, bool visual) const;
 
     std::optional<int> decode_batch(llama_memory_context_ptr & mctx);
@@ -127,13 +129,16 @@ private:
     void     unprepare_what_nobody_asks(llama_seq_id seq_id);
     void     unprepare_what_goes_on(llama_seq_id seq_id);
     std::vector<float> values_of(const state_ref & ref) const;
-    std::vector<float> score(const state_stores & stores, const std::vector<row> & rows, const state_ref & query);
-    std::vector<float> score(const std::vector<row> & rows, const std::vector<float> & query) const; // on the host
+    // who chooses: a query, or those of a question's tokens, each of which also looks at the tokens up to it
+    struct asking { std::vector<state_ref> queries, keys; };
+    asking who_asks(const sequence & s) const;
+    std::vector<float> score(const state_stores & stores, const std::vector<row> & rows, const asking & who);
+    std::vector<float> score(const std::vector<row> & rows, const std::vector<float> & query) const; // one, on the host
+    float scale_of_attention() const; // at the layer that is asked first
     std::vector<float> attention(const std::vector<row> & rows, std::vector<float> query) const;
     std::vector<int32_t> choose_otherwise(sequence & s, const std::vector<row> & rows, const std::vector<size_t> & members,
                                           const std::vector<float> & query, int k, int stage);
     std::vector<int32_t> choose_as_given(sequence & s, const std::vector<row> & rows, const std::vector<size_t> & members, int k, int stage);
-    std::vector<state_ref> queries_of(const llm_graph_result & res, state_stores & stores) const; // on the host, a row for each token
     const std::vector<float> & final_norm();
     void make_features(std::vector<float> & states); // in place: as the last norm leaves them, of length 1
     worker_pool & cover_workers();
@@ -142,16 +147,16 @@ private:
     // passes, in halfv-passes.cpp
     int run(std::vector<step> steps, const std::function<void(const llama_ubatch &, const llm_graph_result &)> & collect);
 
-    // rows for what a pass gives: a state for each token, keys of some, the query of the last
+    // rows for what a pass gives: a state for each token, keys of some, queries of all or of the last
     struct given {
         state_stores * stores = nullptr;
         bool stored = false; // they are on the device, and the pass writes them
-        std::vector<state_ref> hidden, keys;
-        state_ref query;
+        std::vector<state_ref> hidden, keys, queries;
 
         struct step::io rows(size_t first, size_t end) const;
+        state_ref last_query() const { return queries.empty() ? state_ref() : queries.back(); }
     };
-    given room_for(const graph_pass & pass, const std::vector<bool> & has_key, bool has_query); // on a device, if there is room
+    given room_for(const graph_pass & pass, const std::vector<bool> & has_key); // on a device, if there is room
     void  bring_down(const llm_graph_result & res, const given & gives, size_t first, size_t end);
 
     std::vector<step> steps_of(llama_seq_id seq_id, const std::vector<row> & rows, const graph_pass & pass, const given * gives = nullptr) const;

@@ -62,7 +62,7 @@ row as_prepared(row r) {
 }
 
 row token_of(row r) {
-    r.first = r.hidden = r.first_key = r.key = {};
+    r.first = r.hidden = r.first_key = r.key = r.query = {};
     return r;
 }
 

@@ -25,7 +25,7 @@ struct row {
     state_ref first_key; // its key at the layer that is asked before stage II; none: nobody will ask
     state_ref hidden;    // its state now: the input of the next stage
     state_ref key;       // its key at the layer that is asked next, or none
-    state_ref query;     // its query there, where a chooser is given it
+    state_ref query;     // of text, its query at the layer that is asked before stage II, where it chooses; or where a chooser is given it
     int32_t  stage;      // the last stage it has been through: 1, 2, or 3 when it is done
     llama_token token;   // LLAMA_TOKEN_NULL: not text
     int32_t  group;      // tokens of one non-causal batch share a group and travel together; -1: causal

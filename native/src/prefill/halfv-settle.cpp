@@ -18,10 +18,11 @@ int prefill::stage1(const share & part, bool visual) {
     const auto & bounds  = memory.bounds;
     const llama_batch & batch = ctx.balloc->get_batch();
     const int64_t t_start = ggml_time_us();
-    const bool keeps_keys = visual || wants_attention();
-    const graph_pass pass = { bounds[0], bounds[1], INT32_MAX, memory.asked[0], wants_attention() };
+    const bool keeps_keys = visual || wants_attention() || asks_with_all();
+    const bool all_ask = wants_queries() || (asks_with_all() && !visual);
+    const graph_pass pass = { bounds[0], bounds[1], INT32_MAX, memory.asked[0], wants_rotated(), all_ask };
 
-    const auto gives = room_for(pass, std::vector<bool>(part.idxs.size(), keeps_keys), true);
+    const auto gives = room_for(pass, std::vector<bool>(part.idxs.size(), keeps_keys));
     std::vector<step> steps;
     for (size_t i = 0; i < part.idxs.size(); i += ctx.cparams.n_ubatch) {
         const auto end = std::min(part.idxs.size(), i + ctx.cparams.n_ubatch);
@@ -46,7 +47,6 @@ int prefill::stage1(const share & part, bool visual) {
     const int rc = run(std::move(steps), [&](const llama_ubatch & ubatch, const llm_graph_result & res) {
         const uint32_t n = ubatch.n_tokens;
         bring_down(res, gives, done, done + n);
-        const auto queries = wants_queries() ? queries_of(res, *gives.stores) : std::vector<state_ref>();
         for (uint32_t i = 0; i < n; ++i, ++done) {
             row r = {};
             for (uint32_t j = 0; j < ubatch.n_pos; ++j) {
@@ -66,7 +66,7 @@ int prefill::stage1(const share & part, bool visual) {
             }
             r.first     = r.hidden = gives.hidden[done];
             r.first_key = r.key    = gives.keys[done];
-            if (!queries.empty()) { r.query = queries[i]; }
+            if (all_ask) { r.query = gives.queries[done]; }
             r.stage     = 1;
             r.group     = group;
             r.batch_idx = ubatch.data->batch_idxs[i];
@@ -75,7 +75,7 @@ int prefill::stage1(const share & part, bool visual) {
         }
     });
 
-    s.query = gives.query;
+    s.query = gives.last_query();
     s.stats.us_stage1   += ggml_time_us() - t_start;
     s.stats.flops_dense += cost.span(bounds[0], bounds[n_stages], n_all, before);
     s.stats.flops_spent += cost.span(bounds[0], bounds[1],        n_all, before);
@@ -89,20 +89,21 @@ int prefill::ask_by_last_text(llama_seq_id seq_id, sequence & s) {
         s.query = {};
         return 0;
     }
+    if (!s.query) { s.query = s.rows.back().query; }
     if (s.query || memory.recurs()) { // a recurrent state has no way back to before this token
         return 0;
     }
     const auto & bounds = memory.bounds;
     const row & r = s.rows.back();
     const staged_memory::rehearsal rehearsal(memory, seq_id, r.pos.data());
-    const graph_pass pass = { bounds[0], bounds[1], INT32_MAX, memory.asked[0], wants_attention() };
-    const auto gives = room_for(pass, { false }, true);
+    const graph_pass pass = { bounds[0], bounds[1], INT32_MAX, memory.asked[0], wants_rotated() };
+    const auto gives = room_for(pass, { false });
     step step = { ubatch_of_token(seq_id, r), pass };
     step.io = gives.rows(0, 1);
     const int rc = run({ std::move(step) }, [&](const llama_ubatch &, const llm_graph_result & res) {
         bring_down(res, gives, 0, 1);
     });
-    s.query = gives.query;
+    s.query = gives.last_query();
     return rc;
 }
 
@@ -168,19 +169,18 @@ int prefill::run_on(llama_seq_id seq_id, std::vector<row> & rows, const std::vec
     const bool asked = pass.tap >= 0;
     std::vector<bool> has_key;
     for (const auto & r : rows) { has_key.push_back(asked && (r.image >= 0 || wants_attention())); }
-    const auto gives = room_for(pass, has_key, asked);
+    const auto gives = room_for(pass, has_key);
     size_t done = 0;
     const int rc = run(steps_of(seq_id, fed, pass, &gives), [&](const llama_ubatch & ubatch, const llm_graph_result & res) {
         bring_down(res, gives, done, done + ubatch.n_tokens);
-        const auto queries = asked && wants_queries() ? queries_of(res, *gives.stores) : std::vector<state_ref>();
-        for (size_t i = 0; i < queries.size(); ++i) { rows[done + i].query = queries[i]; }
         done += ubatch.n_tokens;
     });
     for (size_t i = 0; i < rows.size() && rc == 0; ++i) {
         rows[i].hidden = gives.hidden[i];
         if (gives.keys[i]) { rows[i].key = gives.keys[i]; }
+        if (asked && pass.all_ask) { rows[i].query = gives.queries[i]; }
     }
-    query = gives.query;
+    query = gives.last_query();
     return rc;
 }
 
@@ -196,7 +196,7 @@ int prefill::later_stages(llama_seq_id seq_id, sequence & s, state_ref query, st
 
         const bool goes_on = stage + 1 < n_stages && memory.has_stage(stage + 1);
         const int32_t begin = bounds[stage] - (split && stage == 2);
-        const graph_pass pass = { begin, goes_on ? bounds[stage + 1] : INT32_MAX, INT32_MAX, asks_for(stage + 1) ? memory.asked[stage] : -1, true };
+        const graph_pass pass = { begin, goes_on ? bounds[stage + 1] : INT32_MAX, INT32_MAX, asks_for(stage + 1) ? memory.asked[stage] : -1, true, wants_queries() };
         std::vector<row> through;
 
         // Frozen K and V first: the others see them. A non-causal picture is done before what follows is in the cache,
@@ -298,7 +298,7 @@ int prefill::settle(llama_seq_id seq_id, when moment, std::vector<step> * last) 
         s.stats.flops_spent += cost.kv_only(memory.profile, begin3, bounds[2], go.size(), n_narrow(go)) +
                                (asks_deep ? cost.queries(memory.profile, begin3, go.size(), n_narrow(go)) : 0);
     }
-    const graph_pass pass2 = { bounds[1], three ? bounds[2] : INT32_MAX, split ? begin3 : INT32_MAX, asks_deep ? memory.asked[1] : -1, true };
+    const graph_pass pass2 = { bounds[1], three ? bounds[2] : INT32_MAX, split ? begin3 : INT32_MAX, asks_deep ? memory.asked[1] : -1, true, wants_queries() };
     state_ref query;
 
     // anchors that join a non-causal picture after the question must not see what followed it: they go causally

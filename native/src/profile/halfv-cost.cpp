@@ -136,7 +136,8 @@ void cost_model::prompt(const halfv_profile & p, uint64_t n_before, uint64_t n_v
                  span(begin3, ssr, deep + n_after, n_before + kept - deep) - narrowed(p, begin3, ssr, { p, deep, n_before, kept - deep });
     }
     if (kept < n_visual) {
-        spent += (anchors > 0 ? scores(n_visual, asked(ivr - 1)) : 0) + cover(n_visual, kept);
+        const uint64_t n_ask = p.ivr_query == HALFV_QUERY_QUESTION ? std::max<uint64_t>(1, n_after) : 1;
+        spent += (anchors > 0 ? n_ask*scores(n_visual, asked(ivr - 1)) : 0) + cover(n_visual, kept);
     }
     if (asks && deep > 0) {
         spent += scores(kept, asked(ssr - 1));

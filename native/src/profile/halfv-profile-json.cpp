@@ -129,11 +129,10 @@ struct known_key {
     void (*set)(halfv_profile & p, const json & value); // null: evidence, which changes nothing
 };
 
-void set_rest(halfv_profile & p, const json & value) {
-    if (value != "frozen" && value != "dropped") {
-        refuse(wrong_rest(shown(value)));
+void set_text(int32_t & out, const char * key, const json & value, const char * const (&names)[2]) {
+    if (const std::string wrong = set_named(out, key, value.get<std::string>(), shown(value), names); !wrong.empty()) {
+        refuse(wrong);
     }
-    p.ssr_rest = value == "frozen" ? HALFV_REST_FROZEN : HALFV_REST_DROPPED;
 }
 
 void set_later(halfv_profile &, const json &) {} // lists that belong together
@@ -145,7 +144,7 @@ const known_key KEYS[] = {
     { "ivr.anchors",       value_type::number, true,  [](halfv_profile & p, const json & v) { p.ivr_anchors = v; } },
     { "ssr.layer",         value_type::whole,  true,  [](halfv_profile & p, const json & v) { p.ssr_layer   = v; } },
     { "ssr.update",        value_type::number, true,  [](halfv_profile & p, const json & v) { p.ssr_update  = v; } },
-    { "ssr.rest",          value_type::text,   true,  set_rest },
+    { "ssr.rest",          value_type::text,   true,  [](halfv_profile & p, const json & v) { set_text(p.ssr_rest, "halfv.ssr.rest", v, RESTS); } },
     { "min_visual_tokens", value_type::whole,  false, [](halfv_profile & p, const json & v) { p.min_visual_tokens = v; } },
     { "pixel.tau",         value_type::number, false, [](halfv_profile & p, const json & v) { p.pixel_prune = true; p.pixel_tau = v; } },
     { "visual_share",      value_type::number, false, [](halfv_profile & p, const json & v) { p.visual_share = v; } },
@@ -162,6 +161,7 @@ const known_key KEYS[] = {
     { "neighbours.layer",  value_type::whole,  false, [](halfv_profile & p, const json & v) { p.neighbours_layer = v; } },
     { "neighbours.width",  value_type::whole,  false, [](halfv_profile & p, const json & v) { p.neighbours_width = v; } },
     { "image.loss",        value_type::number, false, [](halfv_profile & p, const json & v) { p.image_loss = v; } },
+    { "ivr.query",         value_type::text,   false, [](halfv_profile & p, const json & v) { set_text(p.ivr_query, "halfv.ivr.query", v, QUERIES); } },
     { "calibration.samples",        value_type::whole,  false, nullptr },
     { "calibration.source",         value_type::text,   false, nullptr },
     { "calibration.visual_entropy", value_type::list,   false, nullptr },

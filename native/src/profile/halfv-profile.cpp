@@ -49,6 +49,7 @@ halfv_profile default_profile(uint32_t n_layer) {
         /*.neighbours_layer  =*/ 1,
         /*.neighbours_width  =*/ 0,
         /*.image_loss        =*/ 0.0f,
+        /*.ivr_query         =*/ HALFV_QUERY_LAST,
     };
 }
 
@@ -87,6 +88,9 @@ std::string validate(const halfv_profile & p, uint32_t n_layer) {
     }
     if (!in_range(p.ivr_anchors, 0.0f, 1.0f)) {
         return complaint("halfv.ivr.anchors", p.ivr_anchors, "it must be between 0 and 1");
+    }
+    if (p.ivr_query != HALFV_QUERY_LAST && p.ivr_query != HALFV_QUERY_QUESTION) {
+        return complaint("halfv.ivr.query", p.ivr_query, "it must be last (0) or question (1)");
     }
     if (p.ssr_layer <= p.ivr_layer || p.ssr_layer > n_layer) {
         return complaint("halfv.ssr.layer", p.ssr_layer, "it must be above halfv.ivr.layer (" +
@@ -231,8 +235,8 @@ struct key_reader {
         if (id >= 0) { out = gguf_get_val_f32(metadata, id); }
         return id >= 0;
     }
-    void get(const char * key, std::string & out) {
-        const int64_t id = find(key, GGUF_TYPE_STRING, "string", true);
+    void get(const char * key, std::string & out, bool required = true) {
+        const int64_t id = find(key, GGUF_TYPE_STRING, "string", required);
         if (id >= 0) { out = gguf_get_val_str(metadata, id); }
     }
     template <typename T>
@@ -263,7 +267,7 @@ static found_profile read_gguf(const gguf_context * metadata) {
     }
 
     halfv_profile p = default_profile(0);
-    std::string rest;
+    std::string rest, query = QUERIES[0];
     keys.get("halfv.ivr.layer",   p.ivr_layer);
     keys.get("halfv.ivr.keep",    p.ivr_keep);
     keys.get("halfv.ivr.anchors", p.ivr_anchors);
@@ -286,12 +290,11 @@ static found_profile read_gguf(const gguf_context * metadata) {
     keys.get("halfv.neighbours.layer", p.neighbours_layer, false);
     keys.get("halfv.neighbours.width", p.neighbours_width, false);
     keys.get("halfv.image.loss", p.image_loss, false);
+    keys.get("halfv.ivr.query", query, false);
     if (keys.error.empty()) { keys.error = set_further(p, further_layers, further_keep); }
 
-    if (keys.error.empty() && rest != "frozen" && rest != "dropped") {
-        keys.error = wrong_rest(quoted(rest));
-    }
-    p.ssr_rest = rest == "frozen" ? HALFV_REST_FROZEN : HALFV_REST_DROPPED;
+    if (keys.error.empty()) { keys.error = set_named(p.ssr_rest, "halfv.ssr.rest", rest, quoted(rest), RESTS); }
+    if (keys.error.empty()) { keys.error = set_named(p.ivr_query, "halfv.ivr.query", query, quoted(query), QUERIES); }
 
     found_profile found;
     found.value = p;
@@ -342,11 +345,12 @@ void model_profile::write(gguf_context * metadata) const {
     gguf_set_val_f32(metadata, "halfv.ivr.anchors",       p.ivr_anchors);
     gguf_set_val_u32(metadata, "halfv.ssr.layer",         p.ssr_layer);
     gguf_set_val_f32(metadata, "halfv.ssr.update",        p.ssr_update);
-    gguf_set_val_str(metadata, "halfv.ssr.rest",          p.ssr_rest == HALFV_REST_FROZEN ? "frozen" : "dropped");
+    gguf_set_val_str(metadata, "halfv.ssr.rest",          RESTS[p.ssr_rest]);
     gguf_set_val_u32(metadata, "halfv.min_visual_tokens", p.min_visual_tokens);
     if (p.pixel_prune)         { gguf_set_val_f32(metadata, "halfv.pixel.tau",    p.pixel_tau); }
     if (p.visual_share > 0.0f) { gguf_set_val_f32(metadata, "halfv.visual_share", p.visual_share); }
     if (p.input_keep < 1.0f)   { gguf_set_val_f32(metadata, "halfv.input.keep",   p.input_keep); }
+    if (p.ivr_query != HALFV_QUERY_LAST) { gguf_set_val_str(metadata, "halfv.ivr.query", QUERIES[p.ivr_query]); }
     if (p.input_merge < 1.0f)  { gguf_set_val_f32(metadata, "halfv.input.merge",  p.input_merge); }
     if (p.n_further > 0) {
         gguf_set_arr_data(metadata, "halfv.further.layers", GGUF_TYPE_UINT32,  p.further_layers, p.n_further);

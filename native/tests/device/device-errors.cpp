@@ -100,7 +100,7 @@ EXPORT int device_errors_measure(const char * device, int n, int d, int keep, ui
     const state_ref query = queries.add(asked.data());
 
     const auto gram = compute(backend.get(), similarities_graph(hidden, d, n), n, norm);
-    const auto dots = compute(backend.get(), dots_graph(hidden, queries, query, n, 1, 1), n, norm);
+    const auto dots = compute(backend.get(), dots_graph(hidden, queries, { query }, n, 1, 1), n, norm);
     const gram_layout layout = similarities_layout(n);
     if (gram.size() != layout.size() || dots.size() != (size_t) n) {
         return 1;

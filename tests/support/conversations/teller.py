@@ -45,7 +45,7 @@ FREEZE = {
 PROFILES = {
     "freeze": FREEZE,
     "top": FREEZE | {"ssr.update": 0.2, "ssr.rest": "dropped"},
-    "freeze and update": FREEZE | {"ssr.update": 0.2},
+    "freeze and update, the question asks": FREEZE | {"ssr.update": 0.2, "ivr.query": "question"},
     "drop all": FREEZE | {"ssr.rest": "dropped"},
     "no stage III": FREEZE | {"ssr.layer": N_LAYER},
     "fewer at the end": FREEZE

@@ -82,6 +82,7 @@ class Profile:
     heads_keep: float = 1.0
     neighbours_layer: int = 1
     neighbours_width: int = 0
+    ivr_query: str = "last"
 
     @classmethod
     def of(cls, values: Mapping[str, Any] | Profile) -> Profile:
@@ -150,6 +151,16 @@ def visual_scores(query: torch.Tensor, keys: torch.Tensor) -> np.ndarray:
     return torch.softmax(torch.einsum("hd,hnd->hn", query, keys), dim=-1).mean(0).double().numpy()
 
 
+def question_scores(q: torch.Tensor, k: torch.Tensor, rows: torch.Tensor, question: range) -> np.ndarray:
+    """What the tokens of a question look at, as the layer has it, among these rows and those of them up to their own;
+    mean over them and heads. q [n_head, n, head_dim] and k [n_head_kv, n, head_dim] with RoPE."""
+    found = []
+    for token in question:
+        seen = torch.cat([rows, torch.arange(question.start, token + 1)])
+        found.append(visual_scores(q[:, token] / q.shape[-1] ** 0.5, k[:, seen])[: len(rows)])
+    return np.mean(found, axis=0)
+
+
 class Reference(Transformer):
     def run(
         self,
@@ -201,7 +212,7 @@ class Reference(Transformer):
             if profile and layer == profile.ivr_layer - 1:
                 tapped = (q, k)
             q, k = self.rope(q, pos), self.rope(k, pos)
-            if layer + 1 in asked:
+            if layer + 1 in asked or (profile and profile.ivr_query == "question" and layer == profile.ivr_layer - 1):
                 tapped = (q, k)
 
             visible = since < NEVER
@@ -332,7 +343,8 @@ class Reference(Transformer):
         q: torch.Tensor,
         k: torch.Tensor,
     ) -> torch.Tensor:
-        """The step in which each token reaches stage II. `q` and `k` are those of the layer before, without RoPE."""
+        """The step in which each token reaches stage II. `q` and `k` are those of the layer before, without RoPE but
+        where all of the question asks."""
         since = table.due.clone()
         if profile.ivr_keep == 1:
             return since
@@ -354,7 +366,11 @@ class Reference(Transformer):
                     covered = True
                 elif not asked or step.topup:
                     count = n_late if covered else n_anchors
-                    chosen = rest[top(visual_scores(q[:, step.last], keys[:, rest]), count)]
+                    if profile.ivr_query == "question":
+                        scores = question_scores(q, k, rows[rest], self._question(table, number))
+                    else:
+                        scores = visual_scores(q[:, step.last], keys[:, rest])
+                    chosen = rest[top(scores, count)]
                     if asked:
                         table.mutual[rows[chosen]] = -1
                     elif not covered:
@@ -362,6 +378,14 @@ class Reference(Transformer):
                     covered = asked = True
                 since[rows[chosen]] = number
         return since
+
+    @staticmethod
+    def _question(table: Table, number: int) -> range:
+        """The rows of text behind the last picture, and the last question, that ask in a step."""
+        last = table.steps[number].last
+        ended = [step.last for step in table.steps[:number] if step.asks]
+        seen = [int(image[-1]) for image in table.images if image[-1] < last]
+        return range(max([*ended, *seen]) + 1, last + 1)
 
     @staticmethod
     def start_stage3(
