@@ -64,8 +64,7 @@ NARROW = {
     ("heads_layer", "heads_keep"): (1, 1.0),
     ("neighbours_layer", "neighbours_width"): (1, 0),
 }
-# fields that are text: what they can be
-NAMES = {"ssr_rest": REST, "ivr_query": QUERIES}
+NAMES = {"ssr_rest": REST, "ivr_query": QUERIES}  # fields that are text: what they can be
 REQUIRED = ("ivr.layer", "ivr.keep", "ivr.anchors", "ssr.layer", "ssr.update", "ssr.rest")
 CALIBRATION_KEYS = {
     "samples": UINT32,
@@ -217,9 +216,8 @@ class Profile:
         _check_types("", {key: (value, type_) for key, type_, value in self._given()})
         check_further(self.further_layers, self.further_keep)
         if not 1 <= self.ivr_layer < n_layer:
-            raise complaint(
-                "ivr.layer", self.ivr_layer, f"it must be at least 1 and below the model's {n_layer} layers"
-            )
+            rule = f"it must be at least 1 and below the model's {n_layer} layers"
+            raise complaint("ivr.layer", self.ivr_layer, rule)
         if not 0 < self.ivr_keep <= 1:
             raise complaint("ivr.keep", self.ivr_keep, "it must be above 0 and at most 1")
         if not 0 <= self.ivr_anchors <= 1:
@@ -279,11 +277,10 @@ class Profile:
     def _given(self) -> Iterator[tuple[str, int, Any]]:
         """Key, GGUF type and value of each that is not left out; later ones are, where they do nothing."""
         idle = {"encoder_layer", "encoder_keep"} if (self.encoder_layer, self.encoder_keep) == (1, 1.0) else set()
-        idle |= {"input_merge"} if self.input_merge == 1 else set()
         for pair, off in NARROW.items():
             idle |= set(pair) if tuple(getattr(self, name) for name in pair) == off else set()
-        idle |= {"image_loss"} if self.image_loss == 0 else set()
-        idle |= {"ivr_query"} if self.ivr_query == LAST else set()
+        usual = {"input_merge": 1.0, "image_loss": 0.0, "ivr_query": LAST}
+        idle |= {name for name, value in usual.items() if getattr(self, name) == value}
         idle |= set() if self.further_layers or self.further_keep else {"further_layers", "further_keep"}
         for name, (key, type_) in KEYS.items():
             if (value := getattr(self, name)) is not None and name not in idle:
@@ -347,9 +344,8 @@ class Profile:
             if key not in values and key in REQUIRED:
                 raise missing(key)
         check_further(values.get("further.layers", ()), values.get("further.keep", ()))
-        for name in NAMES:
-            if (value := values.get(KEYS[name][0])) is not None:
-                check_name(name, value)
+        for name in (name for name in NAMES if KEYS[name][0] in values):
+            check_name(name, values[KEYS[name][0]])
         calibration = Calibration(**_read_json(evidence, CALIBRATION_KEYS, "calibration.")) if evidence else None
         names = {key: name for name, (key, _) in KEYS.items()}
         return cls(**{names[key]: value for key, value in values.items()}, calibration=calibration)
@@ -368,9 +364,8 @@ class Profile:
         """For halfv_model_set_profile."""
         values = {name: getattr(self, name) for name in KEYS}
         values |= {name: known.index(values[name]) for name, known in NAMES.items()}
-        values |= {"pixel_prune": self.pixel_tau is not None}
-        values |= {"pixel_tau": self.pixel_tau or 0.0, "n_further": len(self.further_layers)}
-        return halfv_cpp.halfv_profile(**values)
+        values |= {"pixel_prune": self.pixel_tau is not None, "pixel_tau": self.pixel_tau or 0.0}
+        return halfv_cpp.halfv_profile(**values, n_further=len(self.further_layers))
 
     def encoder_part(self, n_layer: int) -> Profile:
         """What it says of the encoder.
@@ -395,7 +390,7 @@ class Profile:
         """
         values = {name: getattr(struct_, name) for name in KEYS}
         values |= {name: known[values[name]] for name, known in NAMES.items()}
-        values |= {"pixel_tau": struct_.pixel_tau if struct_.pixel_prune else None}
+        values["pixel_tau"] = struct_.pixel_tau if struct_.pixel_prune else None
         values |= {name: values[name][: struct_.n_further] for name in ("further_layers", "further_keep")}
         return cls(**values)
 
@@ -438,8 +433,7 @@ def check_version(version: Any) -> None:
 
 
 def check_name(field: str, value: str) -> None:
-    known = NAMES[field]
-    if value not in known:
+    if value not in (known := NAMES[field]):
         raise complaint(KEYS[field][0], quote(value), f'it must be "{known[0]}" or "{known[1]}"')
 
 
