@@ -64,7 +64,7 @@ def test_a_profile_and_its_evidence(place: Path, capsys: pytest.CaptureFixture[s
     assert told["profile"] == found.to_json()
     assert told["speedup"] >= 1.5
     assert told["n_visual"] == 1024  # the encoder takes any size
-    assert told["samples"] == {"used": 6, "frozen": 6, "tried": 6}
+    assert told["samples"] == {"used": 6, "frozen": 6, "tried": 6, "held": 0}
     evidence = found.calibration
     assert (evidence.samples, evidence.source) == (6, "pictures")
     assert len(evidence.visual_entropy) == len(evidence.text_entropy) == N_LAYER + 1
