@@ -62,10 +62,11 @@ def measure(question: dict[str, Any]) -> dict[str, Any]:
     from halfv_edge.gguf.read import read_metadata
     from halfv_edge.measure.bench import measurements, shapes, subject
     from halfv_edge.measure.bench.worker import LibrariesUnderTest
+    from halfv_edge.measure.bench.workers import EncoderSettings
 
     name, count = question["shape"], question["tokens"]
     model = subject.random_model(subject.RandomModel(shape=name, folder=Path(question["models"])), (), (), None)
-    options = {"n_batch": 2048, "kv_type": "f16", "mmproj_type": "auto"}
+    options = {"n_batch": 2048, "kv_type": "f16", "mmproj_type": "auto", "packed": True}
     options |= {key: question[key] for key in ("n_ubatch", "n_threads", "n_gpu_layers")}
     options |= {"n_prefix": measurements.N_PREFIX, "n_question": measurements.N_QUESTION}
     options |= {"model": str(model.about.path), "mmproj": str(model.mmproj)}
@@ -75,15 +76,7 @@ def measure(question: dict[str, Any]) -> dict[str, Any]:
         struct = model.profile.to_c()
         profile = {field: getattr(struct, field) for field, _ in struct._fields_ if field != "size"}
     bench = LibrariesUnderTest(options)
-    encoder = {
-        "max_tokens": None,
-        "tau": None,
-        "input_keep": 1.0,
-        "input_merge": 1.0,
-        "encoder_layer": 1,
-        "encoder_keep": 1.0,
-        "weights": None,
-    }
+    encoder = EncoderSettings().as_json()
     picture = {
         "file": None,
         "drawing": "photo",
@@ -91,10 +84,16 @@ def measure(question: dict[str, Any]) -> dict[str, Any]:
         "n_visual": count,
     }
     bench.add(
-        NAME, profile=profile, switched_off=False, n_ctx=-(-(count + 256) // 256) * 256, choice=0, seed=0, **encoder
+        NAME,
+        profile=profile,
+        switched_off=False,
+        n_ctx=-(-(count + 256) // 256) * 256,
+        choice=0,
+        seed=0,
+        encoder=encoder,
     )
     parts = {
-        "encoder": lambda: bench.encode(**encoder, **picture),
+        "encoder": lambda: bench.encode(encoder, **picture),
         "prompt": lambda: bench.prompt(NAME, 0),
         "prompt and 16 tokens": lambda: bench.prompt(NAME, 16),
     }

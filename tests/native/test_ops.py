@@ -185,19 +185,25 @@ def complaint(tree: Path, backend: str, node: Node) -> str | None:
 
 JOINED = Node("CONCAT", "f32", ("f32", "f32"), ())
 ADDED = {Node("CONT", "f32", ("f32",), ()), JOINED}  # queries, keys and states on their way out
+PADDED = Node("PAD", "f32", ("f32",), (("v", "0"),))  # its source is contiguous
+BEHIND = PADDED._replace(facts=(*PADDED.facts, ("circular", "0"), ("lp0", "0")))
 PRODUCT = Node("MUL_MAT", "f32", ("f32", "f32"), (("per", "[0,1,2,3]"), ("nr3", "1")))
-# what devices compute: states as rows of a store, their scores and similarities; keys without RoPE, joined again
+# what devices compute: states as rows of a store, their scores and similarities; keys without RoPE, joined again; few
+# heads, padded to all, and the keys of neighbours
 ON_DEVICES = (
     Node("SET_ROWS", "f32", ("f32", "i32"), ()),
     Node("GET_ROWS", "f32", ("f32", "i32"), ()),
     PRODUCT,
     Node("CPY", "f16", ("f32",), ()),
     Node("CPY", "f32", ("f16",), ()),
+    Node("GET_ROWS", "f32", ("f16", "i32"), ()),
     JOINED,
-    *(Node(op, "f32", ("f32",), ()) for op in ("CONT", "SCALE", "L2_NORM")),
+    BEHIND,
+    *(Node(op, "f32", ("f32",), ()) for op in ("CLAMP", "CONT", "SCALE", "L2_NORM")),
     *(Node(op, "f32", ("f32", "f32"), (("perm1", "0"),)) for op in ("ADD", "SUB", "MUL")),
 )
-DEVICE_MAKERS = "add", "cast", "concat", "cont", "get_rows", "l2_norm", "mul", "mul_mat", "scale", "set_rows", "sub"
+COPIES = ("cast", "concat", "cont", "get_rows", "pad", "set_rows")
+DEVICE_MAKERS = ("add", "clamp", "l2_norm", "mul", "mul_mat", "scale", "sub", *COPIES)
 CORE = ("profile", "cut", "memory", "choice", "prefill", "compare")  # folders of native/src
 # the vision encoder's attention by windows, in heads of 80 as Qwen2.5-VL has them; ADD joins halves on a CPU
 ENCODER_MAKERS = ("add", "cast", "concat", "cont", "cont_2d", "flash_attn_ext", "mul_mat", "pad", "soft_max_ext")
@@ -209,7 +215,6 @@ WINDOWS = (
     Node("CONT", "f32", ("f32",), ()),
     Node("CPY", "f16", ("f32",), ()),
 )
-PADDED = Node("PAD", "f32", ("f32",), (("v", "0"),))  # its source is contiguous
 CASES = {"flash": (True, "f16"), "flash-q8_0": (True, "q8_0"), "no-flash": (False, "f16")}
 
 
