@@ -51,6 +51,10 @@ def add_command(commands: flags.Commands) -> None:
         "--timed", action="store_true",
         help="speedups of the time to the first token here, encoder included, in place of FLOPs",
     )  # fmt: skip
+    what.add_argument(
+        "--encoder-divergence", metavar="X", type=flags.number,
+        help="look first for smaller pictures and a reduced encoder within this KL (off)",
+    )  # fmt: skip
     what.add_argument("--seed", metavar="N", type=flags.integer, default=0, help="of the choice of samples (0)")
 
     out = command.add_argument_group("output")
@@ -72,7 +76,10 @@ def _calibrate(args: argparse.Namespace) -> int:
 
     _check(args)
     goal = measure.CalibrationGoal(
-        target_speedup=args.target_speedup, max_divergence=args.max_divergence, timed=args.timed
+        target_speedup=args.target_speedup,
+        max_divergence=args.max_divergence,
+        timed=args.timed,
+        encoder_divergence=args.encoder_divergence,
     )
     samples = measure.find_samples(args.images, n_samples=args.samples, seed=args.seed, say=say)
     if args.images is None:
@@ -168,6 +175,8 @@ def as_text(result: CalibrationResult, path: Path) -> str:
         f"{result.text_speedup:.2f}x with a question of 60"
     )
     lines.append(f"answers    {best.agreement:.0%} of the unpruned model's tokens, divergence {best.divergence:.3g}")
+    if result.intake:
+        lines.append(f"before     the language model {result.intake}")
     for name, pick in zip(("stage II", "stage III"), result.picks, strict=True):
         lines.append(f"why        {name} from layer {pick.layer}: {pick.reason}")
     for check in result.found.frontier:

@@ -15,6 +15,7 @@ FLAGS = {
     "against": "--against",
     "arch": "--arch",
     "draw": "--draw",
+    "encoder_divergence": "--encoder-divergence",
     "encoder_keep": "--encoder-keep",
     "encoder_layer": "--encoder-layer",
     "ffn_keep": "--ffn-keep",

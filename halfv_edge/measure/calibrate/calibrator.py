@@ -14,6 +14,7 @@ from halfv_edge.errors import HalfVError
 from halfv_edge.measure.arrays import Floats
 from halfv_edge.measure.calibrate import entropy, picking, search
 from halfv_edge.measure.calibrate.costs import Costs
+from halfv_edge.measure.calibrate.intake import ANSWER_TOKENS, IntakeCheck
 from halfv_edge.measure.calibrate.picking import Curves
 from halfv_edge.measure.calibrate.results import CalibrationGoal, CalibrationResult
 from halfv_edge.measure.calibrate.samples import LEAST, Sample, Samples, too_few
@@ -27,7 +28,6 @@ FROZEN_SAMPLES = 8  # on which every layer is frozen once, at the cost of half t
 TRIED_SAMPLES = 24  # on which candidates are run
 # of the others, at most and at least: they decide between near-equals, and say how far the chosen ones are
 HELD_SAMPLES, LEAST_HELD = 48, 8
-ANSWER_TOKENS = 8
 USUAL_TOKENS = 1024  # of a picture, where the encoder takes any size: what speedups are counted for
 TEXT_TOKENS = 60  # beside it, for the second figure
 EXPECTED_CHECKS, EXPECTED_FINALS = 150, 30  # candidates that a search runs on all of them, about, and on those held out
@@ -62,6 +62,7 @@ class Calibrator:
         any_size: bool,
         taus: Sequence[float | None] = (None,),
         inputs: Sequence[float] = (1.0,),
+        intake: IntakeCheck | None = None,
         progress: Watch = ignore,
         say: Say = ignore,
         words: Sentence = str,
@@ -73,6 +74,8 @@ class Calibrator:
         self.any_size = any_size
         self.taus = taus  # to try, of patches that the encoder spares
         self.inputs = inputs  # to try, of shares of its rows that go on
+        self.intake = intake  # as found before, which the model's encoder has now
+        self._under = f" under {intake.intake}" if intake and intake.each else ""  # in the keys of results
         self.progress = progress
         self.say = say
         self.words = words  # of a sample's error, in the names of whoever reads it
@@ -179,7 +182,7 @@ class Calibrator:
         profile = dataclasses.replace(done[0], calibration=evidence).validate(self.probe.n_layer)
         return CalibrationResult(
             profile, curves, all_entropy, (first, second), found, len(seen), n_frozen, len(tried), len(held), n_visual,
-            costs.speedup(profile, TEXT_TOKENS), tuple(done[1:]), tuple(self.skipped), goal.timed,
+            costs.speedup(profile, TEXT_TOKENS), tuple(done[1:]), tuple(self.skipped), goal.timed, self.intake,
         )  # fmt: skip
 
     def _observe_all(self) -> dict[int, Observation]:
@@ -224,13 +227,13 @@ class Calibrator:
         return self._given[at]
 
     def _key(self, at: int) -> str:
-        return f"observe {self.samples[at].key}" + " frozen" * (at in self._frozen)
+        return f"observe {self.samples[at].key}" + " frozen" * (at in self._frozen) + self._under
 
     def _check_key(self, at: int, profile: Profile) -> str:
         values = (profile.ivr_layer, profile.ivr_keep, profile.ivr_anchors, profile.ssr_layer, profile.ssr_update)
         of_encoder = f"{profile.pixel_tau} {profile.input_keep}"
         choice = f"{profile.ssr_rest} {profile.ivr_query}"
-        return f"check {self.samples[at].key} {' '.join(map(str, values))} {choice} {of_encoder}"
+        return f"check {self.samples[at].key} {' '.join(map(str, values))} {choice} {of_encoder}{self._under}"
 
     def _answer(self, at: int, profile: Profile) -> None:
         if at not in self._answers and self._check_key(at, profile) not in self.work.results:

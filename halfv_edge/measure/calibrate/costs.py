@@ -41,7 +41,7 @@ class Costs:
                 spent.append(time.perf_counter() - start)
                 chunks = encoded.chunks
                 given += sum(chunk.n_rows for chunk in chunks)
-                whole += sum(chunk.n_patches for chunk in chunks)
+                whole += sum(chunk.n_grid for chunk in chunks)  # in the size that it is taken in
             share[tau] = given / max(1, whole)
             seconds[tau] = statistics.median(spent) if timed else 0.0
         keep = probe.runtime.encoder.intake.input_keep

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import math
 import textwrap
@@ -19,6 +20,7 @@ from halfv_edge.engine.tokens import TokenMap
 from halfv_edge.errors import HalfVError
 from halfv_edge.measure.arrays import Floats
 from halfv_edge.measure.calibrate.calibrator import spread_evenly
+from halfv_edge.measure.calibrate.intake import taking
 from halfv_edge.measure.calibrate.results import CalibrationResult
 from halfv_edge.measure.calibrate.samples import Sample, Samples
 from halfv_edge.measure.calibrate.search import Check
@@ -48,11 +50,9 @@ def calibration_page(path: Path, result: CalibrationResult, model: Model, sample
     if path.suffix.lower() not in KINDS:
         raise HalfVError(f"{path} is neither .html nor .png: name it so.")
     picked = [samples.samples[at] for at in spread_evenly(N_PICTURES, len(samples))]
-    probe = Probe(model)
-    try:
+    intake = result.intake.intake if result.intake else model.encoder.intake
+    with taking(model, intake), contextlib.closing(Probe(model)) as probe:
         drawn = [(sample, _kept(sample, result.profile, model, probe)) for sample in picked]
-    finally:
-        probe.close()
     page = draw(result, model.path.name, drawn)
     if path.suffix.lower() == ".png":
         raw = page.png()
@@ -136,7 +136,8 @@ def _heading(page: Canvas, result: CalibrationResult, name: str) -> None:
         GAP,
         120,
         f"{samples} samples ({source}): layers frozen on {result.n_frozen}, profiles tried on {result.n_tried}, "
-        f"chosen on {result.n_held} others.",
+        f"chosen on {result.n_held} others."
+        + (f" Before the language model: {result.intake}." if result.intake else ""),
         DIM,
         13,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -15,7 +16,8 @@ from halfv_edge.engine.model import Model
 from halfv_edge.engine.options import ModelOptions
 from halfv_edge.errors import HalfVError
 from halfv_edge.gguf.read import read_metadata
-from halfv_edge.measure.calibrate.calibrator import Calibrator, Estimate
+from halfv_edge.measure.calibrate.calibrator import HELD_SAMPLES, TRIED_SAMPLES, Calibrator, Estimate, spread_evenly
+from halfv_edge.measure.calibrate.intake import IntakeCheck, IntakeRuns, taking
 from halfv_edge.measure.calibrate.results import CalibrationGoal, CalibrationResult
 from halfv_edge.measure.calibrate.samples import Samples
 from halfv_edge.measure.calibrate.taps import Probe
@@ -104,17 +106,21 @@ def run_calibration(
     kept = WorkFile(work, _settings(model))
     if kept.results:
         say(f"{work} has {len(kept.results)} results of an earlier run: going on from there.")
-    probe = Probe(model)
-    try:
-        calibrator = Calibrator(
-            probe, samples, kept, any_size=model.encoder.is_mrope, taus=_taus(model), inputs=_inputs(model),
-            progress=progress, say=say, words=words,
-        )  # fmt: skip
-        say(_cost(calibrator.estimate()))
-        return calibrator.run(goal)
-    finally:
-        kept.close()
-        probe.close()
+    with contextlib.closing(kept):
+        found: IntakeCheck | None = None
+        if goal.encoder_divergence is not None:
+            tried = [samples.samples[place] for place in spread_evenly(TRIED_SAMPLES + HELD_SAMPLES, len(samples))]
+            say(f"looking first for what a picture may lose before the language model, on {len(tried)} samples.")
+            found = IntakeRuns(model, tried, kept, progress=progress, words=words).find(goal.encoder_divergence)
+            say(f"before the language model: {found}.")
+        intake = found.intake if found else model.encoder.intake
+        with taking(model, intake), contextlib.closing(Probe(model)) as probe:
+            calibrator = Calibrator(
+                probe, samples, kept, any_size=model.encoder.is_mrope, taus=_taus(model), inputs=_inputs(model),
+                intake=found, progress=progress, say=say, words=words,
+            )  # fmt: skip
+            say(_cost(calibrator.estimate()))
+            return calibrator.run(goal)
 
 
 def _taus(model: Model) -> tuple[float | None, ...]:
