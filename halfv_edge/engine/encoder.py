@@ -228,8 +228,8 @@ class Encoder:
             if digest in self._cache:
                 self._cache.move_to_end(digest)
                 return Encoded(self._cache[digest], picture, digest)
-            # which patches there will be is written in the pixels
-            pixels = self.intake.pixel_tau is not None
+            # which patches there will be, and in what size, is written in the pixels
+            pixels = self.intake.pixel_tau is not None or self.intake.image_loss > 0
             return Encoded(self._tokenize(pointer, picture, pixels, keep_pixels=False), picture, digest)
 
     def encode(self, encoded: Encoded) -> float | None:

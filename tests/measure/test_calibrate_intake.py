@@ -166,6 +166,11 @@ def test_results_are_those_of_the_encoder(place: Path) -> None:
             sizes = [model.encoder.tokens(sample.load()) for sample in samples]
             for size in sizes:
                 model.encoder.encode(size)
+            half = replace(profile.Profile.default(model.n_layer), input_keep=0.5)
+            probe = Probe(model)
+            items = probe.items_under(half, samples[0].load(), samples[0].question)  # of the smaller picture
+            assert [item.n_tokens for item in items if not isinstance(item, int)] == [sizes[0].chunks[0].n_grid // 2]
+            probe.close()
         assert model.encoder is own
         assert all(
             size.chunks[0].n_seen < size.chunks[0].n_groups < own.tokens(sample.load()).n_tokens
