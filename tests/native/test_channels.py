@@ -11,8 +11,17 @@ import numpy as np
 import pytest
 
 from tests.support import pruned
-from tests.support.dialogue import Model, assert_agree, connect, feed, make_prompt
-from tests.support.reference.halfv_torch import Prepare, Reference, Text
+from tests.support.dialogue import (
+    Model,
+    assert_agree,
+    assert_counts,
+    assert_parts_agree,
+    connect,
+    feed,
+    make_prepared,
+    make_prompt,
+)
+from tests.support.reference.halfv_torch import Reference
 from tests.support.tiny_models import ARCHS, DROP, FREEZE, make_tiny, make_tiny_lora
 
 GRID, GRIDS = [(9, 12)], [(9, 12), (7, 19)]
@@ -29,12 +38,7 @@ PROFILES = {
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("name", PROFILES)
 def test_channels(models: Callable[..., Model], name: str, arch: str) -> None:
-    path, reference = models(arch)
-    segments = make_prompt(reference, GRIDS)
-    with connect(path, PROFILES[name], n_batch=64, n_ubatch=64) as client:
-        expected = assert_agree(client, reference, segments, PROFILES[name])
-    whole = {key: value for key, value in PROFILES[name].items() if not key.startswith("ffn")}
-    assert np.abs(expected.logits - reference.run(segments, whole).logits).max() > 1e-3
+    assert_parts_agree(models(arch), GRIDS, PROFILES[name], ("ffn",))
 
 
 @pytest.mark.parametrize("n_ubatch", [1, 7, 512])
@@ -47,10 +51,8 @@ def test_ubatches_of_any_size(models: Callable[..., Model], n_ubatch: int) -> No
 @pytest.mark.parametrize("name", PROFILES)
 def test_prepared_and_topped_up(models: Callable[..., Model], name: str) -> None:
     path, reference = models("qwen3vl")
-    start, shown, question = make_prompt(reference, GRID)
-    segments = [start, shown, Prepare(), Text(question.ids, asks=True), Text(range(30, 40), topup=True)]
     with connect(path, PROFILES[name]) as client:
-        assert_agree(client, reference, segments, PROFILES[name])
+        assert_agree(client, reference, make_prepared(reference, GRID), PROFILES[name])
 
 
 @pytest.mark.parametrize("name", ["in stages II and III", "alone"])
@@ -113,23 +115,14 @@ def test_networks_that_have_none_to_cut(tmp_path: Path) -> None:
 
 
 def test_flops(models: Callable[..., Model]) -> None:
-    path, reference = models("llama")
+    path, reference = model = models("llama")
     segments = make_prompt(reference, GRID)
-    n_before, n_visual, n_after = len(segments[0].ids), 108, len(segments[-1].ids)
-
-    def spent(profile: dict[str, Any]) -> float:
-        with connect(path, profile) as client:
-            feed(client, segments)
-            stats = pruned.stats(client)
-            foretold = pruned.flops(client, profile, n_before, n_visual, n_after)
-            assert (stats.flops_dense, stats.flops_spent) == pytest.approx(foretold, rel=1e-12)
-            return stats.flops_spent
-
+    counts = n_before, n_visual, n_after = len(segments[0].ids), 108, len(segments[-1].ids)
     for profile in PROFILES.values():
-        spent(profile)
+        assert_counts(model, profile, segments, *counts)
     whole = PROFILES["alone"] | {"ffn.keep": 1.0}
     network = 2.0 * sum(reference.weights[f"blk.3.ffn_{name}.weight"].numel() for name in ("gate", "up", "down"))
-    assert spent(whole | {"ivr.keep": 0.999}) > 0
+    assert assert_counts(model, whole | {"ivr.keep": 0.999}, segments, *counts).flops_spent > 0
     with connect(path, PROFILES["alone"]) as client:
         dense, half = pruned.flops(client, PROFILES["alone"], n_before, n_visual, n_after)
     assert dense - half == pytest.approx(3 * n_visual * network / 2, rel=1e-9)  # the last layer has none to spare

@@ -12,8 +12,19 @@ from halfv_cpp import llama_h
 
 from halfv_edge.testing.client import Client
 from tests.support import pruned
-from tests.support.dialogue import N_LAYER, QUESTION, Model, assert_agree, connect, feed, make_prompt
-from tests.support.reference.halfv_torch import Image, Prepare, Text
+from tests.support.dialogue import (
+    N_LAYER,
+    QUESTION,
+    Model,
+    assert_agree,
+    assert_parts_agree,
+    connect,
+    feed,
+    make_prepared,
+    make_prompt,
+    tell,
+)
+from tests.support.reference.halfv_torch import Text
 from tests.support.tiny_models import ARCHS, DROP, FREEZE
 from tests.support.waiting import load, save
 
@@ -33,13 +44,7 @@ PROFILES = {
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("name", PROFILES)
 def test_stages(models: Callable[..., Model], name: str, arch: str) -> None:
-    path, reference = models(arch)
-    segments = make_prompt(reference, GRIDS)
-    with connect(path, PROFILES[name], n_batch=64, n_ubatch=64) as client:
-        expected = assert_agree(client, reference, segments, PROFILES[name])
-    without = {key: value for key, value in PROFILES[name].items() if not key.startswith("further")}
-    if PROFILES[name]["ssr.update"]:
-        assert np.abs(expected.logits - reference.run(segments, without).logits).max() > 1e-3
+    assert_parts_agree(models(arch), GRIDS, PROFILES[name], ("further",), matters=PROFILES[name]["ssr.update"] > 0)
 
 
 @pytest.mark.parametrize("n_ubatch", [1, 7, 512])
@@ -61,10 +66,8 @@ def test_pictures_that_are_not_causal(models: Callable[..., Model], name: str) -
 def test_prepared_and_topped_up(models: Callable[..., Model], name: str) -> None:
     """What needs no question is done before it: all of it where no stage asks."""
     path, reference = models("qwen3vl")
-    start, shown, question = make_prompt(reference, GRID)
-    segments = [start, shown, Prepare(), Text(question.ids, asks=True), Text(range(30, 40), topup=True)]
     with connect(path, PROFILES[name]) as client:
-        assert_agree(client, reference, segments, PROFILES[name])
+        assert_agree(client, reference, make_prepared(reference, GRID), PROFILES[name])
 
 
 @pytest.mark.parametrize("prepares", [False, True])
@@ -86,7 +89,7 @@ def test_removed_question(models: Callable[..., Model], name: str, prepares: boo
     with connect(path, PROFILES[name]) as client:
         pruned.set_prepare(client, prepares)
         for segment in shown:
-            feed_part(client, segment)
+            tell(client, segment)
         begun = client.next_pos[0]
         client.text(question.ids)
         llama_h.llama_memory_seq_rm(client.memory, 0, begun, -1)
@@ -97,13 +100,6 @@ def test_removed_question(models: Callable[..., Model], name: str, prepares: boo
     assert again[1:] == fresh[1:]
 
 
-def feed_part(client: Client, segment: Text | Image) -> None:
-    if isinstance(segment, Image):
-        client.image(segment.embd, segment.pos)
-    else:
-        client.text(segment.ids, logits_last=False)
-
-
 @pytest.mark.parametrize("name", ["text alone behind a few", "fewer twice, then none"])
 def test_saved_state(models: Callable[..., Model], name: str) -> None:
     """Of what waits, and of what was asked: another context goes on as this one would."""
@@ -111,7 +107,7 @@ def test_saved_state(models: Callable[..., Model], name: str) -> None:
     segments = make_prompt(reference, GRID)
     with connect(path, PROFILES[name]) as client:
         for segment in segments[:-1]:
-            feed_part(client, segment)
+            tell(client, segment)
         waiting = save(client, 0)
         client.text(QUESTION)
         asked, logits = save(client, 0), client.logits()

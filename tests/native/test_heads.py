@@ -12,8 +12,20 @@ import pytest
 from halfv_cpp import llama_h
 
 from tests.support import pruned
-from tests.support.dialogue import QUESTION, Model, assert_agree, connect, feed, make_prompt, nmse, tell
-from tests.support.reference.halfv_torch import Prepare, Reference, Text
+from tests.support.dialogue import (
+    QUESTION,
+    Model,
+    assert_agree,
+    assert_counts,
+    assert_parts_agree,
+    connect,
+    feed,
+    make_prepared,
+    make_prompt,
+    nmse,
+    tell,
+)
+from tests.support.reference.halfv_torch import Reference, Text
 from tests.support.tiny_models import ARCHS, DROP, FREEZE, make_tiny, make_tiny_lora
 from tests.support.waiting import load, save
 
@@ -44,12 +56,7 @@ PROFILES = {
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("name", PROFILES)
 def test_parts_of_attention(models: Callable[..., Model], name: str, arch: str) -> None:
-    path, reference = models(arch)
-    segments = make_prompt(reference, GRIDS)
-    with connect(path, PROFILES[name], n_batch=64, n_ubatch=64) as client:
-        expected = assert_agree(client, reference, segments, PROFILES[name])
-    without = {key: value for key, value in PROFILES[name].items() if not key.startswith(("heads", "neighbours"))}
-    assert np.abs(expected.logits - reference.run(segments, without).logits).max() > 1e-3
+    assert_parts_agree(models(arch), GRIDS, PROFILES[name], ("heads", "neighbours"))
 
 
 @pytest.mark.parametrize("n_ubatch", [1, 7, 100, 512])
@@ -63,10 +70,8 @@ def test_ubatches_of_any_size(models: Callable[..., Model], arch: str, n_ubatch:
 @pytest.mark.parametrize("name", PROFILES)
 def test_prepared_and_topped_up(models: Callable[..., Model], name: str) -> None:
     path, reference = models("qwen3vl")
-    start, shown, question = make_prompt(reference, GRID)
-    segments = [start, shown, Prepare(), Text(question.ids, asks=True), Text(range(30, 40), topup=True)]
     with connect(path, PROFILES[name]) as client:
-        assert_agree(client, reference, segments, PROFILES[name])
+        assert_agree(client, reference, make_prepared(reference, GRID), PROFILES[name])
 
 
 @pytest.mark.parametrize("name", ["heads alone", "neighbours alone", "all four and fewer"])
@@ -190,20 +195,11 @@ def test_attention_of_which_no_part_can_be_taken(tmp_path: Path) -> None:
 
 def test_flops(models: Callable[..., Model]) -> None:
     """As counted while it runs, as foretold, and by hand."""
-    path, reference = models("llama")
+    path, reference = model = models("llama")
     segments = make_prompt(reference, SQUARE)
-    n_before, n, n_after = len(segments[0].ids), 144, len(segments[-1].ids)
-
-    def spent(profile: dict[str, Any]) -> float:
-        with connect(path, profile) as client:
-            feed(client, segments)
-            stats = pruned.stats(client)
-            foretold = pruned.flops(client, profile, n_before, n, n_after)
-            assert (stats.flops_dense, stats.flops_spent) == pytest.approx(foretold, rel=1e-12)
-            return stats.flops_spent
-
+    counts = n_before, n, n_after = len(segments[0].ids), 144, len(segments[-1].ids)
     for profile in PROFILES.values():
-        spent(profile)
+        assert_counts(model, profile, segments, *counts)
     with connect(path, WHOLE | HEADS) as client:
         dense, heads = pruned.flops(client, WHOLE | HEADS, n_before, n, n_after)
         near = pruned.flops(client, WHOLE | NEAR, n_before, n, n_after)[1]

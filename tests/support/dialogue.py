@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import halfv_cpp
 import numpy as np
+import pytest
 from halfv_cpp import llama_h
 
 from halfv_edge.testing.client import Client
@@ -87,6 +89,12 @@ def make_prompt(
     return placed(segments)
 
 
+def make_prepared(reference: Reference, grids: Sequence[tuple[int, int]]) -> list[Segment]:
+    """A picture that is prepared before its question, and a second question that is topped up."""
+    start, shown, question = make_prompt(reference, grids)
+    return [start, shown, Prepare(), Text(question.ids, asks=True), Text(range(30, 40), topup=True)]
+
+
 def tell(client: Client, segment: Segment, asks: bool = False) -> None:
     if isinstance(segment, Prepare):
         pruned.prepare(client)
@@ -131,6 +139,35 @@ def assert_agree(
     for token in NEXT_TOKENS:
         np.testing.assert_allclose(client.decode(token), reference.decode(token), rtol=0, atol=atol)
     return expected
+
+
+def assert_counts(
+    model: Model, profile: Mapping[str, Any], segments: Sequence[Segment], *counts: int
+) -> halfv_cpp.halfv_stats:
+    """FLOPs are counted as they are foretold for so many tokens before, in and behind a picture."""
+    with connect(model[0], profile) as client:
+        feed(client, segments)
+        stats = pruned.stats(client)
+        foretold = pruned.flops(client, profile, *counts)
+        assert (stats.flops_dense, stats.flops_spent) == pytest.approx(foretold, rel=1e-12)
+        return stats
+
+
+def assert_parts_agree(
+    model: Model,
+    grids: Sequence[tuple[int, int]],
+    profile: Mapping[str, Any],
+    parts: tuple[str, ...],
+    matters: bool = True,
+) -> None:
+    """Like the reference, and unlike it without the keys that begin so."""
+    path, reference = model
+    segments = make_prompt(reference, grids)
+    with connect(path, profile, n_batch=64, n_ubatch=64) as client:
+        expected = assert_agree(client, reference, segments, profile)
+    without = {key: value for key, value in profile.items() if not key.startswith(parts)}
+    if matters:
+        assert np.abs(expected.logits - reference.run(segments, without).logits).max() > 1e-3
 
 
 def nmse(actual: np.ndarray, expected: np.ndarray) -> float:
