@@ -13,7 +13,8 @@ from halfv_edge.cli.console import Console
 from halfv_edge.cli.errors import FLAGS
 from halfv_edge.errors import HalfVError
 from halfv_edge.gguf.write import replace_keys
-from halfv_edge.profile import frontier, model_file, profile, resolve, stored
+from halfv_edge.profile import frontier, model_file, resolve, stored
+from halfv_edge.profile.values import PREFIX
 
 if TYPE_CHECKING:
     from halfv_edge.measure import CalibrationResult
@@ -142,7 +143,7 @@ def _write(args: argparse.Namespace, console: Console, path: Path, result: Calib
     about = model_file.ModelFile.read(path)
     before = resolve.find_profile(about).profile
     keys = result.profile.to_gguf() | frontier.to_gguf(result.points)
-    replace_keys(about.metadata, profile.PREFIX, keys, path)
+    replace_keys(about.metadata, PREFIX, keys, path)
     console.say(f"halfv: wrote the profile into {path}.")
     if before and before.pixel_tau is not None and result.profile.pixel_tau is None:
         console.say(f"halfv: its halfv.pixel.tau = {before.pixel_tau:g} is gone; --pixel-tau calibrates with one.")

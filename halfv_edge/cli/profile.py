@@ -14,10 +14,11 @@ from typing import Any
 from halfv_edge.cli import flags
 from halfv_edge.errors import HalfVError, quote
 from halfv_edge.gguf.write import replace_keys
-from halfv_edge.profile import presets, profile, resolve, stored
+from halfv_edge.profile import presets, resolve, stored
 from halfv_edge.profile.model_file import ModelFile
 from halfv_edge.profile.profile import QUESTION, Calibration, Profile
 from halfv_edge.profile.resolve import Resolved
+from halfv_edge.profile.values import PREFIX
 
 SOURCES = {
     "HALFV_PROFILE": "HALFV_PROFILE in the environment, for every model",
@@ -129,7 +130,7 @@ def _add(args: argparse.Namespace) -> None:
         target = stored.write_sidecar(wanted, model.path)
     else:
         target = _target(args, model)
-        replace_keys(model.metadata, profile.PREFIX, wanted.to_gguf(), target)
+        replace_keys(model.metadata, PREFIX, wanted.to_gguf(), target)
         _warn_of_sidecar(target)
     if args.json:
         print(json.dumps({"file": str(target), "profile": wanted.to_json()}, indent=2))
@@ -147,9 +148,9 @@ def _strip(args: argparse.Namespace) -> None:
         _say(f"deleted {target}.")
     else:
         target = _target(args, model)
-        carries = any(key.startswith(profile.PREFIX) for key in model.metadata.entries)
+        carries = any(key.startswith(PREFIX) for key in model.metadata.entries)
         if carries or not args.in_place:
-            replace_keys(model.metadata, profile.PREFIX, {}, target)
+            replace_keys(model.metadata, PREFIX, {}, target)
             _say(f"wrote {target}.")
         else:
             _say(f"{target} carries no profile: nothing to do.")

@@ -11,7 +11,8 @@ from typing import Any
 from halfv_edge.errors import HalfVError, quote
 from halfv_edge.gguf.read import STRING
 from halfv_edge.profile.model_file import ModelFile
-from halfv_edge.profile.profile import PREFIX, InvalidError, Profile, to_f32
+from halfv_edge.profile.profile import Profile
+from halfv_edge.profile.values import PREFIX, InvalidError, to_f32
 
 KEY = PREFIX + "frontier"
 FIELDS = {"speedup", "divergence", "profile"}

@@ -6,20 +6,17 @@ their messages agree with native/src/profile/halfv-profile.cpp; tests/support/pr
 
 from __future__ import annotations
 
-import math
-import re
-import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Final, Literal
 
 import halfv_cpp
 
-from halfv_edge.errors import HalfVError, quote
+from halfv_edge.errors import quote
 from halfv_edge.gguf.read import ARRAY, FLOAT32, STRING, UINT32
+from halfv_edge.profile.values import PREFIX, WHOLES, InvalidError, check_finite, check_types, complaint, to_f32
 
 VERSION = 1
-PREFIX = "halfv."
 FROZEN: Final = "frozen"
 DROPPED: Final = "dropped"
 Rest = Literal["frozen", "dropped"]
@@ -30,7 +27,6 @@ Query = Literal["last", "question"]
 QUERIES: tuple[Query, ...] = (LAST, QUESTION)  # in the order of enum halfv_query
 MAX_FURTHER = halfv_cpp.HALFV_MAX_FURTHER
 MAX_WIDTH = halfv_cpp.HALFV_MAX_WIDTH
-WHOLES = ARRAY << 8 | UINT32  # a list of whole numbers; in a GGUF an array of u32
 
 # field: (key without the prefix, GGUF type), in the order in which they are checked
 KEYS = {
@@ -74,13 +70,6 @@ CALIBRATION_KEYS = {
     "layer_kl": ARRAY,
     "divergence": FLOAT32,
 }
-TYPE_RULES = {
-    UINT32: "a whole number from 0 to 4294967295",
-    FLOAT32: "a number",
-    STRING: "text",
-    ARRAY: "a list of numbers",
-    WHOLES: "a list of whole numbers from 0 to 4294967295",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +94,7 @@ class Calibration:
     def validate(self, n_layer: int) -> None:
         """Finite numbers; entropy at every layer boundary, redundancy of every layer."""
         found = {name: (getattr(self, name), type_) for name, type_ in CALIBRATION_KEYS.items()}
-        _check_types("calibration.", {name: pair for name, pair in found.items() if pair[0] is not None})
+        check_types("calibration.", {name: pair for name, pair in found.items() if pair[0] is not None})
         for name, count in (("visual_entropy", n_layer + 1), ("text_entropy", n_layer + 1), ("layer_kl", n_layer)):
             values = getattr(self, name)
             if values is None:
@@ -113,9 +102,9 @@ class Calibration:
             if len(values) != count:
                 rule = f"a model of {n_layer} layers has {count}"
                 raise complaint(f"calibration.{name}", f"{len(values)} values", rule)
-            _check_finite(f"calibration.{name}", values)
+            check_finite(f"calibration.{name}", values)
         if self.divergence is not None:
-            _check_finite("calibration.divergence", (self.divergence,))
+            check_finite("calibration.divergence", (self.divergence,))
 
     def to_json(self) -> dict[str, Any]:
         values = {name: getattr(self, name) for name in CALIBRATION_KEYS}
@@ -213,7 +202,7 @@ class Profile:
         Raises:
             HalfVError: A value does not fit; the sentence names the key and the value.
         """
-        _check_types("", {key: (value, type_) for key, type_, value in self._given()})
+        check_types("", {key: (value, type_) for key, type_, value in self._given()})
         check_further(self.further_layers, self.further_keep)
         if not 1 <= self.ivr_layer < n_layer:
             rule = f"it must be at least 1 and below the model's {n_layer} layers"
@@ -395,31 +384,6 @@ class Profile:
         return cls(**values)
 
 
-def to_f32(value: float) -> float:
-    """The shortest decimal of the nearest C float, so that 0.1 stays 0.1 through a GGUF."""
-    try:
-        value = float(value)
-        packed = struct.pack("<f", value)
-    except OverflowError:
-        return math.copysign(math.inf, value)
-    exact: float = struct.unpack("<f", packed)[0]
-    if math.isfinite(exact):
-        for digits in range(6, 10):
-            short = float(f"{exact:.{digits}g}")
-            if abs(short) < 3.4e38 and struct.pack("<f", short) == packed:
-                return short
-    return exact
-
-
-class InvalidError(HalfVError):
-    """A value that a profile cannot have; the reader of a file adds its name."""
-
-
-def complaint(key: str, value: Any, rule: str) -> InvalidError:
-    shown = f"{struct.unpack('<f', struct.pack('<f', value))[0]:g}" if isinstance(value, float) else value
-    return InvalidError(f"{PREFIX}{key} = {shown} is not valid: {rule}")
-
-
 def missing(key: str) -> InvalidError:
     return InvalidError(f"{PREFIX}{key} is missing: a profile needs it")
 
@@ -442,12 +406,6 @@ def check_further(layers: Sequence[int], keep: Sequence[float]) -> None:
         raise complaint("further.layers", f"{len(layers)} values", f"there can be at most {MAX_FURTHER}")
     if len(keep) != len(layers):
         raise complaint("further.keep", f"{len(keep)} values", f"halfv.further.layers has {len(layers)}")
-
-
-def _check_finite(key: str, values: Iterable[float]) -> None:
-    for value in values:
-        if not math.isfinite(value):
-            raise complaint(key, value, "it must be finite")
 
 
 def _flatten(value: Any) -> dict[str, Any]:
@@ -475,26 +433,6 @@ def _read_json(flat: Mapping[str, Any], types: Mapping[str, int], prefix: str) -
         if key not in types:
             known = ", ".join(f"{PREFIX}{prefix}{name}" for name in types)
             raise InvalidError(f"{quote(PREFIX + prefix + key)} is not a key of a profile: those are {known}")
-        _check_types(prefix, {key: (value, types[key])})
+        check_types(prefix, {key: (value, types[key])})
         out[key] = value
     return out
-
-
-def _check_types(prefix: str, values: Mapping[str, tuple[Any, int]]) -> None:
-    for key, (value, type_) in values.items():
-        if not _fits(value, type_):
-            raise complaint(prefix + key, quote(value), f"it must be {TYPE_RULES[type_]}")
-
-
-def _fits(value: Any, type_: int) -> bool:
-    if type_ == STRING:
-        return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)  # JSON can hold half a character
-    if type_ == ARRAY:
-        return isinstance(value, (list, tuple)) and all(_fits(item, FLOAT32) for item in value)
-    if type_ == WHOLES:
-        return isinstance(value, (list, tuple)) and all(_fits(item, UINT32) for item in value)
-    if isinstance(value, bool):
-        return False
-    if type_ == UINT32:
-        return isinstance(value, int) and 0 <= value < 1 << 32
-    return isinstance(value, (int, float))

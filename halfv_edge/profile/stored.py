@@ -15,18 +15,15 @@ from halfv_edge.profile.profile import (
     CALIBRATION_KEYS,
     KEYS,
     NAMES,
-    PREFIX,
     REQUIRED,
-    WHOLES,
     Calibration,
-    InvalidError,
     Profile,
     check_further,
     check_name,
     check_version,
-    complaint,
     missing,
 )
+from halfv_edge.profile.values import PREFIX, WHOLES, InvalidError, complaint
 
 SIDECAR_SUFFIX = ".halfv.json"
 MAX_SIDECAR_BYTES = 1 << 20

@@ -19,7 +19,7 @@ from halfv_edge.errors import HalfVError
 from halfv_edge.gguf.read import (
     STRING,
 )
-from halfv_edge.profile import presets, profile, resolve, stored
+from halfv_edge.profile import presets, profile, resolve, stored, values
 from halfv_edge.profile.model_file import ModelFile
 from halfv_edge.profile.profile import KEYS, Calibration, Profile
 from halfv_edge.testing.client import LOG, Client, log_text
@@ -81,7 +81,7 @@ def test_json(case: dict[str, Any]) -> None:
 
 
 def as_f32(value: str) -> float:
-    return profile.to_f32(float(value))
+    return values.to_f32(float(value))
 
 
 def complaints(given_: Profile, n_layer: int) -> tuple[str, str]:
@@ -228,7 +228,7 @@ def test_c_and_back(given_: Profile) -> None:
 @settings(deadline=None)
 @given(st.floats(width=32, allow_nan=False))
 def test_shortest_decimal_is_the_same_float(value: float) -> None:
-    assert struct.pack("<f", profile.to_f32(value)) == struct.pack("<f", value)
+    assert struct.pack("<f", values.to_f32(value)) == struct.pack("<f", value)
 
 
 def test_decimals_stay_as_they_are_written(by_hand: Path, tmp_path: Path) -> None:
@@ -236,9 +236,9 @@ def test_decimals_stay_as_they_are_written(by_hand: Path, tmp_path: Path) -> Non
         again = stored.read_gguf(
             ModelFile.read(put(dataclasses.replace(GOOD, ivr_keep=decimal).to_gguf(), by_hand, tmp_path / "a.gguf"))
         )
-        assert again.ivr_keep == profile.to_f32(decimal)
-    assert profile.to_f32(0.1) == 0.1
-    assert profile.to_f32(1e300) == math.inf
+        assert again.ivr_keep == values.to_f32(decimal)
+    assert values.to_f32(0.1) == 0.1
+    assert values.to_f32(1e300) == math.inf
 
 
 # JSON

@@ -22,7 +22,8 @@ from halfv_edge.gguf.write import replace_keys
 from halfv_edge.measure import CalibrationGoal, Progress, find_samples, load_for_calibration, run_calibration
 from halfv_edge.measure.calibrate import search
 from halfv_edge.measure.calibrate.taps import Probe
-from halfv_edge.profile import frontier, model_file, profile, stored
+from halfv_edge.profile import frontier, model_file, stored
+from halfv_edge.profile.values import PREFIX
 from tests.support.vlm import Vlms, picture, poisoned
 
 N_LAYER = 6
@@ -34,7 +35,7 @@ def place(tmp_path: Path, vlms: Vlms, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A model without a profile, its encoder, and a folder of six pictures, all read by relative names."""
     source = vlms.path("qwen2vl")
     metadata = model_file.ModelFile.read(source).metadata
-    replace_keys(metadata, profile.PREFIX, {}, tmp_path / "model.gguf", progress=False)
+    replace_keys(metadata, PREFIX, {}, tmp_path / "model.gguf", progress=False)
     shutil.copy(source.parent / "mmproj-model.gguf", tmp_path)
     (tmp_path / "pictures").mkdir()
     for number in range(6):

@@ -20,8 +20,9 @@ from halfv_edge.measure.calibrate import search
 from halfv_edge.measure.calibrate.intake import LOSSES, IntakeCheck, IntakeRuns, choose, reductions, taking
 from halfv_edge.measure.calibrate.taps import Probe
 from halfv_edge.measure.work_file import WorkFile
-from halfv_edge.profile import model_file, profile, stored
-from halfv_edge.profile.profile import WHOLE_INTAKE, Intake
+from halfv_edge.profile import model_file, stored
+from halfv_edge.profile.profile import WHOLE_INTAKE, Intake, Profile
+from halfv_edge.profile.values import PREFIX
 from halfv_edge.testing.random_mmproj import write_mmproj
 from tests.support.vlm import Vlms
 
@@ -107,9 +108,7 @@ def test_keys_that_do_nothing_are_not_found() -> None:
 def place(tmp_path: Path, vlms: Vlms, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A model without a profile, an encoder of six layers, and five pictures of blots, which can shrink some."""
     source = vlms.path("qwen2vl")
-    replace_keys(
-        model_file.ModelFile.read(source).metadata, profile.PREFIX, {}, tmp_path / "model.gguf", progress=False
-    )
+    replace_keys(model_file.ModelFile.read(source).metadata, PREFIX, {}, tmp_path / "model.gguf", progress=False)
     write_mmproj(tmp_path / "mmproj-model.gguf", "qwen2vl", n_embd=64, n_layer=N_ENCODER)
     (tmp_path / "pictures").mkdir()
     for seed in range(5):
@@ -166,7 +165,7 @@ def test_results_are_those_of_the_encoder(place: Path) -> None:
             sizes = [model.encoder.tokens(sample.load()) for sample in samples]
             for size in sizes:
                 model.encoder.encode(size)
-            half = replace(profile.Profile.default(model.n_layer), input_keep=0.5)
+            half = replace(Profile.default(model.n_layer), input_keep=0.5)
             probe = Probe(model)
             items = probe.items_under(half, samples[0].load(), samples[0].question)  # of the smaller picture
             assert [item.n_tokens for item in items if not isinstance(item, int)] == [sizes[0].chunks[0].n_grid // 2]

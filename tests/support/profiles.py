@@ -18,7 +18,8 @@ from halfv_edge.gguf.read import (
 )
 from halfv_edge.gguf.write import replace_keys
 from halfv_edge.profile import resolve
-from halfv_edge.profile.profile import KEYS, WHOLES, Profile
+from halfv_edge.profile.profile import KEYS, Profile
+from halfv_edge.profile.values import WHOLES
 from halfv_edge.testing.client import LOG, Client, log_text
 
 TABLE = json.loads((Path(__file__).parent / "profile_cases.json").read_text())
