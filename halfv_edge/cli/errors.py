@@ -20,6 +20,8 @@ FLAGS = {
     "encoder_layer": "--encoder-layer",
     "ffn_keep": "--ffn-keep",
     "ffn_layer": "--ffn-layer",
+    "further_keep": "--further-keep",
+    "further_layers": "--further-layers",
     "grammar": "--grammar",
     "hub": "--hf",
     "image_loss": "--image-loss",

@@ -6,9 +6,9 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from halfv_edge import files
 from halfv_edge.cli.console import Console
@@ -122,6 +122,13 @@ def add_encoder_pruning(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--ffn-keep", metavar="SHARE", type=number, help="of those channels (1: all)")
     group.add_argument(
+        "--further-layers", metavar="N,N,...", type=numbers(int), help="first layers of stages behind III"
+    )
+    group.add_argument(
+        "--further-keep", metavar="SHARE,...", type=numbers(float),
+        help="of the visual tokens, seen by each of those (0: text alone)",
+    )  # fmt: skip
+    group.add_argument(
         "--image-loss",
         metavar="SHARE",
         type=number,
@@ -207,6 +214,15 @@ def words(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
+def numbers(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Between commas."""
+
+    def numbers(text: str) -> tuple[Any, ...]:
+        return tuple(kind(part) for part in text.split(",") if part)
+
+    return numbers
+
+
 def model_options(args: argparse.Namespace) -> ModelOptions:
     from halfv_edge.engine.options import ModelOptions  # here, so that commands without a model start fast
 
@@ -235,6 +251,8 @@ def pruning(args: argparse.Namespace) -> PruningFields:
         "input_merge": args.input_merge,
         "ffn_layer": args.ffn_layer,
         "ffn_keep": args.ffn_keep,
+        "further_layers": args.further_layers,
+        "further_keep": args.further_keep,
         "image_loss": args.image_loss,
         "visual_share": args.visual_share,
     }

@@ -28,13 +28,6 @@ SOURCES = {
 }
 
 
-def _numbers(kind: Callable[[str], Any]) -> Callable[[str], Any]:
-    def numbers(text: str) -> tuple[Any, ...]:
-        return tuple(kind(part) for part in text.split(",") if part)
-
-    return numbers
-
-
 FIELDS: dict[str, tuple[Callable[[str], Any], str, str]] = {
     "ivr_layer": (int, "N", "first layer of stage II"),
     "ivr_keep": (float, "SHARE", "share of the visual tokens kept from stage II, above 0 and at most 1"),
@@ -53,8 +46,12 @@ FIELDS: dict[str, tuple[Callable[[str], Any], str, str]] = {
     "encoder_layer": (int, "N", "first layer of the encoder that sees only some of a picture"),
     "encoder_keep": (float, "SHARE", "share of a picture that these layers of the encoder see; 1: all"),
     "input_merge": (float, "SHARE", "average rows of a picture that are alike until this share is left; 1: none"),
-    "further_layers": (_numbers(int), "N,N,...", "first layers of stages behind III"),
-    "further_keep": (_numbers(float), "SHARE,...", "share of the visual tokens that each of those sees; 0: text alone"),
+    "further_layers": (flags.numbers(int), "N,N,...", "first layers of stages behind III"),
+    "further_keep": (
+        flags.numbers(float),
+        "SHARE,...",
+        "share of the visual tokens that each of those sees; 0: text alone",
+    ),
     "ffn_layer": (int, "N", "from this layer on visual tokens take only the first channels of feed-forward networks"),
     "ffn_keep": (float, "SHARE", "share of those channels; 1: all"),
     "heads_layer": (int, "N", "from this layer on visual tokens have only the first groups of attention heads"),

@@ -19,6 +19,11 @@ from halfv_edge.profile import profile as profiles
 from halfv_edge.profile.profile import Profile
 from halfv_edge.profile.resolve import Resolved
 
+# parameters that are fields of a profile
+AS_GIVEN = (
+    "input_keep", "encoder_layer", "encoder_keep", "input_merge", "ffn_layer", "ffn_keep", "further_layers",
+    "further_keep", "image_loss",
+)  # fmt: skip
 BY_SPEED = re.compile(r"(\d{1,3}(?:\.\d+)?)x")  # 4x: of those in the file, one that is as fast
 
 
@@ -34,8 +39,7 @@ def resolve_profile(about: model_file.ModelFile, wanted: Pruning) -> Resolved:
             settings={"profile": "off"},
         )
     resolved = resolve.resolve(about, _override(given, about))
-    names = "input_keep", "encoder_layer", "encoder_keep", "input_merge", "ffn_layer", "ffn_keep", "image_loss"
-    given_parts = {name: value for name in names if (value := getattr(wanted, name)) is not None}
+    given_parts = {name: value for name in AS_GIVEN if (value := getattr(wanted, name)) is not None}
     if wanted.pixel_tau is not None:
         given_parts["pixel_tau"] = None if wanted.pixel_tau == "off" else wanted.pixel_tau
     if given_parts and resolved.source != "environment":

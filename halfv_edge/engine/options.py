@@ -54,6 +54,10 @@ class Pruning:
     """In place of the profile's: from this layer on visual tokens take only some channels of feed-forward networks."""
     ffn_keep: float | None = None
     """The share of the channels, the first ones, in place of the profile's; 1 is all."""
+    further_layers: Sequence[int] | None = None
+    """In place of the profile's: the layers at which stages behind III begin, at most four; () is none."""
+    further_keep: Sequence[float] | None = None
+    """For each of those the share of a picture's visual tokens that it sees; 0 is text alone."""
     image_loss: float | None = None
     """In place of the profile's: pictures are made smaller as far as no part of them loses more than this share of its
     pixels; 0 leaves them as they are."""
@@ -73,6 +77,12 @@ class Pruning:
                 check_number(name, share, 0, 1)
         for name in ("encoder_layer", "ffn_layer"):
             _set(self, name, check_whole(name, getattr(self, name), 1))
+        if self.further_layers is not None:
+            layers = _listed("further_layers", self.further_layers)
+            _set(self, "further_layers", tuple(check_whole("further_layers", layer, 1) for layer in layers))
+        if self.further_keep is not None:
+            shares = _listed("further_keep", self.further_keep)
+            _set(self, "further_keep", tuple(check_number("further_keep", share, 0, 1) for share in shares))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +146,8 @@ class PruningFields(TypedDict, total=False):
     input_merge: float | None
     ffn_layer: int | None
     ffn_keep: float | None
+    further_layers: Sequence[int] | None
+    further_keep: Sequence[float] | None
     image_loss: float | None
     visual_share: float | None
 
@@ -221,6 +233,12 @@ class AnswerFields(TypedDict, total=False):
 def _set(options: Pruning | AnswerOptions, name: str, value: object) -> None:
     """Instead of what was given for a field of a frozen object that is being made."""
     object.__setattr__(options, name, value)
+
+
+def _listed(name: str, given: object) -> Sequence[object]:
+    if not isinstance(given, Sequence) or isinstance(given, (str, bytes)):
+        raise HalfVError(parameter=name, value=given, rule="a list of numbers")
+    return given
 
 
 def _stop_strings(given: str | Sequence[str]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from halfv_edge.cli import flags
 from halfv_edge.engine.images import load as load_image
 from halfv_edge.engine.model import Model
 from halfv_edge.engine.model_profile import resolve_profile
@@ -70,9 +72,39 @@ def test_merging_and_channels(vlms: Vlms) -> None:
     assert "--no-repack" not in llama_server.command(look(vlms.path("qwen2vl"), None, Pruning()), [])
 
 
+def test_stages_behind_the_third(vlms: Vlms) -> None:
+    whole = vlms.load("qwen2vl")
+    asked = vlms.load("qwen2vl", further_layers=[5], further_keep=[0])
+    assert whole.profile and asked.profile
+    expected = dataclasses.replace(whole.profile, further_layers=(5,), further_keep=(0.0,), calibration=None)
+    assert asked.profile == expected
+    with asked.chat() as chat:
+        chat.answer(QUESTION, [PICTURE], max_tokens=2)
+        stats = chat._conversation.context.stats()
+    assert stats["n_deep"] == 16 and stats["n_further"] == [0]
+    about = ModelFile.read(vlms.path("qwen2vl"))
+    none = Pruning(profile=expected, further_layers=(), further_keep=())
+    assert resolve_profile(about, none).profile == dataclasses.replace(whole.profile, calibration=None)
+    args = argparse.ArgumentParser()
+    flags.add_flags(args)
+    given = args.parse_args(["--further-layers", "5", "--further-keep", "0"])
+    assert resolve_profile(about, Pruning(**flags.pruning(given))).profile == expected
+
+
 @pytest.mark.parametrize(
     ("wanted", "says"),
     [
+        (
+            {"further_layers": 5, "further_keep": [0]},
+            r"further_layers = 5 is not valid: it must be a list of numbers",
+        ),
+        (
+            {"further_layers": [5.5], "further_keep": [0]},
+            r"further_layers = 5\.5 is not valid: it must be a whole",
+        ),
+        ({"further_layers": [5], "further_keep": [2]}, r"further_keep = 2 is not valid: it must be between 0 and 1\."),
+        ({"further_layers": [5]}, r"halfv\.further\.keep = 0 values is not valid: halfv\.further\.layers has 1"),
+        ({"further_layers": [3], "further_keep": [0]}, r"halfv\.further\.layers = 3 is not valid: it must be "),
         ({"encoder_keep": 0.0}, r"encoder_keep = 0\.0 is not valid: it must be above 0 and at most 1\."),
         ({"encoder_layer": 0}, r"encoder_layer = 0 is not valid: it must be at least 1\."),
         ({"encoder_keep": 0.5}, r"encoder_keep = 0\.5 says nothing without .*: give encoder_layer as well\."),
