@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from halfv_edge import files
 from halfv_edge.errors import HalfVError
 
 # Whether llama.cpp's converter knows an architecture is asked of it, in the worker. These it would take, and wrongly.
@@ -25,6 +26,16 @@ DTYPE_BITS = {
     **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8),
 }
 MAX_HEADER_BYTES = 100 << 20  # as the safetensors library has it
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Where a tensor lies in its file."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    start: int
+    end: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +130,13 @@ def _count_weights(folder: Path) -> int:
 
 
 def _read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor of a safetensors file, of which every byte must be there."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
+    return {name: tensor.shape for name, tensor in placed_tensors(path).items()}
+
+
+def placed_tensors(path: Path) -> dict[str, Placed]:
+    """Each tensor of a safetensors file, of which every byte must be there."""
+    with files.reading(path) as file:
+        size = path.stat().st_size
         start = file.read(8)
         if start == b"version ":
             raise HalfVError(f"{path} is a Git LFS pointer and not the weights: run `git lfs pull` in its folder.")
@@ -131,12 +146,12 @@ def _read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         try:
             header = json.loads(file.read(length))
             header.pop("__metadata__", None)
-            return {name: _checked(path, name, entry, size - 8 - length) for name, entry in header.items()}
+            return {name: _checked(path, name, entry, size, 8 + length) for name, entry in header.items()}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise HalfVError(f"{path} is damaged: its header cannot be read ({error}). Download it again.") from error
 
 
-def _checked(path: Path, name: str, entry: dict[str, Any], n_bytes: int) -> tuple[int, ...]:
+def _checked(path: Path, name: str, entry: dict[str, Any], size: int, data: int) -> Placed:
     shape = tuple(entry["shape"])
     start, end = entry["data_offsets"]
     if not all(isinstance(number, int) and number >= 0 for number in (*shape, start, end)):
@@ -144,6 +159,6 @@ def _checked(path: Path, name: str, entry: dict[str, Any], n_bytes: int) -> tupl
     bits = DTYPE_BITS.get(entry["dtype"])
     if bits and (end - start) * 8 != math.prod(shape) * bits:
         raise HalfVError(f"{path} is damaged: {end - start} bytes for {name} of {list(shape)}. Download it again.")
-    if end > n_bytes:
-        raise HalfVError(f"{path} is cut short: {name} ends at byte {end} of {n_bytes}. Download it again.")
-    return shape
+    if data + end > size:
+        raise HalfVError(f"{path} is cut short: {name} ends at byte {end} of {size - data}. Download it again.")
+    return Placed(shape, entry["dtype"], data + start, data + end)

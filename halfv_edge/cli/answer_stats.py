@@ -48,6 +48,8 @@ def in_full(
     rows.append(("prompt", f"{stats.n_prompt} tokens evaluated, pictures encoded: {stats.n_encoded}"))
     rate = f", {stats.tokens_per_sec:.1f} tokens/s" if stats.tokens_per_sec else ""
     rows.append(("answer", f"{stats.n_generated} tokens{rate}, {ENDS[stats.stopped]}"))
+    if stats.n_drafted:
+        rows.append(("drafted", f"{stats.n_drafted} tokens, {stats.n_accepted} of them taken"))
     for picture, token_map in zip(pictures, maps, strict=False):
         rows.append(("picture", f"{funnel(token_map)} visual tokens, {picture.name}"))
     if stats.flops_spent:

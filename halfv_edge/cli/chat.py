@@ -41,6 +41,7 @@ def add_command(commands: flags.Commands) -> None:
     command.add_argument("--list-models", action="store_true", help="names for -m, from where, and what they need")
     command.add_argument("--no-color", action="store_true", help="plain text; so does NO_COLOR in the environment")
     flags.add_flags(command)
+    command.add_argument("--draft", metavar="TWIG.gguf", help="a twig from `halfv twig`, which drafts the answers")
     answers = command.add_argument_group("answers")
     answers.add_argument("--system", metavar="TEXT", help="the system message")
     answers.add_argument("--max-tokens", metavar="N", type=flags.positive, help="of an answer (as many as fit)")

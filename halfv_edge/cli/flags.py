@@ -235,6 +235,7 @@ def model_options(args: argparse.Namespace) -> ModelOptions:
         mmproj_type=args.mmproj_type.lower(),
         image_max_tokens=args.image_max_tokens,
         repack=getattr(args, "repack", True),
+        draft=getattr(args, "draft", None),
         verbose=args.verbose,
     )
 

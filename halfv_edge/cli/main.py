@@ -26,6 +26,7 @@ from halfv_edge.cli import (
     run_program,
     serve,
     tokens,
+    twig,
 )
 from halfv_edge.errors import HalfVError
 
@@ -42,6 +43,7 @@ COMMANDS = (
     eval,
     calibrate,
     channels,
+    twig,
     doctor,
 )
 FOR_PROGRAMS = {module.NAME: module.split for module in (serve, run_program)}  # whose other flags are a program's

@@ -47,6 +47,7 @@ def _add_flags(command: argparse.ArgumentParser) -> None:
     serving = command.add_argument_group("serving")
     for flag, (_, metavar, text) in SETTINGS.items():
         serving.add_argument(flag, metavar=metavar, type=flags.count if metavar in ("N", "MB") else str, help=text)
+    serving.add_argument("--draft", metavar="TWIG.gguf", help="a twig from `halfv twig`, which drafts the answers")
     command.add_argument("--help-all", action="store_true", help="llama-server's own flags")
 
 
@@ -79,6 +80,8 @@ def _serve(args: argparse.Namespace) -> int:
     if args.help_all:
         return subprocess.run([program, "--help"], check=False).returncode
     files = find_files(args.model, args.hf, args.mmproj)
+    if args.draft:
+        flags.check_there(args.draft)
     outlook = look(files.model, files.mmproj, Pruning(**flags.pruning(args)))
     at = llama_server.address(args.rest)
     notes = [f"{at}  {outlook.about.path.name}"]
@@ -93,8 +96,10 @@ def _serve(args: argparse.Namespace) -> int:
     for note in notes:
         print(f"halfv: {note}", file=sys.stderr)
     given = {variable: getattr(args, flag[2:].replace("-", "_")) for flag, (variable, _, _) in SETTINGS.items()}
+    words = [*llama_server.draft_flags(args.draft), *args.rest] if args.draft else args.rest
     settings = {variable: str(value) for variable, value in given.items() if value is not None}
-    return start(llama_server.command(outlook, args.rest), llama_server.environment(outlook, os.environ) | settings)
+    env = llama_server.environment(outlook, os.environ, with_draft=args.draft is not None)
+    return start(llama_server.command(outlook, words), env | settings)
 
 
 def _pruning(why_whole: str, source: str, profile: object, n_layer: int) -> str:

@@ -41,7 +41,7 @@ class Chat:
         self.runtime = runtime
         self.mode = mode
         self._system: list[Said] = []
-        self._conversation = Conversation(runtime, context)
+        self._conversation = Conversation(runtime, context, drafts=True)
         self._is_open = True
         runtime.chats.add(self)
 
@@ -266,6 +266,9 @@ class Chat:
             if self._is_open:
                 self._is_open = False
                 self._conversation.answering = None
+                if self._conversation.drafter:
+                    with self.runtime.lock:
+                        self._conversation.drafter.close()
                 self.runtime.take_back(self._conversation.context)
 
     def __enter__(self) -> Chat:

@@ -95,6 +95,12 @@ class Context:
         self._obey_stop()
         return [self, *others]
 
+    def stop_with(self, other: Context) -> None:
+        """What stops that one stops this one too."""
+        if self._stop is not other._stop:
+            self._stop = other._stop
+            self._obey_stop()
+
     def request_stop(self, wanted: bool = True) -> None:
         """End what is being evaluated soon, with StoppedError; from any thread."""
         self._stop[0] = b"\1" if wanted else b"\0"
@@ -182,6 +188,15 @@ class Context:
         positions = range(self._next, self._next + len(tokens))
         with self._timed():
             self._run(lambda: self._decode(tokens, positions, [self.seq] * len(tokens), flags), len(tokens))
+        self._append(tokens)
+
+    def evaluate_each(self, tokens: Sequence[int]) -> None:
+        """Append tokens, each of which gives logits: output n is that of token n. Stopped or failed: none was."""
+        if self.stopping:
+            raise StoppedError
+        positions, seqs = range(self._next, self._next + len(tokens)), [self.seq] * len(tokens)
+        with self._timed():
+            self._run(lambda: self._decode(tokens, positions, seqs, [True] * len(tokens)), len(tokens))
         self._append(tokens)
 
     def _decode(

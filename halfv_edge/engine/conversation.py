@@ -17,6 +17,7 @@ from halfv_edge.engine.images import Picture
 from halfv_edge.engine.messages import Role, Said
 from halfv_edge.engine.runtime import Runtime
 from halfv_edge.engine.stats import Stats
+from halfv_edge.engine.twig import Drafter
 
 
 class Answering(Protocol):
@@ -57,10 +58,12 @@ class Conversation:
     picture is encoded keeps no other chat from answering.
     """
 
-    def __init__(self, runtime: Runtime, context: Context):
+    def __init__(self, runtime: Runtime, context: Context, drafts: bool = False):
+        """drafts: whether a twig may draft the answers, if the model has one."""
         self.runtime = runtime
         self.encoder = context.encoder
         self.context = context
+        self.drafter = Drafter(runtime.draft, runtime.n_ctx) if runtime.draft and drafts else None
         self.lock = threading.RLock()
         self.answering: Answering | None = None
         self.stats = Stats()  # of the last answer

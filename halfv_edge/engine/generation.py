@@ -45,6 +45,7 @@ class Generation:
         self._first = 0.0  # when the first token was there
         self._generate_sec = 0.0
         self._ended: Literal["end", "stop", "length", "interrupted"] = "interrupted"
+        self.n_drafted = self.n_accepted = 0
         self._counts: dict[str, Any] = {}  # fields of Stats, as of the first token
 
     def next_piece(self) -> str | None:
@@ -75,12 +76,32 @@ class Generation:
                     return self.write(None)
                 start = time.perf_counter()
                 with conversation.runtime.lock:
-                    conversation.context.evaluate([self.last_token], output=True)
-                    token = self.sample()
+                    going = self._next_tokens()
                 self.count_time(time.perf_counter() - start)
-                return self.write(token)
+                return going
             except StoppedError:
                 return False
+
+    def _next_tokens(self) -> bool:
+        """Evaluate the last token, and drafts of what may follow, and go on as far as they are what is sampled."""
+        context, drafter = self.conversation.context, self.conversation.drafter
+        drafts = drafter.draft(context, self.last_token, self._room_for_drafts()) if drafter else []
+        self.n_drafted += len(drafts)
+        count = len(context.items) + 1
+        context.evaluate_each([self.last_token, *drafts])
+        for row, draft in enumerate([*drafts, None]):
+            token = self.sample(row)
+            going = self.write(token)
+            if not going or token != draft:
+                break
+        self.n_accepted += row
+        context.truncate(count + row)
+        return going
+
+    def _room_for_drafts(self) -> int:
+        """One more token follows them."""
+        left = self.conversation.context.n_left - 1
+        return left if self._max_tokens is None else min(left, self._max_tokens - len(self._tokens) - 1)
 
     def begin(self) -> bool:
         """The first token, as of `write`; the conversation's lock is held, the model's is not."""
@@ -179,5 +200,7 @@ class Generation:
                 n_generated=len(self._tokens),
                 tokens_per_sec=later / self._generate_sec if later > 0 and self._generate_sec else 0.0,
                 stopped=self._ended,
+                n_drafted=self.n_drafted,
+                n_accepted=self.n_accepted,
             )
             conversation.turn = conversation.new_turn()

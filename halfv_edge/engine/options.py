@@ -122,6 +122,9 @@ class ModelOptions(Pruning):
     undo_mb: int = 512
     """For choosing again when a question is removed; a picture without room there is not pruned. 0: nothing is chosen
     again, and no room is needed: pictures keep the tokens of the question that they were first asked."""
+    draft: str | os.PathLike[str] | None = None
+    """A twig of this model, from `halfv twig`, which drafts the answers of chats: several tokens are then checked at
+    once, and answers are what they were."""
     verbose: bool = False
     """llama.cpp's log on stderr, that of every model, as long as this one is open."""
 
@@ -168,6 +171,7 @@ class ModelFields(PruningFields, total=False):
     image_cache_mb: int
     repack: bool
     undo_mb: int
+    draft: str | os.PathLike[str] | None
     verbose: bool
 
 

@@ -15,17 +15,18 @@ from typing import Any, Literal, Protocol
 
 import halfv_cpp
 import numpy as np
-from halfv_cpp import halfv_h, llama_h, log, machine
-from halfv_cpp.tensor_types import TENSOR_TYPES
+from halfv_cpp import llama_h, log, machine
 
 from halfv_edge.engine import libraries
 from halfv_edge.engine.context import Context, Item
 from halfv_edge.engine.encoder import Encoded, Encoder, find_mmproj
 from halfv_edge.engine.images import Picture
+from halfv_edge.engine.loading import flops_of, load_weights, make_context
 from halfv_edge.engine.model_profile import if_supported, resolve_profile
 from halfv_edge.engine.options import FIRST_VISUAL_SHARE, FLASH, AnswerOptions, ModelOptions
 from halfv_edge.engine.template import Template
 from halfv_edge.engine.turn_lock import TurnLock
+from halfv_edge.engine.twig import Twig
 from halfv_edge.errors import HalfVError
 from halfv_edge.profile import model_file
 from halfv_edge.profile.profile import WHOLE_INTAKE, Intake, Profile
@@ -96,6 +97,7 @@ class Runtime:
         self._is_closing = False
         self._showing: log.Showing | None = None
         self._spare: Context | None = None  # of a chat that was closed
+        self.draft: Twig | None = None  # which drafts answers
         self.chats: weakref.WeakSet[Closable] = weakref.WeakSet()  # closed before the model is freed
 
         wanted, resolved = resolved, if_supported(resolved, pointer, self.path)
@@ -129,28 +131,22 @@ class Runtime:
         about = model_file.ModelFile.read(path)
         encoder_path = find_mmproj(mmproj, about)
         resolved = resolve_profile(about, options)
-        llama_h.llama_backend_init()
-        log.clear()
-        params = llama_h.llama_model_default_params()
-        params.n_gpu_layers = options.n_gpu_layers
         # of matrices that a processor packs for itself no part can be taken
-        params.use_extra_bufts = options.repack and not (resolved.profile and resolved.profile.takes_parts)
-        pointer = llama_h.llama_model_load_from_file(str(about.path).encode(), params)
-        if not pointer:
-            if log.out_of_memory():
-                raise HalfVError(
-                    f"There is not enough memory for {about.path}",
-                    hint="lower {n_gpu_layers}, or use a smaller file",
-                    settings={"n_gpu_layers": None},
-                )
-            raise HalfVError(f"{about.path} cannot be loaded: {log.last_words()}.")
+        repack = options.repack and not (resolved.profile and resolved.profile.takes_parts)
+        pointer = load_weights(about.path, options, repack)
         try:
             loaded = cls(about, pointer, options, resolved, encoder_path)
-            loaded._showing = showing
-            return loaded
         except BaseException:
             llama_h.llama_model_free(pointer)
             raise
+        loaded._showing = showing
+        if options.draft is not None:
+            try:
+                loaded.draft = Twig(options.draft, about, pointer, options, loaded.n_threads)
+            except BaseException:
+                loaded.close()
+                raise
+        return loaded
 
     def close(self) -> None:
         """Close the chats and free everything; contexts that others hold must be closed before."""
@@ -164,6 +160,9 @@ class Runtime:
             if self._spare:
                 self._spare.close()
                 self._spare = None
+            if self.draft:
+                self.draft.close()
+                self.draft = None
             if self.pointer:
                 llama_h.llama_model_free(self.pointer)
                 self.pointer = 0
@@ -241,28 +240,8 @@ class Runtime:
         return context
 
     def _make_pointer(self, profile: Profile | None, n_ctx: int, encoder: Encoder, n_seq: int, watch: Any) -> int:
-        params = llama_h.llama_context_default_params()
-        if watch:
-            params.cb_eval = watch
-        params.n_ctx = n_ctx * n_seq
-        params.n_batch = self.options.n_batch
-        params.n_ubatch = self.options.n_batch if encoder.non_causal else self.options.n_ubatch
-        params.n_seq_max = n_seq
-        params.n_threads = params.n_threads_batch = self.n_threads
-        params.flash_attn_type = FLASH[self.options.flash_attn]
-        params.type_k = params.type_v = TENSOR_TYPES[self.options.kv_type].ggml_type
-        log.clear()
         with self._in_force(profile):
-            pointer = llama_h.llama_init_from_model(self.pointer, params)
-        if not pointer:
-            if log.out_of_memory():
-                raise HalfVError(
-                    f"There is not enough memory for a context of {n_ctx * n_seq} tokens",
-                    hint="lower {n_ctx}, use {kv_type}, or close other chats",
-                    settings={"n_ctx": None, "kv_type": "q8_0"},
-                )
-            raise HalfVError(f"No context can be made for {self.path.name}: {log.last_words()}.")
-        return int(pointer)
+            return make_context(self.pointer, self.path, self.options, encoder, self.n_threads, n_ctx, n_seq, watch)
 
     def take_back(self, context: Context) -> None:
         """A context that is not needed any more; one is kept for the next."""
@@ -382,20 +361,7 @@ class Runtime:
 
     def flops(self, profile: Profile | None, n_before: int, n_visual: int, n_after: int) -> tuple[float, float]:
         """Of the language model, from the picture on: unpruned, and with this profile."""
-        dense, spent = ctypes.c_double(), ctypes.c_double()
-        struct = (profile or Profile.default(self.n_layer)).to_c()
-        halfv_cpp.check(
-            halfv_h.halfv_flops(
-                self.pointer,
-                ctypes.byref(struct),
-                n_before,
-                n_visual,
-                n_after,
-                ctypes.byref(dense),
-                ctypes.byref(spent),
-            )
-        )
-        return dense.value, spent.value
+        return flops_of(self.pointer, profile or Profile.default(self.n_layer), n_before, n_visual, n_after)
 
     def logits(self, context: Context, row: int = -1) -> np.ndarray:
         """A copy of those at an output of the last batch."""

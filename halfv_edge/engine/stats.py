@@ -48,6 +48,10 @@ class Stats:
     """Tokens of the answer."""
     tokens_per_sec: float = 0.0
     """Of the answer, after its first token."""
+    n_drafted: int = 0
+    """Tokens that a twig drafted."""
+    n_accepted: int = 0
+    """Of those, the ones that were what the model says."""
     flops_dense: float = 0.0
     """FLOPs of this turn from the first picture on, were it unpruned; 0 without pruning."""
     flops_spent: float = 0.0

@@ -58,7 +58,7 @@ def retype(source: Metadata, target: Path, type_name: str, *, progress: bool = T
             raise HalfVError(
                 f"{source.path} has {tensor.name} in a type that loses: give it in {', '.join(READABLE.values())}."
             )
-    infos, total = _infos(tensors, types, source.alignment)
+    infos, total = infos_of(tensors, types, source.alignment)
     file_type = {"general.file_type": (UINT32, TENSOR_TYPES[type_name].ftype)}
     with rewriting(source, target, "general.file_type", file_type, infos, total, progress=progress) as (
         old,
@@ -101,7 +101,7 @@ def tensors_of(source: Metadata) -> Iterator[Tensor]:
         yield Tensor(name, take(f"{n_dims}Q"), *take("IQ"))
 
 
-def _infos(tensors: list[Tensor], types: dict[str, int], alignment: int) -> tuple[bytes, int]:
+def infos_of(tensors: list[Tensor], types: dict[str, int], alignment: int) -> tuple[bytes, int]:
     """Their infos as bytes, and the size of all data."""
     infos, offset = b"", 0
     for tensor in tensors:

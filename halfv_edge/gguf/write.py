@@ -40,19 +40,21 @@ def rewriting(
     infos: bytes | None = None,
     n_data: int | None = None,
     *,
+    n_tensors: int | None = None,
     progress: bool = True,
 ) -> Iterator[tuple[BinaryIO, BinaryIO, tqdm]]:
     """The same up to the tensor data, which the block writes: the old file, the new one, and the bar.
 
-    infos: those of the new tensors, as many as before, with n_data bytes of data; else the old ones.
+    infos: those of the new tensors, n_tensors or as many as before, with n_data bytes of data; else the old ones.
     """
-    kept = [entry for key, entry in source.entries.items() if not key.startswith(prefix)]
+    n_tensors = source.n_tensors if n_tensors is None else n_tensors
+    kept = [entry for key, entry in source.entries.items() if not key.startswith(prefix) and key not in new]
     encoded = b"".join(encode_entry(key, type_, value) for key, (type_, value) in new.items())
-    header = struct.pack("<4sIQQ", MAGIC, source.version, source.n_tensors, len(kept) + len(new))
+    header = struct.pack("<4sIQQ", MAGIC, source.version, n_tensors, len(kept) + len(new))
     n_infos = source.infos_end - source.infos if infos is None else len(infos)
     n_data = source.size - source.data if n_data is None else n_data
     infos_end = len(header) + sum(entry.end - entry.start for entry in kept) + len(encoded) + n_infos
-    padded = source.n_tensors or source.size > source.infos_end
+    padded = n_tensors or source.size > source.infos_end
     padding = bytes(-infos_end % source.alignment if padded else 0)
     total = infos_end + len(padding) + n_data
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import halfv_cpp
@@ -17,14 +17,22 @@ from halfv_edge.engine.runtime import Runtime
 from halfv_edge.errors import RunError
 from halfv_edge.measure.arrays import Floats
 from halfv_edge.measure.policies import Policy
-from halfv_edge.measure.selectors import BOUNDARY, INPUT, Seen, coverage, unit
+from halfv_edge.measure.selectors import BOUNDARY, INPUT, Chosen, Seen, coverage, unit
+
+Select = Callable[[halfv_compare_h.halfv_choosing], Chosen]
+
+
+def selecting(name: str) -> Select:
+    """By one of the selectors."""
+    select = BOUNDARY[name]
+    return lambda what: select(seen_by(what), what.n_keep)
 
 
 class Chooser:
     """A selector that contexts ask. It has to live as long as they do."""
 
-    def __init__(self, name: str):
-        self.select = BOUNDARY[name]
+    def __init__(self, select: Select):
+        self._select = select
         self.error: BaseException | None = None
         self._function = halfv_compare_h.halfv_chooser(self._choose)
 
@@ -35,7 +43,7 @@ class Chooser:
     def _choose(self, pointer: Any, out: Any, flops: Any, _user: object) -> int:
         try:
             what = pointer.contents
-            chosen = self.select(seen_by(what), what.n_keep)
+            chosen = self._select(what)
             for at, token in enumerate(chosen.tokens):
                 out[at] = int(token)
             flops[0] = chosen.flops

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from halfv_edge.errors import HalfVError
+from halfv_edge.gguf.read import read_metadata
+from halfv_edge.gguf.twig import AFTER
 from halfv_edge.measure.schedules import aim_schedule, share, share_or_none, staged, whole, yopo
 from halfv_edge.profile.profile import DROPPED, FROZEN, MAX_FURTHER, QUESTION, WHOLE_INTAKE, Intake, Profile, Rest
 
@@ -26,6 +28,15 @@ DART_PIVOTS = 4  # of the picture, and as many of the text
 
 
 @dataclass(frozen=True, slots=True)
+class TwigFile:
+    """A twig as it was when it was named: results belong to that one."""
+
+    path: str
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """One way. Without a profile the model runs whole."""
 
@@ -36,6 +47,7 @@ class Policy:
     prepared: bool = False  # most tokens are chosen before the question
     choice: str = CHOICES[0]  # how the profile's shares are chosen
     seed: int = 0
+    twig: TwigFile | None = None  # which chooses
     selector: str | None = None  # at a boundary under the choice "given", else before the model
 
     @property
@@ -274,17 +286,34 @@ def _yopo(model: PolicyModel, name: str, _value: str) -> Policy:
     return Policy(name, yopo(model.n_layer))
 
 
+def _twigvlm(model: PolicyModel, name: str, value: str) -> Policy:
+    return Policy(name, _twig_schedule(model, name, value, TWIG_LAYER), choice="attention")
+
+
 def _twig(model: PolicyModel, name: str, value: str) -> Policy:
-    """TwigVLM's schedule: all tokens in two layers, the same share up to three quarters of the depth, none behind. Over
-    all layers that is the mean which is given. Its trained twig is not here: the last token's attention chooses."""
-    wipe = max(TWIG_LAYER + 1, round(0.75 * model.n_layer))
+    """The same, chosen by a twig: where the last prompt token looks in its last layer."""
+    file, slash, wanted = value.rpartition("/")
+    if not slash or not re.fullmatch(r"[\d.]+", wanted):
+        file, wanted = value, ""
+    about = read_metadata(file)
+    after = about.value(AFTER)
+    if not isinstance(after, int):
+        raise HalfVError(f"{file} is not a twig, as it has no {AFTER}: `halfv twig` makes one.")
+    made = TwigFile(str(about.path), about.size, about.path.stat().st_mtime_ns)
+    profile = _twig_schedule(model, name, wanted, after)
+    return Policy(name, profile, choice="given", selector="twig", twig=made)
+
+
+def _twig_schedule(model: PolicyModel, name: str, value: str, after: int) -> Profile:
+    """TwigVLM's: all tokens in so many layers, the same share up to three quarters of the depth, none behind. Over all
+    layers that is the mean which is given."""
+    wipe = max(after + 1, round(0.75 * model.n_layer))
     wanted = share(name, value) if value else 1 / 3  # 192 of 576
-    keep = (model.n_layer * wanted - TWIG_LAYER) / (wipe - TWIG_LAYER)
+    keep = (model.n_layer * wanted - after) / (wipe - after)
     if not 0 < keep <= 1:
-        between = f"above {TWIG_LAYER / model.n_layer:.2g} and at most {wipe / model.n_layer:.2g}"
+        between = f"above {after / model.n_layer:.2g} and at most {wipe / model.n_layer:.2g}"
         raise HalfVError(f"The policy {name!r} is not valid: in {model.n_layer} layers the mean is {between}.")
-    own = dataclasses.replace(staged(model.n_layer, [TWIG_LAYER, wipe], [keep, 0.0]), min_visual_tokens=1)
-    return Policy(name, own, choice="attention")
+    return dataclasses.replace(staged(model.n_layer, [after, wipe], [keep, 0.0]), min_visual_tokens=1)
 
 
 def _merge(model: PolicyModel, name: str, value: str) -> Policy:
@@ -370,7 +399,8 @@ POLICIES: dict[str, tuple[Maker, str, str]] = {
         "the profile, and visual tokens see a square around them from a layer on, neighbour:4/5",
     ),
     "yopo": (_yopo, "", "YOPO's four parts as published; in yopo+profile three of them on top of the profile"),
-    "twigvlm": (_twig, "?", "TwigVLM's schedule by this mean share, chosen by attention, twigvlm:0.3; 1/3"),
+    "twigvlm": (_twigvlm, "?", "TwigVLM's schedule by this mean share, chosen by attention, twigvlm:0.3; 1/3"),
+    "twig": (_twig, "!", "the same, chosen by a twig of `halfv twig`, twig:FILE/0.3 (eval only)"),
     "merge": (_merge, "!", "rows that are alike are averaged until this share is left, merge:0.25, nothing else"),
     "aim": (_aim, "?", "AIM: merged to this share, then ever fewer by PageRank, aim:1; 0.25 (eval only)"),
     "shortv": (_shortv, "?", "visual tokens frozen in the last share of the layers, shortv:0.6; 19/32"),

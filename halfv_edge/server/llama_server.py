@@ -11,8 +11,10 @@ from pathlib import Path
 
 from halfv_cpp import library
 
+from halfv_edge.engine.twig import LEAST_LIKELY, MOST_DRAFTED
 from halfv_edge.errors import HalfVError
 from halfv_edge.profile.resolve import switched_off
+from halfv_edge.profile.stored import read_gguf
 from halfv_edge.server.outlook import Outlook, whole
 
 NAME = "llama-server.exe" if sys.platform == "win32" else "llama-server"
@@ -49,9 +51,25 @@ def command(outlook: Outlook, flags: Sequence[str]) -> list[str]:
     return [*words, *flags]
 
 
-def environment(outlook: Outlook, given: Mapping[str, str]) -> dict[str, str]:
-    """llama-server takes the profile from its environment, which leaves the model's file as it is."""
+def draft_flags(twig: str) -> list[str]:
+    """llama-server's own for a twig that drafts, with TwigVLM's numbers."""
+    check = ["--spec-draft-n-max", str(MOST_DRAFTED), "--spec-draft-p-min", str(LEAST_LIKELY)]
+    return ["--model-draft", twig, "--spec-type", "draft-simple", *check]
+
+
+def environment(outlook: Outlook, given: Mapping[str, str], with_draft: bool = False) -> dict[str, str]:
+    """llama-server takes the profile from its environment, which leaves the model's file as it is.
+
+    That would be a draft's profile too, so beside one it has to be in the model's file.
+    """
     profile = outlook.resolved.profile
+    if with_draft and profile and not switched_off():
+        if profile != read_gguf(outlook.about):
+            raise HalfVError(
+                f"{outlook.about.path.name} does not carry the profile that it is to run with, and one that is not in "
+                "its file would be the twig's too: write it with `halfv profile add`."
+            )
+        return {name: value for name, value in given.items() if name != "HALFV_PROFILE"}
     if profile is None and outlook.resolved.source == "flag":
         profile = whole(outlook.about.n_layer)
     if profile is None or switched_off():

@@ -17,6 +17,7 @@ from PIL import Image
 from halfv_edge.cli import chat as cli_chat
 from halfv_edge.cli import tokens as cli_tokens
 from halfv_edge.cli.main import main
+from halfv_edge.engine import twig
 from halfv_edge.engine.context import Context
 from halfv_edge.engine.model import Model
 from halfv_edge.errors import RunError
@@ -67,6 +68,22 @@ def test_json(place: Path) -> None:
     assert found["not_pruned"] is None and done.returncode == 0 and done.stderr == ""
     exact = json.loads(chat(place, *args).stdout)
     assert exact["model"]["mode"] == "exact" and exact["stats"]["ahead_sec"] == 0
+
+
+def test_a_draft(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(twig, "LEAST_LIKELY", 0.0)  # random models are never sure of anything
+    assert main(["twig", "llava/m.gguf", "--untrained", "3", "-o", "twig.gguf"]) == 0
+    capsys.readouterr()
+    command = ["chat", "-m", "llava/m.gguf", "--threads", "1", "cat.jpg", "-p", QUESTION, "--max-tokens", "9", "--json"]
+    found = []
+    for draft in ([], ["--draft", "twig.gguf"]):
+        assert main([*command, "--temp", "0", *draft]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert found[0]["answer"] == found[1]["answer"]
+    assert found[0]["stats"]["n_drafted"] == 0 < found[1]["stats"]["n_drafted"]
+    assert main([*command, "--draft", "llava/m.gguf"]) == 2
+    assert "m.gguf is not a twig, as it has no twig.layer: `halfv twig` makes one." in capsys.readouterr().err
 
 
 def test_answers_of_a_form(place: Path) -> None:

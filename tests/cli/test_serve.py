@@ -10,6 +10,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from halfv_convert import untrained_twig
 from halfv_cpp import library
 
 from halfv_edge.cli import serve
@@ -19,6 +20,7 @@ from halfv_edge.profile.stored import read_gguf
 from halfv_edge.server import llama_server
 from halfv_edge.testing.server import RunningServer, about
 from tests.support import ROOT
+from tests.support.demo_server import post
 
 TOTAL = about(ROOT / "examples" / "receipt.png", "What is the total?")
 HALFV = [sys.executable, "-m", "halfv_edge"]
@@ -56,6 +58,27 @@ def test_keep_reaches_the_library() -> None:
         assert "halfv: Pictures keep 50% of their tokens from layer" in server.log()
         found = server.ask(TOTAL, max_tokens=1).pictures
     assert found is not None and found["visual_kept"] == round(0.5 * found["visual_seen"])
+
+
+def test_a_twig_drafts(tmp_path: Path) -> None:
+    """llama-server's own drafts, beside a picture that is pruned: the same answer."""
+    path = tmp_path / "twig.gguf"
+    untrained_twig(demo.DEMO_FOLDER / demo.MODEL, path)
+    with RunningServer([*HALFV, "serve", *SMALL, "--draft", str(path)]) as server:
+        status, answer = post(server, {"messages": TOTAL, "max_tokens": 12, "temperature": 0})
+    assert status == 200
+    timings = answer["timings"]
+    assert answer["choices"][0]["message"]["content"] == "79.00"
+    assert timings["draft_n"] > 0 and timings["halfv"]["visual_kept"] < timings["halfv"]["visual_seen"]
+
+
+def test_a_profile_beside_a_twig_is_the_files(tmp_path: Path) -> None:
+    """One from the environment would be the twig's too, which has fewer layers."""
+    done = halfv("serve", "--keep", "0.5", "--draft", __file__)
+    assert done.returncode == 2
+    assert "model.gguf does not carry the profile that it is to run with" in done.stderr
+    done = halfv("serve", "--draft", str(tmp_path / "nothing.gguf"))
+    assert done.returncode == 2 and "nothing.gguf does not exist" in done.stderr
 
 
 def test_profile_off_runs_whole() -> None:

@@ -12,11 +12,12 @@ import halfv_cpp
 import numpy as np
 import pytest
 import torch
+from halfv_convert import untrained_twig
 from halfv_cpp import halfv_compare_h
 
 from halfv_edge.errors import HalfVError
 from halfv_edge.measure import policies, selectors
-from halfv_edge.measure.choosing import Chooser
+from halfv_edge.measure.choosing import Chooser, seen_by, selecting
 from halfv_edge.measure.policies import Policy, PolicyModel
 from halfv_edge.measure.selectors import BOUNDARY, INPUT, Chosen, Seen
 from halfv_edge.profile.profile import Profile
@@ -192,7 +193,7 @@ def test_a_chooser_sees_what_it_should(
     path, reference = model(arch)
     reference.choice = "attention"
     segments = make_prompt(reference, GRID, seed=3)
-    chooser = Chooser("by attention")
+    chooser = Chooser(selecting("by attention"))
     with connect(path, profile, "halfv", n_batch=50, n_ubatch=30) as client:
         chooser.serve(client.ctx)
         set_choice(client, "given")
@@ -204,16 +205,11 @@ def test_what_a_chooser_sees_of_the_states(model: Callable) -> None:
     segments = make_prompt(reference, GRID, seed=3)
     seen: list[Seen] = []
 
-    class Spy(Chooser):
-        def __init__(self) -> None:
-            super().__init__("scope")
-            self.select = self.look
+    def look(what: halfv_compare_h.halfv_choosing) -> Chosen:
+        seen.append(seen_by(what))
+        return selectors.scope(seen[-1], what.n_keep)
 
-        def look(self, shown: Seen, count: int) -> Chosen:
-            seen.append(shown)
-            return selectors.scope(shown, count)
-
-    spy = Spy()
+    spy = Chooser(look)
     with connect(path, IVR, "halfv") as client:
         spy.serve(client.ctx)
         set_choice(client, "given")
@@ -246,8 +242,7 @@ def test_a_chooser_that_fails(model: Callable) -> None:
         with pytest.raises(halfv_cpp.CallError, match="nobody is there to choose"):
             set_choice(client, "given")
         for wrong in ([0, 0], [-1], [108]):
-            chooser = Chooser("scope")
-            chooser.select = lambda _seen, _count, wrong=wrong: Chosen(np.array(wrong), 0.0)
+            chooser = Chooser(lambda _what, wrong=wrong: Chosen(np.array(wrong), 0.0))
             pruned.llama_clear(client)
             client.next_pos[0] = 0
             chooser.serve(client.ctx)
@@ -450,6 +445,7 @@ def test_matched_flops(name: str) -> None:
         ("downscale:", "is not valid"),
         ("cut:2/0", "must be a share above 0"),
         ("cut:2/0.5/3/0.4/4/0.3/5/0.2/6/0.1/7/0.05/8/0", "it is like cut:2/0.2"),
+        ("twig:nothing.gguf/0.3", r"nothing\.gguf cannot be read"),
         ("twigvlm:0.05", "in 28 layers the mean is above 0.071 and at most 0.75"),
         ("wipe:21", "halfv.further.layers = 21 is not valid: it must be above the halfv.ssr.layer before it"),
         (
@@ -474,3 +470,19 @@ def test_speed_is_of_the_models_frontier() -> None:
 def test_names_of_selectors() -> None:
     assert tuple(BOUNDARY) == policies.AT_A_BOUNDARY
     assert tuple(INPUT) == policies.BEFORE_THE_MODEL
+
+
+def test_a_twigs_schedule(tmp_path: Path) -> None:
+    """TwigVLM's, behind as many layers as the twig shares; its file's name may have slashes in it."""
+    path = make_tiny(tmp_path / "whole.gguf", "llama", n_layer=6)
+    twig = tmp_path / "twig.gguf"
+    untrained_twig(path, twig, after=1, layers=2)
+    for name, mean in ((f"twig:{twig}/0.25", 0.25), (f"twig:{twig}", 1 / 3)):
+        (found,) = policies.parse(name, PolicyModel(28, OWN))
+        assert found.profile == Profile(1, (28 * mean - 1) / 20, 0.1, 21, 0, "dropped", 1)
+        assert (found.choice, found.selector) == ("given", "twig")
+        assert found.twig is not None and found.twig.path == str(twig)
+    with pytest.raises(HalfVError, match=r"is not a twig, as it has no twig\.layer"):
+        policies.parse(f"twig:{path}/0.25", PolicyModel(28, OWN))
+    with pytest.raises(HalfVError, match=r"in 28 layers the mean is above 0\.036 and at most 0\.75"):
+        policies.parse(f"twig:{twig}/0.03", PolicyModel(28, OWN))

@@ -22,10 +22,11 @@ from halfv_edge.engine.model import Model
 from halfv_edge.errors import HalfVError, RunError
 from halfv_edge.measure.arrays import Floats
 from halfv_edge.measure.calibrate import entropy
-from halfv_edge.measure.choosing import Chooser, ChosenChunk, choose_input, raising_what_failed
+from halfv_edge.measure.choosing import Chooser, ChosenChunk, choose_input, raising_what_failed, selecting
 from halfv_edge.measure.encoder_attention import EncoderAttention
-from halfv_edge.measure.policies import CHOICES, Policy
+from halfv_edge.measure.policies import CHOICES, Policy, TwigFile
 from halfv_edge.measure.selectors import BY_ENCODER
+from halfv_edge.measure.twig import TwigScores
 from halfv_edge.profile.profile import Intake, Profile
 
 BIG = (2048, 2048)  # pixels: more than any limit on tokens lets through
@@ -70,6 +71,7 @@ class Asker:
         own = options.image_max_tokens, model.encoder.intake, options.mmproj_type
         self._encoders: dict[EncoderKey, Encoder] = {own: model.encoder}
         self._encode_s: dict[tuple[str, int | None, str | None], float] = {}
+        self._twigs: dict[TwigFile, TwigScores] = {}
         self._attention: EncoderAttention | None = None  # for selectors that go by it
 
     def close(self) -> None:
@@ -80,6 +82,8 @@ class Asker:
                 encoder.close()
         if self._attention is not None:
             self._attention.close()
+        for twig in self._twigs.values():
+            twig.close()
 
     def encoder(self, policy: Policy) -> Encoder:
         """One that sees as the policy wants; the model's own may leave patches out."""
@@ -120,7 +124,7 @@ class Asker:
             from halfv_cpp import halfv_compare_h
 
             if policy.selector:
-                self._choosers.append(Chooser(policy.selector))
+                self._choosers.append(Chooser(self._twig(policy).choose if policy.twig else selecting(policy.selector)))
                 self._choosers[-1].serve(context.pointer)
             halfv_cpp.check(
                 halfv_compare_h.halfv_set_choice(context.pointer, CHOICES.index(policy.choice), policy.seed)
@@ -154,6 +158,12 @@ class Asker:
             self._encode_s[key] = prompt.encode_sec
         return prompt.head, prompt.tail, self._encode_s[key]
 
+    def _twig(self, policy: Policy) -> TwigScores:
+        assert policy.twig
+        if policy.twig not in self._twigs:
+            self._twigs[policy.twig] = TwigScores(self.runtime, policy.twig.path)
+        return self._twigs[policy.twig]
+
     def _watched(self) -> EncoderAttention:
         if self._attention is None:
             self._attention = EncoderAttention(self.runtime)
@@ -169,6 +179,8 @@ class Asker:
             context.prepare()
         llama_h.llama_synchronize(context.pointer)
         enter = time.perf_counter()
+        if policy.twig:
+            self._twig(policy).read([*head, *tail], self.encoder(policy))
         with raising_what_failed(self._choosers):
             context.evaluate(tail, output=True)
         logits = [self.runtime.logits(context)]
