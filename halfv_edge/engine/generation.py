@@ -100,7 +100,8 @@ class Generation:
 
     def _room_for_drafts(self) -> int:
         """One more token follows them."""
-        left = self.conversation.context.n_left - 1
+        context = self.conversation.context
+        left = min(context.n_left, context.n_batch) - 1
         return left if self._max_tokens is None else min(left, self._max_tokens - len(self._tokens) - 1)
 
     def begin(self) -> bool:

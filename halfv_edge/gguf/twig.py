@@ -47,6 +47,8 @@ class Shape:
             raise HalfVError(
                 f"{base.path} is of the architecture {architecture!r}: twigs are made for {', '.join(ARCHITECTURES)}."
             )
+        if base.value("split.count") not in (None, 0, 1):
+            raise HalfVError(f"{base.path} is a part of a model in several files: join them with llama-gguf-split.")
         n_layer = base.value(f"{architecture}.block_count")
         if not isinstance(n_layer, int) or self.after + self.layers > n_layer:
             raise HalfVError(

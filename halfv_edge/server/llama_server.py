@@ -63,8 +63,11 @@ def environment(outlook: Outlook, given: Mapping[str, str], with_draft: bool = F
     That would be a draft's profile too, so beside one it has to be in the model's file.
     """
     profile = outlook.resolved.profile
-    if with_draft and profile and not switched_off():
-        if profile != read_gguf(outlook.about):
+    if with_draft and not switched_off():
+        own = read_gguf(outlook.about)
+        if profile is None and own:
+            raise HalfVError("A profile that is switched off beside a twig: set HALFV=off in the environment instead.")
+        if profile != own:
             raise HalfVError(
                 f"{outlook.about.path.name} does not carry the profile that it is to run with, and one that is not in "
                 "its file would be the twig's too: write it with `halfv profile add`."

@@ -77,6 +77,8 @@ def test_a_profile_beside_a_twig_is_the_files(tmp_path: Path) -> None:
     done = halfv("serve", "--keep", "0.5", "--draft", __file__)
     assert done.returncode == 2
     assert "model.gguf does not carry the profile that it is to run with" in done.stderr
+    done = halfv("serve", "--profile", "off", "--draft", __file__)
+    assert done.returncode == 2 and "set HALFV=off in the environment instead" in done.stderr
     done = halfv("serve", "--draft", str(tmp_path / "nothing.gguf"))
     assert done.returncode == 2 and "nothing.gguf does not exist" in done.stderr
 

@@ -217,6 +217,9 @@ def test_other_mistakes(tmp_path: Path) -> None:
         untrained_twig(whole, out)
     with pytest.raises(HalfVError, match="is of the architecture 'gemma3': twigs are made for llama, "):
         untrained_twig(other, out, layers=1)
+    part = make_tiny(tmp_path / "part.gguf", "llama", **{"split.count": 2})
+    with pytest.raises(HalfVError, match="is a part of a model in several files"):
+        untrained_twig(part, out)
     with pytest.raises(HalfVError, match="is the model itself: give another file"):
         untrained_twig(whole, whole, layers=1)
     with pytest.raises(HalfVError, match="is not a safetensors file"):

@@ -89,6 +89,16 @@ def test_a_full_context(vlms: Vlms, tmp_path: Path) -> None:
     assert said[0] == said[1] and said[0][1] == "length"
 
 
+@pytest.mark.parametrize("n_batch", [1, 2])
+def test_small_batches(n_batch: int, vlms: Vlms, tmp_path: Path) -> None:
+    """What is checked at once is one batch."""
+    untrained_twig(vlms.path("llava"), tmp_path / "twig.gguf")
+    options = {"n_ctx": 256, "n_threads": 1, "n_batch": n_batch, "draft": tmp_path / "twig.gguf"}
+    with Model.load(vlms.path("llava"), **options) as model, model.chat() as chat:
+        assert chat.answer(QUESTION, temperature=0, max_tokens=9, grammar=LONG)
+        assert chat.stats.n_generated == 9 and (chat.stats.n_drafted > 0) == (n_batch > 1)
+
+
 def test_an_unsure_twig_drafts_nothing(drafted: tuple[Model, Model], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(twig, "LEAST_LIKELY", 1.1)
     with drafted[1].chat() as chat:
