@@ -96,6 +96,11 @@ def llama_n_batch(ctx: Handle, /) -> UInt32: ...
 def llama_n_ubatch(ctx: Handle, /) -> UInt32: ...
 
 
+# LLAMA_API const struct llama_model * llama_get_model(const struct llama_context * ctx);
+@function
+def llama_get_model(ctx: Handle, /) -> Handle: ...
+
+
 # LLAMA_API llama_memory_t llama_get_memory(const struct llama_context * ctx);
 @function
 def llama_get_memory(ctx: Handle, /) -> Handle: ...
@@ -129,6 +134,11 @@ def llama_model_n_embd_inp(model: Handle, /) -> Int32: ...
 # LLAMA_API int32_t llama_model_n_layer(const struct llama_model * model);
 @function
 def llama_model_n_layer(model: Handle, /) -> Int32: ...
+
+
+# LLAMA_API int32_t llama_model_n_head_kv(const struct llama_model * model);
+@function
+def llama_model_n_head_kv(model: Handle, /) -> Int32: ...
 
 
 # LLAMA_API int32_t llama_model_n_swa(const struct llama_model * model);

@@ -137,6 +137,12 @@ class Context:
     def common(self, items: Sequence[Item]) -> int:
         return common(self.items, items)
 
+    def picture_positions(self) -> list[tuple[int, int]]:
+        """Of each picture the first position, and the first behind it."""
+        ends = [*self._starts[1:], self._next]
+        places = zip(self.items, self._starts, ends, strict=True)
+        return [(start, end) for item, start, end in places if isinstance(item, Chunk)]
+
     def check_room(self, items: Sequence[Item], what: str) -> None:
         """Whether a prompt of these items and an answer fit; `what` needs it."""
         needed = n_cells(items) + 1

@@ -190,6 +190,7 @@ class Runtime:
         encoder: Encoder | None = None,
         n_seq: int = 1,
         watch: Any = None,
+        flash_attn: Literal["auto"] | bool | None = None,
     ) -> Context:
         """An empty context. One that is like the model's own may be one that was taken back.
 
@@ -200,9 +201,10 @@ class Runtime:
             encoder: Whose pictures it will hold, in place of the model's.
             n_seq: Sequences, each with room for n_ctx tokens.
             watch: A ggml_backend_sched_eval_callback, which has to live as long as the context.
+            flash_attn: In place of the model's.
         """
         with self.lock:
-            return self._make_context(profile, n_ctx, undo_bytes, encoder, n_seq, watch)
+            return self._make_context(profile, n_ctx, undo_bytes, encoder, n_seq, watch, flash_attn)
 
     def _make_context(
         self,
@@ -212,9 +214,10 @@ class Runtime:
         encoder: Encoder | None,
         n_seq: int,
         watch: Any,
+        flash_attn: Literal["auto"] | bool | None,
     ) -> Context:
         is_own = profile == "own" and n_ctx in (None, self.n_ctx) and undo_bytes is None and encoder is None
-        is_own = is_own and n_seq == 1 and watch is None
+        is_own = is_own and n_seq == 1 and watch is None and flash_attn is None
         if self._spare:
             spare, self._spare = self._spare, None
             if is_own:
@@ -226,7 +229,7 @@ class Runtime:
         undo_bytes = self.options.undo_mb << 20 if undo_bytes is None else undo_bytes
 
         def make(profile: Profile | None) -> int:
-            pointer = self._make_pointer(profile, n_ctx, encoder, n_seq, watch)
+            pointer = self._make_pointer(profile, n_ctx, encoder, n_seq, watch, flash_attn)
             set_undo(pointer, undo_bytes)
             return pointer
 
@@ -239,9 +242,13 @@ class Runtime:
         context.is_own = is_own
         return context
 
-    def _make_pointer(self, profile: Profile | None, n_ctx: int, encoder: Encoder, n_seq: int, watch: Any) -> int:
+    def _make_pointer(
+        self, profile: Profile | None, n_ctx: int, encoder: Encoder, n_seq: int, watch: Any,
+        flash_attn: Literal["auto"] | bool | None,
+    ) -> int:  # fmt: skip
+        options = self.options if flash_attn is None else dataclasses.replace(self.options, flash_attn=flash_attn)
         with self._in_force(profile):
-            return make_context(self.pointer, self.path, self.options, encoder, self.n_threads, n_ctx, n_seq, watch)
+            return make_context(self.pointer, self.path, options, encoder, self.n_threads, n_ctx, n_seq, watch)
 
     def take_back(self, context: Context) -> None:
         """A context that is not needed any more; one is kept for the next."""

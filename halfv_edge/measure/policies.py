@@ -12,6 +12,7 @@ from halfv_edge.errors import HalfVError
 from halfv_edge.gguf.read import read_metadata
 from halfv_edge.gguf.twig import AFTER
 from halfv_edge.measure.schedules import aim_schedule, share, share_or_none, staged, whole, yopo
+from halfv_edge.measure.visual_bits import VisualBits, parse_bits, parse_calibrated
 from halfv_edge.profile.profile import DROPPED, FROZEN, MAX_FURTHER, QUESTION, WHOLE_INTAKE, Intake, Profile, Rest
 
 STOCK, UNPRUNED = "stock", "unpruned"
@@ -49,6 +50,7 @@ class Policy:
     seed: int = 0
     twig: TwigFile | None = None  # which chooses
     selector: str | None = None  # at a boundary under the choice "given", else before the model
+    bits: VisualBits | None = None  # of visual tokens' keys and values, from the prompt's end on
 
     @property
     def holds_text(self) -> bool:
@@ -329,6 +331,12 @@ def _aim(model: PolicyModel, name: str, value: str) -> Policy:
     return Policy(name, own, choice="given", selector="pagerank")
 
 
+def _bits(_model: PolicyModel, name: str, value: str) -> Policy:
+    """The prompt is computed as ever, then visual tokens keep their keys and values in fewer bits."""
+    parse = parse_bits if name.startswith("kv") else parse_calibrated
+    return Policy(name, bits=parse(name, value))
+
+
 def _of_share(model: PolicyModel, name: str, value: str, usual: float, make: Callable[[float], Profile]) -> Profile:
     if value == FLOPS:
         return _matched(model, name, make)
@@ -383,26 +391,20 @@ POLICIES: dict[str, tuple[Maker, str, str]] = {
     "pyramiddrop": (_pyramid, "?", "PyramidDrop: three cuts, each to this share of what is left; half"),
     "vtw": (_vtw, "?", "no visual tokens from a layer on, vtw:16; the middle"),
     "wipe": (_wipe, "!", "the profile, and text alone from a layer on, wipe:21"),
-    "channels": (
-        _narrow,
-        "!",
-        "the profile, and visual tokens take the first channels from a layer on, channels:4/0.5",
-    ),
-    "heads": (
-        _narrow,
-        "!",
-        "the profile, and visual tokens have the first groups of heads from a layer on, heads:4/0.5",
-    ),
-    "neighbour": (
-        _narrow,
-        "!",
-        "the profile, and visual tokens see a square around them from a layer on, neighbour:4/5",
-    ),
+    "channels": (_narrow, "!", "the profile, and visual tokens take the first channels from a layer, channels:4/0.5"),
+    "heads": (_narrow, "!", "the profile, and visual tokens have the first groups of heads from a layer, heads:4/0.5"),
+    "neighbour": (_narrow, "!", "the profile, and visual tokens see a square around them from a layer, neighbour:4/5"),
     "yopo": (_yopo, "", "YOPO's four parts as published; in yopo+profile three of them on top of the profile"),
     "twigvlm": (_twigvlm, "?", "TwigVLM's schedule by this mean share, chosen by attention, twigvlm:0.3; 1/3"),
     "twig": (_twig, "!", "the same, chosen by a twig of `halfv twig`, twig:FILE/0.3 (eval only)"),
     "merge": (_merge, "!", "rows that are alike are averaged until this share is left, merge:0.25, nothing else"),
     "aim": (_aim, "?", "AIM: merged to this share, then ever fewer by PageRank, aim:1; 0.25 (eval only)"),
+    "kv": (
+        _bits,
+        "!",
+        "visual tokens' keys and values in fewer bits, kv:q8_0, kv:1 or from layer 4 kv:1/4 (eval only)",
+    ),
+    "calibquant": (_bits, "?", "CalibQuant: kv:1, or kv:2, and their logits mapped to another range (eval only)"),
     "shortv": (_shortv, "?", "visual tokens frozen in the last share of the layers, shortv:0.6; 19/32"),
 }
 POLICIES["cut"] = (
@@ -428,6 +430,7 @@ BEFORE = {
     "neighbour": ("neighbours_layer", "neighbours_width"),
 }
 BEFORE["yopo"] = BEFORE["channels"] + BEFORE["heads"] + BEFORE["neighbour"]
+BEFORE |= {"kv": (), "calibquant": ()}  # nothing of it, as that comes after the prompt
 BEHIND = f"{', '.join(BEFORE)} with a + before any go with it, as in pixel:0+input:0.5+profile"
 
 
@@ -454,6 +457,8 @@ def parse_one(name: str, model: PolicyModel) -> Policy:
 def _behind(first: Policy, policy: Policy, name: str, model: PolicyModel) -> Policy:
     """What `pixel:0`, `encoder:8/0.5`, `merge:0.5` or `input:0.5` leaves out, and then another policy."""
     fields = BEFORE.get(first.name.partition(":")[0])
+    if first.bits and not policy.bits and not policy.weights:
+        return dataclasses.replace(policy, name=name, bits=first.bits)
     if not fields or policy.weights or first.profile is None:
         raise HalfVError(f"The policy {name!r} is not valid: what stands before + must be one of {', '.join(BEFORE)}.")
     taken = {field: getattr(first.profile, field) for field in fields}

@@ -250,6 +250,7 @@ def test_a_run_that_prunes_nothing_is_an_error(bench, tmp_path: Path) -> None:
         (["--kv-type", "q9"], "--kv-type q9 is not valid: it must be one of "),
         (["--policy", "fastv:flops"], "The policy 'fastv:flops' is not valid: eval alone can match FLOPs"),
         (["--policy", "fastest"], "There is no policy 'fastest': it must be one of stock, unpruned, profile, "),
+        (["--policy", "kv:1+profile"], "The policy kv:1+profile rewrites a cache of f16 for eval: it cannot be timed."),
         (["--policy", "sieve:2/0.5"], "The policy sieve:2/0.5 is chosen by a selector of eval's: it cannot be timed."),
         (["--keep", "2"], "The policy 'keep:2' is not valid: 2 must be a share above 0 and at most 1."),
         (["--policy", "downscale"], "The policy 'downscale' is not valid: downscale is a smaller picture"),

@@ -107,6 +107,8 @@ def _listed(options: BenchOptions, of_model: policies.PolicyModel) -> list[polic
     if any(policy.prepared for policy in listed):
         raise HalfVError("The policy prepared is measured as a conversation: measure follow-up questions for it.")
     for policy in listed:
+        if policy.bits:
+            raise HalfVError(f"The policy {policy.name} rewrites a cache of f16 for eval: it cannot be timed.")
         if policy.selector:  # in numpy, so that its time means nothing
             raise HalfVError(f"The policy {policy.name} is chosen by a selector of eval's: it cannot be timed.")
     return listed

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ from halfv_edge.measure.encoder_attention import EncoderAttention
 from halfv_edge.measure.policies import CHOICES, Policy, TwigFile
 from halfv_edge.measure.selectors import BY_ENCODER
 from halfv_edge.measure.twig import TwigScores
+from halfv_edge.measure.visual_cells import CalibratedRange, rewrite
 from halfv_edge.profile.profile import Intake, Profile
 
 BIG = (2048, 2048)  # pixels: more than any limit on tokens lets through
@@ -65,6 +67,7 @@ class Asker:
         self.kl_tokens = kl_tokens
         self._contexts: dict[Policy, Context] = {}
         self._choosers: list[Chooser] = []  # the library calls them as long as there are contexts
+        self._ranges: dict[Policy, CalibratedRange] = {}  # and these
         self._own_encoder = model.encoder
         self._own_encoder._cache.clear()  # so that the encoding of every picture is timed
         options = model.runtime.options
@@ -119,7 +122,7 @@ class Asker:
         if context:
             del self._contexts[policy]
             context.close()
-        context = self._contexts[policy] = self._new_context(policy, room, undo_bytes=0)
+        context = self._contexts[policy] = self._new_context(policy, room, undo_bytes=0, **self._seeing_logits(policy))
         if policy.choice != CHOICES[0]:
             from halfv_cpp import halfv_compare_h
 
@@ -131,9 +134,17 @@ class Asker:
             )
         return context
 
-    def _new_context(self, policy: Policy, room: int, undo_bytes: int) -> Context:
+    def _new_context(self, policy: Policy, room: int, undo_bytes: int, **options: Any) -> Context:
         n_ctx = max(self.runtime.options.n_ctx or 0, -(-room // CTX_STEP) * CTX_STEP)
-        return self.runtime.context(policy.profile, n_ctx, undo_bytes=undo_bytes, encoder=self.encoder(policy))
+        encoder = self.encoder(policy)
+        return self.runtime.context(policy.profile, n_ctx, undo_bytes=undo_bytes, encoder=encoder, **options)
+
+    def _seeing_logits(self, policy: Policy) -> dict[str, Any]:
+        """Settings of a context whose visual logits are mapped."""
+        if not (policy.bits and policy.bits.calibrated):
+            return {}
+        self._ranges[policy] = CalibratedRange()
+        return {"watch": self._ranges[policy].callback, "flash_attn": False}
 
     def chat(self, policy: Policy, room: int, undo_bytes: int) -> Chat:
         """A conversation under this policy, in a context of its own."""
@@ -186,8 +197,9 @@ class Asker:
         logits = [self.runtime.logits(context)]
         end = time.perf_counter()
         stats = context.stats()
-        kl = self._follow(context, logits, teacher) if teacher else None
-        tokens = self._generate(context, logits, teacher, len(head) + len(tail))
+        with self._fewer_bits(policy, context):
+            kl = self._follow(context, logits, teacher) if teacher else None
+            tokens = self._generate(context, logits, teacher, len(head) + len(tail))
         chunks = [item for item in head if isinstance(item, Chunk)]
         n_visual, n_patches = n_cells(chunks), sum(chunk.n_patches for chunk in chunks)
         n_deep = stats.get("n_deep", n_visual)
@@ -197,6 +209,22 @@ class Asker:
             self._flops(policy, head, tail, stats), n_patches, n_visual, stats.get("n_kept", n_visual), n_deep,
             "" if least < n_patches or policy.intake.encoder_keep < 1 else _why_whole(policy, stats),
         )  # fmt: skip
+
+    @contextlib.contextmanager
+    def _fewer_bits(self, policy: Policy, context: Context) -> Iterator[None]:
+        """What is decoded in here sees visual tokens as the policy keeps them. The first token was chosen before."""
+        where = rewrite(context, policy.bits) if policy.bits else None
+        mapped = self._ranges.get(policy)
+        if not mapped:
+            yield
+            return
+        mapped.where = where
+        try:
+            yield
+        finally:
+            mapped.where = None
+        if mapped.error:
+            raise mapped.error
 
     def _follow(self, context: Context, logits: list[Floats], teacher: PolicyAnswer) -> float:
         """Evaluate the teacher's tokens; `logits` gets the rows at its first ones."""

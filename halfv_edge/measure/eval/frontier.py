@@ -24,7 +24,8 @@ class Row(Protocol):
 
 
 PROFILE = "profile"
-LEFT_OUT = (UNPRUNED, STOCK, "keep")  # not ways to save, and the profile itself with another number
+# not ways to save time, and the profile itself with another number
+LEFT_OUT = (UNPRUNED, STOCK, "kv", "calibquant", "keep")
 SLACK = 1.02  # by which a way may miss the profile's time or FLOPs and still count as reaching it
 
 
