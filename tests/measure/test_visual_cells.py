@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +18,7 @@ import torch
 from gguf import GGMLQuantizationType, quants
 from halfv_cpp import ggml_h
 from halfv_cpp.ggml_backend_h import ggml_backend_sched_eval_callback
+from halfv_cpp.tensor_types import TENSOR_TYPES
 
 from halfv_edge.engine import images
 from halfv_edge.engine.context import Context
@@ -31,6 +36,7 @@ from halfv_edge.measure.visual_cells import (
     restored,
     rewrite,
 )
+from tests.support import ROOT
 from tests.support.tiny_mmproj import make_tiny_mmproj
 from tests.support.tiny_models import make_tiny
 from tests.support.vlm import QUESTION, Vlms, picture
@@ -304,3 +310,22 @@ def test_bytes_are_those_of_such_a_cache(vlms: Vlms, kind: str) -> None:
 def test_bytes_per_channel() -> None:
     assert VisualBits("1").n_bytes(1001, 256) == 256 * (126 + 4)
     assert VisualBits("2").n_bytes(1001, 256) == 256 * (251 + 4)
+
+
+def test_states_that_are_timed_have_so_many_cells(tmp_path: Path) -> None:
+    """Of `tiny`: 8 layers with keys of 64 values; its profile keeps all, a quarter, a twentieth from 0, 2, 6 on."""
+    script = ROOT / "scripts" / "visual-bits.py"
+    found = subprocess.run(
+        [sys.executable, script, "decode", "tiny", "q8_0", "200"], env=os.environ | {"XDG_CACHE_HOME": str(tmp_path)},
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    lines = [json.loads(line) for line in found.stdout.splitlines()]
+    assert [(line["run"], line["type"]) for line in lines] == [
+        (run, kind) for run in ("unpruned", "profile") for kind in ("f16", "q8_0", "q4_0")
+    ]
+    for line in lines:
+        in_stages = [(2, 200), (4, 50), (2, 10)] if line["run"] == "profile" else [(8, 200)]
+        row = TENSOR_TYPES[line["type"]].row_bytes(64)
+        expected = sum(n_layers * 2 * n * row + n * 24 for n_layers, n in in_stages)
+        assert 0 < line["state_bytes"] - expected < 500
+        assert line["seconds"] > 0
