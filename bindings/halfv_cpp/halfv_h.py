@@ -115,6 +115,8 @@ HALFV_MAX_WIDTH = 255
 #     float    image_loss;        // pictures are made smaller while no part of them loses more than this, for libmtmd,
 #                                 // [0, 1]: the share of pixels that change; 0: never
 #     int32_t  ivr_query;         // enum halfv_query: by whose attention anchors are chosen
+#     float    ivr_bias;          // attention to a kept visual token grows by this times the logarithm of how many
+#                                 // tokens it stands for, [0, 1]; 0: by nothing
 # };
 @structure
 class halfv_profile(Structure):  # noqa: N801
@@ -144,6 +146,7 @@ class halfv_profile(Structure):  # noqa: N801
     neighbours_width: UInt32
     image_loss: Float
     ivr_query: Int32
+    ivr_bias: Float
 
     def __init__(self, **values: Any) -> None:
         # JSON has lists where ctypes wants tuples

@@ -33,6 +33,7 @@ FIELDS: dict[str, tuple[Callable[[str], Any], str, str]] = {
     "ivr_keep": (float, "SHARE", "share of the visual tokens kept from stage II, above 0 and at most 1"),
     "ivr_anchors": (float, "SHARE", "share of the kept that attention chooses, 0 to 1"),
     "ivr_query": (str, "last|question", "whose attention that is: of the prompt's last token, or all the question's"),
+    "ivr_bias": (float, "BETA", "add BETA times log n to attention to a kept token that stands for n, 0 to 1; 0: off"),
     "ssr_layer": (int, "N", "first layer of stage III; the number of layers: no stage III"),
     "ssr_update": (float, "SHARE", "share of the visual tokens still updated in stage III, 0 to 1"),
     "ssr_rest": (str, "frozen|dropped", "what happens to the others in stage III"),
@@ -257,6 +258,8 @@ def _rows(model: ModelFile, found: Resolved) -> list[tuple[str, str]]:
         return rows
     anchors = f"{_share(p.ivr_anchors)} of those by attention" + " of the whole question" * (p.ivr_query == QUESTION)
     rows.append(("stage II", f"from layer {p.ivr_layer}: keeps {_share(p.ivr_keep)} of the visual tokens, {anchors}"))
+    if p.ivr_bias:
+        rows.append(("", f"attention to a kept token that stands for n grows by {p.ivr_bias:g} log n"))
     if p.ssr_layer == model.n_layer:
         rows.append(("stage III", "none"))
     else:

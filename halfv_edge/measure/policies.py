@@ -198,6 +198,13 @@ def _encoder(model: PolicyModel, name: str, value: str) -> Policy:
     return Policy(name, dataclasses.replace(base, encoder_layer=whole(name, layer), encoder_keep=share(name, keep)))
 
 
+def _bias(model: PolicyModel, name: str, value: str) -> Policy:
+    """The profile, with attention to a kept token by what it stands for."""
+    return Policy(
+        name, dataclasses.replace(model.profile or Profile.default(model.n_layer), ivr_bias=share(name, value))
+    )
+
+
 def _image(model: PolicyModel, name: str, value: str) -> Policy:
     """Pictures as small as what they show allows."""
     return Policy(name, dataclasses.replace(Profile.default(model.n_layer), image_loss=share(name, value)))
@@ -384,6 +391,11 @@ POLICIES: dict[str, tuple[Maker, str, str]] = {
     "encoder": (_encoder, "!", "later layers of the encoder see this share of a picture, encoder:8/0.5, nothing else"),
     "image": (_image, "!", "pictures as small as no part of them loses more than this share, image:0.15, nothing else"),
     "downscale": (_downscale, "!", "a smaller picture of at most so many tokens, downscale:256"),
+    "bias": (
+        _bias,
+        "!",
+        "the profile, attention to a kept token that stands for n raised by so much of log n, bias:0.5",
+    ),
     "random": (_otherwise, "?", "the profile's layers and shares, tokens drawn by lot"),
     "uniform": (_otherwise, "?", "the profile's layers and shares, tokens evenly spread"),
     "fastv": (_once, "?", "FastV: one cut after two layers by attention, fastv:0.25; half"),
@@ -428,6 +440,7 @@ BEFORE = {
     "channels": ("ffn_layer", "ffn_keep"),
     "heads": ("heads_layer", "heads_keep"),
     "neighbour": ("neighbours_layer", "neighbours_width"),
+    "bias": ("ivr_bias",),
 }
 BEFORE["yopo"] = BEFORE["channels"] + BEFORE["heads"] + BEFORE["neighbour"]
 BEFORE |= {"kv": (), "calibquant": ()}  # nothing of it, as that comes after the prompt

@@ -53,6 +53,7 @@ KEYS = {
     "neighbours_width": ("neighbours.width", UINT32),
     "image_loss": ("image.loss", FLOAT32),
     "ivr_query": ("ivr.query", STRING),
+    "ivr_bias": ("ivr.bias", FLOAT32),
 }
 # of visual tokens' networks, heads and keys, with what leaves them whole
 NARROW = {
@@ -162,6 +163,7 @@ class Profile:
     neighbours_width: int = 0  # rows and columns of the square around a token in which those are; 0: all are seen
     image_loss: float = 0.0  # pictures are made smaller while no part of them loses more; 0: never
     ivr_query: Query = LAST  # whose attention chooses: of the last token, of all the question's
+    ivr_bias: float = 0.0  # by which log n is added to attention to a kept token that stands for n; 0: nothing is
     calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
@@ -212,6 +214,8 @@ class Profile:
         if not 0 <= self.ivr_anchors <= 1:
             raise complaint("ivr.anchors", self.ivr_anchors, "it must be between 0 and 1")
         check_name("ivr_query", self.ivr_query)
+        if not 0 <= self.ivr_bias <= 1:
+            raise complaint("ivr.bias", self.ivr_bias, "it must be between 0 and 1")
         if not self.ivr_layer < self.ssr_layer <= n_layer:
             rule = f"it must be above halfv.ivr.layer ({self.ivr_layer}) and at most the model's {n_layer} layers"
             raise complaint("ssr.layer", self.ssr_layer, rule)
@@ -244,6 +248,8 @@ class Profile:
             raise complaint("neighbours.width", self.neighbours_width, f"it must be 0, or odd and at most {MAX_WIDTH}")
         if self.neighbours_width and not self.ivr_layer <= self.neighbours_layer < n_layer:
             raise complaint("neighbours.layer", self.neighbours_layer, later)
+        if self.neighbours_width and self.ivr_bias:
+            raise complaint("ivr.bias", self.ivr_bias, "with halfv.neighbours.width it must be 0")
         if not 0 <= self.image_loss <= 1:
             raise complaint("image.loss", self.image_loss, "it must be between 0 and 1")
         if self.calibration:
@@ -268,7 +274,7 @@ class Profile:
         idle = {"encoder_layer", "encoder_keep"} if (self.encoder_layer, self.encoder_keep) == (1, 1.0) else set()
         for pair, off in NARROW.items():
             idle |= set(pair) if tuple(getattr(self, name) for name in pair) == off else set()
-        usual = {"input_merge": 1.0, "image_loss": 0.0, "ivr_query": LAST}
+        usual = {"input_merge": 1.0, "image_loss": 0.0, "ivr_query": LAST, "ivr_bias": 0.0}
         idle |= {name for name, value in usual.items() if getattr(self, name) == value}
         idle |= set() if self.further_layers or self.further_keep else {"further_layers", "further_keep"}
         for name, (key, type_) in KEYS.items():

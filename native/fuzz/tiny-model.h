@@ -93,6 +93,7 @@ inline void write_profile(gguf_context * out, const char * rest, float update) {
     gguf_set_val_f32(out, "halfv.ssr.update", update);
     gguf_set_val_str(out, "halfv.ssr.rest", rest);
     gguf_set_val_u32(out, "halfv.min_visual_tokens", 4);
+    gguf_set_val_f32(out, "halfv.ivr.bias", 0.5f);
 }
 
 inline llama_model * load_model(const std::string & path) {

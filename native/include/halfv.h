@@ -88,6 +88,8 @@ struct halfv_profile {
     float    image_loss;        // pictures are made smaller while no part of them loses more than this, for libmtmd,
                                 // [0, 1]: the share of pixels that change; 0: never
     int32_t  ivr_query;         // enum halfv_query: by whose attention anchors are chosen
+    float    ivr_bias;          // attention to a kept visual token grows by this times the logarithm of how many
+                                // tokens it stands for, [0, 1]; 0: by nothing
 };
 
 // keep = 1 and no stage III, for a model of n_layer layers: prunes nothing until it is changed. HALFV_OK, HALFV_ERR_ARGUMENT

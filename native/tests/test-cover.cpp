@@ -241,6 +241,44 @@ static void test_cover_grouped() {
     CHECK(got == want);
 }
 
+// what the chosen stand for: all tokens count once, to the first of the most alike, of their group where it has some
+static void test_stand_for() {
+    randoms r(10);
+    for (int round = 0; round < 80; ++round) {
+        const bool grouped = round >= 78;
+        const int n = grouped ? halfv::cover_group_max + r.upto(1, 50) : r.upto(1, 150), d = grouped ? 3 : r.upto(1, 40);
+        const std::vector<float> f = r.integers((size_t) n * d);
+        ids chosen = r.choice(n, round == 79 ? 1 : r.upto(1, std::min(n, 20)));
+        std::vector<uint32_t> counts(n), want(n);
+        for (auto & c : counts) {
+            c = (uint32_t) r.upto(1, 3);
+        }
+        std::sort(chosen.begin(), chosen.end());
+        const auto groups = halfv::cover_groups(n, {}, 0);
+        for (const auto & g : groups) {
+            const auto here = [&](int32_t i) { return i >= g.first && i < g.first + g.count; };
+            const bool some = std::any_of(chosen.begin(), chosen.end(), here);
+            for (int32_t i = g.first; i < g.first + g.count; ++i) {
+                int32_t best = -1;
+                float most = -Inf;
+                for (const int32_t c : chosen) {
+                    const float s = std::inner_product(&f[(size_t) i * d], &f[(size_t) i * d] + d, &f[(size_t) c * d], 0.0f);
+                    if ((here(c) || !some) && s > most) {
+                        best = c;
+                        most = s;
+                    }
+                }
+                const bool is_chosen = std::binary_search(chosen.begin(), chosen.end(), i);
+                want[is_chosen ? i : best] += counts[i];
+            }
+        }
+        const auto got = halfv::stand_for(f.data(), n, d, chosen, counts, round % 2 ? &three : nullptr);
+        CHECK(got == want);
+        CHECK(std::accumulate(got.begin(), got.end(), 0u) == std::accumulate(counts.begin(), counts.end(), 0u));
+    }
+    CHECK(halfv::stand_for(nullptr, 0, 3, {}, {}).empty());
+}
+
 // prepared mode: coverage without a question first, its anchors added later
 static void test_anchors_later() {
     randoms r(9);
@@ -267,6 +305,7 @@ int main(int argc, char ** argv) {
         { "cover_broken", test_cover_broken },
         { "groups", test_groups },
         { "cover_grouped", test_cover_grouped },
+        { "stand_for", test_stand_for },
         { "anchors_later", test_anchors_later },
     });
 }

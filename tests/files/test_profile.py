@@ -104,10 +104,10 @@ anything = st.builds(
     lambda values, stages, narrow: dataclasses.replace(values, **stages, **narrow),
     st.builds(Profile, u32, f32, f32, u32, f32, st.sampled_from(profile.REST), u32, tau | f32, f32, f32),
     st.builds(
-        lambda merge, pairs, layer, keep, loss, query: {
-            "image_loss": loss, "input_merge": merge, "further_layers": [first for first, _ in pairs],
+        lambda merge, pairs, layer, keep, loss, query, bias: {
+            "image_loss": loss, "ivr_bias": bias, "input_merge": merge, "further_layers": [first for first, _ in pairs],
             "further_keep": [seen for _, seen in pairs], "ffn_layer": layer, "ffn_keep": keep, "ivr_query": query,
-        }, f32, further, u32, f32, f32, st.sampled_from(profile.QUERIES),
+        }, f32, further, u32, f32, f32, st.sampled_from(profile.QUERIES), f32,
     ),
     st.builds(
         lambda heads, keep, near, width: {
@@ -163,6 +163,7 @@ def fitting(draw: st.DrawFn) -> tuple[Profile, int]:
     ssr, rest = draw(st.integers(ivr + 1, n_layer)), draw(st.sampled_from(profile.REST))
     behind = st.sets(st.integers(ssr + 1, n_layer - 1), max_size=profile.MAX_FURTHER)
     layers = sorted(draw(behind)) if ssr + 1 < n_layer else []
+    width = draw(st.sampled_from((0, 1, 5, 255)))
     found = Profile(
         ivr, draw(st.floats(0, 1, width=32, exclude_min=True)), draw(share), ssr,
         draw(share), rest, draw(u32), draw(tau), draw(share),
@@ -171,8 +172,8 @@ def fitting(draw: st.DrawFn) -> tuple[Profile, int]:
         layers, [0.0 if rest == profile.FROZEN else draw(share) for _ in layers],
         draw(st.integers(ivr, n_layer - 1)), draw(st.floats(0, 1, width=32, exclude_min=True)),
         draw(st.integers(ivr, n_layer - 1)), draw(st.floats(0, 1, width=32, exclude_min=True)),
-        draw(st.integers(ivr, n_layer - 1)), draw(st.sampled_from((0, 1, 5, 255))),
-        draw(share), draw(st.sampled_from(profile.QUERIES)),
+        draw(st.integers(ivr, n_layer - 1)), width,
+        draw(share), draw(st.sampled_from(profile.QUERIES)), 0.0 if width else draw(share),
         draw(st.none() | calibration.filter(lambda c: c != Calibration())),
     )  # fmt: skip
     return found, n_layer
@@ -215,6 +216,7 @@ def test_gguf_and_back(tmp_path_factory: pytest.TempPathFactory, pair_: tuple[Pr
                         p.ffn_keep,
                         p.heads_keep,
                         p.image_loss,
+                        p.ivr_bias,
                     ]
                 )
             )

@@ -313,6 +313,16 @@ def cost(profile: Profile | None, n: int) -> float:
             Policy("twigvlm:0.25", Profile(2, 5 / 19, 0.1, 21, 0, "dropped", 1), choice="attention"),
         ),
         ("merge:0.25", Policy("merge:0.25", Profile(1, 1, 0.1, 28, 1, "dropped", input_merge=0.25))),
+        ("bias:0.5", Policy("bias:0.5", dataclasses.replace(OWN, ivr_bias=0.5))),
+        (
+            "bias:1+sieve:2/0.2",
+            Policy(
+                "bias:1+sieve:2/0.2",
+                Profile(2, 0.2, 0.1, 28, 1, "dropped", ivr_bias=1),
+                choice="given",
+                selector="sieve",
+            ),
+        ),
         ("image:0.15+profile", Policy("image:0.15+profile", dataclasses.replace(OWN, image_loss=0.15))),
         (
             "encoder:8/0.5+profile",

@@ -59,7 +59,8 @@ def offsets(client: Client, state: bytes) -> dict[str, int]:
 
 BROKEN = [
     ("pictures", 2**31, "lists 2147483648 pictures"),
-    ("flags", 16, "flags of a picture"),
+    ("flags", 32, "flags of a picture"),
+    ("flags", 16, "counts of what tokens stand for"),
     ("reason", 99, "unknown reason"),
     ("positions", 2**31, "tokens of a picture"),
     ("position", -1, "position that is not held"),

@@ -146,6 +146,18 @@ worker_pool & prefill::cover_workers() {
     return *workers;
 }
 
+// of the states that leave stage I
+std::vector<float> prefill::features_of(const std::vector<row> & rows) {
+    const int n = rows.size(), d = ctx.model.hparams.n_embd;
+    std::vector<float> state, features((size_t) n*d);
+    for (int i = 0; i < n; ++i) {
+        rows[i].first.read(state);
+        std::copy_n(state.begin(), d, features.begin() + (size_t) i*d);
+    }
+    make_features(features);
+    return features;
+}
+
 std::vector<int32_t> prefill::cover(const std::vector<row> & rows, const std::vector<int32_t> & anchors, int k) {
     const int n = rows.size(), d = ctx.model.hparams.n_embd;
     if (n == 0 || k <= 0) {
@@ -168,13 +180,27 @@ std::vector<int32_t> prefill::cover(const std::vector<row> & rows, const std::ve
         }
         wait_for_device();
     }
-    std::vector<float> state, features((size_t) n*d);
-    for (int i = 0; i < n; ++i) {
-        rows[i].hidden.read(state);
-        std::copy_n(state.begin(), d, features.begin() + (size_t) i*d);
-    }
-    make_features(features);
+    const auto features = features_of(rows);
     return halfv::cover(features.data(), n, d, anchors, k, &cover_workers(), [this]() { return aborted(); });
+}
+
+// What the chosen among these rows stand for from a stage on, where attention is to know. Tokens that join a picture later stand
+// for themselves alone, and leave what the others stand for as it is, so that they can be taken out again.
+void prefill::count(sequence & s, image & im, int stage, const std::vector<row> & rows, const std::vector<int32_t> & chosen) {
+    if (memory.profile.ivr_bias <= 0.0f || chosen.empty()) {
+        return;
+    }
+    if (stage == 1) {
+        im.places.assign(im.n(), {});
+        for (const auto & r : rows) { im.places[r.index] = { r.pos[1], r.pos[2] }; }
+    }
+    std::vector<uint32_t> counts;
+    for (const auto & r : rows) { counts.push_back(stage == 1 ? 1 : std::max(1u, im.stands_for[stage - 2][r.index])); }
+    wait_for_device(); // some may be there
+    counts = stand_for(features_of(rows).data(), rows.size(), ctx.model.hparams.n_embd, chosen, counts, &cover_workers());
+    s.stats.flops_spent += cost.count(rows.size(), chosen.size());
+    im.stands_for[stage - 1].assign(im.n(), 0);
+    for (size_t i = 0; i < rows.size(); ++i) { im.stands_for[stage - 1][rows[i].index] = counts[i]; }
 }
 
 // Anchors of a picture that is in already, prepared or asked about: few, as they are what the person waits for after Enter.
@@ -235,6 +261,7 @@ void prefill::choose_stage2(sequence & s, when moment, std::vector<row> & go, st
                     s.stats.flops_spent += cost.cover(rows.size(), n_kept);
                 }
             }
+            if (!im.covered) { count(s, im, 1, rows, chosen); }
             for (const size_t m : members[i]) { fate[m] = moment == when::question ? 3 : 2; }
             for (const int32_t c : chosen)    { fate[members[i][c]] = 1; }
         }
@@ -271,6 +298,8 @@ std::vector<uint8_t> prefill::choose_later(sequence & s, int stage, const state_
     }
     for (size_t i = 0; i < s.images.size(); ++i) {
         auto & im = s.images[i];
+        const bool stays_frozen = stage == 2 && memory.profile.ssr_rest == HALFV_REST_FROZEN;
+        if (!im.settled && !members[i].empty()) { im.stands_for[stage - 1] = im.stands_for[stage - 2]; } // until some of them leave
         if (thins(im, stage) && !members[i].empty()) {
             std::vector<row> rows;
             for (const size_t m : members[i]) {
@@ -278,12 +307,15 @@ std::vector<uint8_t> prefill::choose_later(sequence & s, int stage, const state_
                 stays[m] = 0;
             }
             const int n_deep = quota(im.n(), share_of_stage(memory.profile, stage));
+            std::vector<int32_t> chosen;
             if (n_deep > 0 && choice != HALFV_CHOICE_HALFV) {
-                for (const int32_t c : choose_otherwise(s, deep, members[i], values_of(query), n_deep, stage)) { stays[members[i][c]] = 1; }
+                chosen = choose_otherwise(s, deep, members[i], values_of(query), n_deep, stage);
             } else if (n_deep > 0) {
-                for (const int32_t c : top_k(score(memory.stores[stage - 1], rows, { { query }, {} }).data(), rows.size(), n_deep)) { stays[members[i][c]] = 1; }
+                chosen = top_k(score(memory.stores[stage - 1], rows, { { query }, {} }).data(), rows.size(), n_deep);
                 s.stats.flops_spent += cost.scores(rows.size(), memory.asked[stage - 1]);
             }
+            for (const int32_t c : chosen) { stays[members[i][c]] = 1; }
+            if (!im.settled && !stays_frozen && !im.places.empty()) { count(s, im, stage, rows, chosen); }
         }
         for (const size_t m : members[i]) {
             if (stays[m]) { im.reached[stage - 1].push_back(deep[m].index); }

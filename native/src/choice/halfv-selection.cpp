@@ -421,4 +421,54 @@ std::vector<int32_t> cover(const float * features, int n, int d, const std::vect
     return kept;
 }
 
+std::vector<uint32_t> stand_for(const float * features, int n, int d, const std::vector<int32_t> & chosen, const std::vector<uint32_t> & counts,
+                                worker_pool * workers) {
+    const std::vector<int32_t> kept = clean(chosen, n);
+    std::vector<uint32_t> res(n);
+    std::vector<char> in(n, 0);
+    for (int32_t i : kept) {
+        in[i] = 1;
+        res[i] = counts[i];
+    }
+    worker_pool alone(1);
+    const int block = 24; // a multiple of every tile size
+    const dots_fn dots = best_dots();
+    const auto row = [&](int32_t i) { return features + (size_t) i * d; };
+    for (const cover_group & group : cover_groups(kept.empty() || d < 1 ? 0 : n, {}, 0)) {
+        std::vector<int32_t> rest, among;
+        for (int32_t i = group.first; i < group.first + group.count; ++i) {
+            (in[i] ? among : rest).push_back(i);
+        }
+        if (among.empty()) {
+            among = kept;
+        }
+        std::vector<const float *> a, b;
+        for (int32_t i : rest) {
+            a.push_back(row(i));
+        }
+        for (int32_t i : among) {
+            b.push_back(row(i));
+        }
+        const int n_rest = (int) rest.size(), n_among = (int) among.size();
+        std::vector<int32_t> nearest(n_rest);
+        (workers ? *workers : alone).each((n_rest + block - 1) / block, [&](int item) {
+            const int first = item * block, count = std::min(block, n_rest - first);
+            std::vector<float> sim((size_t) count * n_among);
+            dots(&a[first], count, b.data(), n_among, d, sim.data(), n_among);
+            for (int i = 0; i < count; ++i) {
+                const float * s = &sim[(size_t) i * n_among];
+                int best = 0;
+                for (int j = 1; j < n_among; ++j) {
+                    best = s[j] > s[best] ? j : best;
+                }
+                nearest[first + i] = among[best];
+            }
+        });
+        for (int i = 0; i < n_rest; ++i) {
+            res[nearest[i]] += counts[rest[i]];
+        }
+    }
+    return res;
+}
+
 } // namespace halfv

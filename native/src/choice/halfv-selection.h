@@ -92,4 +92,10 @@ struct cover_group {
 std::vector<cover_group> cover_groups(int n, const std::vector<int32_t> & anchors, int k,
                                       int group_max = cover_group_max);
 
+// How many of n tokens each of the chosen stands for, itself among them: every other counts to the chosen one most like it, the
+// first of equals, and brings `counts` of its own along. Features as cover() has them; more than cover_group_max tokens look
+// only among those chosen of their own group, where there are some. As long as `counts`, 0 for those not chosen.
+std::vector<uint32_t> stand_for(const float * features, int n, int d, const std::vector<int32_t> & chosen, const std::vector<uint32_t> & counts,
+                                worker_pool * workers = nullptr);
+
 } // namespace halfv

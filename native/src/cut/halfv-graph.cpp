@@ -201,8 +201,10 @@ void attn_input::set_input(const llama_ubatch * ubatch) {
         if (!wanted(mask) || set_mask(mask, *staged, s, *ubatch, hparams, cparams.causal_attn)) { stage->self_kq_mask = nullptr; }
         stage->set_input(ubatch);
         stage->self_kq_mask = mask;
+        if (wanted(mask)) { raise_mask(mask, *staged, s, *ubatch); }
         if (windows[s] && wanted(windows[s]->self_kq_mask)) {
             stage->mctx->set_input_kq_mask(windows[s]->self_kq_mask, ubatch, cparams.causal_attn, true);
+            raise_mask(windows[s]->self_kq_mask, *staged, s, *ubatch);
         }
         if (rests[s] && rests[s]->self_kq_mask->buffer && !(one_mask && rest_set)) {
             hide_narrow(rests[s]->self_kq_mask, mask, s, *ubatch);
@@ -246,8 +248,11 @@ void latent_input::set_input(const llama_ubatch * ubatch) {
             continue;
         }
         stage->mctx->set_input_k_idxs(stage->self_k_idxs, ubatch);
-        if (!(one_mask && set) && !set_mask(stage->self_kq_mask, *staged, s, *ubatch, hparams, cparams.causal_attn)) {
-            stage->mctx->set_input_kq_mask(stage->self_kq_mask, ubatch, cparams.causal_attn);
+        if (!(one_mask && set)) {
+            if (!set_mask(stage->self_kq_mask, *staged, s, *ubatch, hparams, cparams.causal_attn)) {
+                stage->mctx->set_input_kq_mask(stage->self_kq_mask, ubatch, cparams.causal_attn);
+            }
+            raise_mask(stage->self_kq_mask, *staged, s, *ubatch);
         }
         set = true;
     }

@@ -367,6 +367,9 @@ std::string unfit(const llama_model & model, const halfv_profile & p) {
                     (found.is_recurrent(il) ? " is recurrent" : " has no attention") + ", so nothing in it can be frozen: use \"dropped\"");
         }
     }
+    if (p.ivr_bias > 0.0f && model.hparams.use_alibi) {
+        return complaint("halfv.ivr.bias", p.ivr_bias, "the model's masks hold distances, which each head weighs by its own: it must be 0");
+    }
     const std::string channels = unfit_channels(model, p);
     return channels.empty() ? unfit_attention(model, p) : channels;
 }

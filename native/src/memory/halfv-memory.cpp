@@ -153,6 +153,9 @@ bool staged_memory::equal_cells(int s) const {
     if (!has_stage(s + 1)) {
         return true;
     }
+    for (const auto & [id, sequence] : sequences) { // one mask cannot say two things
+        if (raised_cells(s, id) != raised_cells(s + 1, id)) { return false; }
+    }
     for (uint32_t stream = 0; stream < n_stream(); ++stream) {
         const auto & a = stages[s]->get_cells(stream), & b = stages[s + 1]->get_cells(stream);
         if (a.get_used() != b.get_used() || a.used_max_p1() != b.used_max_p1()) {

@@ -116,6 +116,12 @@ public:
     uint32_t n_stream() const { return stages[0]->get_n_stream(); }
     uint32_t n_cells(int s, llama_seq_id seq_id) const; // in use by a sequence
     std::vector<uint32_t> narrow_cells(int s, llama_seq_id seq_id) const; // of narrow pictures, of all sequences whose cells are there
+    struct raised_cell {
+        uint32_t cell;
+        float    by;
+        bool operator==(const raised_cell & o) const { return cell == o.cell && by == o.by; }
+    };
+    std::vector<raised_cell> raised_cells(int s, llama_seq_id seq_id) const; // whose tokens stand for others, and get more attention
     std::map<int32_t, uint64_t> cells_by_picture(int s, llama_seq_id seq_id) const; // of a sequence; -1: of no narrow one
     uint32_t stage_size(int s) const; // cells of one stream
     size_t   cell_bytes(int s) const;
@@ -289,6 +295,7 @@ public:
     const halfv_profile & profile() const { return memory->profile; }
     const sequence * of(llama_seq_id seq_id) const { return memory->find(seq_id); }
     std::vector<uint32_t> narrow_cells(int s, llama_seq_id seq_id) const { return memory->narrow_cells(s, seq_id); } // where it has cells
+    std::vector<staged_memory::raised_cell> raised_cells(int s, llama_seq_id seq_id) const { return memory->raised_cells(s, seq_id); }
 
     // kept open until the last step is done
     std::unique_ptr<staged_memory::transaction> transaction;

@@ -70,10 +70,17 @@ std::vector<T> take_values(llama_io_read_i & io, uint32_t max, const char * what
 //
 
 void write_image(llama_io_write_i & io, const image & im) {
-    put(io, (uint32_t) ((im.closed ? 1 : 0) | (im.covered ? 2 : 0) | (im.settled ? 4 : 0) | (im.narrow ? 8 : 0)));
+    const bool counts = !im.places.empty();
+    put(io, (uint32_t) ((im.closed ? 1 : 0) | (im.covered ? 2 : 0) | (im.settled ? 4 : 0) | (im.narrow ? 8 : 0) | (counts ? 16 : 0)));
     put(io, im.reason);
     put(io, im.positions);
     for (const auto & list : im.reached) { put(io, list); }
+    if (counts) {
+        for (const auto & list : im.stands_for) { put(io, list); }
+        for (const auto & place : im.places) {
+            for (const auto p : place) { put(io, p); }
+        }
+    }
 }
 
 void check_chosen(const std::vector<int32_t> & chosen, int32_t n) {
@@ -85,7 +92,7 @@ void check_chosen(const std::vector<int32_t> & chosen, int32_t n) {
 image read_image(llama_io_read_i & io, const state_limits & limits) {
     image im;
     const auto flags = take<uint32_t>(io);
-    require(flags < 16, "unknown flags of a picture");
+    require(flags < 32, "unknown flags of a picture");
     im.closed    = flags & 1;
     im.covered   = flags & 2;
     im.settled   = flags & 4;
@@ -93,6 +100,17 @@ image read_image(llama_io_read_i & io, const state_limits & limits) {
     im.reason    = take<int32_t>(io);
     im.positions = take_values<llama_pos>(io, limits.max_rows, "tokens of a picture");
     for (auto & list : im.reached) { list = take_values<int32_t>(io, im.n(), "tokens kept"); }
+    if (flags & 16) {
+        for (auto & list : im.stands_for) {
+            list = take_values<uint32_t>(io, im.n(), "counts of what tokens stand for");
+            require(list.empty() || list.size() == im.positions.size(), "tokens without a count of what they stand for");
+        }
+        im.places.resize(im.n());
+        for (auto & place : im.places) {
+            for (auto & p : place) { p = take<llama_pos>(io); }
+        }
+        require(!im.stands_for[0].empty() && (im.covered || im.settled), "counts of what tokens of a picture stand for that waits");
+    }
     require(im.n() > 0, "a picture without tokens");
     require(im.reason >= HALFV_REASON_NONE && im.reason <= HALFV_REASON_UNASKED, "unknown reason");
     require(im.covered || im.settled || std::all_of(im.reached.begin(), im.reached.end(), [](const auto & list) { return list.empty(); }),

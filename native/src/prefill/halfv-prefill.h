@@ -121,6 +121,7 @@ private:
     // choosing, in halfv-choose.cpp
     void choose_stage2(sequence & s, when moment, std::vector<row> & go, std::vector<row> & wait, std::vector<row> & recalled);
     std::vector<uint8_t> choose_later(sequence & s, int stage, const state_ref & query, const std::vector<row> & rows);
+    void count(sequence & s, image & im, int stage, const std::vector<row> & rows, const std::vector<int32_t> & chosen);
     std::vector<row> recall(sequence & s);
     size_t   first_that_fits(const sequence & s) const;
     size_t   first_open(const std::vector<row> & rows, const std::vector<image> & images, size_t fits) const;
@@ -141,6 +142,7 @@ private:
     std::vector<int32_t> choose_as_given(sequence & s, const std::vector<row> & rows, const std::vector<size_t> & members, int k, int stage);
     const std::vector<float> & final_norm();
     void make_features(std::vector<float> & states); // in place: as the last norm leaves them, of length 1
+    std::vector<float> features_of(const std::vector<row> & rows);
     worker_pool & cover_workers();
     std::vector<int32_t> cover(const std::vector<row> & rows, const std::vector<int32_t> & anchors, int k);
 

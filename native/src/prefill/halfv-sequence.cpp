@@ -34,6 +34,15 @@ void each_position(sequence & s, F && f) {
     for (auto & t : s.turns) { f(t.end); }
 }
 
+// of a list that has one for each token, or none
+template <typename T>
+void keep_those_left(std::vector<T> & values, const std::vector<int32_t> & places) {
+    for (size_t i = 0; i < values.size(); ++i) {
+        if (places[i] >= 0) { values[places[i]] = values[i]; }
+    }
+    values.resize(values.empty() ? 0 : *std::max_element(places.begin(), places.end()) + 1);
+}
+
 void erase_value(std::vector<int32_t> & values, int32_t value) {
     values.erase(std::remove(values.begin(), values.end(), value), values.end());
 }
@@ -86,6 +95,12 @@ void image::reset() {
     covered = settled = narrow = false;
     reason  = HALFV_REASON_NONE;
     reached = {};
+    forget_counts();
+}
+
+void image::forget_counts() {
+    stands_for = {};
+    places.clear();
 }
 
 // Drops tokens by position. A picture is what is left of it, and goes with its last token; the others keep their order.
@@ -119,6 +134,8 @@ void sequence::drop_if(F && gone) {
             for (auto & index : chosen) { index = places[i][index]; }
             erase_value(chosen, -1);
         }
+        for (auto & counts : im.stands_for) { keep_those_left(counts, places[i]); }
+        keep_those_left(im.places, places[i]);
         renumber[i] = left.size();
         left.push_back(std::move(im));
     }
@@ -162,6 +179,7 @@ void sequence::divide(llama_pos p0, llama_pos p1, int d) {
     const range range(p0, p1);
     if (d > 1) {
         each_position(*this, [&](llama_pos & p) { if (range.has(p)) { p /= d; } });
+        for (auto & im : images) { im.forget_counts(); } // nobody could say whose they are
         turns.clear();
         divided = true;
     }
@@ -225,27 +243,23 @@ void sequence::unprepare() {
 
 // pictures of tokens that wait are as these are
 void sequence::wait_again() {
-    std::vector<int32_t> reasons;
-    std::vector<decltype(image::reached)> reached;
-    std::vector<bool> narrow;
-    for (auto & im : images) {
-        narrow.push_back(im.narrow);
-        reasons.push_back(im.reason == HALFV_REASON_UNASKED ? HALFV_REASON_NONE : im.reason);
-        reached.push_back(im.reached);
-    }
+    const std::vector<image> before = images;
     for (const auto & r : rows) {
         if (r.image >= 0) { images[r.image].reset(); }
     }
     for (const auto & r : rows) {
         if (r.image >= 0 && r.stage > 1) {
             auto & im = images[r.image];
+            const auto & was = before[r.image];
             im.covered = true;
-            im.reason  = reasons[r.image];
-            im.narrow  = narrow[r.image];
+            im.reason  = was.reason == HALFV_REASON_UNASKED ? HALFV_REASON_NONE : was.reason;
+            im.narrow  = was.narrow;
+            im.stands_for = was.stands_for;
+            im.places     = was.places;
             im.reached[0].push_back(r.index);
             for (size_t i = 1; i < im.reached.size() && r.stage > 2; ++i) {
-                const auto & was = reached[r.image][i]; // of stage III's, those that do not move were never there
-                if (std::binary_search(was.begin(), was.end(), r.index)) { im.reached[i].push_back(r.index); }
+                const auto & list = was.reached[i]; // of stage III's, those that do not move were never there
+                if (std::binary_search(list.begin(), list.end(), r.index)) { im.reached[i].push_back(r.index); }
             }
         }
     }

@@ -57,9 +57,15 @@ struct image {
     int32_t reason = HALFV_REASON_NONE;
     std::array<std::vector<int32_t>, n_stages - 1> reached; // stage II and each behind it
 
+    // Where attention is to know: how many tokens each stands for in these stages, 0 or 1 where for itself alone, and the rows and
+    // columns by which tokens are told apart that share a position. Empty: all stand for themselves.
+    std::array<std::vector<uint32_t>, n_stages - 1> stands_for;
+    std::vector<std::array<llama_pos, 2>> places;
+
     int32_t n() const { return (int32_t) positions.size(); }
     const std::vector<int32_t> & kept() const { return reached[0]; } // stage II
     void reset(); // waits for a question again
+    void forget_counts(); // of what tokens stand for
 };
 
 // What it takes to undo a question: tokens from the first picture that it pruned to its own last one, as they left

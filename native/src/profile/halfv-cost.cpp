@@ -139,14 +139,16 @@ void cost_model::prompt(const halfv_profile & p, uint64_t n_before, uint64_t n_v
         const uint64_t n_ask = p.ivr_query == HALFV_QUERY_QUESTION ? std::max<uint64_t>(1, n_after) : 1;
         spent += (anchors > 0 ? n_ask*scores(n_visual, asked(ivr - 1)) : 0) + cover(n_visual, kept);
     }
+    const auto counted = [&](uint64_t n, uint64_t k) { return p.ivr_bias > 0.0f && kept < n_visual ? count(n, k) : 0; };
+    spent += counted(n_visual, kept);
     if (asks && deep > 0) {
-        spent += scores(kept, asked(ssr - 1));
+        spent += scores(kept, asked(ssr - 1)) + (p.ssr_rest == HALFV_REST_FROZEN ? 0 : counted(kept, deep));
     }
     uint64_t left = deep;
     for (int s = 3; s < n_stages && bounds[s] < n_layer; ++s) {
         const float share = share_of_stage(p, s);
         const uint64_t stays = share < 1.0f ? std::min<uint64_t>(left, quota(n_visual, share)) : left;
-        if (left > 0 && stays > 0 && is_chosen(share)) { spent += scores(left, asked(bounds[s] - 1)); }
+        if (left > 0 && stays > 0 && is_chosen(share)) { spent += scores(left, asked(bounds[s] - 1)) + counted(left, stays); }
         spent += span(bounds[s], bounds[s + 1], stays + n_after, n_before) - narrowed(p, bounds[s], bounds[s + 1], { p, stays, n_before, 0 });
         left = stays;
     }

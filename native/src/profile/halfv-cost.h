@@ -44,6 +44,7 @@ public:
     // the pruner: one query against n keys; farthest-point sampling of k among n
     double scores(uint64_t n, int32_t il) const { return 2.0*n*layers[il].query_width; }
     double cover(uint64_t n, uint64_t k) const { return 2.0*n*k*n_embd; }
+    double count(uint64_t n, uint64_t k) const { return cover(n - k, k); } // which of k each of the others is most like
 
 private:
     double heads_spared(const halfv_profile & p, int32_t il) const; // share of a layer's heads that narrow tokens do without

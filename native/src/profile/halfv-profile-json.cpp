@@ -162,6 +162,7 @@ const known_key KEYS[] = {
     { "neighbours.width",  value_type::whole,  false, [](halfv_profile & p, const json & v) { p.neighbours_width = v; } },
     { "image.loss",        value_type::number, false, [](halfv_profile & p, const json & v) { p.image_loss = v; } },
     { "ivr.query",         value_type::text,   false, [](halfv_profile & p, const json & v) { set_text(p.ivr_query, "halfv.ivr.query", v, QUERIES); } },
+    { "ivr.bias",          value_type::number, false, [](halfv_profile & p, const json & v) { p.ivr_bias = v; } },
     { "calibration.samples",        value_type::whole,  false, nullptr },
     { "calibration.source",         value_type::text,   false, nullptr },
     { "calibration.visual_entropy", value_type::list,   false, nullptr },

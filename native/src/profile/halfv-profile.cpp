@@ -50,6 +50,7 @@ halfv_profile default_profile(uint32_t n_layer) {
         /*.neighbours_width  =*/ 0,
         /*.image_loss        =*/ 0.0f,
         /*.ivr_query         =*/ HALFV_QUERY_LAST,
+        /*.ivr_bias          =*/ 0.0f,
     };
 }
 
@@ -91,6 +92,9 @@ std::string validate(const halfv_profile & p, uint32_t n_layer) {
     }
     if (p.ivr_query != HALFV_QUERY_LAST && p.ivr_query != HALFV_QUERY_QUESTION) {
         return complaint("halfv.ivr.query", p.ivr_query, "it must be last (0) or question (1)");
+    }
+    if (!in_range(p.ivr_bias, 0.0f, 1.0f)) {
+        return complaint("halfv.ivr.bias", p.ivr_bias, "it must be between 0 and 1");
     }
     if (p.ssr_layer <= p.ivr_layer || p.ssr_layer > n_layer) {
         return complaint("halfv.ssr.layer", p.ssr_layer, "it must be above halfv.ivr.layer (" +
@@ -157,6 +161,9 @@ std::string validate(const halfv_profile & p, uint32_t n_layer) {
     }
     if (p.neighbours_width > 0 && !in_later_stages(p.neighbours_layer)) {
         return complaint("halfv.neighbours.layer", p.neighbours_layer, later_stages);
+    }
+    if (p.neighbours_width > 0 && p.ivr_bias > 0.0f) {
+        return complaint("halfv.ivr.bias", p.ivr_bias, "with halfv.neighbours.width it must be 0");
     }
     if (!in_range(p.image_loss, 0.0f, 1.0f)) {
         return complaint("halfv.image.loss", p.image_loss, "it must be between 0 and 1");
@@ -291,6 +298,7 @@ static found_profile read_gguf(const gguf_context * metadata) {
     keys.get("halfv.neighbours.width", p.neighbours_width, false);
     keys.get("halfv.image.loss", p.image_loss, false);
     keys.get("halfv.ivr.query", query, false);
+    keys.get("halfv.ivr.bias", p.ivr_bias, false);
     if (keys.error.empty()) { keys.error = set_further(p, further_layers, further_keep); }
 
     if (keys.error.empty()) { keys.error = set_named(p.ssr_rest, "halfv.ssr.rest", rest, quoted(rest), RESTS); }
@@ -351,6 +359,7 @@ void model_profile::write(gguf_context * metadata) const {
     if (p.visual_share > 0.0f) { gguf_set_val_f32(metadata, "halfv.visual_share", p.visual_share); }
     if (p.input_keep < 1.0f)   { gguf_set_val_f32(metadata, "halfv.input.keep",   p.input_keep); }
     if (p.ivr_query != HALFV_QUERY_LAST) { gguf_set_val_str(metadata, "halfv.ivr.query", QUERIES[p.ivr_query]); }
+    if (p.ivr_bias > 0.0f)     { gguf_set_val_f32(metadata, "halfv.ivr.bias",     p.ivr_bias); }
     if (p.input_merge < 1.0f)  { gguf_set_val_f32(metadata, "halfv.input.merge",  p.input_merge); }
     if (p.n_further > 0) {
         gguf_set_arr_data(metadata, "halfv.further.layers", GGUF_TYPE_UINT32,  p.further_layers, p.n_further);

@@ -45,11 +45,11 @@ FREEZE = {
 PROFILES = {
     "freeze": FREEZE,
     "top": FREEZE | {"ssr.update": 0.2, "ssr.rest": "dropped"},
-    "freeze and update, the question asks": FREEZE | {"ssr.update": 0.2, "ivr.query": "question"},
+    "freeze and update, the question asks": FREEZE | {"ssr.update": 0.2, "ivr.query": "question", "ivr.bias": 1.0},
     "drop all": FREEZE | {"ssr.rest": "dropped"},
     "no stage III": FREEZE | {"ssr.layer": N_LAYER},
     "fewer at the end": FREEZE
-    | {"ssr.update": 0.2, "ssr.rest": "dropped", "further.layers": [4], "further.keep": [0.1]},
+    | {"ssr.update": 0.2, "ssr.rest": "dropped", "further.layers": [4], "further.keep": [0.1], "ivr.bias": 0.5},
     "text alone at the end": FREEZE
     | {"ssr.update": 0.2, "further.layers": [4], "further.keep": [0.0], "ffn.layer": 2, "ffn.keep": 0.7},
     "some heads and neighbours": FREEZE

@@ -11,6 +11,10 @@ everything else for those that are `updated`; the three stages differ in these t
 Further stages, where a profile has some, end stage III: each sees text and a share of the original visual tokens,
 chosen as in mode `top` among those that the stage before updates.
 
+With `ivr_bias` each logit of attention to a visual token in stage II and behind has that times log n on top, n the
+tokens of its picture that it stands for. A token that leaves counts to the most alike of those that stay, by the states
+that enter stage II; one that comes later stands for itself.
+
 Tokens reach a stage in steps: at a question, or before one when the picture is prepared. `since` has the step of each
 token, NEVER for a pruned one. A token sees what precedes it and reached the stage no later than itself.
 """
@@ -83,6 +87,7 @@ class Profile:
     neighbours_layer: int = 1
     neighbours_width: int = 0
     ivr_query: str = "last"
+    ivr_bias: float = 0.0
 
     @classmethod
     def of(cls, values: Mapping[str, Any] | Profile) -> Profile:
@@ -176,6 +181,8 @@ class Reference(Transformer):
         hidden, pos = table.hidden, table.pos
         self.kv: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
         self.unseen: list[torch.Tensor] = []  # per layer: which cells each head never sees
+        self.raised: list[torch.Tensor] = []  # per layer: what attention to each cell has on top
+        stands_for = torch.ones(len(hidden), dtype=self.dtype)
         boundaries = [hidden]
 
         prunable = [rows for rows in table.images if profile and len(rows) >= profile.min_visual_tokens]
@@ -192,11 +199,18 @@ class Reference(Transformer):
             if profile and layer == profile.ivr_layer:
                 since = self._start_stage2(profile, table, prunable, hidden, *tapped)
                 updated = in_stage2 = since < NEVER
+                features = torch.nn.functional.normalize(self.norm(hidden, "output_norm.weight"), dim=-1)
+                arrived = torch.full_like(since, 0)
+                stands_for = self._count(stands_for, features, prunable, arrived, since)
             if profile and layer == profile.ssr_layer:
+                arrived = self._waits(profile, table, since)
                 since, updated = self.start_stage3(profile, table, prunable, since, *tapped)
                 in_stage3 = updated
+                stands_for = self._count(stands_for, features, prunable, arrived, since)
             if layer in further:
+                arrived = since
                 since, updated = self.start_further(further[layer], table, prunable, since, updated, *tapped)
+                stands_for = self._count(stands_for, features, prunable, arrived, since)
                 in_further.append(updated)
 
             narrow = torch.zeros(len(hidden), dtype=torch.bool)
@@ -223,6 +237,8 @@ class Reference(Transformer):
             if profile and profile.neighbours_width and layer >= profile.neighbours_layer:
                 sees &= self._near(table, prunable, narrow, pos, profile.neighbours_width // 2)
             self.kv.append((k[:, visible], v[:, visible], pos[:, visible]))
+            bias = profile.ivr_bias if profile and layer >= profile.ivr_layer else 0.0
+            self.raised.append(bias * stands_for[visible].log())
             dropped = torch.arange(self.n_head) >= n_groups * (self.n_head // self.n_head_kv)
             self.unseen.append(dropped[:, None, None] & narrow[visible])
             channels = None
@@ -235,7 +251,7 @@ class Reference(Transformer):
             heads = torch.where(narrow, n_groups * (self.n_head // self.n_head_kv), self.n_head)[updated]
             out = self.rest_of_layer(
                 hidden[updated], q[:, updated], k[:, visible], v[:, visible],
-                sees[updated][:, visible] & ~self.unseen[layer], layer, channels, heads,
+                sees[updated][:, visible] & ~self.unseen[layer], layer, channels, heads, self.raised[layer],
             )  # fmt: skip
             if layer < self.n_deepstack:
                 out = out + table.deepstack[layer, updated]
@@ -293,7 +309,8 @@ class Reference(Transformer):
                 ~self.unseen[layer], (0, k.shape[1] - self.unseen[layer].shape[-1]), value=True
             )
             sees = self.precedes(pos, k_pos) & seen
-            hidden = self.rest_of_layer(hidden, self.rope(q, pos), k, v, sees, layer)
+            raised = torch.nn.functional.pad(self.raised[layer], (0, k.shape[1] - len(self.raised[layer])))
+            hidden = self.rest_of_layer(hidden, self.rope(q, pos), k, v, sees, layer, raised=raised)
         return self.logits(hidden[-1])
 
     def _embed(self, segments: Sequence[Segment]) -> Table:
@@ -380,6 +397,36 @@ class Reference(Transformer):
         return since
 
     @staticmethod
+    def _count(
+        counts: torch.Tensor,
+        features: torch.Tensor,
+        prunable: list[torch.Tensor],
+        arrived: torch.Tensor,
+        since: torch.Tensor,
+    ) -> torch.Tensor:
+        """What tokens stand for where a stage begins, of those in the first step in which a picture gets there: in
+        `arrived` the step in which each could, in `since` that in which it does."""
+        counts = counts.clone()
+        for rows in prunable:
+            first = rows[arrived[rows] == arrived[rows].min()]
+            stays = since[first] == since[first].min()
+            kept, rest = first[stays], first[~stays]
+            if len(rest) and since[kept[0]] < NEVER:
+                nearest = (features[rest] @ features[kept].T).argmax(1)
+                counts.index_add_(0, kept[nearest], counts[rest])
+        return counts
+
+    @staticmethod
+    def _waits(profile: Profile, table: Table, since: torch.Tensor) -> torch.Tensor:
+        """When tokens reach stage III if they do: a choice among them waits for a question."""
+        since = since.clone()
+        if any(0 < keep < 1 for keep in (profile.ssr_update, *profile.further_keep)):
+            for number, step in enumerate(table.steps):
+                if not step.asks:
+                    since[since == number] = number + 1
+        return since
+
+    @staticmethod
     def _question(table: Table, number: int) -> range:
         """The rows of text behind the last picture, and the last question, that ask in a step."""
         last = table.steps[number].last
@@ -398,13 +445,9 @@ class Reference(Transformer):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The step in which each token reaches stage III, and which go on being updated there.
 
-        `q` and `k` are those of the layer before, with RoPE. A choice among the tokens waits for a question.
+        `q` and `k` are those of the layer before, with RoPE.
         """
-        since = since.clone()
-        if any(0 < keep < 1 for keep in (profile.ssr_update, *profile.further_keep)):
-            for number, step in enumerate(table.steps):
-                if not step.asks:
-                    since[since == number] = number + 1
+        since = Reference._waits(profile, table, since)
         updated = since < NEVER
         if profile.ssr_update == 1:
             return since, updated

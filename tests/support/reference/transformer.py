@@ -98,15 +98,17 @@ class Transformer:
 
     def rest_of_layer(
         self, x: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sees: torch.Tensor, layer: int,
-        channels: torch.Tensor | None = None, heads: torch.Tensor | None = None,
+        channels: torch.Tensor | None = None, heads: torch.Tensor | None = None, raised: torch.Tensor | None = None,
     ) -> torch.Tensor:  # fmt: skip
         """Attention and the feed-forward network, with their residuals. `sees` is [queries, keys], of each head or all.
 
         channels [n]: how many of the network's channels each token takes, the first ones; all if not given.
         heads [n]: the same of heads.
+        raised [keys]: what logits of attention to each key have on top.
         """
         groups = self.n_head // self.n_head_kv
         attention = q @ k.repeat_interleave(groups, 0).transpose(1, 2) / self.head_dim**0.5
+        attention = attention if raised is None else attention + raised
         attention = attention.masked_fill(~sees, -torch.inf).softmax(-1).nan_to_num()  # of those that see nothing
         mixed = (attention @ v.repeat_interleave(groups, 0)).transpose(0, 1)
         if heads is not None:
