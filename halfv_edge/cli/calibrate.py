@@ -14,6 +14,7 @@ from halfv_edge.cli.errors import FLAGS
 from halfv_edge.errors import HalfVError
 from halfv_edge.gguf.write import replace_keys
 from halfv_edge.profile import frontier, model_file, resolve, stored
+from halfv_edge.profile.profile import QUESTION
 from halfv_edge.profile.values import PREFIX
 
 if TYPE_CHECKING:
@@ -54,7 +55,11 @@ def add_command(commands: flags.Commands) -> None:
     )  # fmt: skip
     what.add_argument(
         "--encoder-divergence", metavar="X", type=flags.number,
-        help="look first for smaller pictures and a reduced encoder within this KL (off)",
+        help="walk smaller pictures and a reduced encoder too, each within this KL alone, and count the encoder",
+    )  # fmt: skip
+    what.add_argument(
+        "--try", metavar="PART,...", dest="parts", type=flags.words, default=(),
+        help="further parts, kept where they help as fast: channels (ordered by `halfv channels`), wipe, heads",
     )  # fmt: skip
     what.add_argument("--seed", metavar="N", type=flags.integer, default=0, help="of the choice of samples (0)")
 
@@ -69,6 +74,7 @@ def add_command(commands: flags.Commands) -> None:
 
 def _calibrate(args: argparse.Namespace) -> int:
     from halfv_edge import measure  # here, so that other commands start fast
+    from halfv_edge.measure.calibrate.parts import TAKE_PARTS
 
     console = Console()
 
@@ -81,7 +87,9 @@ def _calibrate(args: argparse.Namespace) -> int:
         max_divergence=args.max_divergence,
         timed=args.timed,
         encoder_divergence=args.encoder_divergence,
+        parts=args.parts,
     )
+    args.repack = not set(args.parts) & set(TAKE_PARTS)
     samples = measure.find_samples(args.images, n_samples=args.samples, seed=args.seed, say=say)
     if args.images is None:
         say(
@@ -153,13 +161,25 @@ def _write(args: argparse.Namespace, console: Console, path: Path, result: Calib
 
 
 def _shape(profile: Profile, result: CalibrationResult) -> str:
-    text = f"{profile.input_keep:.0%} enter, " if profile.input_keep < 1 else ""
-    text += f"{profile.ivr_keep:.1%} from layer {profile.ivr_layer}, {profile.ivr_anchors:.0%} of them anchors"
-    if profile.ssr_layer < result.curves.n_layer:
-        text += f", {profile.ssr_update:.0%} updated from {profile.ssr_layer}, the rest {profile.ssr_rest}"
-    return text + (
-        f", without patches that repeat (tau {profile.pixel_tau:g})" if profile.pixel_tau is not None else ""
+    parts = [f"pictures smaller within a loss of {profile.image_loss:g}"] if profile.image_loss else []
+    if profile.encoder_keep < 1:
+        parts.append(f"{profile.encoder_keep:.0%} from layer {profile.encoder_layer} of the encoder")
+    if profile.input_keep < 1:
+        parts.append(f"{profile.input_keep:.0%} enter")
+    asked = ", by all of the question" if profile.ivr_query == QUESTION else ""
+    parts.append(
+        f"{profile.ivr_keep:.1%} from layer {profile.ivr_layer}, {profile.ivr_anchors:.0%} of them anchors{asked}"
     )
+    if profile.ssr_layer < result.curves.n_layer:
+        parts.append(f"{profile.ssr_update:.0%} updated from {profile.ssr_layer}, the rest {profile.ssr_rest}")
+    parts += [f"text alone from {layer}" for layer in profile.further_layers]
+    if profile.ffn_keep < 1:
+        parts.append(f"{profile.ffn_keep:.0%} of the channels from {profile.ffn_layer}")
+    if profile.heads_keep < 1:
+        parts.append(f"{profile.heads_keep:.0%} of the heads from {profile.heads_layer}")
+    if profile.pixel_tau is not None:
+        parts.append(f"without patches that repeat (tau {profile.pixel_tau:g})")
+    return ", ".join(parts)
 
 
 def as_text(result: CalibrationResult, path: Path) -> str:
@@ -170,14 +190,15 @@ def as_text(result: CalibrationResult, path: Path) -> str:
     about = profile_text(model_file.ModelFile.read(path), resolved).splitlines()
     lines = [line for line in about if "in the file" not in line]
     best = result.best
+    counted = "sooner" if result.timed else "fewer FLOPs, encoder included," if result.admitted else "fewer FLOPs"
     lines.append(
-        f"speed      {best.speedup:.2f}x {'sooner' if result.timed else 'fewer FLOPs'} for a picture of "
+        f"speed      {best.speedup:.2f}x {counted} for a picture of "
         f"{result.n_visual} tokens, "
         f"{result.text_speedup:.2f}x with a question of 60"
     )
     lines.append(f"answers    {best.agreement:.0%} of the unpruned model's tokens, divergence {best.divergence:.3g}")
-    if result.intake:
-        lines.append(f"before     the language model {result.intake}")
+    if result.admitted:
+        lines.append(f"encoder    tried: {result.admitted}")
     for name, pick in zip(("stage II", "stage III"), result.picks, strict=True):
         lines.append(f"why        {name} from layer {pick.layer}: {pick.reason}")
     for check in result.found.frontier:

@@ -46,6 +46,7 @@ FLAGS = {
     "n_threads": "--threads",
     "n_ubatch": "--ubatch",
     "no_encoder": "--no-encoder",
+    "parts": "--try",
     "pixel_tau": "--pixel-tau",
     "profile": "--profile",
     "repeats": "--repeats",

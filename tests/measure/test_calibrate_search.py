@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from halfv_edge.errors import HalfVError
-from halfv_edge.measure.calibrate import search
-from halfv_edge.measure.calibrate.search import Check, Found, Search, Shape, surely_less
+from halfv_edge.measure.calibrate import parts, search
+from halfv_edge.measure.calibrate.search import Check, Choices, Found, Search, keeping, staged, surely_less
 from halfv_edge.profile.profile import DROPPED, FROZEN, Profile
 
 N_SAMPLES = 8
@@ -31,8 +33,12 @@ def speedup(n_layer: int) -> Callable[[Profile], float]:
 class Model:
     """Diverges as told, by a little more or less from sample to sample; counts what runs."""
 
-    def __init__(self, n_layer: int, divergence: Callable[[Profile], float], noise: float = 0.0):
+    def __init__(
+        self, n_layer: int, divergence: Callable[[Profile], float], noise: float = 0.0,
+        cost: Callable[[Profile], float] | None = None,
+    ):  # fmt: skip
         self.n_layer = n_layer
+        self.cost = cost or speedup(n_layer)
         self.divergence = divergence
         self.noise = noise
         self.prompts = 0
@@ -41,9 +47,11 @@ class Model:
     def search(
         self, ivr: int, ssr: int, taus: tuple[float | None, ...] = (None,),
         fits: Callable[[Profile], bool] = lambda _: True, inputs: tuple[float, ...] = (1.0,),
+        **more: Any,
     ) -> Search:  # fmt: skip
-        cost = speedup(self.n_layer)
-        return Search(self.n_layer, ivr, ssr, self.measure, cost, N_SAMPLES, taus, inputs, fits)
+        return Search(
+            self.n_layer, ivr, ssr, self.measure, self.cost, N_SAMPLES, Choices(taus, inputs, **more), fits
+        )  # fmt: skip
 
     def measure(self, profile: Profile, count: int | None) -> Check:
         count = count or N_SAMPLES
@@ -52,7 +60,7 @@ class Model:
         each = [
             self.divergence(profile) * (1 + self.noise * math.sin(7 * at + hash(profile) % 5)) for at in range(count)
         ]
-        return Check(profile, tuple(each), 0.9, speedup(self.n_layer)(profile))
+        return Check(profile, tuple(each), 0.9, self.cost(profile))
 
 
 def qwen_like(p: Profile) -> float:
@@ -109,7 +117,7 @@ def test_layers_move_before_shares_fall(noise: float) -> None:
     """From the pick, layer 4, 4 times fewer FLOPs would leave too few tokens; from layer 2 they do not."""
     found = Model(12, early, noise).search(4, 12).run(4.0, None)
     assert found.best.profile.ivr_layer < 3
-    at_the_pick = Model(12, early).search(4, 12)._keeping_most(Shape(4, 12), 2.5)
+    at_the_pick = Model(12, early).search(4, 12)._keeping_most(staged(4, 12), 2.5)
     assert found.best.divergence < early(at_the_pick)
 
 
@@ -168,10 +176,10 @@ def test_the_search_all_over_runs_on_few_samples() -> None:
 
 
 def test_keep_is_the_largest_that_reaches_the_target() -> None:
-    search_, shape = Model(28, qwen_like).search(2, 21), Shape(2, 21, 0.05)
+    search_, shape = Model(28, qwen_like).search(2, 21), replace(staged(2, 21), ssr_update=0.05)
     profile = search_._keeping_most(shape, 3.0)
     assert profile and speedup(28)(profile) >= 3.0
-    assert speedup(28)(shape.keeping(profile.ivr_keep + 1 / search.KEEP_STEPS)) < 3.0
+    assert speedup(28)(keeping(shape, profile.ivr_keep + 1 / search.KEEP_STEPS)) < 3.0
     assert search_._keeping_most(shape, 50.0) is None
 
 
@@ -189,7 +197,7 @@ def test_a_divergence_is_used_up(limit: float) -> None:
     found = Model(28, qwen_like).search(2, 21).run(None, limit)
     assert found.best.divergence <= limit and ascends(found)
     search_ = Model(28, qwen_like).search(2, 21)
-    faster = search_._keeping_most(Shape.of(found.best.profile), 1.05 * found.best.speedup)
+    faster = search_._keeping_most(found.best.profile, 1.05 * found.best.speedup)
     end = found.best.speedup >= search.LADDER[-1]
     assert end or faster is None or qwen_like(faster) > limit
 
@@ -243,3 +251,92 @@ def test_others_decide_between_near_equals() -> None:
 def test_all_of_the_question_chooses_when_that_is_nearer() -> None:
     loss = Model(12, lambda p: early(p) + 0.1 * (p.ivr_query == "last") + 0.1)
     assert loss.search(2, 12).run(3.0, None).best.profile.ivr_query == "question"
+
+
+# --- the encoder and further parts ---
+
+LOSSES = (0.0, 0.1, 0.2)
+REDUCTIONS = ((1, 1.0), (16, 0.7), (16, 0.5), (8, 0.5), (8, 0.35))
+
+
+def with_encoder(p: Profile) -> float:
+    """An encoder of 32 layers that costs twice what the 28 layers of the language model do."""
+    seen = 1 - p.image_loss  # of a picture
+    encoder = 2 * seen * (p.encoder_layer + (32 - p.encoder_layer) * p.encoder_keep) / 32
+    return 3 / (encoder + seen / speedup(28)(p))
+
+
+def lossy_encoder(p: Profile) -> float:
+    """Half from layer 16 on is nearly free, from layer 8 on it is not; small pictures cost."""
+    early = 0.5 * (p.encoder_layer == 8) + 0.03 * (1 - p.encoder_keep)
+    return qwen_like(p) + 0.2 * p.image_loss + (early if p.encoder_keep < 1 else 0)
+
+
+def test_the_encoder_is_walked_with_the_stages() -> None:
+    """What the language model alone cannot reach, the encoder gives; and it is spared before much is lost elsewhere."""
+    walked = Model(28, lossy_encoder, cost=with_encoder).search(2, 21, losses=LOSSES, reductions=REDUCTIONS)
+    found = walked.run(2.0, None)
+    best = found.best
+    assert best.speedup >= 2.0 and ascends(found)
+    assert (best.profile.encoder_layer, best.profile.encoder_keep) == (16, 0.5)
+    slowest = found.frontier[0]
+    assert slowest.divergence < best.divergence
+    with pytest.raises(HalfVError, match=r"cannot become 2 times faster.*closest is 1\.4"):
+        Model(28, lossy_encoder, cost=with_encoder).search(2, 21).run(2.0, None)
+    # of all that it may do to the encoder, with the stages of the best, none is nearer by much at that speed
+    fitting = [walked._keeping_most(p, 2.0) for p in walked.choices.encoders(best.profile)]
+    assert best.divergence <= 1.05 * min(lossy_encoder(p) for p in fitting if p)
+
+
+def test_the_cheapest_encoder_is_the_last_resort() -> None:
+    """From layer 6 of 10 nothing is so fast behind an encoder that sees all, whatever the stages."""
+
+    def cost(p: Profile) -> float:
+        return 2 / ((1 - p.image_loss) * (1 + 1 / speedup(10)(p)))
+
+    model = Model(10, lambda p: 0.1 * p.image_loss + early(p), cost=cost)
+    found = model.search(6, 10, losses=(0.0, 0.6)).run(3.0, None)
+    assert found.best.speedup >= 3 and found.best.profile.image_loss == 0.6
+    with pytest.raises(HalfVError, match=r"closest is 4\.") as caught:
+        model.search(6, 10, losses=(0.0, 0.6)).run(9.0, None)
+    assert "9 times" in str(caught.value)
+
+
+def halved(p: Profile) -> float:
+    """As fast as without channels, and the layers behind ffn_layer by what is left of them."""
+    left = 1 - 0.5 * (1 - p.ffn_keep) * (28 - p.ffn_layer) / 28
+    wiped = 0.9 if p.further_layers else 1.0
+    return speedup(28)(p) / (left * wiped)
+
+
+@pytest.mark.parametrize("dear", [0.0, 1.0])
+def test_a_part_stays_where_it_is_nearer_at_the_same_speed(dear: float) -> None:
+    loss = Model(28, lambda p: 3 * qwen_like(p) + dear * (p.ffn_keep < 1), cost=halved)
+    found = loss.search(2, 21, parts=[parts.channels]).run(3.0, None)
+    assert (found.best.profile.ffn_keep < 1) == (dear == 0)
+    assert found.best.speedup >= 3.0
+    assert any(profile.ffn_keep < 1 for profile in loss.measured)
+    assert all(p.ffn_keep == 1 or p.ffn_layer >= p.ivr_layer for p in loss.measured)
+
+
+def test_parts() -> None:
+    plain = staged(4, 9)
+    for part, n in ((parts.channels, 5), (parts.heads, 5), (parts.wipe, 3)):
+        tried = list(part(plain, 12))
+        assert len(set(tried)) == len(tried) == n and plain in tried  # what is on can be given up again
+        for profile in tried:
+            profile.validate(12)
+            assert plain in part(profile, 12)
+    assert [p.further_layers for p in parts.wipe(plain, 12)] == [(), (10,), (11,)]
+    dropped = replace(plain, ssr_update=0.0)
+    assert list(parts.wipe(dropped, 12)) == [dropped]  # it is text alone from stage III on
+    assert set(parts.PARTS) >= set(parts.TAKE_PARTS)
+
+
+def test_a_move_takes_parts_along() -> None:
+    """Stage II can begin later though channels begin with it; stage III cannot pass the layers of text alone."""
+    search_ = Model(28, qwen_like).search(2, 21)
+    with_parts = replace(staged(2, 21), ffn_layer=2, ffn_keep=0.5, further_layers=(24,), further_keep=(0.0,))
+    moved = {p.ivr_layer: p for p in search_._layers(with_parts)}
+    assert moved[3].ffn_layer == 3 and moved[2].ffn_layer == 2
+    assert max(p.ssr_layer for p in search_._deep_layers(replace(with_parts, ssr_layer=22))) == 23

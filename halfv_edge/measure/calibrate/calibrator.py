@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import time
 from collections.abc import Sequence
@@ -10,19 +11,21 @@ from dataclasses import dataclass
 import numpy as np
 
 from halfv_edge.engine.context import Item
+from halfv_edge.engine.encoder import Chunk
 from halfv_edge.errors import HalfVError
 from halfv_edge.measure.arrays import Floats
 from halfv_edge.measure.calibrate import entropy, picking, search
 from halfv_edge.measure.calibrate.costs import Costs
-from halfv_edge.measure.calibrate.intake import ANSWER_TOKENS, IntakeCheck
+from halfv_edge.measure.calibrate.intake import DEPTHS, LOSSES, SHARES, Admitted, admit
+from halfv_edge.measure.calibrate.parts import PARTS, Part
 from halfv_edge.measure.calibrate.picking import Curves
 from halfv_edge.measure.calibrate.results import CalibrationGoal, CalibrationResult
 from halfv_edge.measure.calibrate.samples import LEAST, Sample, Samples, too_few
-from halfv_edge.measure.calibrate.search import Check, Search
+from halfv_edge.measure.calibrate.search import Check, Choices, Search
 from halfv_edge.measure.calibrate.taps import GreedyAnswer, Observation, Probe, n_tokens
 from halfv_edge.measure.progress import Progress, Say, Sentence, Watch, ignore
 from halfv_edge.measure.work_file import WorkFile
-from halfv_edge.profile.profile import Calibration, Profile
+from halfv_edge.profile.profile import KEYS, Calibration, Intake, Profile
 
 FROZEN_SAMPLES = 8  # on which every layer is frozen once, at the cost of half the layers per layer
 TRIED_SAMPLES = 24  # on which candidates are run
@@ -32,6 +35,13 @@ USUAL_TOKENS = 1024  # of a picture, where the encoder takes any size: what spee
 TEXT_TOKENS = 60  # beside it, for the second figure
 EXPECTED_CHECKS, EXPECTED_FINALS = 150, 30  # candidates that a search runs on all of them, about, and on those held out
 CHECK_SHARE = 0.5  # what one of them costs, of an unpruned prompt
+ANSWER_TOKENS = 8
+# keys of a profile that are in a result's name only where they are not the usual ones
+UNNAMED = [
+    name for name in KEYS if name not in ("pixel_tau", "input_keep", "min_visual_tokens")
+    and not name.startswith(("ivr_layer", "ivr_keep", "ivr_anchors", "ivr_query", "ssr_"))
+]  # fmt: skip
+ROWS_BYTES = 512 << 20  # of encoded samples that are remembered
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +72,7 @@ class Calibrator:
         any_size: bool,
         taus: Sequence[float | None] = (None,),
         inputs: Sequence[float] = (1.0,),
-        intake: IntakeCheck | None = None,
+        n_encoder_layer: int = 0,
         progress: Watch = ignore,
         say: Say = ignore,
         words: Sentence = str,
@@ -74,16 +84,17 @@ class Calibrator:
         self.any_size = any_size
         self.taus = taus  # to try, of patches that the encoder spares
         self.inputs = inputs  # to try, of shares of its rows that go on
-        self.intake = intake  # as found before, which the model's encoder has now
-        self._under = f" under {intake.intake}" if intake and intake.each else ""  # in the keys of results
+        self.n_encoder_layer = n_encoder_layer
         self.progress = progress
         self.say = say
         self.words = words  # of a sample's error, in the names of whoever reads it
         self.skipped: list[str] = []
         self._n_done = 0.0
         self._answers: dict[int, GreedyAnswer] = {}
-        self._kind: tuple[float | None, float] | None = None
-        self._given: dict[int, list[Item]] = {}  # by sample
+        # by what happens before the language model and by sample; the last used comes last
+        self._given: collections.OrderedDict[Intake, dict[int, list[Item]]] = collections.OrderedDict()
+        self._n_bytes = 0  # of their rows
+        self._n_more = 0.0  # prompts of an encoder's trial, beside the others
         n_frozen = FROZEN_SAMPLES if search.can_freeze(probe.n_layer, probe.fits) else 0
         self._frozen = set(spread_evenly(n_frozen, len(self.samples)))
 
@@ -127,7 +138,7 @@ class Calibrator:
     def _checking(self) -> float:
         n = len(self.samples)
         held = min(HELD_SAMPLES, n - TRIED_SAMPLES) * (1 + EXPECTED_FINALS * CHECK_SHARE)
-        return min(TRIED_SAMPLES, n) * (1 + EXPECTED_CHECKS * CHECK_SHARE) + max(0.0, held)
+        return min(TRIED_SAMPLES, n) * (1 + EXPECTED_CHECKS * CHECK_SHARE) + max(0.0, held) + self._n_more
 
     def _advance(self, n_prompts: float) -> None:
         """How many candidates there will be nobody knows: towards the end each counts for less."""
@@ -147,7 +158,12 @@ class Calibrator:
         tried = [list(seen)[place] for place in spread_evenly(TRIED_SAMPLES, len(seen))]
         held = [at for at in seen if at not in tried]
         held = [held[place] for place in spread_evenly(HELD_SAMPLES, len(held))]
-        costs = Costs.of(self.probe, [self.samples[at] for at in tried], self.taus, n_visual, timed=goal.timed)
+        own = self.probe.runtime.encoder.intake
+        walks = goal.encoder_divergence is not None
+        losses = (own.image_loss, *LOSSES) if walks and own.image_loss == 0 else (own.image_loss,)
+        kinds = [(tau, loss) for tau in self.taus for loss in losses]
+        some = [self.samples[at] for at in tried]
+        costs = Costs.of(self.probe, some, kinds, n_visual, timed=goal.timed, with_encoder=walks)
 
         def measure(profile: Profile, count: int | None) -> Check:
             return check(profile, tried[:count])
@@ -159,9 +175,15 @@ class Calibrator:
             agreement = float(np.mean([agree for _, agree in checks]))
             return Check(profile, tuple(kl for kl, _ in checks), agreement, costs.speedup(profile))
 
+        admitted = self._admit(goal.encoder_divergence, measure, len(tried))
+        choices = Choices(
+            self.taus, self.inputs, [own.image_loss, *(admitted.losses if admitted else ())],
+            [(own.encoder_layer, own.encoder_keep), *(admitted.reductions if admitted else ())],
+            self._parts(goal), own, slow=walks,
+        )  # fmt: skip
         search_ = Search(
-            self.probe.n_layer, first.layer, second.layer, measure, costs.speedup, len(tried), self.taus,
-            self.inputs, self.probe.fits, (lambda profile: check(profile, held)) if len(held) >= LEAST_HELD else None,
+            self.probe.n_layer, first.layer, second.layer, measure, costs.speedup, len(tried), choices,
+            self.probe.fits, (lambda profile: check(profile, held)) if len(held) >= LEAST_HELD else None,
         )  # fmt: skip
         found = search_.run(goal.speedup, goal.max_divergence)
         self.progress(Progress(self.n_units(), self.n_units(), "calibrating"))
@@ -175,15 +197,38 @@ class Calibrator:
             divergence=found.best.divergence,
         )
         done = [search.finished(check.profile, visual) for check in (found.best, *found.frontier)]
-        own = self.probe.runtime.encoder.intake  # with which the samples were encoded
-        done = [
-            dataclasses.replace(own, pixel_tau=each.pixel_tau, input_keep=each.input_keep).within(each) for each in done
-        ]
         profile = dataclasses.replace(done[0], calibration=evidence).validate(self.probe.n_layer)
         return CalibrationResult(
             profile, curves, all_entropy, (first, second), found, len(seen), n_frozen, len(tried), len(held), n_visual,
-            costs.speedup(profile, TEXT_TOKENS), tuple(done[1:]), tuple(self.skipped), goal.timed, self.intake,
+            costs.speedup(profile, TEXT_TOKENS), tuple(done[1:]), tuple(self.skipped), goal.timed, admitted,
         )  # fmt: skip
+
+    def _admit(self, limit: float | None, measure: search.Measure, n_samples: int) -> Admitted | None:
+        """What the search may do before the language model; None where that was not asked for."""
+        if limit is None:
+            return None
+        encoder = self.probe.runtime.encoder
+        self._n_more = n_samples * CHECK_SHARE * (len(LOSSES) + len(DEPTHS) * len(SHARES))
+        self.say(f"looking for what a picture may lose before the language model, on {n_samples} samples.")
+        own = encoder.intake.within(Profile.default(self.probe.n_layer))
+        admitted = admit(own, self.n_encoder_layer, encoder.last_cut, limit, measure, n_samples)
+        self.say(f"before the language model there may be, with its divergence alone: {admitted}.")
+        return admitted
+
+    def _parts(self, goal: CalibrationGoal) -> list[Part]:
+        """Those that were asked for and that this model can have."""
+        usable = []
+        for name in goal.parts:
+            base = search.keeping(search.staged(1, self.probe.n_layer), 0.5)
+            candidates = [profile for profile in PARTS[name](base, self.probe.n_layer) if profile != base]
+            try:
+                for profile in candidates[:1]:
+                    self.probe.context(profile)
+            except HalfVError as error:
+                self.say(f"{name} cannot be tried: {self.words(error)}")
+            else:
+                usable.append(PARTS[name])
+        return usable
 
     def _observe_all(self) -> dict[int, Observation]:
         seen: dict[int, Observation] = {}
@@ -217,23 +262,28 @@ class Calibrator:
         return self.probe.items(sample.load(), sample.question)
 
     def _items_under(self, at: int, profile: Profile) -> list[Item]:
-        """Those of the last kind are remembered: most candidates differ in the language model alone."""
-        kind = profile.pixel_tau, profile.input_keep
-        if self._kind != kind:
-            self._kind, self._given = kind, {}
-        if at not in self._given:
+        """Most candidates differ in the language model alone: what the last encoders gave is remembered."""
+        given = self._given.setdefault(profile.intake, {})
+        self._given.move_to_end(profile.intake)
+        if at not in given:
             sample = self.samples[at]
-            self._given[at] = self.probe.items_under(profile, sample.load(), sample.question)
-        return self._given[at]
+            given[at] = self.probe.items_under(profile, sample.load(), sample.question)
+            self._n_bytes += _n_bytes(given[at])
+            while self._n_bytes > ROWS_BYTES and len(self._given) > 1:
+                self._n_bytes -= sum(map(_n_bytes, self._given.popitem(last=False)[1].values()))
+        return given[at]
 
     def _key(self, at: int) -> str:
-        return f"observe {self.samples[at].key}" + " frozen" * (at in self._frozen) + self._under
+        return f"observe {self.samples[at].key}" + " frozen" * (at in self._frozen)
 
     def _check_key(self, at: int, profile: Profile) -> str:
         values = (profile.ivr_layer, profile.ivr_keep, profile.ivr_anchors, profile.ssr_layer, profile.ssr_update)
         of_encoder = f"{profile.pixel_tau} {profile.input_keep}"
         choice = f"{profile.ssr_rest} {profile.ivr_query}"
-        return f"check {self.samples[at].key} {' '.join(map(str, values))} {choice} {of_encoder}{self._under}"
+        usual = self.probe.runtime.encoder.intake.within(Profile.default(self.probe.n_layer))
+        rest = {name: value for name in UNNAMED if (value := getattr(profile, name)) != getattr(usual, name)}
+        key = f"check {self.samples[at].key} {' '.join(map(str, values))} {choice} {of_encoder}"
+        return f"{key} {rest}" if rest else key
 
     def _answer(self, at: int, profile: Profile) -> None:
         if at not in self._answers and self._check_key(at, profile) not in self.work.results:
@@ -249,6 +299,10 @@ class Calibrator:
         self._advance(CHECK_SHARE)
         divergence, agree = self.work.results[key]
         return divergence, agree
+
+
+def _n_bytes(items: Sequence[Item]) -> int:
+    return sum(item.embd.nbytes for item in items if isinstance(item, Chunk) and item.embd is not None)
 
 
 def _mean(seen: Sequence[Observation]) -> tuple[Curves, Floats]:

@@ -1,59 +1,78 @@
-"""What a picture costs under a profile: FLOPs of the language model, or seconds to the first token on this machine."""
+"""What a picture costs under a profile: FLOPs of the language model, with those of the encoder where that is walked
+too, or seconds to the first token on this machine."""
 
 from __future__ import annotations
 
 import dataclasses
 import statistics
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from halfv_edge.engine.encoder import Encoder
+from halfv_edge.measure.calibrate.encoder_flops import EncoderFlops
 from halfv_edge.measure.calibrate.samples import Sample
 from halfv_edge.measure.calibrate.taps import Probe
-from halfv_edge.profile.profile import Profile
+from halfv_edge.profile.profile import Intake, Profile
+
+Kind = tuple[float | None, float]  # pixel_tau and image_loss, which say what of a picture enters the encoder
 
 
 @dataclass(frozen=True, slots=True)
 class Costs:
     probe: Probe
     n_visual: int  # tokens of a whole picture
-    share: Mapping[float | None, float]  # of them that enter the encoder, by tau
-    keep: float  # of the encoder's rows, where nothing is pruned
-    seconds: Mapping[float | None, float]  # of the encoder per picture, by tau; 0 where FLOPs alone count
-    flops_per_sec: float
+    entering: Mapping[Kind, float]  # tokens of the samples that enter the encoder
+    encoder: EncoderFlops | None = None  # None: it is not counted
+    rates: tuple[float, float] = (1.0, 1.0)  # FLOPs of encoder and language model, in a unit of cost
 
     @classmethod
     def of(
-        cls, probe: Probe, samples: Sequence[Sample], taus: Sequence[float | None], n_visual: int, *, timed: bool
-    ) -> Costs:
+        cls, probe: Probe, samples: Sequence[Sample], kinds: Iterable[Kind], n_visual: int, *, timed: bool,
+        with_encoder: bool,
+    ) -> Costs:  # fmt: skip
         """From these samples, each of which can be encoded."""
-        share, seconds = {}, {}
-        for tau in taus:
-            encoder = probe.encoder(dataclasses.replace(probe.runtime.encoder.intake, pixel_tau=tau))
-            given, whole, spent = 0, 0, []
-            for sample in samples:
-                if timed:
-                    encoder._cache.clear()  # so that the time is that of the encoder
-                start = time.perf_counter()
-                encoded = encoder.tokens(sample.load())
-                if timed:
-                    encoder.encode(encoded)
-                spent.append(time.perf_counter() - start)
-                chunks = encoded.chunks
-                given += sum(chunk.n_rows for chunk in chunks)
-                whole += sum(chunk.n_grid for chunk in chunks)  # in the size that it is taken in
-            share[tau] = given / max(1, whole)
-            seconds[tau] = statistics.median(spent) if timed else 0.0
-        keep = probe.runtime.encoder.intake.input_keep
-        return cls(probe, n_visual, share, keep, seconds, probe.flops_per_sec() if timed else 1.0)
+        own = probe.runtime.encoder
+        entering = {}
+        for tau, loss in {(own.intake.pixel_tau, own.intake.image_loss), *kinds}:
+            encoder = probe.encoder(
+                dataclasses.replace(own.intake, pixel_tau=tau, image_loss=loss, encoder_layer=1, encoder_keep=1.0)
+            )
+            chunks = [chunk for sample in samples for chunk in encoder.tokens(sample.load()).chunks]
+            entering[tau, loss] = float(sum(chunk.n_rows for chunk in chunks))
+        if not timed and not with_encoder:
+            return cls(probe, n_visual, entering)
+        flops = EncoderFlops.of(own, own.tokens(samples[0].load()).chunks[0].n_grid)
+        if not timed:
+            return cls(probe, n_visual, entering, flops)
+        return cls(probe, n_visual, entering, flops, (_rate(own, samples, flops), probe.flops_per_sec()))
 
     def speedup(self, profile: Profile, n_text: int = 0) -> float:
         """A whole picture by one under the profile."""
-        whole = None if None in self.share else profile.pixel_tau
+        own = self.probe.runtime.encoder.intake
         dense = self.probe.flops(profile, 0, self.n_visual, n_text)[0]
-        share = self.share[profile.pixel_tau] / self.share[whole] * profile.input_keep / self.keep
-        left = max(1, round(self.n_visual * share))
-        spent = self.probe.flops(profile, 0, left, n_text)[1]
-        return (self.seconds[whole] + dense / self.flops_per_sec) / (
-            self.seconds[profile.pixel_tau] + spent / self.flops_per_sec
-        )
+        enter = self.n_visual / own.input_keep
+        left = enter * self.entering[_kind(profile.intake)] / self.entering[_kind(own)]
+        given = max(1, round(left * profile.input_keep))
+        spent = self.probe.flops(profile, 0, given, n_text)[1]
+        return self._cost(enter, own, dense) / self._cost(left, profile.intake, spent)
+
+    def _cost(self, entering: float, intake: Intake, language: float) -> float:
+        encoder = self.encoder(entering, intake) if self.encoder else 0.0
+        return encoder / self.rates[0] + language / self.rates[1]
+
+
+def _kind(intake: Intake) -> Kind:
+    return intake.pixel_tau, intake.image_loss
+
+
+def _rate(encoder: Encoder, samples: Sequence[Sample], flops: EncoderFlops) -> float:
+    """FLOPs a second of this encoder, as it is now."""
+    rates = []
+    for sample in samples:
+        encoder._cache.clear()  # so that the time is that of the encoder
+        encoded = encoder.tokens(sample.load())
+        seconds = encoder.encode(encoded)
+        assert seconds
+        n_rows = sum(chunk.n_rows for chunk in encoded.chunks)
+        rates.append(flops(n_rows, encoder.intake) / seconds)
+    return statistics.median(rates)

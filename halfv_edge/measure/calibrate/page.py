@@ -20,7 +20,6 @@ from halfv_edge.engine.tokens import TokenMap
 from halfv_edge.errors import HalfVError
 from halfv_edge.measure.arrays import Floats
 from halfv_edge.measure.calibrate.calibrator import spread_evenly
-from halfv_edge.measure.calibrate.intake import taking
 from halfv_edge.measure.calibrate.results import CalibrationResult
 from halfv_edge.measure.calibrate.samples import Sample, Samples
 from halfv_edge.measure.calibrate.search import Check
@@ -50,8 +49,7 @@ def calibration_page(path: Path, result: CalibrationResult, model: Model, sample
     if path.suffix.lower() not in KINDS:
         raise HalfVError(f"{path} is neither .html nor .png: name it so.")
     picked = [samples.samples[at] for at in spread_evenly(N_PICTURES, len(samples))]
-    intake = result.intake.intake if result.intake else model.encoder.intake
-    with taking(model, intake), contextlib.closing(Probe(model)) as probe:
+    with contextlib.closing(Probe(model)) as probe:
         drawn = [(sample, _kept(sample, result.profile, model, probe)) for sample in picked]
     page = draw(result, model.path.name, drawn)
     if path.suffix.lower() == ".png":
@@ -66,7 +64,7 @@ def calibration_page(path: Path, result: CalibrationResult, model: Model, sample
 
 def _kept(sample: Sample, profile: Profile, model: Model, probe: Probe) -> TokenMap:
     picture = sample.load()
-    encoder = probe.encoder_for(profile)
+    encoder = probe.encoder(profile.intake)
     chosen = probe.kept(probe.items(picture, sample.question, encoder), profile)
     return encoder.token_map(encoder.tokens(picture), chosen)
 
@@ -136,8 +134,7 @@ def _heading(page: Canvas, result: CalibrationResult, name: str) -> None:
         GAP,
         120,
         f"{samples} samples ({source}): layers frozen on {result.n_frozen}, profiles tried on {result.n_tried}, "
-        f"chosen on {result.n_held} others."
-        + (f" Before the language model: {result.intake}." if result.intake else ""),
+        f"chosen on {result.n_held} others." + (" The encoder is counted." if result.admitted else ""),
         DIM,
         13,
     )

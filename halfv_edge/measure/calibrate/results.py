@@ -9,7 +9,8 @@ from typing import Any
 
 from halfv_edge.errors import HalfVError
 from halfv_edge.measure.arrays import Floats
-from halfv_edge.measure.calibrate.intake import IntakeCheck
+from halfv_edge.measure.calibrate.intake import Admitted
+from halfv_edge.measure.calibrate.parts import PARTS
 from halfv_edge.measure.calibrate.picking import Curves, Pick
 from halfv_edge.measure.calibrate.search import Check, Found
 from halfv_edge.profile.frontier import Point
@@ -34,13 +35,20 @@ class CalibrationGoal:
     timed: bool = False
     """Speedups are of the time to the first token on this machine, encoder included, in place of FLOPs."""
     encoder_divergence: float | None = None
-    """KL that smaller pictures and a reduced encoder may cost before all else; None: they are not looked for."""
+    """KL that smaller pictures and a reduced encoder may cost alone, for the frontier to have them; speedups then count
+    the encoder. None: they are not looked for."""
+    parts: tuple[str, ...] = ()
+    """What else to try at each point, of "channels", "wipe" and "heads"; the first and the last in a model that was
+    loaded with `repack=False`."""
 
     def __post_init__(self) -> None:
         for name, above in (("target_speedup", 1), ("max_divergence", 0), ("encoder_divergence", 0)):
             value = getattr(self, name)
             if value is not None and not above < value < math.inf:
                 raise HalfVError(parameter=name, value=value, rule=f"above {above}")
+        for part in self.parts:
+            if part not in PARTS:
+                raise HalfVError(parameter="parts", value=part, rule=f"one of {', '.join(PARTS)}")
         if self.target_speedup is not None and self.max_divergence is not None:
             raise HalfVError(
                 "excludes {max_divergence}",
@@ -76,7 +84,7 @@ class CalibrationResult:
     frontier: tuple[Profile, ...]  # one for each check of found.frontier, for everyday use
     skipped: tuple[str, ...]
     timed: bool = False  # speedups are of time
-    intake: IntakeCheck | None = None  # found before, and in force for all of the rest; None: not looked for
+    admitted: Admitted | None = None  # before the language model, for the search; None: not looked for
 
     @property
     def best(self) -> Check:
@@ -100,7 +108,7 @@ class CalibrationResult:
             "agreement": self.best.agreement,
             "samples": {"used": self.n_samples, "frozen": self.n_frozen, "tried": self.n_tried} | {"held": self.n_held},
             "skipped": list(self.skipped),
-            **({"intake": self.intake.to_json()} if self.intake else {}),
+            **({"admitted": list(map(_candidate, self.admitted.checks))} if self.admitted else {}),
             "picks": {name: dataclasses.asdict(pick) for name, pick in zip(("ivr", "ssr"), self.picks, strict=True)},
             "curves": {
                 "visual_entropy": self.curves.visual.tolist(),

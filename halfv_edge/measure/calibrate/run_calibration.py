@@ -16,8 +16,8 @@ from halfv_edge.engine.model import Model
 from halfv_edge.engine.options import ModelOptions
 from halfv_edge.errors import HalfVError
 from halfv_edge.gguf.read import read_metadata
-from halfv_edge.measure.calibrate.calibrator import HELD_SAMPLES, TRIED_SAMPLES, Calibrator, Estimate, spread_evenly
-from halfv_edge.measure.calibrate.intake import IntakeCheck, IntakeRuns, taking
+from halfv_edge.measure.calibrate.calibrator import Calibrator, Estimate
+from halfv_edge.measure.calibrate.parts import TAKE_PARTS
 from halfv_edge.measure.calibrate.results import CalibrationGoal, CalibrationResult
 from halfv_edge.measure.calibrate.samples import Samples
 from halfv_edge.measure.calibrate.taps import Probe
@@ -103,24 +103,19 @@ def run_calibration(
     """
     if model.profile is not None and model.profile.prunes(model.n_layer):
         raise HalfVError(f"{model.path.name} is pruned: load it with load_for_calibration.")
+    if model.runtime.options.repack and (packed := [part for part in goal.parts if part in TAKE_PARTS]):
+        raise HalfVError(f"{packed[0]} cannot be tried with weights that are packed: load the model with repack=False.")
     kept = WorkFile(work, _settings(model))
     if kept.results:
         say(f"{work} has {len(kept.results)} results of an earlier run: going on from there.")
-    with contextlib.closing(kept):
-        found: IntakeCheck | None = None
-        if goal.encoder_divergence is not None:
-            tried = [samples.samples[place] for place in spread_evenly(TRIED_SAMPLES + HELD_SAMPLES, len(samples))]
-            say(f"looking first for what a picture may lose before the language model, on {len(tried)} samples.")
-            found = IntakeRuns(model, tried, kept, progress=progress, words=words).find(goal.encoder_divergence)
-            say(f"before the language model: {found}.")
-        intake = found.intake if found else model.encoder.intake
-        with taking(model, intake), contextlib.closing(Probe(model)) as probe:
-            calibrator = Calibrator(
-                probe, samples, kept, any_size=model.encoder.is_mrope, taus=_taus(model), inputs=_inputs(model),
-                intake=found, progress=progress, say=say, words=words,
-            )  # fmt: skip
-            say(_cost(calibrator.estimate()))
-            return calibrator.run(goal)
+    with contextlib.closing(kept), contextlib.closing(Probe(model)) as probe:
+        calibrator = Calibrator(
+            probe, samples, kept, any_size=model.encoder.is_mrope, taus=_taus(model), inputs=_inputs(model),
+            n_encoder_layer=int(read_metadata(model.encoder.path).value("clip.vision.block_count") or 0),
+            progress=progress, say=say, words=words,
+        )  # fmt: skip
+        say(_cost(calibrator.estimate()))
+        return calibrator.run(goal)
 
 
 def _taus(model: Model) -> tuple[float | None, ...]:

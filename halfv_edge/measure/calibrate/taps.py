@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import ctypes
 import dataclasses
 import time
@@ -24,6 +25,7 @@ from halfv_edge.profile.profile import Intake, Profile
 
 ROOM = 64  # tokens of an answer, and more than enough
 RATE_TOKENS = 96  # of text, to see how fast this machine is
+OTHERS = 2  # encoders beside the model's own: one that gives all rows, one that says how many will go on
 
 
 class NotANumberError(HalfVError):
@@ -61,14 +63,13 @@ class Probe:
         self.n_embd = model.runtime.n_embd
         self._context: Context | None = None
         self._profile: Profile | None = None
-        self._plans_for: Intake | None = None
-        self._encoders = {model.encoder.intake: model.encoder}
+        self._others: collections.OrderedDict[Intake, Encoder] = collections.OrderedDict()  # the last used comes last
 
     def close(self) -> None:
         self._drop()
-        for encoder in self._encoders.values():
-            if encoder is not self.runtime.encoder:
-                encoder.close()
+        for encoder in self._others.values():
+            encoder.close()
+        self._others.clear()
 
     def _drop(self) -> None:
         if self._context:
@@ -78,40 +79,27 @@ class Probe:
     def context(self, profile: Profile | None = None) -> Context:
         """An empty context with this profile; None: unpruned, and observable."""
         own = self.runtime.encoder
-        default = Profile.default(self.n_layer)
-        profile = profile or own.intake.within(default)
+        profile = profile or own.intake.within(Profile.default(self.n_layer))
         if self._context and self._profile == profile:
             self._context.clear()
             return self._context
         self._drop()
-        encoder = self.encoder(self._all_rows(profile) if own.is_mrope else self._intake(profile))
-        self._context, self._profile = self.runtime.context(profile, encoder=encoder), profile
+        self._context, self._profile = self.runtime.context(profile, encoder=own), profile
         return self._context
 
-    def _intake(self, profile: Profile) -> Intake:
-        """What candidates differ in before the language model; the rest is the model's own."""
-        own = self.runtime.encoder.intake
-        return dataclasses.replace(own, pixel_tau=profile.pixel_tau, input_keep=profile.input_keep)
-
-    def _all_rows(self, profile: Profile) -> Intake:
-        return dataclasses.replace(self._intake(profile), input_keep=1.0)
-
     def encoder(self, intake: Intake) -> Encoder:
-        """The model's, or the same that leaves patches or rows out."""
-        if intake not in self._encoders:
-            if self._plans_for in self._encoders:  # only ever says how many rows there will be: one at a time
-                self._encoders.pop(self._plans_for).close()
-            own, options = self.runtime.encoder, self.runtime.options
-            plans = own.is_mrope and intake.input_keep not in (1.0, own.intake.input_keep)
-            self._plans_for = intake if plans else None
-            self._encoders[intake] = self.runtime.load_encoder(
+        """The model's, or the same with another intake; of others the last OTHERS stay, as each has its weights."""
+        if intake == self.runtime.encoder.intake:
+            return self.runtime.encoder
+        if intake not in self._others:
+            while len(self._others) >= OTHERS:
+                self._others.popitem(last=False)[1].close()
+            options = self.runtime.options
+            self._others[intake] = self.runtime.load_encoder(
                 image_max_tokens=options.image_max_tokens, intake=intake, weights=options.mmproj_type
             )
-        return self._encoders[intake]
-
-    def encoder_for(self, profile: Profile) -> Encoder:
-        """The one that a candidate is run with."""
-        return self.encoder(self._intake(profile))
+        self._others.move_to_end(intake)
+        return self._others[intake]
 
     def items(self, picture: Picture, question: str, encoder: Encoder | None = None) -> list[Item]:
         """The prompt as the model's chat template has it."""
@@ -122,11 +110,12 @@ class Probe:
 
         A picture is encoded once for all shares, where no row has to stay.
         """
-        encoder = self.encoder_for(profile)
+        encoder = self.encoder(profile.intake)
         if profile.input_keep == 1 or not encoder.is_mrope:
             return self.items(picture, question, encoder)
-        whole = self.items(picture, question, self.encoder(self._all_rows(profile)))
-        return cover_input(self.runtime, encoder.tokens(picture), whole)
+        planned = encoder.tokens(picture)
+        whole = self.items(picture, question, self.encoder(dataclasses.replace(profile.intake, input_keep=1.0)))
+        return cover_input(self.runtime, planned, whole)
 
     def observe(self, items: Sequence[Item], freeze: bool) -> Observation:
         """Layer by layer, one boundary in memory at a time."""
