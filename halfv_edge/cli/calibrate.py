@@ -59,7 +59,7 @@ def add_command(commands: flags.Commands) -> None:
     )  # fmt: skip
     what.add_argument(
         "--try", metavar="PART,...", dest="parts", type=flags.words, default=(),
-        help="further parts, kept where they help as fast: channels (ordered by `halfv channels`), wipe, heads",
+        help="further parts, kept where they help as fast: channels (ordered by `halfv channels`), wipe, heads, bias",
     )  # fmt: skip
     what.add_argument("--seed", metavar="N", type=flags.integer, default=0, help="of the choice of samples (0)")
 
@@ -173,6 +173,8 @@ def _shape(profile: Profile, result: CalibrationResult) -> str:
     if profile.ssr_layer < result.curves.n_layer:
         parts.append(f"{profile.ssr_update:.0%} updated from {profile.ssr_layer}, the rest {profile.ssr_rest}")
     parts += [f"text alone from {layer}" for layer in profile.further_layers]
+    if profile.ivr_bias:
+        parts.append(f"{profile.ivr_bias:g} log n on attention to a token that stands for n")
     if profile.ffn_keep < 1:
         parts.append(f"{profile.ffn_keep:.0%} of the channels from {profile.ffn_layer}")
     if profile.heads_keep < 1:

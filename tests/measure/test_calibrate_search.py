@@ -321,7 +321,7 @@ def test_a_part_stays_where_it_is_nearer_at_the_same_speed(dear: float) -> None:
 
 def test_parts() -> None:
     plain = staged(4, 9)
-    for part, n in ((parts.channels, 5), (parts.heads, 5), (parts.wipe, 3)):
+    for part, n in ((parts.channels, 5), (parts.heads, 5), (parts.wipe, 3), (parts.bias, 4)):
         tried = list(part(plain, 12))
         assert len(set(tried)) == len(tried) == n and plain in tried  # what is on can be given up again
         for profile in tried:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from halfv_edge.profile.profile import DROPPED, Profile
 
 SHARES = (0.75, 0.5)  # of channels or heads
+BIASES = (0.25, 0.5, 1.0)
 LATE = (3 / 4, 7 / 8)  # of the depth, from where on there may be text alone
 
 Part = Callable[[Profile, int], Iterator[Profile]]  # from a profile, and the layers of its model
@@ -43,10 +44,16 @@ def wipe(profile: Profile, n_layer: int) -> Iterator[Profile]:
             yield dataclasses.replace(base, further_layers=(layer,), further_keep=(0.0,))
 
 
+def bias(profile: Profile, n_layer: int) -> Iterator[Profile]:
+    """Attention to a kept token grows with how many it stands for. It gives no tokens back and costs hardly any."""
+    for beta in (0.0, *BIASES):
+        yield dataclasses.replace(profile, ivr_bias=beta)
+
+
 def _from(profile: Profile, n_layer: int) -> list[int]:
     """With stage II, and halfway from there to the end."""
     return sorted({profile.ivr_layer, (profile.ivr_layer + n_layer) // 2})
 
 
-PARTS: dict[str, Part] = {"channels": channels, "wipe": wipe, "heads": heads}
+PARTS: dict[str, Part] = {"channels": channels, "wipe": wipe, "heads": heads, "bias": bias}
 TAKE_PARTS = ("channels", "heads")  # of matrices, which a processor must then not pack for itself

@@ -38,8 +38,8 @@ class CalibrationGoal:
     """KL that smaller pictures and a reduced encoder may cost alone, for the frontier to have them; speedups then count
     the encoder. None: they are not looked for."""
     parts: tuple[str, ...] = ()
-    """What else to try at each point, of "channels", "wipe" and "heads"; the first and the last in a model that was
-    loaded with `repack=False`."""
+    """What else to try at each point, of "channels", "wipe", "heads" and "bias"; channels and heads in a model
+    that was loaded with `repack=False`."""
 
     def __post_init__(self) -> None:
         for name, above in (("target_speedup", 1), ("max_divergence", 0), ("encoder_divergence", 0)):
