@@ -11,7 +11,7 @@ from typing import Any
 from halfv_edge.errors import HalfVError
 from halfv_edge.gguf.read import read_metadata
 from halfv_edge.gguf.twig import AFTER
-from halfv_edge.measure.schedules import aim_schedule, share, share_or_none, staged, whole, yopo
+from halfv_edge.measure.schedules import aim_schedule, share, share_or_none, staged, twig_schedule, whole, yopo
 from halfv_edge.measure.visual_bits import VisualBits, parse_bits, parse_calibrated
 from halfv_edge.profile.profile import DROPPED, FROZEN, MAX_FURTHER, QUESTION, WHOLE_INTAKE, Intake, Profile, Rest
 
@@ -296,7 +296,7 @@ def _yopo(model: PolicyModel, name: str, _value: str) -> Policy:
 
 
 def _twigvlm(model: PolicyModel, name: str, value: str) -> Policy:
-    return Policy(name, _twig_schedule(model, name, value, TWIG_LAYER), choice="attention")
+    return Policy(name, twig_schedule(model.n_layer, name, value, TWIG_LAYER), choice="attention")
 
 
 def _twig(model: PolicyModel, name: str, value: str) -> Policy:
@@ -309,20 +309,8 @@ def _twig(model: PolicyModel, name: str, value: str) -> Policy:
     if not isinstance(after, int):
         raise HalfVError(f"{file} is not a twig, as it has no {AFTER}: `halfv twig` makes one.")
     made = TwigFile(str(about.path), about.size, about.path.stat().st_mtime_ns)
-    profile = _twig_schedule(model, name, wanted, after)
+    profile = twig_schedule(model.n_layer, name, wanted, after)
     return Policy(name, profile, choice="given", selector="twig", twig=made)
-
-
-def _twig_schedule(model: PolicyModel, name: str, value: str, after: int) -> Profile:
-    """TwigVLM's: all tokens in so many layers, the same share up to three quarters of the depth, none behind. Over all
-    layers that is the mean which is given."""
-    wipe = max(after + 1, round(0.75 * model.n_layer))
-    wanted = share(name, value) if value else 1 / 3  # 192 of 576
-    keep = (model.n_layer * wanted - after) / (wipe - after)
-    if not 0 < keep <= 1:
-        between = f"above {after / model.n_layer:.2g} and at most {wipe / model.n_layer:.2g}"
-        raise HalfVError(f"The policy {name!r} is not valid: in {model.n_layer} layers the mean is {between}.")
-    return dataclasses.replace(staged(model.n_layer, [after, wipe], [keep, 0.0]), min_visual_tokens=1)
 
 
 def _merge(model: PolicyModel, name: str, value: str) -> Policy:

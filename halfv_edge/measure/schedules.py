@@ -33,6 +33,18 @@ def aim_schedule(n_layer: int) -> tuple[list[int], list[float]]:
     return (layers, keep) if empty is None else ([*layers, empty], [*keep, 0.0])
 
 
+def twig_schedule(n_layer: int, name: str, value: str, after: int) -> Profile:
+    """TwigVLM's: all tokens in so many layers, the same share up to three quarters of the depth, none behind. Over all
+    layers that is the mean which is given."""
+    wipe = max(after + 1, round(0.75 * n_layer))
+    wanted = share(name, value) if value else 1 / 3  # 192 of 576
+    keep = (n_layer * wanted - after) / (wipe - after)
+    if not 0 < keep <= 1:
+        between = f"above {after / n_layer:.2g} and at most {wipe / n_layer:.2g}"
+        raise HalfVError(f"The policy {name!r} is not valid: in {n_layer} layers the mean is {between}.")
+    return dataclasses.replace(staged(n_layer, [after, wipe], [keep, 0.0]), min_visual_tokens=1)
+
+
 def share(name: str, value: str) -> float:
     if not re.fullmatch(r"0?\.\d+|1(\.0*)?", value) or not float(value):
         raise HalfVError(f"The policy {name!r} is not valid: {value} must be a share above 0 and at most 1.")
