@@ -460,7 +460,7 @@ def test_matched_flops(name: str) -> None:
         ("wipe:21", "halfv.further.layers = 21 is not valid: it must be above the halfv.ssr.layer before it"),
         (
             "fastv:0.5+profile",
-            r"before \+ must be one of image, pixel, encoder, merge, input, channels, heads, neighbour, bias, yopo, kv, calibquant",
+            r"before \+ must be one of image, pixel, encoder, merge, input, channels, heads, neighbour, bias, yopo",
         ),
         ("heads:4", "it is like heads:4/0.5"),
         ("neighbour:4/6", "halfv.neighbours.width = 6 is not valid"),
