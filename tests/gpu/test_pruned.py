@@ -18,7 +18,7 @@ from tests.support.tiny_models import ARCHS, grid_positions, make_tiny, tiny_ima
 ROWS, COLS = 10, 12
 PROFILES = {
     "freeze": {"ssr.update": 0.0, "ssr.rest": "frozen"},
-    "drop": {"ssr.update": 0.05, "ssr.rest": "dropped"},
+    "drop": {"ssr.update": 0.05, "ssr.rest": "dropped", "ivr.bias": 0.5},
 }
 BOTH = {"ivr.layer": 2, "ivr.keep": 0.5, "ivr.anchors": 0.2, "ssr.layer": 4}
 
