@@ -210,6 +210,8 @@ def test_picture_whose_other_tokens_are_removed(models: Callable[..., Model]) ->
             begins, kept = len(shown[0].ids), pruned.kept(client)
             for token in sorted(set(range(9 * 12)) - set(kept)):
                 llama_h.llama_memory_seq_rm(client.memory, 0, begins + token, begins + token + 1)
+            state = save(client, 0)
+            assert load(client, state, 0) == len(state)  # into the first cells of each
             found.append(client.decode(7))
             assert len(set(pruned.stats(client).kv_cells[:2])) == 1
     np.testing.assert_allclose(*found, rtol=0, atol=TOLERANCE)
