@@ -34,6 +34,10 @@ WIDTH, GAP, SIDE = 1040, 32, 460
 PLOT_HEIGHT = 230
 KINDS = (".html", ".png")
 N_PICTURES = 3
+LEGEND = (
+    "f: frozen, d: dropped; what enters is without patches that repeat (p), of smaller pictures (s), of an encoder "
+    "that sees less (e); +: further parts"
+)
 ROW = 24
 
 
@@ -92,14 +96,8 @@ def draw(result: CalibrationResult, name: str, pictures: Sequence[tuple[Sample, 
     _plot(page, right, top, "Attention of the last token to the picture", share, stages, lambda y: f"{y:.0%}")
     top += PLOT_HEIGHT + 90
     _table(page, left, top, "The frontier", result.found.frontier, result)
-    _table(
-        page,
-        right,
-        top,
-        "What was tried about as fast; f: frozen, d: dropped, p: without patches that repeat",
-        _nearest(result),
-        result,
-    )
+    _table(page, right, top, "What was tried about as fast", _nearest(result), result)
+    page.text(left, top - 8, LEGEND, DIM, 12)
     _pictures(page, top + tables, drawn)
     return page
 
@@ -230,12 +228,19 @@ def _table(page: Canvas, x: float, y: float, title: str, checks: Sequence[Check]
         third = "none" if p.ssr_layer == result.curves.n_layer else f"{p.ssr_layer} {p.ssr_update:.0%} {p.ssr_rest[0]}"
         cells = (
             str(p.ivr_layer), f"{p.ivr_keep:.1%}", f"{p.ivr_anchors:.0%}", third,
-            ("p " if p.pixel_tau is not None else "") + f"{p.input_keep:.0%}", f"{check.speedup:.2f}x",
+            f"{_letters(p)} {p.input_keep:.0%}".strip(), f"{check.speedup:.2f}x",
             f"{check.divergence:.3g}", f"{check.agreement:.0%}",
         )  # fmt: skip
         is_best = p == result.best.profile
         for (offset, _), cell in zip(columns, cells, strict=True):
             page.text(x + offset, y + 36 + ROW * (row + 1), cell, BEST if is_best else INK, 13, bold=is_best)
+
+
+def _letters(p: Profile) -> str:
+    """What happens beside the columns of a table; LEGEND explains them."""
+    further = p.narrows or p.further_layers or p.ivr_bias > 0
+    marks = (("p", p.pixel_tau is not None), ("s", p.image_loss > 0), ("e", p.encoder_keep < 1), ("+", further))
+    return "".join(letter for letter, on in marks if on)
 
 
 def _fitted(drawn: Sequence[tuple[Sample, Image.Image]]) -> list[tuple[float, float]]:
