@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,11 @@ from halfv_edge.cli.main import main
 from halfv_edge.engine.encoder import Chunk
 from halfv_edge.engine.model import Model
 from halfv_edge.engine.options import ModelOptions
+from halfv_edge.errors import HalfVError
 from halfv_edge.gguf.write import replace_keys
-from halfv_edge.measure import find_samples, load_for_calibration
-from halfv_edge.measure.calibrate import intake, search
+from halfv_edge.measure import CalibrationGoal, find_samples, load_for_calibration, run_calibration
+from halfv_edge.measure.calibrate import intake, parts, search
+from halfv_edge.measure.calibrate.calibrator import Calibrator
 from halfv_edge.measure.calibrate.costs import Costs
 from halfv_edge.measure.calibrate.encoder_flops import EncoderFlops
 from halfv_edge.measure.calibrate.intake import LOSSES, admit, reductions
@@ -209,6 +212,32 @@ def test_parts_are_tried(place: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "'ffn_keep': 0.5" in tried and "'heads_keep': 0.5" in tried
     run("--target-speedup", "1.25", "--try", "channel", "-o", "p.json", code=2)
     assert "--try channel is not valid: it must be one of channels" in capsys.readouterr().err
+
+
+def test_a_part_that_is_refused_is_left_out() -> None:
+    """Of a model whose stages begin with layer 4, and of whose heads a half cannot be taken."""
+    said: list[str] = []
+
+    def context(one: Profile) -> None:
+        assert one.ivr_layer == 4
+        if one.heads_keep == 0.5:
+            raise HalfVError("heads are one group")
+
+    probe = SimpleNamespace(n_layer=12, fits=lambda one: one.ivr_layer % 4 == 0, context=context)
+    calibrator = Calibrator.__new__(Calibrator)
+    calibrator.probe, calibrator.say, calibrator.words = probe, said.append, str
+    goal = CalibrationGoal(parts=("heads", "channels", "bias"))
+    assert calibrator._parts(goal) == [parts.channels, parts.bias]
+    assert said == ["heads cannot be tried: heads are one group"]
+
+
+def test_parts_need_weights_that_are_not_packed(place: Path) -> None:
+    goal = CalibrationGoal(parts=("wipe", "channels"))
+    with (
+        load_for_calibration("model.gguf", options=ModelOptions(n_threads=1, n_ctx=1024)) as model,
+        pytest.raises(HalfVError, match="channels cannot be tried with weights that are packed"),
+    ):
+        run_calibration(model, find_samples(place / "pictures"), goal=goal)
 
 
 def test_what_a_picture_costs(place: Path) -> None:

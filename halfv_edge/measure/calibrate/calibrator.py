@@ -218,11 +218,12 @@ class Calibrator:
     def _parts(self, goal: CalibrationGoal) -> list[Part]:
         """Those that were asked for and that this model can have."""
         usable = []
+        n = self.probe.n_layer
+        halves = (search.keeping(search.staged(layer, n), 0.5) for layer in range(1, n))
+        base = next(filter(self.probe.fits, halves), search.staged(1, n))  # its first stage II
         for name in goal.parts:
-            base = search.keeping(search.staged(1, self.probe.n_layer), 0.5)
-            candidates = [profile for profile in PARTS[name](base, self.probe.n_layer) if profile != base]
             try:
-                for profile in candidates[:1]:
+                for profile in PARTS[name](base, n):  # one layer or share may be refused and not another
                     self.probe.context(profile)
             except HalfVError as error:
                 self.say(f"{name} cannot be tried: {self.words(error)}")
