@@ -117,6 +117,8 @@ HALFV_MAX_WIDTH = 255
 #     int32_t  ivr_query;         // enum halfv_query: by whose attention anchors are chosen
 #     float    ivr_bias;          // attention to a kept visual token grows by this times the logarithm of how many
 #                                 // tokens it stands for, [0, 1]; 0: by nothing
+#     bool     frames_prune;      // whether patches that the picture before showed in the same place stay out of the
+#     float    frames_tau;        // encoder, for libmtmd; how far each of their 8-bit pixels may be from it, [0, 255]
 # };
 @structure
 class halfv_profile(Structure):  # noqa: N801
@@ -147,6 +149,8 @@ class halfv_profile(Structure):  # noqa: N801
     image_loss: Float
     ivr_query: Int32
     ivr_bias: Float
+    frames_prune: Bool
+    frames_tau: Float
 
     def __init__(self, **values: Any) -> None:
         # JSON has lists where ctypes wants tuples

@@ -46,6 +46,23 @@ def halfv_last_cut(ctx: Handle, /) -> Int32:
     """The last layer that halfv.encoder.layer can name for this encoder; 0: it always runs whole."""
 
 
+# MTMD_API halfv_frames * halfv_frames_init(void);
+@function
+def halfv_frames_init() -> MaybeHandle:
+    """What the pictures of a message showed so far; None: out of memory."""
+
+
+# MTMD_API void halfv_frames_free(halfv_frames * frames);
+@function
+def halfv_frames_free(frames: Handle, /) -> None: ...
+
+
+# MTMD_API void halfv_follow_frames(halfv_frames * frames);
+@function
+def halfv_follow_frames(frames: MaybeHandle, /) -> None:
+    """Texts that this thread tokenizes from now on go on with these frames; None: each has its own."""
+
+
 # #define HALFV_ROWS_UNKNOWN -1
 HALFV_ROWS_UNKNOWN = -1
 

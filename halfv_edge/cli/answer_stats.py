@@ -162,6 +162,8 @@ def _profile(runtime: Runtime) -> str:
     deep = "" if p.ssr_layer == runtime.n_layer else f", {100 * p.ssr_update:g}% updated from {p.ssr_layer}"
     intake = runtime.encoder.intake
     encoder = "" if intake.pixel_tau is None else f", pixel tau {intake.pixel_tau:g}"
+    if intake.frames_tau is not None:
+        encoder += f", frames tau {intake.frames_tau:g}"
     if intake.image_loss:
         encoder += f", image loss {intake.image_loss:g}"
     if intake.input_keep < 1:

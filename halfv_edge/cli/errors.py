@@ -20,6 +20,7 @@ FLAGS = {
     "encoder_layer": "--encoder-layer",
     "ffn_keep": "--ffn-keep",
     "ffn_layer": "--ffn-layer",
+    "frames_tau": "--frames-tau",
     "further_keep": "--further-keep",
     "further_layers": "--further-layers",
     "grammar": "--grammar",

@@ -91,6 +91,12 @@ def add_encoder_pruning(group: argparse._ArgumentGroup) -> None:
         help="spare Qwen-VL's encoder patches within so many of 255 levels of what their neighbours predict (0: equal)",
     )
     group.add_argument(
+        "--frames-tau",
+        metavar="LEVELS|off",
+        type=levels,
+        help="and, of several pictures in one message, patches within so many of what the one before showed there",
+    )
+    group.add_argument(
         "--input-keep",
         metavar="SHARE",
         type=number,
@@ -255,6 +261,7 @@ def pruning(args: argparse.Namespace) -> PruningFields:
         "further_layers": args.further_layers,
         "further_keep": args.further_keep,
         "image_loss": args.image_loss,
+        "frames_tau": args.frames_tau,
         "visual_share": args.visual_share,
     }
 
@@ -290,8 +297,11 @@ def _without_effect(args: argparse.Namespace, model: Model) -> Iterator[str]:
     given = [value for name, value in pruning(args).items() if not name.endswith("_layer")]
     if resolve.switched_off() and any(value not in (None, "off") for value in given):
         yield "HALFV=off is set in the environment, so the model runs whole whatever the flags say."
-    elif args.pixel_tau not in (None, "off") and model.encoder.intake.pixel_tau is None:
-        yield f"--pixel-tau {args.pixel_tau:g} has no effect: this encoder takes pictures whole."
+    else:
+        for name in ("pixel_tau", "frames_tau"):
+            tau = getattr(args, name)
+            if tau not in (None, "off") and getattr(model.encoder.intake, name) is None:
+                yield f"--{name.replace('_', '-')} {tau:g} has no effect: this encoder takes pictures whole."
     layer, last = model.encoder.intake.encoder_layer, model.encoder.last_cut
     if model.encoder.intake.encoder_keep < 1 and layer > last:
         why = f"of this encoder it can be {last} at most" if last else "this encoder always runs whole"

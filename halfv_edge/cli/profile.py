@@ -43,6 +43,11 @@ FIELDS: dict[str, tuple[Callable[[str], Any], str, str]] = {
         "LEVELS|off",
         "spare the encoder patches within so many of 255 levels of what their neighbours predict; 0: equal ones",
     ),
+    "frames_tau": (
+        flags.levels,
+        "LEVELS|off",
+        "spare it patches within so many levels of what the picture before showed in the same place; 0: equal ones",
+    ),
     "input_keep": (float, "SHARE", "share of a picture's visual tokens given to the language model; 1: all"),
     "encoder_layer": (int, "N", "first layer of the encoder that sees only some of a picture"),
     "encoder_keep": (float, "SHARE", "share of a picture that these layers of the encoder see; 1: all"),
@@ -160,8 +165,9 @@ def _strip(args: argparse.Namespace) -> None:
 def _wanted(args: argparse.Namespace, model: ModelFile) -> Profile:
     """The base, with the flags over it."""
     changes = {name: getattr(args, name) for name in FIELDS if getattr(args, name) is not None}
-    if changes.get("pixel_tau") == "off":
-        changes["pixel_tau"] = None
+    for name in ("pixel_tau", "frames_tau"):
+        if changes.get(name) == "off":
+            changes[name] = None
     if args.preset:
         preset = presets.get(args.preset)
         if preset.architecture != model.architecture:
@@ -286,6 +292,9 @@ def _rows(model: ModelFile, found: Resolved) -> list[tuple[str, str]]:
     if p.pixel_tau is not None:
         alike = f"within {p.pixel_tau:g} levels of" if p.pixel_tau else "equal to"
         rows.append(("encoder", f"is spared patches {alike} what their neighbours predict (Qwen-VL)"))
+    if p.frames_tau is not None:
+        alike = f"within {p.frames_tau:g} levels of" if p.frames_tau else "equal to"
+        rows.append(("frames", f"are spared patches {alike} what the picture before showed there (Qwen-VL)"))
     if p.encoder_keep < 1:
         rows.append(("its layers", f"from {p.encoder_layer} on see {_share(p.encoder_keep)} of a picture"))
     if p.input_merge < 1:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from halfv_cpp import llama_h
 
 from halfv_edge.engine.context import Context, Item, common
-from halfv_edge.engine.encoder import Chunk, Encoded
+from halfv_edge.engine.encoder import Chunk, Encoded, Frames
 from halfv_edge.engine.images import Picture
 from halfv_edge.engine.messages import Role, Said
 from halfv_edge.engine.runtime import Runtime
@@ -78,6 +78,7 @@ class Conversation:
         self.pictures: dict[int, Encoded] = {}
         self._n_given = 0  # a number is not used twice, so that a marker always means the same picture
         self.waiting: list[int] = []  # pictures of the next question
+        self._frames: Frames | None = None  # what these showed
         self.checkpoints = [_Checkpoint("", 0, tuple(self.runtime.bos))]
         self.is_settled = False  # a question has chosen among the tokens of pictures
         self.turn = self.new_turn()
@@ -113,6 +114,7 @@ class Conversation:
     def history(self, messages: Iterable[Said]) -> None:
         """What was said before; its pictures are encoded with the next question."""
         for message in messages:
+            self.waiting = []
             self.say((message.role, self.marked(message.parts)))
         self.waiting = []
 
@@ -122,7 +124,9 @@ class Conversation:
 
     def take(self, picture: Picture) -> str:
         """A picture that waits for the question; its marker."""
-        self.pictures[self._n_given] = self.encoder.tokens(picture)
+        if not self.waiting:
+            self._frames = self.encoder.frames()
+        self.pictures[self._n_given] = self.encoder.tokens(picture, self._frames)
         self.waiting.append(self._n_given)
         self._n_given += 1
         return self._marker(self._n_given - 1)
@@ -131,6 +135,7 @@ class Conversation:
         """All but the first of the pictures that wait were not given after all."""
         while len(self.waiting) > n_waiting:
             del self.pictures[self.waiting.pop()]
+        self._frames = self.encoder.frames(self.pictures[number].picture for number in self.waiting)
 
     def waiting_marks(self) -> str:
         """The pictures that wait for the question, as text."""

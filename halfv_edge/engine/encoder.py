@@ -12,7 +12,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,7 @@ class Encoded:
     items: list[int | Chunk]
     picture: Picture
     digest: str
+    has_pixels: bool = False  # its chunks can be encoded as they are
 
     @property
     def chunks(self) -> list[Chunk]:
@@ -104,6 +105,19 @@ class Encoded:
     @property
     def n_bytes(self) -> int:
         return _n_bytes(self.items)
+
+
+class Frames:
+    """What the pictures of a message showed so far; of one thread at a time."""
+
+    def __init__(self) -> None:
+        if not (pointer := halfv_mtmd_h.halfv_frames_init()):
+            raise MemoryError
+        self.pointer = pointer
+        self.digest = ""  # of all of them
+
+    def __del__(self) -> None:
+        halfv_mtmd_h.halfv_frames_free(self.pointer)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -176,7 +190,7 @@ class Encoder:
             cache_bytes=cache_bytes,
             n_embd=llama_h.llama_model_n_embd_inp(model),
             layout=_layout(metadata),
-            intake=intake if spares_patches else dataclasses.replace(intake, pixel_tau=None),
+            intake=intake if spares_patches else dataclasses.replace(intake, pixel_tau=None, frames_tau=None),
             last_cut=halfv_mtmd_h.halfv_last_cut(pointer),
             batches=use_gpu and bool(devices.gpus()),  # a tile fills a CPU, and one call cannot be interrupted
             on_tensor=on_tensor,
@@ -219,12 +233,28 @@ class Encoder:
             tiles.append(Tile(*chunk.grid(self.is_mrope), chunk.n_grid, entered, given, kept, deep, box, overview))
         return TokenMap(encoded.picture.image, tiles)
 
-    def tokens(self, picture: Picture) -> Encoded:
-        """What the picture will be, with embeddings only if it is remembered."""
+    def frames(self, pictures: Iterable[Picture] = ()) -> Frames | None:
+        """For the pictures of a message, of which it has these so far; None where they are not compared."""
+        if self.intake.frames_tau is None:
+            return None
+        frames = Frames()
+        for picture in pictures:
+            self.tokens(picture, frames)
+        return frames
+
+    def tokens(self, picture: Picture, frames: Frames | None = None) -> Encoded:
+        """What the picture will be, with embeddings only if it is remembered; it joins these frames."""
         digest = picture.digest()
         if self.intake != WHOLE_INTAKE:
             digest = hashlib.blake2b(f"{digest} {self.intake}".encode(), digest_size=32).hexdigest()
         with self._held() as pointer:
+            if frames:
+                if frames.digest:
+                    digest = hashlib.blake2b(f"{frames.digest} {digest}".encode(), digest_size=32).hexdigest()
+                frames.digest = digest
+                made = Encoded(self._tokenize(pointer, picture, True, frames=frames), picture, digest, has_pixels=True)
+                if digest not in self._cache:
+                    return made
             if digest in self._cache:
                 self._cache.move_to_end(digest)
                 return Encoded(self._cache[digest], picture, digest)
@@ -241,7 +271,7 @@ class Encoder:
                 encoded.items[:] = self._cache[encoded.digest]
                 return None
             start = time.perf_counter()
-            items = self._tokenize(pointer, encoded.picture, pixels=True)
+            items = encoded.items if encoded.has_pixels else self._tokenize(pointer, encoded.picture, pixels=True)
             chunks = [item for item in items if isinstance(item, Chunk)]
             light = iter(self._run(pointer, chunks, encoded.picture.name))
             encoded.items[:] = [next(light) if isinstance(item, Chunk) else item for item in items]
@@ -303,7 +333,9 @@ class Encoder:
         light.embd = np.ctypeslib.as_array(out, shape=(chunk.n_tokens, self.n_embd)).copy()
         return light
 
-    def _tokenize(self, pointer: int, picture: Picture, pixels: bool, keep_pixels: bool = True) -> list[int | Chunk]:
+    def _tokenize(
+        self, pointer: int, picture: Picture, pixels: bool, keep_pixels: bool = True, frames: Frames | None = None
+    ) -> list[int | Chunk]:
         width, height = picture.image.size
         data = ctypes.c_char_p(picture.image.tobytes() if pixels else None)
         buffer = ctypes.cast(data, ctypes.POINTER(ctypes.c_uint8))
@@ -313,11 +345,13 @@ class Encoder:
             marker = mtmd_h.mtmd_get_marker(pointer)
             text = mtmd_h.mtmd_input_text(marker, len(marker), False, True)
             log.clear()
+            halfv_mtmd_h.halfv_follow_frames(frames.pointer if frames else None)
             rc = mtmd_h.mtmd_tokenize(pointer, chunks, ctypes.byref(text), (ctypes.c_void_p * 1)(bitmap), 1)
             if rc != 0:
                 raise HalfVError(f"{picture.name} ({width} x {height}) cannot be used: {log.last_words()}.")
             return list(self._items(chunks, keep_pixels))
         finally:
+            halfv_mtmd_h.halfv_follow_frames(None)
             mtmd_h.mtmd_input_chunks_free(chunks)
             mtmd_h.mtmd_bitmap_free(bitmap)
 

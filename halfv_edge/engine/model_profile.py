@@ -40,8 +40,9 @@ def resolve_profile(about: model_file.ModelFile, wanted: Pruning) -> Resolved:
         )
     resolved = resolve.resolve(about, _override(given, about))
     given_parts = {name: value for name in AS_GIVEN if (value := getattr(wanted, name)) is not None}
-    if wanted.pixel_tau is not None:
-        given_parts["pixel_tau"] = None if wanted.pixel_tau == "off" else wanted.pixel_tau
+    for name in ("pixel_tau", "frames_tau"):
+        if (tau := getattr(wanted, name)) is not None:
+            given_parts[name] = None if tau == "off" else tau
     if given_parts and resolved.source != "environment":
         base = resolved.profile or Profile.default(about.n_layer)
         _check_layer_and_share("encoder", wanted, base)

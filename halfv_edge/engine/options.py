@@ -61,6 +61,9 @@ class Pruning:
     image_loss: float | None = None
     """In place of the profile's: pictures are made smaller as far as no part of them loses more than this share of its
     pixels; 0 leaves them as they are."""
+    frames_tau: float | Literal["off"] | None = None
+    """In place of the profile's, for Qwen-VL: of pictures of one message, patches within so many of 255 levels of what
+    the picture before showed in the same place stay out of the encoder; 0 are equal ones, "off" is none."""
     visual_share: float | None = None
     """Of n_ctx, set aside for visual tokens: with 0.75 text has a quarter of it, and the KV cache of deeper layers is
     as much smaller as tokens are pruned. 0: text may fill all of it from the start. None: the profile's; where that
@@ -70,8 +73,9 @@ class Pruning:
         for name in ("keep", "input_keep", "encoder_keep", "input_merge", "ffn_keep"):
             if (share := getattr(self, name)) is not None:
                 check_number(name, share, math.ulp(0), 1, "above 0 and at most 1")
-        if self.pixel_tau is not None and self.pixel_tau != "off":
-            check_number("pixel_tau", self.pixel_tau, 0, 255)
+        for name in ("pixel_tau", "frames_tau"):
+            if (tau := getattr(self, name)) is not None and tau != "off":
+                check_number(name, tau, 0, 255)
         for name in ("visual_share", "image_loss"):
             if (share := getattr(self, name)) is not None:
                 check_number(name, share, 0, 1)
@@ -152,6 +156,7 @@ class PruningFields(TypedDict, total=False):
     further_layers: Sequence[int] | None
     further_keep: Sequence[float] | None
     image_loss: float | None
+    frames_tau: float | Literal["off"] | None
     visual_share: float | None
 
 

@@ -72,6 +72,7 @@ class HalfVChatHandler:
         encoder_keep: float | None = None,
         input_merge: float | None = None,
         image_loss: float | None = None,
+        frames_tau: float | Literal["off"] | None = None,
         visual_share: float | None = None,
         mmproj_type: str = "auto",
         image_max_tokens: int | None = None,
@@ -81,7 +82,7 @@ class HalfVChatHandler:
         """Take the place of a handler of llama_cpp.
 
         like: the handler whose prompt format is used; by default that is the chat template in the GGUF.
-        profile, keep, pixel_tau, input_keep, encoder_layer, encoder_keep, input_merge, image_loss,
+        profile, keep, pixel_tau, input_keep, encoder_layer, encoder_keep, input_merge, image_loss, frames_tau,
         mmproj_type, image_max_tokens, image_cache_mb, undo_mb: as in halfv_edge.engine.options.ModelOptions.
         visual_share too, but None is the profile's own.
         """
@@ -100,6 +101,7 @@ class HalfVChatHandler:
             encoder_keep=encoder_keep,
             input_merge=input_merge,
             image_loss=image_loss,
+            frames_tau=frames_tau,
             visual_share=visual_share,
         )
         engine_options.check_choice("mmproj_type", mmproj_type, encoder.MMPROJ_TYPES)
@@ -224,16 +226,16 @@ class HalfVChatHandler:
     #
 
     def _complete(
-        self, session: _Session, llama: llama_cpp.Llama, urls: dict[str, str], start: float, **sampling: Any
+        self, session: _Session, llama: llama_cpp.Llama, urls: list[dict[str, str]], start: float, **sampling: Any
     ) -> Any:
         """Evaluate the prompt that the format has taken down, and let the Llama answer."""
         context = session.context
         n_evaluated, decode_sec, counted = context.n_evaluated, context.decode_sec, context.stats()
-        pictures, fresh = self._pictures(session, urls)
+        names, pictures, fresh = self._pictures(session, urls)
         parts = _parts(llama, self._format.prompt, pictures)
         context.check_room(list(itertools.chain(*parts)), "This conversation")
         encode_sec = [session.encoder.encode(encoded) or 0.0 for encoded in fresh]
-        session.remember({urls[mark]: picture for mark, picture in pictures.items()})
+        session.remember({names[mark]: picture for mark, picture in pictures.items()})
         session.evaluate(llama, list(itertools.chain(*parts)))
         self.stats = Stats(
             ttft_sec=time.perf_counter() - start,
@@ -249,20 +251,32 @@ class HalfVChatHandler:
         sampling |= {"prompt": context.ids().tolist(), "max_tokens": min(wanted, room) if wanted > 0 else room}
         return llama.create_completion(**sampling)
 
-    def _pictures(self, session: _Session, urls: dict[str, str]) -> tuple[dict[str, _Seen], list[Encoded]]:
-        """By mark; and those that are to be encoded. What a data: URI is of the last request is known by its text."""
+    def _pictures(
+        self, session: _Session, messages: list[dict[str, str]]
+    ) -> tuple[dict[str, _Urls], dict[str, _Seen], list[Encoded]]:
+        """By mark; and those that are to be encoded. What a data: URI is of the last request is known by its text, and
+        that of those before it in its message where these matter."""
+        names: dict[str, _Urls] = {}
         found: dict[str, _Seen] = {}
         fresh: dict[str, Encoded] = {}
-        for mark, url in urls.items():
-            if url not in session.by_url:
-                encoded = session.encoder.tokens(images.load(self.load_image(url)))
-                items = session.by_digest.get(encoded.digest)
-                if items is None:
-                    items = fresh.setdefault(encoded.digest, encoded).items
-                found[mark] = (encoded.digest, items)
-            else:
-                found[mark] = session.by_url[url]
-        return found, [encoded for encoded in fresh.values() if any(chunk.embd is None for chunk in encoded.chunks)]
+        for urls in messages:
+            frames = session.encoder.frames()
+            so_far = list(urls.values())
+            own = {mark: tuple(so_far[: i + 1] if frames else [url]) for i, (mark, url) in enumerate(urls.items())}
+            names |= own
+            if frames and all(name in session.by_url for name in own.values()):
+                frames = None
+            for mark, url in urls.items():
+                if frames or own[mark] not in session.by_url:
+                    encoded = session.encoder.tokens(images.load(self.load_image(url)), frames)
+                    items = session.by_digest.get(encoded.digest)
+                    if items is None:
+                        items = fresh.setdefault(encoded.digest, encoded).items
+                    found[mark] = (encoded.digest, items)
+                else:
+                    found[mark] = session.by_url[own[mark]]
+        new = [encoded for encoded in fresh.values() if any(chunk.embd is None for chunk in encoded.chunks)]
+        return names, found, new
 
     def _count_answer(self, llama: llama_cpp.Llama, reason: str | None, seconds: float) -> None:
         assert self._session is not None  # it has just answered
@@ -276,6 +290,7 @@ class HalfVChatHandler:
 
 
 _Seen = tuple[str, list[Item]]  # a picture's digest, and its tokens and chunks
+_Urls = tuple[str, ...]  # a picture's, behind those of the ones that it is compared with
 
 
 class _Session:
@@ -286,7 +301,7 @@ class _Session:
         self.encoder = vision
         self._showing = showing  # llama.cpp's log
         self.context = _SharedContext(llama, vision)
-        self.by_url: dict[str, _Seen] = {}  # pictures of the last request
+        self.by_url: dict[_Urls, _Seen] = {}  # pictures of the last request
         self.by_digest: dict[str, list[Item]] = {}
         self.is_open = True
         llama._stack.callback(self.close)  # runs before the model and the context go
@@ -298,9 +313,9 @@ class _Session:
             self._showing.close()
         self.encoder.close()
 
-    def remember(self, pictures: Mapping[str, _Seen]) -> None:
+    def remember(self, pictures: Mapping[_Urls, _Seen]) -> None:
         """The pictures of this request by their URLs. Others may be in the encoder's cache."""
-        self.by_url = {url: seen for url, seen in pictures.items() if url[:5].lower() == "data:"}
+        self.by_url = {urls: seen for urls, seen in pictures.items() if all(url[:5].lower() == "data:" for url in urls)}
         self.by_digest = dict(pictures.values())
         for digest, items in self.by_digest.items():
             self.context.name_chunks(digest, [item for item in items if isinstance(item, Chunk)])

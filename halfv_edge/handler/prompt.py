@@ -27,10 +27,10 @@ from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 PROBE = "halfv-probe-7c1e"
 
 
-def mark_pictures(messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """The messages with a mark that no text can contain in place of each image_url, and the image_url of each mark."""
+def mark_pictures(messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    """The messages with a mark that no text can contain in place of each image_url; of each, the image_url by mark."""
     nonce = secrets.token_hex(8)
-    urls: dict[str, str] = {}
+    urls: list[dict[str, str]] = []
 
     def marked(part: Any) -> Any:
         if not isinstance(part, Mapping) or part.get("type") != "image_url":
@@ -39,12 +39,13 @@ def mark_pictures(messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str,
         url = image.get("url") if isinstance(image, Mapping) else image
         if not isinstance(url, str):
             raise HalfVError(f"image_url = {str(image)[:80]!r} is not valid: it must be a URL or an object with a url.")
-        mark = f"<__picture-{nonce}-{len(urls)}__>"
-        urls[mark] = url
+        mark = f"<__picture-{nonce}-{sum(map(len, urls))}__>"
+        urls[-1][mark] = url
         return {**part, "image_url": {**image, "url": mark} if isinstance(image, Mapping) else mark}
 
     out = []
     for message in messages:
+        urls.append({})
         content = message.get("content")
         parts = {"content": [marked(part) for part in content]} if isinstance(content, list) else {}
         out.append({**message, **parts})

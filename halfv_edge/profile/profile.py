@@ -54,6 +54,7 @@ KEYS = {
     "image_loss": ("image.loss", FLOAT32),
     "ivr_query": ("ivr.query", STRING),
     "ivr_bias": ("ivr.bias", FLOAT32),
+    "frames_tau": ("frames.tau", FLOAT32),
 }
 # of visual tokens' networks, heads and keys, with what leaves them whole
 NARROW = {
@@ -122,6 +123,7 @@ class Intake:
     encoder_keep: float = 1.0
     input_merge: float = 1.0
     image_loss: float = 0.0
+    frames_tau: float | None = None
 
     @property
     def keeps_rows(self) -> bool:
@@ -164,6 +166,7 @@ class Profile:
     image_loss: float = 0.0  # pictures are made smaller while no part of them loses more; 0: never
     ivr_query: Query = LAST  # whose attention chooses: of the last token, of all the question's
     ivr_bias: float = 0.0  # by which log n is added to attention to a kept token that stands for n; 0: nothing is
+    frames_tau: float | None = None  # the like of pixel_tau, against the picture before; None: nothing is compared
     calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
@@ -252,6 +255,8 @@ class Profile:
             raise complaint("ivr.bias", self.ivr_bias, "with halfv.neighbours.width it must be 0")
         if not 0 <= self.image_loss <= 1:
             raise complaint("image.loss", self.image_loss, "it must be between 0 and 1")
+        if self.frames_tau is not None and not 0 <= self.frames_tau <= 255:
+            raise complaint("frames.tau", self.frames_tau, "it must be between 0 and 255")
         if self.calibration:
             self.calibration.validate(n_layer)
         return self
@@ -360,6 +365,7 @@ class Profile:
         values = {name: getattr(self, name) for name in KEYS}
         values |= {name: known.index(values[name]) for name, known in NAMES.items()}
         values |= {"pixel_prune": self.pixel_tau is not None, "pixel_tau": self.pixel_tau or 0.0}
+        values |= {"frames_prune": self.frames_tau is not None, "frames_tau": self.frames_tau or 0.0}
         return halfv_cpp.halfv_profile(**values, n_further=len(self.further_layers))
 
     def encoder_part(self, n_layer: int) -> Profile:
@@ -386,6 +392,7 @@ class Profile:
         values = {name: getattr(struct_, name) for name in KEYS}
         values |= {name: known[values[name]] for name, known in NAMES.items()}
         values["pixel_tau"] = struct_.pixel_tau if struct_.pixel_prune else None
+        values["frames_tau"] = struct_.frames_tau if struct_.frames_prune else None
         values |= {name: values[name][: struct_.n_further] for name in ("further_layers", "further_keep")}
         return cls(**values)
 

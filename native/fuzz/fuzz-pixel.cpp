@@ -1,4 +1,4 @@
-// Pictures, grids and maps of patches: what leaves patches out, groups them by windows and says where they were.
+// Pictures, frames, grids and maps of patches: what leaves patches out, groups them by windows and says where they were.
 
 #include "tiny-model.h"
 #include "halfv-pixel.h"
@@ -50,18 +50,27 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {
         return 0;
     }
 
-    std::vector<float> pixels((size_t) 3*columns*rows*side*side);
-    for (size_t i = 0; i < pixels.size(); ++i) {
-        pixels[i] = in.left() ? number(in) : (float) (i/7 % 3);
+    const size_t n_all = (size_t) 3*columns*rows*side*side;
+    const halfv::pixel_taus taus = { tau, number(in) };
+    halfv::seen_frames seen;
+    std::vector<float> shown(n_all);
+    for (uint32_t n_pictures = 1 + in.below(4); n_pictures > 0; --n_pictures) {
+        halfv::picture_pixels pixels = { columns, rows, side, {} };
+        if (in.below(8) == 0) { std::swap(pixels.columns, pixels.rows); }
+        for (uint32_t n_frames = 1 + in.below(2); n_frames > 0; --n_frames) {
+            for (uint32_t n = in.below(2) ? in.below(64) : n_all; n > 0; --n) {
+                shown[n*7919 % n_all] = in.left() ? number(in) : (float) (n/7 % 3);
+            }
+            pixels.frames.push_back(shown);
+        }
+        const auto map = halfv::prune_pixels(pixels, mean, std, taus, seen);
+        for (const auto & frame : pixels.frames) {
+            require(frame.size() == (map.whole() ? n_all : (size_t) 3*side*side*map.entered.size()), "a strip of another size than its map");
+        }
+        if (!map.whole()) {
+            require(map.valid() && map.columns == pixels.columns && map.rows == pixels.rows, "a map that is not valid");
+            check_windows(map, window, n_merge);
+        }
     }
-    const size_t n_all = pixels.size();
-    const auto map = halfv::prune_pixels(pixels, columns, rows, side, mean, std, tau);
-    if (map.whole()) {
-        require(pixels.size() == n_all, "a whole picture changed its size");
-        return 0;
-    }
-    require(map.valid() && map.columns == columns && map.rows == rows, "a map that is not valid");
-    require(pixels.size() == (size_t) 3*side*side*map.entered.size(), "a strip of another size than its map");
-    check_windows(map, window, n_merge);
     return 0;
 }

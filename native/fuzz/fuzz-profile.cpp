@@ -9,7 +9,7 @@ using namespace fuzz;
 
 static const char * const keys[] = {
     "halfv.version", "halfv.ivr.layer", "halfv.ivr.keep", "halfv.ivr.anchors", "halfv.ssr.layer", "halfv.ssr.update",
-    "halfv.ssr.rest", "halfv.min_visual_tokens", "halfv.pixel.tau", "halfv.input.keep", "halfv.ivr.cells", "halfv.ssr.cells",
+    "halfv.ssr.rest", "halfv.min_visual_tokens", "halfv.pixel.tau", "halfv.frames.tau", "halfv.input.keep", "halfv.ivr.cells", "halfv.ssr.cells",
     "halfv.calibration.samples", "halfv.calibration.layer_kl", "halfv.encoder.layer", "halfv.encoder.keep",
     "halfv.image.loss", "halfv.ivr.bias",
 };

@@ -1,8 +1,8 @@
 #ifndef HALFV_MTMD_H
 #define HALFV_MTMD_H
 
-// What libmtmd says beside mtmd.h: of pictures of which only some rows go on to the language model (halfv.input.keep), and
-// of how far an encoder is.
+// What libmtmd says beside mtmd.h: of pictures of which only some rows go on to the language model (halfv.input.keep), of
+// frames of one scene, and of how far an encoder is.
 
 #include "halfv.h"
 #include "mtmd.h"
@@ -34,6 +34,15 @@ MTMD_API int32_t halfv_picture_groups(const mtmd_image_tokens * picture, int32_t
 
 // The last layer that halfv.encoder.layer can name for this encoder; 0: it always runs whole.
 MTMD_API int32_t halfv_last_cut(const mtmd_context * ctx);
+
+// What the pictures of a message showed so far (halfv.frames.tau). mtmd_tokenize compares those of one text by itself, up to a
+// token that ends a message. A program that hands them over one by one keeps this between the calls, for one thread at a time.
+typedef struct halfv_frames halfv_frames;
+MTMD_API halfv_frames * halfv_frames_init(void); // null: out of memory
+MTMD_API void halfv_frames_free(halfv_frames * frames);
+
+// Texts that this thread tokenizes from now on go on with these frames; null: each has its own.
+MTMD_API void halfv_follow_frames(halfv_frames * frames);
 
 #define HALFV_ROWS_UNKNOWN -1
 

@@ -90,6 +90,8 @@ struct halfv_profile {
     int32_t  ivr_query;         // enum halfv_query: by whose attention anchors are chosen
     float    ivr_bias;          // attention to a kept visual token grows by this times the logarithm of how many
                                 // tokens it stands for, [0, 1]; 0: by nothing
+    bool     frames_prune;      // whether patches that the picture before showed in the same place stay out of the
+    float    frames_tau;        // encoder, for libmtmd; how far each of their 8-bit pixels may be from it, [0, 255]
 };
 
 // keep = 1 and no stage III, for a model of n_layer layers: prunes nothing until it is changed. HALFV_OK, HALFV_ERR_ARGUMENT

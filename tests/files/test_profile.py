@@ -104,10 +104,11 @@ anything = st.builds(
     lambda values, stages, narrow: dataclasses.replace(values, **stages, **narrow),
     st.builds(Profile, u32, f32, f32, u32, f32, st.sampled_from(profile.REST), u32, tau | f32, f32, f32),
     st.builds(
-        lambda merge, pairs, layer, keep, loss, query, bias: {
+        lambda merge, pairs, layer, keep, loss, query, bias, frames: {
             "image_loss": loss, "ivr_bias": bias, "input_merge": merge, "further_layers": [first for first, _ in pairs],
             "further_keep": [seen for _, seen in pairs], "ffn_layer": layer, "ffn_keep": keep, "ivr_query": query,
-        }, f32, further, u32, f32, f32, st.sampled_from(profile.QUERIES), f32,
+            "frames_tau": frames,
+        }, f32, further, u32, f32, f32, st.sampled_from(profile.QUERIES), f32, tau | f32,
     ),
     st.builds(
         lambda heads, keep, near, width: {
@@ -137,7 +138,9 @@ def test_defaults_agree() -> None:
     assert not Profile.default(28).prunes(28)
     assert halfv_cpp.HALFV_PROFILE_VERSION == profile.VERSION
     assert list(KEYS) == [
-        name for name, _ in halfv_cpp.halfv_profile._fields_ if name not in ("size", "pixel_prune", "n_further")
+        name
+        for name, _ in halfv_cpp.halfv_profile._fields_
+        if name not in ("size", "pixel_prune", "frames_prune", "n_further")
     ]
 
 
@@ -173,7 +176,7 @@ def fitting(draw: st.DrawFn) -> tuple[Profile, int]:
         draw(st.integers(ivr, n_layer - 1)), draw(st.floats(0, 1, width=32, exclude_min=True)),
         draw(st.integers(ivr, n_layer - 1)), draw(st.floats(0, 1, width=32, exclude_min=True)),
         draw(st.integers(ivr, n_layer - 1)), width,
-        draw(share), draw(st.sampled_from(profile.QUERIES)), 0.0 if width else draw(share),
+        draw(share), draw(st.sampled_from(profile.QUERIES)), 0.0 if width else draw(share), draw(tau),
         draw(st.none() | calibration.filter(lambda c: c != Calibration())),
     )  # fmt: skip
     return found, n_layer
@@ -217,6 +220,7 @@ def test_gguf_and_back(tmp_path_factory: pytest.TempPathFactory, pair_: tuple[Pr
                         p.heads_keep,
                         p.image_loss,
                         p.ivr_bias,
+                        p.frames_tau or 0,
                     ]
                 )
             )

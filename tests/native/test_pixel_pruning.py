@@ -4,7 +4,6 @@ the others."""
 from __future__ import annotations
 
 import contextlib
-import ctypes
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -162,26 +161,6 @@ def test_other_encoders_take_pictures_whole(family: str, pairs: Callable[[str], 
     blank = np.full((height, width, 3), 255, np.uint8)
     off, on = (run_prompt(pair.text, pair.vision, blank, PROMPT, on_model=with_tau(tau)) for tau in (None, 0))
     assert np.array_equal(off.logits, on.logits)
-
-
-def test_frames_of_a_video_stay_whole(pairs: Callable[[str], Pair]) -> None:
-    pair = pairs("qwen2_5_vl")
-    picture, _ = sized("qwen2_5_vl", "page", 8, 6)
-    pixels = np.ascontiguousarray(picture).ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-    with Client(pair.text, n_ctx=256, on_model=with_tau(0)) as client, open_mmproj(client, pair.vision) as encoder:
-        frames = [mtmd_h.mtmd_bitmap_init(8 * 28, 6 * 28, pixels) for _ in range(2)]
-        for frame in frames:
-            mtmd_h.mtmd_bitmap_set_mergeable(frame, True)
-        chunks = mtmd_h.mtmd_input_chunks_init()
-        text = mtmd_h.mtmd_input_text((2 * MARKER).encode(), 2 * len(MARKER), True, True)
-        bitmaps = (ctypes.c_void_p * 2)(*frames)
-        assert mtmd_h.mtmd_tokenize(encoder, chunks, ctypes.byref(text), bitmaps, 2) == 0
-        counts = [mtmd_h.mtmd_input_chunk_get_n_tokens(chunk) for chunk in each(chunks)]
-        assert counts.count(48) == 1 and max(counts) == 48
-        assert all(mtmd_h.mtmd_encode_chunk(encoder, chunk) == 0 for chunk in each(chunks))
-        mtmd_h.mtmd_input_chunks_free(chunks)
-        for frame in frames:
-            mtmd_h.mtmd_bitmap_free(frame)
 
 
 @pytest.mark.parametrize("family", QWEN)

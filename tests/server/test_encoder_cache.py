@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
-from halfv_edge.testing.server import Reply, Server, about
+from halfv_edge.testing.server import Reply, RunningServer, Server, about
 from tests.support.demo_server import PICTURES, QUESTIONS, start
 
 NOISE = 5e-3  # of a log-probability, with K and V in f16
@@ -51,6 +53,36 @@ def test_twice_in_a_prompt(programs: Path, cached: str) -> None:
     for reply in (found, again):
         assert reply.text == alone.text
         assert max(abs(a - b) for a, b in zip(reply.logprobs, alone.logprobs, strict=True)) < NOISE
+
+
+def test_a_frame_behind_others(programs: Path, tmp_path: Path) -> None:
+    """It is what the frames before it left, and remembered as that: as many patches here, and others."""
+    paths = [tmp_path / f"{name}.png" for name in "abc"]
+    room = Image.open(PICTURES[2]).convert("RGB").resize((440, 440))
+    for path, at in zip(paths, ((40, 40), (240, 240), None), strict=True):
+        frame = room.copy()
+        if at:
+            frame.paste((250, 10, 200), (*at, at[0] + 60, at[1] + 60))
+        frame.save(path)
+    a, b, last = paths
+
+    def ask_about(server: RunningServer, *pictures: Path) -> Reply:
+        parts = [about(picture, "")[0]["content"][0] for picture in pictures]
+        content = [*parts, {"type": "text", "text": QUESTIONS[2]}]
+        return server.ask([{"role": "user", "content": content}], max_tokens=6, cache_prompt=False)
+
+    profile = {"version": 1, "ivr": {"layer": 1, "keep": 1, "anchors": 0.1}, "frames": {"tau": 0},
+               "ssr": {"layer": 2, "update": 1, "rest": "dropped"}}  # fmt: skip
+    env = {"HALFV_PROFILE": json.dumps(profile)}
+    with start(programs, "-np", "1", "-c", "4096", env=env) as server:
+        found = [ask_about(server, *pictures) for pictures in ((a, last), (b, last), (a, last), (last,))]
+    assert [counts(reply) for reply in found] == [(2, 0), (2, 0), (0, 2), (1, 0)]
+    assert found[0].n_prompt == found[1].n_prompt < 1.5 * found[3].n_prompt
+    with start(programs, "-np", "1", "-c", "4096", env=env | {"HALFV_ENCODER_CACHE_MB": "0"}) as server:
+        alone = [ask_about(server, *pictures) for pictures in ((b, last), (a, last))]
+    for reply, same in ((found[1], alone[0]), (found[2], alone[1])):
+        assert reply.text == same.text
+        assert max(abs(x - y) for x, y in zip(reply.logprobs, same.logprobs, strict=True)) < NOISE
 
 
 def test_budget(programs: Path, tmp_path: Path) -> None:

@@ -5,29 +5,26 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <iterator>
 #include <limits>
 
 namespace halfv {
 
-namespace {
-struct picture {
-    const uint8_t * rgb;
-    size_t columns;
-    size_t side;
-    float tau;
+static const uint8_t * line(const picture_levels & pic, size_t frame, size_t patch, size_t y) {
+    const size_t columns = pic.columns, side = pic.side, row = patch/columns, column = patch%columns;
+    return pic.frames[std::min(frame, pic.frames.size() - 1)].data() + 3*side*((row*side + y)*columns + column);
+}
 
-    const uint8_t * line(int32_t patch, size_t y) const {
-        const size_t row = patch/columns, column = patch%columns;
-        return rgb + 3*side*((row*side + y)*columns + column);
+// of two pictures with the same grid, or of one
+static bool alike(const picture_levels & pic_a, int32_t a, const picture_levels & pic_b, int32_t b, float tau) {
+    if (a == b && &pic_a == &pic_b) {
+        return true;
     }
-
-    bool alike(int32_t a, int32_t b) const {
-        if (a == b) {
-            return true;
-        }
+    const size_t side = pic_a.side;
+    for (size_t frame = 0; frame < std::max(pic_a.frames.size(), pic_b.frames.size()); ++frame) {
         for (size_t y = 0; y < side; ++y) {
-            const uint8_t * of_a = line(a, y);
-            const uint8_t * of_b = line(b, y);
+            const uint8_t * of_a = line(pic_a, frame, a, y);
+            const uint8_t * of_b = line(pic_b, frame, b, y);
             if (tau < 1.0f) {
                 if (memcmp(of_a, of_b, 3*side) != 0) { return false; }
                 continue;
@@ -36,10 +33,9 @@ struct picture {
                 if (std::abs(of_a[x] - of_b[x]) > tau) { return false; }
             }
         }
-        return true;
     }
-};
-} // namespace
+    return true;
+}
 
 bool patch_map::valid() const {
     const bool ascending = std::adjacent_find(entered.begin(), entered.end(), std::greater_equal<>()) == entered.end();
@@ -47,21 +43,50 @@ bool patch_map::valid() const {
         entered.front() >= 0 && entered.back() < (int64_t) columns*rows;
 }
 
-std::vector<int32_t> entering_patches(const uint8_t * rgb, int32_t columns, int32_t rows, int32_t side, float tau, std::vector<int32_t> * out) {
-    const picture pic = { rgb, (size_t) columns, (size_t) side, tau };
-    std::vector<int32_t> stands(columns*rows); // the patch that stands for each
+std::vector<char> seen_frames::changed(const picture_levels & now, float tau) const {
+    std::vector<char> res((size_t) now.columns*now.rows, 1);
+    for (size_t i = 0; compares(now) && tau >= 0.0f && i < res.size(); ++i) {
+        res[i] = !alike(levels, i, now, i, tau);
+    }
+    return res;
+}
+
+void seen_frames::see(picture_levels && now, const std::vector<char> & fresh) {
+    if (!compares(now)) {
+        levels = std::move(now);
+        return;
+    }
+    while (levels.frames.size() < now.frames.size()) {
+        levels.frames.push_back(levels.frames.back());
+    }
+    for (size_t i = 0; i < fresh.size(); ++i) {
+        for (size_t frame = 0; fresh[i] && frame < levels.frames.size(); ++frame) {
+            for (size_t y = 0; y < (size_t) now.side; ++y) {
+                const uint8_t * from = line(now, frame, i, y);
+                std::copy_n(from, 3*now.side, levels.frames[frame].begin() + (line(levels, frame, i, y) - levels.frames[frame].data()));
+            }
+        }
+    }
+}
+
+std::vector<int32_t> entering_patches(const picture_levels & pic, const std::vector<char> & changed, float tau, std::vector<int32_t> * out) {
+    const int32_t columns = pic.columns;
+    std::vector<int32_t> stands(columns*pic.rows, -1); // the patch that stands for each
     std::vector<int32_t> entered;
-    for (int32_t i = 0; i < columns*rows; ++i) {
+    for (int32_t i = 0; i < columns*pic.rows; ++i) {
+        if (!changed[i]) {
+            continue;
+        }
         const int32_t left = i%columns > 0 ? stands[i - 1] : -1;
         const int32_t up   = i >= columns  ? stands[i - columns] : -1;
         int32_t predicted  = left >= 0 ? left : up;
         if (left >= 0 && up >= 0) {
             const int32_t corner = stands[i - columns - 1];
-            if (pic.alike(corner, left) && !pic.alike(corner, up)) {
+            if (corner >= 0 && alike(pic, corner, pic, left, tau) && !alike(pic, corner, pic, up, tau)) {
                 predicted = up;
             }
         }
-        if (predicted >= 0 && pic.alike(i, predicted)) {
+        if (predicted >= 0 && tau >= 0.0f && alike(pic, i, pic, predicted, tau)) {
             stands[i] = predicted;
         } else {
             stands[i] = i;
@@ -74,51 +99,76 @@ std::vector<int32_t> entering_patches(const uint8_t * rgb, int32_t columns, int3
     return entered;
 }
 
-std::vector<int32_t> in_every_block(const std::vector<int32_t> & entered, int32_t columns, int32_t rows) {
-    const int32_t across = (columns + pixel_block - 1)/pixel_block, down = (rows + pixel_block - 1)/pixel_block;
-    std::vector<char> seen(across*down, 0);
+std::vector<int32_t> in_every_block(const std::vector<int32_t> & entered, int32_t columns, int32_t rows, int32_t block, const std::vector<char> & among) {
+    const int32_t across = (columns + block - 1)/block;
+    std::vector<int32_t> last(across*((rows + block - 1)/block), -1); // of those that could; -1: one is there already
+    const auto block_of = [&](int32_t i) { return i/columns/block*across + i%columns/block; };
+    for (int32_t i = 0; i < columns*rows; ++i) {
+        if (among[i]) { last[block_of(i)] = i; }
+    }
     for (const int32_t i : entered) {
-        seen[i/columns/pixel_block*across + i%columns/pixel_block] = 1;
+        last[block_of(i)] = -1;
     }
     std::vector<int32_t> out = entered;
-    for (int32_t block = 0; block < across*down; ++block) {
-        if (!seen[block]) {
-            const int32_t y = block/across*pixel_block, x = block%across*pixel_block;
-            out.push_back(std::min(y + pixel_block, rows)*columns - columns + std::min(x + pixel_block, columns) - 1);
-        }
-    }
+    std::copy_if(last.begin(), last.end(), std::back_inserter(out), [](int32_t i) { return i >= 0; });
     std::sort(out.begin(), out.end());
     return out;
 }
 
-patch_map prune_pixels(std::vector<float> & pixels, int32_t columns, int32_t rows, int32_t side, const float * mean, const float * std, float tau) {
-    // back to the 8 bits that these values were made from, where equal and "one level apart" mean what they say
+// back to the 8 bits that these values were made from, where equal and "one level apart" mean what they say; empty: one is none
+static std::vector<uint8_t> levels_of(const std::vector<float> & pixels, const float * mean, const float * std) {
     std::vector<uint8_t> rgb(pixels.size());
     for (size_t i = 0; i < pixels.size(); i += 3) {
         for (size_t c = 0; c < 3; ++c) {
             const float level = 255.0f*(pixels[i + c]*std[c] + mean[c]) + 0.5f;
             if (!std::isfinite(level)) { // the encoder's image_std is 0, say
-                return { columns, rows, {} };
+                return {};
             }
             rgb[i + c] = (uint8_t) std::clamp(level, 0.0f, 255.0f);
         }
     }
-    patch_map map = { columns, rows, in_every_block(entering_patches(rgb.data(), columns, rows, side, tau), columns, rows) };
-    const size_t n = map.entered.size();
-    const size_t total = (size_t) columns*rows;
-    if ((total - n)*pixel_least < total) {
-        map.entered.clear();
-        return map;
-    }
-    std::vector<float> strip(3*side*side*n);
-    for (size_t i = 0; i < n; ++i) {
-        const size_t row = map.entered[i]/columns, column = map.entered[i]%columns;
-        for (size_t y = 0; y < (size_t) side; ++y) {
-            const float * from = pixels.data() + 3*side*((row*side + y)*columns + column);
-            std::copy_n(from, 3*side, strip.data() + 3*side*(y*n + i));
+    return rgb;
+}
+
+patch_map prune_pixels(picture_pixels & pixels, const float * mean, const float * std, pixel_taus taus, seen_frames & seen) {
+    const int32_t columns = pixels.columns, rows = pixels.rows;
+    const size_t side = pixels.side, total = (size_t) columns*rows;
+    picture_levels now = { columns, rows, pixels.side, {} };
+    for (const auto & frame : pixels.frames) {
+        now.frames.push_back(levels_of(frame, mean, std));
+        if (now.frames.back().empty()) {
+            seen.forget();
+            return { columns, rows, {} };
         }
     }
-    pixels = std::move(strip);
+    const std::vector<char> every(total, 1);
+    std::vector<char> fresh = seen.changed(now, taus.frames);
+    patch_map map = { columns, rows, in_every_block(entering_patches(now, fresh, taus.neighbours), columns, rows, pixel_block, fresh) };
+    map.entered = in_every_block(map.entered, columns, rows, frame_block, every);
+    if ((total - map.entered.size())*pixel_least < total) {
+        map.entered.clear();
+    }
+    for (const int32_t i : map.entered) {
+        fresh[i] = 1;
+    }
+    if (taus.frames >= 0.0f) {
+        seen.see(std::move(now), map.whole() ? every : fresh);
+    }
+    if (map.whole()) {
+        return map;
+    }
+    const size_t n = map.entered.size();
+    for (auto & frame : pixels.frames) {
+        std::vector<float> strip(3*side*side*n);
+        for (size_t i = 0; i < n; ++i) {
+            const size_t row = map.entered[i]/columns, column = map.entered[i]%columns;
+            for (size_t y = 0; y < side; ++y) {
+                const float * from = frame.data() + 3*side*((row*side + y)*columns + column);
+                std::copy_n(from, 3*side, strip.data() + 3*side*(y*n + i));
+            }
+        }
+        frame = std::move(strip);
+    }
     return map;
 }
 

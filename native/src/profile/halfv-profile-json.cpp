@@ -163,6 +163,7 @@ const known_key KEYS[] = {
     { "image.loss",        value_type::number, false, [](halfv_profile & p, const json & v) { p.image_loss = v; } },
     { "ivr.query",         value_type::text,   false, [](halfv_profile & p, const json & v) { set_text(p.ivr_query, "halfv.ivr.query", v, QUERIES); } },
     { "ivr.bias",          value_type::number, false, [](halfv_profile & p, const json & v) { p.ivr_bias = v; } },
+    { "frames.tau",        value_type::number, false, [](halfv_profile & p, const json & v) { p.frames_prune = true; p.frames_tau = v; } },
     { "calibration.samples",        value_type::whole,  false, nullptr },
     { "calibration.source",         value_type::text,   false, nullptr },
     { "calibration.visual_entropy", value_type::list,   false, nullptr },
@@ -171,7 +172,7 @@ const known_key KEYS[] = {
     { "calibration.divergence",     value_type::number, false, nullptr },
 };
 
-const char * const GROUPS[] = { "ivr", "ssr", "pixel", "input", "encoder", "further", "ffn", "heads", "neighbours", "image", "calibration" };
+const char * const GROUPS[] = { "ivr", "ssr", "pixel", "input", "encoder", "further", "ffn", "heads", "neighbours", "image", "frames", "calibration" };
 
 struct entry {
     std::string key;

@@ -51,6 +51,8 @@ halfv_profile default_profile(uint32_t n_layer) {
         /*.image_loss        =*/ 0.0f,
         /*.ivr_query         =*/ HALFV_QUERY_LAST,
         /*.ivr_bias          =*/ 0.0f,
+        /*.frames_prune      =*/ false,
+        /*.frames_tau        =*/ 0.0f,
     };
 }
 
@@ -168,6 +170,9 @@ std::string validate(const halfv_profile & p, uint32_t n_layer) {
     if (!in_range(p.image_loss, 0.0f, 1.0f)) {
         return complaint("halfv.image.loss", p.image_loss, "it must be between 0 and 1");
     }
+    if (p.frames_prune && !in_range(p.frames_tau, 0.0f, 255.0f)) {
+        return complaint("halfv.frames.tau", p.frames_tau, "it must be between 0 and 255");
+    }
     return "";
 }
 
@@ -192,6 +197,8 @@ std::string make_usable(halfv_profile & p, uint32_t n_layer, bool can_be_cut) {
         part.encoder_keep      = p.encoder_keep;
         part.input_merge       = p.input_merge;
         part.image_loss        = p.image_loss;
+        part.frames_prune      = p.frames_prune;
+        part.frames_tau        = p.frames_tau;
         p = part;
     }
     return validate(p, n_layer);
@@ -299,6 +306,7 @@ static found_profile read_gguf(const gguf_context * metadata) {
     keys.get("halfv.image.loss", p.image_loss, false);
     keys.get("halfv.ivr.query", query, false);
     keys.get("halfv.ivr.bias", p.ivr_bias, false);
+    p.frames_prune = keys.get("halfv.frames.tau", p.frames_tau, false);
     if (keys.error.empty()) { keys.error = set_further(p, further_layers, further_keep); }
 
     if (keys.error.empty()) { keys.error = set_named(p.ssr_rest, "halfv.ssr.rest", rest, quoted(rest), RESTS); }
@@ -356,6 +364,7 @@ void model_profile::write(gguf_context * metadata) const {
     gguf_set_val_str(metadata, "halfv.ssr.rest",          RESTS[p.ssr_rest]);
     gguf_set_val_u32(metadata, "halfv.min_visual_tokens", p.min_visual_tokens);
     if (p.pixel_prune)         { gguf_set_val_f32(metadata, "halfv.pixel.tau",    p.pixel_tau); }
+    if (p.frames_prune)        { gguf_set_val_f32(metadata, "halfv.frames.tau",   p.frames_tau); }
     if (p.visual_share > 0.0f) { gguf_set_val_f32(metadata, "halfv.visual_share", p.visual_share); }
     if (p.input_keep < 1.0f)   { gguf_set_val_f32(metadata, "halfv.input.keep",   p.input_keep); }
     if (p.ivr_query != HALFV_QUERY_LAST) { gguf_set_val_str(metadata, "halfv.ivr.query", QUERIES[p.ivr_query]); }

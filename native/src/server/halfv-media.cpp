@@ -16,6 +16,7 @@
 #define STB_IMAGE_IMPLEMENTATION
 #include "stb/stb_image.h"
 
+#include <iterator>
 #include <optional>
 
 namespace halfv::server {
@@ -37,6 +38,12 @@ static uint64_t hash_of(const std::string & text) {
     uint64_t sum = 0xcbf29ce484222325ull;
     for (const unsigned char c : text) { sum = (sum ^ c)*0x100000001b3ull; }
     return sum;
+}
+
+static std::string hex_of(uint64_t number) {
+    std::ostringstream hex;
+    hex << std::hex << number;
+    return hex.str();
 }
 
 // of a request, by the environment
@@ -77,10 +84,9 @@ bool remember_encoder(const std::string & mmproj, const mtmd_context_params & pa
           << (has_profile && profile.pixel_prune ? profile.pixel_tau : -1.0f) << ' '
           << (has_profile ? profile.input_keep : 1.0f) << ' ' << (has_profile ? profile.encoder_layer : 1) << ' '
           << (has_profile ? profile.encoder_keep : 1.0f) << ' ' << (has_profile ? profile.input_merge : 1.0f) << ' '
-          << (has_profile ? profile.image_loss : 0.0f) << ' ' << halfv_version() << ' ' << llama_build_info();
-    std::ostringstream hex;
-    hex << std::hex << hash_of(about.str());
-    remembered.encoder = hex.str();
+          << (has_profile ? profile.image_loss : 0.0f) << ' ' << (has_profile && profile.frames_prune ? profile.frames_tau : -1.0f)
+          << ' ' << halfv_version() << ' ' << llama_build_info();
+    remembered.encoder = hex_of(hash_of(about.str()));
     remembered.n_embd  = llama_model_n_embd_inp(model);
     remembered.cache.emplace(most, text_setting("HALFV_ENCODER_CACHE"), disk);
     return true;
@@ -106,6 +112,13 @@ static std::string name_of(const server_tokens & tokens, size_t at) {
         count(place, *chunk);
     }
     id.erase(std::min(id.find(NAME_MARK), id.size())); // how a request names it is not the encoder's matter
+    std::ostringstream places; // but what the frames before it left of it is
+    if (const auto * picture = mtmd_input_chunk_get_tokens_image(tokens.find_chunk(at).get())) {
+        std::vector<int32_t> entered(halfv_picture_rows(picture));
+        halfv_picture_places(picture, entered.data(), (int32_t) entered.size());
+        std::copy(entered.begin(), entered.end(), std::ostream_iterator<int32_t>(places, " "));
+        id += "-" + hex_of(hash_of(places.str()));
+    }
     return id + "-" + std::to_string(n_before) + "-" + remembered.encoder;
 }
 
