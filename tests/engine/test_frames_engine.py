@@ -5,6 +5,9 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +23,7 @@ from halfv_edge.gguf.read import read_metadata
 from halfv_edge.gguf.write import replace_keys
 from halfv_edge.profile.model_file import ModelFile
 from halfv_edge.profile.profile import Profile
-from tests.support import llama_chat
+from tests.support import ROOT, llama_chat
 from tests.support.holes import noise
 from tests.support.vlm import NEXT, QUESTION, Vlms, last_prompt, retell
 
@@ -156,3 +159,20 @@ def test_frames_end_with_their_message(model: Model) -> None:
     assert behind.digest != encoder.tokens(second).digest
     assert encoder.encode(behind) is not None and encoder.encode(behind) is None
     assert np.isfinite(behind.chunks[0].embd).all()
+
+
+def test_what_answers_lose_is_counted(tmp_path: Path) -> None:
+    """By the script of docs/pixel-pruning.md, on the demo model: twice the same picture is one of it, and a patch of
+    each 8 x 8."""
+    Image.fromarray(noise(320, 320, 20)).save(tmp_path / "noise.png")
+    question = {"image": "noise.png", "question": "Is there a blue square?", "answers": ["yes", "no"]}
+    (tmp_path / "questions.jsonl").write_text(json.dumps(question) + "\n")
+    script = ROOT / "scripts" / "frames.py"
+    found = subprocess.run(
+        [sys.executable, script, "answers", tmp_path / "questions.jsonl"], check=True, capture_output=True, text=True
+    )
+    lines = [json.loads(line) for line in found.stdout.splitlines()]
+    tokens = {(line["frames_tau"], line["message"]): line["tokens"] for line in lines}
+    assert [tokens["off", message] for message in ("alone", "twice", "half, then whole")] == [256, 256, 256]
+    assert [tokens[0, message] for message in ("alone", "twice", "half, then whole")] == [256, 4, 130]
+    assert all(0 <= line["right"] <= line["of"] == 1 for line in lines)
