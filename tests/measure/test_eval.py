@@ -239,7 +239,7 @@ def test_a_selector_that_breaks_says_why(asker: Asker, given: PolicyModel, monke
         ("cut:4/0.2/3/0.1", r"halfv.ssr.layer = 3 is not valid"),
         (
             "profile+pixel:0",
-            r"before \+ must be one of image, pixel, encoder, merge, input, channels, heads, neighbour, yopo",
+            r"before \+ must be one of image, pixel, encoder, merge, input, channels, heads, neighbour, bias, yopo",
         ),
         ("divprune", "'divprune' is not valid"),
     ],
