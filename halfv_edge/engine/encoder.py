@@ -129,6 +129,7 @@ class Encoder:
     cache_bytes: int
     n_embd: int
     layout: Layout
+    token_side: int  # pixels of a token, of encoders that take any size; else 0
     intake: Intake  # of the profile that it was loaded under, but for what it cannot
     last_cut: int = 0  # the last value that intake.encoder_layer can have
     batches: bool = False  # several tiles of a picture at once, for encoders that can
@@ -190,6 +191,7 @@ class Encoder:
             cache_bytes=cache_bytes,
             n_embd=llama_h.llama_model_n_embd_inp(model),
             layout=_layout(metadata),
+            token_side=encoder_keys.token_side(metadata),
             intake=intake if spares_patches else dataclasses.replace(intake, pixel_tau=None, frames_tau=None),
             last_cut=halfv_mtmd_h.halfv_last_cut(pointer),
             batches=use_gpu and bool(devices.gpus()),  # a tile fills a CPU, and one call cannot be interrupted
@@ -231,7 +233,7 @@ class Encoder:
             given = [entered[row] for row in chunk.given()]
             kept, deep = (given if some is None else [given[token] for token in some] for some in (kept, deep))
             tiles.append(Tile(*chunk.grid(self.is_mrope), chunk.n_grid, entered, given, kept, deep, box, overview))
-        return TokenMap(encoded.picture.image, tiles)
+        return TokenMap(encoded.picture.image, tiles, self.token_side)
 
     def frames(self, pictures: Iterable[Picture] = ()) -> Frames | None:
         """For the pictures of a message, of which it has these so far; None where they are not compared."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from halfv_edge.errors import HalfVError
+
 Box = tuple[float, float, float, float]  # left, top, right, bottom; the picture is from 0 to 1, padding lies outside
 
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
@@ -37,6 +39,7 @@ class TokenMap:
 
     image: Image.Image
     tiles: list[Tile]
+    token_side: int = 0  # pixels of a token that the encoder took; 0: of an encoder of one size
 
     @property
     def n_patches(self) -> int:
@@ -62,6 +65,30 @@ class TokenMap:
     def n_deep(self) -> int:
         """Tokens that stage III updates."""
         return sum(len(tile.deep) for tile in self.tiles)
+
+    def original(self, x: float, y: float) -> tuple[float, float]:
+        """Find a place that a model names in pixels, as Qwen2-VL and Qwen2.5-VL do.
+
+        Theirs are pixels of the picture that the encoder took, which may have been made smaller.
+
+        Args:
+            x: From the left, in that picture.
+            y: From above.
+
+        Returns:
+            The same place in the picture that was given, in its pixels.
+
+        Raises:
+            HalfVError: The encoder has one size, or cuts pictures into tiles.
+        """
+        if not self.token_side:
+            raise HalfVError("This encoder takes pictures of one size: its model names no places in pixels.")
+        tile = self.tiles[0]
+        left, top, right, bottom = tile.box
+        return (
+            self.image.width * (left + x / (tile.columns * self.token_side) * (right - left)),
+            self.image.height * (top + y / (tile.rows * self.token_side) * (bottom - top)),
+        )
 
 
 @dataclass(frozen=True, slots=True)

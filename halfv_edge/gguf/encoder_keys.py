@@ -14,14 +14,21 @@ def projector(metadata: Metadata) -> str:
     return metadata.text("clip.projector_type") or metadata.text("clip.vision.projector_type")
 
 
+def token_side(metadata: Metadata) -> int:
+    """Pixels of a token, along a side, where the encoder takes pictures of any size; else 0."""
+    if projector(metadata) not in PATCHWISE:
+        return 0
+    patch = int(metadata.value("clip.vision.patch_size") or 0)
+    return patch * int(metadata.value("clip.vision.spatial_merge_size") or MERGE)
+
+
 def token_limit(metadata: Metadata) -> int | None:
     """Visual tokens at most, by `clip.vision.image_max_pixels`; None where llama.cpp sees to it, or nothing is said.
 
     llama.cpp reads that key for other encoders, and gives these 4096 tokens whatever they were trained for.
     """
-    pixels, patch = (metadata.value(f"clip.vision.{key}") for key in ("image_max_pixels", "patch_size"))
-    if projector(metadata) not in PATCHWISE or not pixels or not patch:
+    pixels, side = metadata.value("clip.vision.image_max_pixels"), token_side(metadata)
+    if not pixels or not side:
         return None
-    merge = metadata.value("clip.vision.spatial_merge_size") or MERGE
-    limit = pixels // (patch * merge) ** 2
+    limit = pixels // side**2
     return limit if 0 < limit < LLAMA_CPP_LIMIT else None

@@ -13,6 +13,7 @@ from halfv_edge.draw.token_map import draw_token_map
 from halfv_edge.engine import encoder
 from halfv_edge.engine.images import load as load_image
 from halfv_edge.engine.model import Model
+from halfv_edge.errors import HalfVError
 from halfv_edge.gguf.read import read_metadata
 from tests.support.vlm import KINDS, QUESTION, Vlms, picture
 
@@ -109,3 +110,28 @@ def test_a_grid_lies_where_the_encoder_padded(vlms: Vlms) -> None:
         (tile,) = encoder.token_map(encoded, [(None, None)]).tiles
         assert tile.box == ((0, -0.5, 1, 1.5) if image is wide else (0, 0, 1, 1))
     np.testing.assert_allclose(*found, atol=1e-4)
+
+
+def test_places_of_a_smaller_picture_are_places_of_the_given_one(vlms: Vlms) -> None:
+    """Soft blobs become smaller, and their middle and corners stay where they are."""
+    blobs = Image.fromarray(np.random.default_rng(3).integers(0, 255, (3, 4, 3), np.uint8)).resize((560, 420))
+    columns = []
+    for loss in (None, 0.3):
+        with vlms.load("qwen2vl", image_loss=loss) as model, model.chat() as chat:
+            chat.answer(QUESTION, blobs, max_tokens=1)
+            (token_map,) = chat.token_maps
+        (tile,) = token_map.tiles
+        columns.append(tile.columns)
+        wide, high = tile.columns * 28, tile.rows * 28
+        assert token_map.original(wide / 2, high / 2) == pytest.approx((280, 210))
+        assert token_map.original(0, 0) == pytest.approx((0, 0), abs=14)
+        assert token_map.original(wide, high) == pytest.approx((560, 420), abs=14)
+        assert token_map.original(wide / 4, high)[0] == pytest.approx(140, abs=14)
+    assert columns[1] < columns[0]
+
+
+def test_encoders_of_one_size_name_no_places(vlms: Vlms) -> None:
+    with vlms.load("llava").chat() as chat:
+        chat.answer(QUESTION, picture(9, 140, 70), max_tokens=1)
+        with pytest.raises(HalfVError, match="names no places"):
+            chat.token_maps[0].original(1, 1)
