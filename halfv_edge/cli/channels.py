@@ -26,9 +26,7 @@ def add_command(commands: flags.Commands) -> None:
     command.add_argument("--images", metavar="DIR|FILE.jsonl", type=Path, help="pictures like those to come")
     command.add_argument("--samples", metavar="N", type=flags.positive, default=40, help="at most (%(default)s)")
     command.add_argument("-o", "--output", metavar="OUT.gguf", type=Path, required=True, help="the new file")
-    command.set_defaults(run=_channels, profile=None, keep=None, pixel_tau=None, visual_share=None)
-    command.set_defaults(input_keep=None, encoder_layer=None, encoder_keep=None, input_merge=None, ffn_layer=None)
-    command.set_defaults(ffn_keep=None, further_layers=None, further_keep=None, image_loss=None, frames_tau=None)
+    command.set_defaults(run=_channels, **dict.fromkeys(flags.PRUNING))
 
 
 def _channels(args: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
 from halfv_edge import files
 from halfv_edge.cli.console import Console
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from halfv_edge.engine.options import ModelOptions, PruningFields
 
 MAX_TEXT_BYTES = 1 << 20
+PRUNING = (
+    "profile", "keep", "pixel_tau", "input_keep", "encoder_layer", "encoder_keep", "input_merge", "ffn_layer",
+    "ffn_keep", "further_layers", "further_keep", "image_loss", "frames_tau", "visual_share",
+)  # fmt: skip
 
 
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
@@ -248,22 +252,8 @@ def model_options(args: argparse.Namespace) -> ModelOptions:
 
 def pruning(args: argparse.Namespace) -> PruningFields:
     """By their names in Python."""
-    return {
-        "profile": profile(args.profile),
-        "keep": args.keep,
-        "pixel_tau": args.pixel_tau,
-        "input_keep": args.input_keep,
-        "encoder_layer": args.encoder_layer,
-        "encoder_keep": args.encoder_keep,
-        "input_merge": args.input_merge,
-        "ffn_layer": args.ffn_layer,
-        "ffn_keep": args.ffn_keep,
-        "further_layers": args.further_layers,
-        "further_keep": args.further_keep,
-        "image_loss": args.image_loss,
-        "frames_tau": args.frames_tau,
-        "visual_share": args.visual_share,
-    }
+    fields = {name: getattr(args, name) for name in PRUNING} | {"profile": profile(args.profile)}
+    return cast("PruningFields", fields)
 
 
 def load(args: argparse.Namespace, console: Console, loader: Loader | None = None) -> Model:

@@ -7,11 +7,16 @@ from halfv_edge.gguf.read import Metadata
 # Encoders of pictures of any size, from which libmtmd keeps patches that their neighbours predict.
 PATCHWISE = ("qwen2vl_merger", "qwen2.5vl_merger", "qwen2.5o", "qwen3vl_merger")
 LLAMA_CPP_LIMIT = 4096  # visual tokens of a picture, that llama.cpp gives these encoders
-MERGE = 2  # patches of a token, along a side, unless the file says otherwise
+MERGE = 2  # unless the file says otherwise
 
 
 def projector(metadata: Metadata) -> str:
     return metadata.text("clip.projector_type") or metadata.text("clip.vision.projector_type")
+
+
+def merge(metadata: Metadata) -> int:
+    """Patches of a token, along a side."""
+    return int(metadata.value("clip.vision.spatial_merge_size") or MERGE)
 
 
 def token_side(metadata: Metadata) -> int:
@@ -19,7 +24,7 @@ def token_side(metadata: Metadata) -> int:
     if projector(metadata) not in PATCHWISE:
         return 0
     patch = int(metadata.value("clip.vision.patch_size") or 0)
-    return patch * int(metadata.value("clip.vision.spatial_merge_size") or MERGE)
+    return patch * merge(metadata)
 
 
 def token_limit(metadata: Metadata) -> int | None:

@@ -29,11 +29,11 @@ class EncoderFlops:
         metadata = read_metadata(encoder.path)
         values: dict[str, Any] = {
             name: metadata.value(f"clip.vision.{name}") or 0
-            for name in ("block_count", "patch_size", "image_size", "embedding_length", "spatial_merge_size")
+            for name in ("block_count", "patch_size", "image_size", "embedding_length")
         }
         per_layer, ends = [0.0] * values["block_count"], 0.0
         if encoder.is_mrope:
-            merged = float((values["spatial_merge_size"] or encoder_keys.MERGE) ** 2)
+            merged = float(encoder_keys.merge(metadata) ** 2)
         else:
             merged = (values["image_size"] // values["patch_size"]) ** 2 / max(1, n_tokens)
         for tensor in tensors_of(metadata):
