@@ -21,8 +21,6 @@ from halfv_edge.engine.model import Model
 from halfv_edge.engine.model_profile import resolve_profile
 from halfv_edge.engine.options import Pruning
 from halfv_edge.errors import HalfVError
-from halfv_edge.gguf.read import read_metadata
-from halfv_edge.gguf.write import replace_keys
 from halfv_edge.profile.model_file import ModelFile
 from halfv_edge.profile.profile import Profile
 from tests.support import llama_chat
@@ -153,9 +151,7 @@ def test_handler(kind: str, tmp_path: Path) -> None:
     uri = "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
     talk = [llama_chat.user(QUESTION, uri), llama_chat.assistant("a cat"), llama_chat.user(NEXT)]
     for _ in llama_chat.closing(place):
-        carries = tmp_path / "share.gguf"
-        keys = dataclasses.replace(WHOLE, input_keep=0.5).to_gguf()
-        replace_keys(read_metadata(place.whole), "halfv.", keys, carries, progress=False)
+        carries = place.carrying(dataclasses.replace(WHOLE, input_keep=0.5))
         alike = {"mmproj_type": "off"}  # rows that are nearly alike are chosen by the last bits of an encoder
         ours = place.ours(path=place.whole, profile=WHOLE, input_keep=0.5, **alike)
         chats = (ours, place.upstream(path=carries), place.ours(path=carries, **alike))

@@ -22,8 +22,6 @@ from halfv_edge.engine.model import Model
 from halfv_edge.engine.model_profile import resolve_profile
 from halfv_edge.engine.options import Pruning
 from halfv_edge.errors import HalfVError
-from halfv_edge.gguf.read import read_metadata
-from halfv_edge.gguf.write import replace_keys
 from halfv_edge.profile.model_file import ModelFile as ProfileModel
 from halfv_edge.profile.profile import Profile
 from halfv_edge.testing.client import Client
@@ -219,9 +217,7 @@ def test_handler(tmp_path: Path) -> None:
     uri = "data:image/png;base64," + _png(PAGE)
     talk = [llama_chat.user(QUESTION, uri), llama_chat.assistant("a cat"), llama_chat.user(NEXT)]
     for _ in llama_chat.closing(place):
-        carries = tmp_path / "tau.gguf"
-        keys = dataclasses.replace(WHOLE, pixel_tau=0).to_gguf()
-        replace_keys(read_metadata(place.whole), "halfv.", keys, carries, progress=False)
+        carries = place.carrying(dataclasses.replace(WHOLE, pixel_tau=0))
         ours, upstream = place.ours(path=place.whole, profile=WHOLE, pixel_tau=0), place.upstream(path=carries)
         answers = [(chat.text(talk[:1]), chat.text(talk)) for chat in (ours, upstream, place.ours(path=carries))]
         assert answers[0] == answers[1] == answers[2]

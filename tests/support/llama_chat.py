@@ -11,7 +11,10 @@ from typing import Any
 from llama_cpp import Llama
 from llama_cpp.llama_chat_format import MTMDChatHandler
 
+from halfv_edge.gguf.read import read_metadata
+from halfv_edge.gguf.write import replace_keys
 from halfv_edge.handler.handler import HalfVChatHandler
+from halfv_edge.profile.profile import Profile
 from tests.support.tiny_mmproj import make_tiny_mmproj
 from tests.support.tiny_models import make_tiny
 from tests.support.vlm import PROFILE, picture
@@ -58,6 +61,12 @@ class Place:
     def model(self, name: str, template: str | None = TEMPLATE, **options: Any) -> Path:
         meta = {"general.name": "nobody"} | ({"tokenizer.chat_template": template} if template else {})  # of no preset
         return make_tiny(self.folder / f"{name}.gguf", self.arch, **options, **meta)
+
+    def carrying(self, profile: Profile) -> Path:
+        """The whole model's file with a profile in it."""
+        carries = self.folder / "carries.gguf"
+        replace_keys(read_metadata(self.whole), "halfv.", profile.to_gguf(), carries, progress=False)
+        return carries
 
     def llama(self, handler: Any, path: Path | None = None, n_ctx: int = 2048, **options: Any) -> Llama:
         one_thread = {"n_threads": 1, "n_threads_batch": 1}
