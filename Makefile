@@ -39,7 +39,7 @@ test-vulkan: build $(VENV)/ready-tests
 	$(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -C $$sdk/sdk.cmake -S . -B build/vulkan -DGGML_VULKAN=ON -DHALFV_SERVER=OFF; \
 	$(BIN)/cmake --build build/vulkan --target halfv device-errors; \
 	$(BIN)/cmake --build $(BUILD) --target save-archs; \
-	HALFV_LIB_DIR=build/vulkan/bin HALFV_BUILD_DIR=build/vulkan $(PY) -m pytest tests/gpu
+	HALFV_LIB_DIR=build/vulkan/bin HALFV_BUILD_DIR=build/vulkan PYTHON=$(PY) bash scripts/pytest-each-file.sh tests/gpu
 
 # Each fuzz target for SECONDS, from the committed corpus; with clang and its libFuzzer (docs/testing.md).
 SECONDS ?= 60
