@@ -16,9 +16,17 @@ from tests.support.talks import OPTIONS, SIZES
 from tests.support.tiny_models import ARCHS, grid_positions, make_tiny, tiny_image
 
 ROWS, COLS = 10, 12
+DROP = {"ssr.update": 0.05, "ssr.rest": "dropped"}
 PROFILES = {
     "freeze": {"ssr.update": 0.0, "ssr.rest": "frozen"},
-    "drop": {"ssr.update": 0.05, "ssr.rest": "dropped", "ivr.bias": 0.5},
+    "drop": DROP | {"ivr.bias": 0.5},
+}
+PARTS = {
+    "asked by the question": DROP | {"ivr.query": "question"},
+    "fewer, then none": DROP | {"further.layers": (5,), "further.keep": (0.0,)},
+    "heads": DROP | {"heads.layer": 2, "heads.keep": 0.5},
+    "neighbours": DROP | {"neighbours.layer": 2, "neighbours.width": 3},
+    "channels": DROP | {"ffn.layer": 2, "ffn.keep": 0.5},
 }
 BOTH = {"ivr.layer": 2, "ivr.keep": 0.5, "ivr.anchors": 0.2, "ssr.layer": 4}
 
@@ -35,6 +43,26 @@ def answer(model: Path, prepared: bool, **options: Any) -> Answers:
         kept = [pruned.kept(client), pruned.kept(client, stage=3)]
         assert len(kept[0]) < ROWS * COLS and len(kept[1]) < len(kept[0])
         return Answers(logits, kept)
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("numbers", OPTIONS)
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("arch", ["qwen2vl", "qwen3vl"])
+def test_parts_of_other_systems(
+    arch: str,
+    part: str,
+    numbers: str,
+    on_cpu: Callable[[], AbstractContextManager[None]],
+    record_property: Record,
+    tmp_path: Path,
+) -> None:
+    path = make_tiny(tmp_path / "model.gguf", arch, seed=1, **SIZES)
+    options = OPTIONS[numbers] | {"on_model": lambda model: pruned.set_profile(model, BOTH | PARTS[part])}
+    with on_cpu():
+        expected = answer(path, prepared=False, **options)
+    actual = answer(path, prepared=False, n_gpu_layers=99, **options)
+    assert_agree(record_property, actual, expected)
 
 
 @pytest.mark.usefixtures("gpu")
