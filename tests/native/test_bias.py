@@ -17,12 +17,11 @@ from tests.support.dialogue import (
     N_LAYER,
     QUESTION,
     Model,
-    assert_agree,
     assert_counts,
     assert_parts_agree,
+    assert_prompt_agrees,
     connect,
     feed,
-    make_prepared,
     make_prompt,
     nmse,
     tell,
@@ -55,25 +54,19 @@ def test_stages(models: Callable[..., Model], name: str, arch: str) -> None:
 @pytest.mark.parametrize("n_ubatch", [1, 7, 512])
 def test_ubatches_of_any_size(models: Callable[..., Model], n_ubatch: int) -> None:
     profile = PROFILES["fewer twice"]
-    path, reference = models("qwen2vl")
-    with connect(path, profile, n_batch=n_ubatch, n_ubatch=n_ubatch) as client:
-        assert_agree(client, reference, make_prompt(reference, GRIDS), profile)
+    assert_prompt_agrees(models("qwen2vl"), GRIDS, profile, n_batch=n_ubatch, n_ubatch=n_ubatch)
 
 
 @pytest.mark.parametrize("name", ["stage III with fewer", "stage III with frozen ones"])
 def test_pictures_that_are_not_causal(models: Callable[..., Model], name: str) -> None:
-    path, reference = models("llama")
-    with connect(path, PROFILES[name]) as client:
-        assert_agree(client, reference, make_prompt(reference, GRIDS, causal=False), PROFILES[name])
+    assert_prompt_agrees(models("llama"), GRIDS, PROFILES[name], causal=False)
 
 
 @pytest.mark.parametrize("arch", ["llama", "qwen3vl"])
 @pytest.mark.parametrize("name", PROFILES)
 def test_prepared_and_topped_up(models: Callable[..., Model], name: str, arch: str) -> None:
     """Tokens that come later stand for themselves."""
-    path, reference = models(arch)
-    with connect(path, PROFILES[name]) as client:
-        assert_agree(client, reference, make_prepared(reference, GRID), PROFILES[name])
+    assert_prompt_agrees(models(arch), GRID, PROFILES[name], prepared=True)
 
 
 def test_flash_attention_with_half_floats(models: Callable[..., Model]) -> None:

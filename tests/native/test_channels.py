@@ -13,12 +13,11 @@ import pytest
 from tests.support import pruned
 from tests.support.dialogue import (
     Model,
-    assert_agree,
     assert_counts,
     assert_parts_agree,
+    assert_prompt_agrees,
     connect,
     feed,
-    make_prepared,
     make_prompt,
 )
 from tests.support.reference.halfv_torch import Reference
@@ -43,23 +42,17 @@ def test_channels(models: Callable[..., Model], name: str, arch: str) -> None:
 
 @pytest.mark.parametrize("n_ubatch", [1, 7, 512])
 def test_ubatches_of_any_size(models: Callable[..., Model], n_ubatch: int) -> None:
-    path, reference = models("qwen2vl")
-    with connect(path, DROP | HALF, n_batch=n_ubatch, n_ubatch=n_ubatch) as client:
-        assert_agree(client, reference, make_prompt(reference, GRIDS), DROP | HALF)
+    assert_prompt_agrees(models("qwen2vl"), GRIDS, DROP | HALF, n_batch=n_ubatch, n_ubatch=n_ubatch)
 
 
 @pytest.mark.parametrize("name", PROFILES)
 def test_prepared_and_topped_up(models: Callable[..., Model], name: str) -> None:
-    path, reference = models("qwen3vl")
-    with connect(path, PROFILES[name]) as client:
-        assert_agree(client, reference, make_prepared(reference, GRID), PROFILES[name])
+    assert_prompt_agrees(models("qwen3vl"), GRID, PROFILES[name], prepared=True)
 
 
 @pytest.mark.parametrize("name", ["in stages II and III", "alone"])
 def test_pictures_that_are_not_causal(models: Callable[..., Model], name: str) -> None:
-    path, reference = models("llama")
-    with connect(path, PROFILES[name]) as client:
-        assert_agree(client, reference, make_prompt(reference, GRIDS, causal=False), PROFILES[name])
+    assert_prompt_agrees(models("llama"), GRIDS, PROFILES[name], causal=False)
 
 
 def test_small_pictures_and_text_take_all(models: Callable[..., Model]) -> None:

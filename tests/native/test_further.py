@@ -16,11 +16,10 @@ from tests.support.dialogue import (
     N_LAYER,
     QUESTION,
     Model,
-    assert_agree,
     assert_parts_agree,
+    assert_prompt_agrees,
     connect,
     feed,
-    make_prepared,
     make_prompt,
     tell,
 )
@@ -50,24 +49,18 @@ def test_stages(models: Callable[..., Model], name: str, arch: str) -> None:
 @pytest.mark.parametrize("n_ubatch", [1, 7, 512])
 def test_ubatches_of_any_size(models: Callable[..., Model], n_ubatch: int) -> None:
     profile = PROFILES["fewer twice, then none"]
-    path, reference = models("qwen2vl")
-    with connect(path, profile, n_batch=n_ubatch, n_ubatch=n_ubatch) as client:
-        assert_agree(client, reference, make_prompt(reference, GRIDS), profile)
+    assert_prompt_agrees(models("qwen2vl"), GRIDS, profile, n_batch=n_ubatch, n_ubatch=n_ubatch)
 
 
 @pytest.mark.parametrize("name", ["text alone behind a few", "fewer twice, then none", "text alone behind frozen ones"])
 def test_pictures_that_are_not_causal(models: Callable[..., Model], name: str) -> None:
-    path, reference = models("llama")
-    with connect(path, PROFILES[name]) as client:
-        assert_agree(client, reference, make_prompt(reference, GRIDS, causal=False), PROFILES[name])
+    assert_prompt_agrees(models("llama"), GRIDS, PROFILES[name], causal=False)
 
 
 @pytest.mark.parametrize("name", PROFILES)
 def test_prepared_and_topped_up(models: Callable[..., Model], name: str) -> None:
     """What needs no question is done before it: all of it where no stage asks."""
-    path, reference = models("qwen3vl")
-    with connect(path, PROFILES[name]) as client:
-        assert_agree(client, reference, make_prepared(reference, GRID), PROFILES[name])
+    assert_prompt_agrees(models("qwen3vl"), GRID, PROFILES[name], prepared=True)
 
 
 @pytest.mark.parametrize("prepares", [False, True])

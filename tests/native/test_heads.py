@@ -15,12 +15,11 @@ from tests.support import pruned
 from tests.support.dialogue import (
     QUESTION,
     Model,
-    assert_agree,
     assert_counts,
     assert_parts_agree,
+    assert_prompt_agrees,
     connect,
     feed,
-    make_prepared,
     make_prompt,
     nmse,
     tell,
@@ -62,23 +61,17 @@ def test_parts_of_attention(models: Callable[..., Model], name: str, arch: str) 
 @pytest.mark.parametrize("n_ubatch", [1, 7, 100, 512])
 @pytest.mark.parametrize("arch", ["llama", "qwen2vl"])
 def test_ubatches_of_any_size(models: Callable[..., Model], arch: str, n_ubatch: int) -> None:
-    path, reference = models(arch)
-    with connect(path, WHOLE | HEADS | NEAR, n_batch=n_ubatch, n_ubatch=n_ubatch) as client:
-        assert_agree(client, reference, make_prompt(reference, GRIDS), WHOLE | HEADS | NEAR)
+    assert_prompt_agrees(models(arch), GRIDS, WHOLE | HEADS | NEAR, n_batch=n_ubatch, n_ubatch=n_ubatch)
 
 
 @pytest.mark.parametrize("name", PROFILES)
 def test_prepared_and_topped_up(models: Callable[..., Model], name: str) -> None:
-    path, reference = models("qwen3vl")
-    with connect(path, PROFILES[name]) as client:
-        assert_agree(client, reference, make_prepared(reference, GRID), PROFILES[name])
+    assert_prompt_agrees(models("qwen3vl"), GRID, PROFILES[name], prepared=True)
 
 
 @pytest.mark.parametrize("name", ["heads alone", "neighbours alone", "all four and fewer"])
 def test_pictures_that_are_not_causal(models: Callable[..., Model], name: str) -> None:
-    path, reference = models("llama")
-    with connect(path, PROFILES[name]) as client:
-        assert_agree(client, reference, make_prompt(reference, GRIDS, causal=False), PROFILES[name])
+    assert_prompt_agrees(models("llama"), GRIDS, PROFILES[name], causal=False)
 
 
 @pytest.mark.parametrize(

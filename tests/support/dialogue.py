@@ -153,6 +153,22 @@ def assert_counts(
         return stats
 
 
+def assert_prompt_agrees(
+    model: Model,
+    grids: Sequence[tuple[int, int]],
+    profile: Mapping[str, Any],
+    *,
+    causal: bool = True,
+    prepared: bool = False,
+    **options: Any,
+) -> Result:
+    """assert_agree of pictures of these grids and a question."""
+    path, reference = model
+    segments = make_prepared(reference, grids) if prepared else make_prompt(reference, grids, causal=causal)
+    with connect(path, profile, **options) as client:
+        return assert_agree(client, reference, segments, profile)
+
+
 def assert_parts_agree(
     model: Model,
     grids: Sequence[tuple[int, int]],
@@ -161,10 +177,9 @@ def assert_parts_agree(
     matters: bool = True,
 ) -> None:
     """Like the reference, and unlike it without the keys that begin so."""
-    path, reference = model
+    expected = assert_prompt_agrees(model, grids, profile, n_batch=64, n_ubatch=64)
+    _, reference = model
     segments = make_prompt(reference, grids)
-    with connect(path, profile, n_batch=64, n_ubatch=64) as client:
-        expected = assert_agree(client, reference, segments, profile)
     without = {key: value for key, value in profile.items() if not key.startswith(parts)}
     if matters:
         assert np.abs(expected.logits - reference.run(segments, without).logits).max() > 1e-3
