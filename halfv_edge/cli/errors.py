@@ -6,6 +6,7 @@ import argparse
 from typing import NoReturn
 
 from halfv_edge.errors import HalfVError, RunError
+from halfv_edge.profile.keys import ASKED
 
 MISTAKE, FAILURE, INTERRUPTED = 2, 1, 130
 CODES = "Exit codes: 0 fine, 1 a failure while running, 2 a mistake in what was given, 130 interrupted."
@@ -16,19 +17,9 @@ FLAGS = {
     "arch": "--arch",
     "draw": "--draw",
     "encoder_divergence": "--encoder-divergence",
-    "encoder_keep": "--encoder-keep",
-    "encoder_layer": "--encoder-layer",
-    "ffn_keep": "--ffn-keep",
-    "ffn_layer": "--ffn-layer",
-    "frames_tau": "--frames-tau",
-    "further_keep": "--further-keep",
-    "further_layers": "--further-layers",
     "grammar": "--grammar",
     "hub": "--hf",
-    "image_loss": "--image-loss",
     "image_max_tokens": "--image-max-tokens",
-    "input_keep": "--input-keep",
-    "input_merge": "--input-merge",
     "json_schema": "--json-schema",
     "keep": "--keep",
     "kl_tokens": "--kl-tokens",
@@ -48,7 +39,6 @@ FLAGS = {
     "n_ubatch": "--ubatch",
     "no_encoder": "--no-encoder",
     "parts": "--try",
-    "pixel_tau": "--pixel-tau",
     "profile": "--profile",
     "repeats": "--repeats",
     "seed": "--seed",
@@ -59,10 +49,9 @@ FLAGS = {
     "tokens": "--tokens",
     "top_k": "--top-k",
     "top_p": "--top-p",
-    "visual_share": "--visual-share",
     "warm_up": "--warm-up",
     "work": "--work",
-}
+} | {name: key.flag for name, key in ASKED.items()}
 
 
 def exit_code(error: BaseException) -> int:

@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 from halfv_edge import files
 from halfv_edge.cli.console import Console
 from halfv_edge.errors import HalfVError
+from halfv_edge.gguf.read import ARRAY, STRING, UINT32
 from halfv_edge.hub.demo import DEMO_FOLDER, DEMO_NOTE
 from halfv_edge.hub.fetch import fetch, is_url
 from halfv_edge.hub.find import find_files
 from halfv_edge.profile import presets, resolve
+from halfv_edge.profile.keys import ASKED, LEVELS, Key
+from halfv_edge.profile.values import WHOLES
 
 if TYPE_CHECKING:
     from halfv_edge.cli.errors import Parser
@@ -25,10 +28,7 @@ if TYPE_CHECKING:
     from halfv_edge.engine.options import ModelOptions, PruningFields
 
 MAX_TEXT_BYTES = 1 << 20
-PRUNING = (
-    "profile", "keep", "pixel_tau", "input_keep", "encoder_layer", "encoder_keep", "input_merge", "ffn_layer",
-    "ffn_keep", "further_layers", "further_keep", "image_loss", "frames_tau", "visual_share",
-)  # fmt: skip
+PRUNING = ("profile", "keep", *ASKED)  # by their names in Python
 
 
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
@@ -88,68 +88,9 @@ def add_pruning(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
 
 def add_encoder_pruning(group: argparse._ArgumentGroup) -> None:
     """What the encoder leaves out, and what room pictures have."""
-    group.add_argument(
-        "--pixel-tau",
-        metavar="LEVELS|off",
-        type=levels,
-        help="spare Qwen-VL's encoder patches within so many of 255 levels of what their neighbours predict (0: equal)",
-    )
-    group.add_argument(
-        "--frames-tau",
-        metavar="LEVELS|off",
-        type=levels,
-        help="and, of several pictures in one message, patches within so many of what the one before showed there",
-    )
-    group.add_argument(
-        "--input-keep",
-        metavar="SHARE",
-        type=number,
-        help="of a picture's visual tokens, given to the language model: any model and encoder (1: all)",
-    )
-    group.add_argument(
-        "--input-merge",
-        metavar="SHARE",
-        type=number,
-        help="of a picture's rows, left when alike ones are averaged before that (1: all)",
-    )
-    group.add_argument(
-        "--encoder-layer",
-        metavar="N",
-        type=positive,
-        help="first layer of the encoder that sees only some of a picture",
-    )
-    group.add_argument(
-        "--encoder-keep",
-        metavar="SHARE",
-        type=number,
-        help="of a picture, seen by these layers of the encoder (1: all)",
-    )
-    group.add_argument(
-        "--ffn-layer",
-        metavar="N",
-        type=positive,
-        help="from this layer on visual tokens take only the first channels of feed-forward networks",
-    )
-    group.add_argument("--ffn-keep", metavar="SHARE", type=number, help="of those channels (1: all)")
-    group.add_argument(
-        "--further-layers", metavar="N,N,...", type=numbers(int), help="first layers of stages behind III"
-    )
-    group.add_argument(
-        "--further-keep", metavar="SHARE,...", type=numbers(float),
-        help="of the visual tokens, seen by each of those (0: text alone)",
-    )  # fmt: skip
-    group.add_argument(
-        "--image-loss",
-        metavar="SHARE",
-        type=number,
-        help="make pictures smaller as far as no part of them loses more of its pixels, 0.15 say (0: never)",
-    )
-    group.add_argument(
-        "--visual-share",
-        metavar="SHARE",
-        type=number,
-        help="of the context, set aside for pictures: less KV memory, less room for text (0: room for text everywhere)",
-    )
+    for key in ASKED.values():
+        text = key.help if key.asked is True else str(key.asked)
+        group.add_argument(key.flag, metavar=key.metavar, type=type_of(key, positive, number), help=text)
 
 
 def add_running(parser: argparse.ArgumentParser) -> None:
@@ -176,6 +117,12 @@ def add_running(parser: argparse.ArgumentParser) -> None:
         "--image-max-tokens", metavar="N", type=positive, help="per picture, for encoders that take any size"
     )
     running.add_argument("-v", "--verbose", action="store_true", help="llama.cpp's log on stderr")
+
+
+def type_of(key: Key, whole: Callable[[str], int], share: Callable[[str], float]) -> Callable[[str], Any]:
+    """How the flag of a key reads its value."""
+    kinds: dict[int, Callable[[str], Any]] = {UINT32: whole, STRING: str, WHOLES: numbers(int), ARRAY: numbers(float)}
+    return kinds.get(key.type) or (levels if key.range is LEVELS else share)
 
 
 def positive(text: str) -> int:
@@ -288,10 +235,10 @@ def _without_effect(args: argparse.Namespace, model: Model) -> Iterator[str]:
     if resolve.switched_off() and any(value not in (None, "off") for value in given):
         yield "HALFV=off is set in the environment, so the model runs whole whatever the flags say."
     else:
-        for name in ("pixel_tau", "frames_tau"):
-            tau = getattr(args, name)
-            if tau not in (None, "off") and getattr(model.encoder.intake, name) is None:
-                yield f"--{name.replace('_', '-')} {tau:g} has no effect: this encoder takes pictures whole."
+        for key in ASKED.values():
+            value = getattr(args, key.name)
+            if key.range is LEVELS and value not in (None, "off") and getattr(model.encoder.intake, key.name) is None:
+                yield f"{key.flag} {value:g} has no effect: this encoder takes pictures whole."
     layer, last = model.encoder.intake.encoder_layer, model.encoder.last_cut
     if model.encoder.intake.encoder_keep < 1 and layer > last:
         why = f"of this encoder it can be {last} at most" if last else "this encoder always runs whole"

@@ -7,7 +7,6 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from halfv_edge.cli import flags
 from halfv_edge.errors import HalfVError, quote
 from halfv_edge.gguf.write import replace_keys
 from halfv_edge.profile import presets, resolve, stored
+from halfv_edge.profile.keys import KEYS
 from halfv_edge.profile.model_file import ModelFile
 from halfv_edge.profile.profile import QUESTION, Calibration, Profile
 from halfv_edge.profile.resolve import Resolved
@@ -25,47 +25,6 @@ SOURCES = {
     "sidecar": "halfv itself takes the sidecar {sidecar}",
     "gguf": "in the file",
     "off": "none: the model runs unpruned",
-}
-
-
-FIELDS: dict[str, tuple[Callable[[str], Any], str, str]] = {
-    "ivr_layer": (int, "N", "first layer of stage II"),
-    "ivr_keep": (float, "SHARE", "share of the visual tokens kept from stage II, above 0 and at most 1"),
-    "ivr_anchors": (float, "SHARE", "share of the kept that attention chooses, 0 to 1"),
-    "ivr_query": (str, "last|question", "whose attention that is: of the prompt's last token, or all the question's"),
-    "ivr_bias": (float, "BETA", "add BETA times log n to attention to a kept token that stands for n, 0 to 1; 0: off"),
-    "ssr_layer": (int, "N", "first layer of stage III; the number of layers: no stage III"),
-    "ssr_update": (float, "SHARE", "share of the visual tokens still updated in stage III, 0 to 1"),
-    "ssr_rest": (str, "frozen|dropped", "what happens to the others in stage III"),
-    "min_visual_tokens": (int, "N", "leave pictures of fewer tokens whole"),
-    "pixel_tau": (
-        flags.levels,
-        "LEVELS|off",
-        "spare the encoder patches within so many of 255 levels of what their neighbours predict; 0: equal ones",
-    ),
-    "frames_tau": (
-        flags.levels,
-        "LEVELS|off",
-        "spare it patches within so many levels of what the picture before showed in the same place; 0: equal ones",
-    ),
-    "input_keep": (float, "SHARE", "share of a picture's visual tokens given to the language model; 1: all"),
-    "encoder_layer": (int, "N", "first layer of the encoder that sees only some of a picture"),
-    "encoder_keep": (float, "SHARE", "share of a picture that these layers of the encoder see; 1: all"),
-    "input_merge": (float, "SHARE", "average rows of a picture that are alike until this share is left; 1: none"),
-    "further_layers": (flags.numbers(int), "N,N,...", "first layers of stages behind III"),
-    "further_keep": (
-        flags.numbers(float),
-        "SHARE,...",
-        "share of the visual tokens that each of those sees; 0: text alone",
-    ),
-    "ffn_layer": (int, "N", "from this layer on visual tokens take only the first channels of feed-forward networks"),
-    "ffn_keep": (float, "SHARE", "share of those channels; 1: all"),
-    "heads_layer": (int, "N", "from this layer on visual tokens have only the first groups of attention heads"),
-    "heads_keep": (float, "SHARE", "share of those groups; 1: all"),
-    "neighbours_layer": (int, "N", "from this layer on visual tokens see of their picture only neighbours before them"),
-    "neighbours_width": (int, "N", "rows and columns of the square that those are in, odd; 0: all are seen"),
-    "image_loss": (float, "SHARE", "make pictures smaller while no part loses more of its pixels than this; 0: never"),
-    "visual_share": (float, "SHARE", "share of the context set aside for pictures: less KV memory, less room for text"),
 }
 
 
@@ -80,8 +39,8 @@ def add_command(commands: flags.Commands) -> None:
     base = add.add_mutually_exclusive_group()
     base.add_argument("--preset", metavar="NAME", help="begin with a preset, scaled to the model's layers")
     base.add_argument("--from", dest="from_file", metavar="FILE", type=Path, help="begin with a JSON or another GGUF")
-    for name, (kind, metavar, text) in FIELDS.items():
-        add.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=text)
+    for key in KEYS.values():
+        add.add_argument(key.flag, type=flags.type_of(key, int, float), metavar=key.metavar, help=key.help)
     add.epilog = (
         "Without --preset and --from it begins with the profile in the file, or else the preset of the model's name. "
         f"Presets: {', '.join(presets.PRESETS)}."
@@ -164,10 +123,8 @@ def _strip(args: argparse.Namespace) -> None:
 
 def _wanted(args: argparse.Namespace, model: ModelFile) -> Profile:
     """The base, with the flags over it."""
-    changes = {name: getattr(args, name) for name in FIELDS if getattr(args, name) is not None}
-    for name in ("pixel_tau", "frames_tau"):
-        if changes.get(name) == "off":
-            changes[name] = None
+    given = {name: value for name in KEYS if (value := getattr(args, name)) is not None}
+    changes: dict[str, Any] = {name: None if value == "off" else value for name, value in given.items()}
     if args.preset:
         preset = presets.get(args.preset)
         if preset.architecture != model.architecture:

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import halfv_cpp
 from halfv_cpp import llama_h
@@ -16,14 +16,10 @@ from halfv_edge.engine.options import ProfileSource, Pruning
 from halfv_edge.errors import HalfVError
 from halfv_edge.profile import frontier, model_file, presets, resolve, stored
 from halfv_edge.profile import profile as profiles
+from halfv_edge.profile.keys import ASKED
 from halfv_edge.profile.profile import Profile
 from halfv_edge.profile.resolve import Resolved
 
-# parameters that are fields of a profile
-AS_GIVEN = (
-    "input_keep", "encoder_layer", "encoder_keep", "input_merge", "ffn_layer", "ffn_keep", "further_layers",
-    "further_keep", "image_loss",
-)  # fmt: skip
 BY_SPEED = re.compile(r"(\d{1,3}(?:\.\d+)?)x")  # 4x: of those in the file, one that is as fast
 
 
@@ -39,18 +35,17 @@ def resolve_profile(about: model_file.ModelFile, wanted: Pruning) -> Resolved:
             settings={"profile": "off"},
         )
     resolved = resolve.resolve(about, _override(given, about))
-    given_parts = {name: value for name in AS_GIVEN if (value := getattr(wanted, name)) is not None}
-    for name in ("pixel_tau", "frames_tau"):
-        if (tau := getattr(wanted, name)) is not None:
-            given_parts[name] = None if tau == "off" else tau
+    named = {name: value for name in ASKED if (value := getattr(wanted, name)) is not None}
+    share = named.pop("visual_share", None)  # which is for no other tokens, so evidence holds
+    given_parts: dict[str, Any] = {name: None if value == "off" else value for name, value in named.items()}
     if given_parts and resolved.source != "environment":
         base = resolved.profile or Profile.default(about.n_layer)
         _check_layer_and_share("encoder", wanted, base)
         _check_layer_and_share("ffn", wanted, base)
         if (changed := dataclasses.replace(base, **given_parts)) != base:
             resolved = dataclasses.replace(resolved, profile=_changed(changed, about))
-    if wanted.visual_share is not None and resolved.profile is not None:
-        changed = dataclasses.replace(resolved.profile, visual_share=wanted.visual_share).validate(about.n_layer)
+    if share is not None and resolved.profile is not None:
+        changed = dataclasses.replace(resolved.profile, visual_share=share).validate(about.n_layer)
         resolved = dataclasses.replace(resolved, profile=changed)
     if keep is None:
         return resolved

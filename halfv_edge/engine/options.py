@@ -13,7 +13,10 @@ from halfv_cpp.tensor_types import KV_TYPES
 
 from halfv_edge.engine.encoder import MMPROJ_TYPES
 from halfv_edge.errors import HalfVError
+from halfv_edge.gguf.read import ARRAY, FLOAT32
+from halfv_edge.profile.keys import ASKED, KEYS, LEVELS, Key
 from halfv_edge.profile.profile import Profile
+from halfv_edge.profile.values import WHOLES
 
 FIRST_VISUAL_SHARE = 0.75  # of a context that may grow
 FLASH = {"auto": -1, False: 0, True: 1}
@@ -70,23 +73,16 @@ class Pruning:
     names none, a chat begins with 0.75 and moves to 0 when its text needs that, so that nothing is refused."""
 
     def __post_init__(self) -> None:
-        for name in ("keep", "input_keep", "encoder_keep", "input_merge", "ffn_keep"):
-            if (share := getattr(self, name)) is not None:
-                check_number(name, share, math.ulp(0), 1, "above 0 and at most 1")
-        for name in ("pixel_tau", "frames_tau"):
-            if (tau := getattr(self, name)) is not None and tau != "off":
-                check_number(name, tau, 0, 255)
-        for name in ("visual_share", "image_loss"):
-            if (share := getattr(self, name)) is not None:
-                check_number(name, share, 0, 1)
-        for name in ("encoder_layer", "ffn_layer"):
-            _set(self, name, check_whole(name, getattr(self, name), 1))
-        if self.further_layers is not None:
-            layers = _listed("further_layers", self.further_layers)
-            _set(self, "further_layers", tuple(check_whole("further_layers", layer, 1) for layer in layers))
-        if self.further_keep is not None:
-            shares = _listed("further_keep", self.further_keep)
-            _set(self, "further_keep", tuple(check_number("further_keep", share, 0, 1) for share in shares))
+        for name, key in {"keep": KEYS["ivr_keep"], **ASKED}.items():
+            value = getattr(self, name)
+            if value is None or (key.range is LEVELS and value == "off"):
+                continue
+            if key.type in (ARRAY, WHOLES):
+                value = tuple(_checked(name, key, item) for item in _listed(name, value))
+            else:
+                value = _checked(name, key, value)
+            if key.type != FLOAT32:  # a number stays as it was given
+                _set(self, name, value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,6 +244,12 @@ def _listed(name: str, given: object) -> Sequence[object]:
     if not isinstance(given, Sequence) or isinstance(given, (str, bytes)):
         raise HalfVError(parameter=name, value=given, rule="a list of numbers")
     return given
+
+
+def _checked(name: str, key: Key, value: object) -> float | None:
+    if key.range and key.type in (FLOAT32, ARRAY):
+        return check_number(name, value, key.range.low, key.range.high, key.range.rule)
+    return check_whole(name, value, 1)
 
 
 def _stop_strings(given: str | Sequence[str]) -> tuple[str, ...]:

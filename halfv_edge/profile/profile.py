@@ -14,56 +14,21 @@ import halfv_cpp
 
 from halfv_edge.errors import quote
 from halfv_edge.gguf.read import ARRAY, FLOAT32, STRING, UINT32
+from halfv_edge.profile.keys import KEYS, LEVELS, PARTNERS, Key
 from halfv_edge.profile.values import PREFIX, WHOLES, InvalidError, check_finite, check_types, complaint, to_f32
 
 VERSION = 1
 FROZEN: Final = "frozen"
 DROPPED: Final = "dropped"
 Rest = Literal["frozen", "dropped"]
-REST = (FROZEN, DROPPED)  # in the order of enum halfv_rest
 LAST: Final = "last"
 QUESTION: Final = "question"
 Query = Literal["last", "question"]
-QUERIES: tuple[Query, ...] = (LAST, QUESTION)  # in the order of enum halfv_query
 MAX_FURTHER = halfv_cpp.HALFV_MAX_FURTHER
 MAX_WIDTH = halfv_cpp.HALFV_MAX_WIDTH
 
-# field: (key without the prefix, GGUF type), in the order in which they are checked
-KEYS = {
-    "ivr_layer": ("ivr.layer", UINT32),
-    "ivr_keep": ("ivr.keep", FLOAT32),
-    "ivr_anchors": ("ivr.anchors", FLOAT32),
-    "ssr_layer": ("ssr.layer", UINT32),
-    "ssr_update": ("ssr.update", FLOAT32),
-    "ssr_rest": ("ssr.rest", STRING),
-    "min_visual_tokens": ("min_visual_tokens", UINT32),
-    "pixel_tau": ("pixel.tau", FLOAT32),
-    "visual_share": ("visual_share", FLOAT32),
-    "input_keep": ("input.keep", FLOAT32),
-    "encoder_layer": ("encoder.layer", UINT32),
-    "encoder_keep": ("encoder.keep", FLOAT32),
-    "input_merge": ("input.merge", FLOAT32),
-    "further_layers": ("further.layers", WHOLES),
-    "further_keep": ("further.keep", ARRAY),
-    "ffn_layer": ("ffn.layer", UINT32),
-    "ffn_keep": ("ffn.keep", FLOAT32),
-    "heads_layer": ("heads.layer", UINT32),
-    "heads_keep": ("heads.keep", FLOAT32),
-    "neighbours_layer": ("neighbours.layer", UINT32),
-    "neighbours_width": ("neighbours.width", UINT32),
-    "image_loss": ("image.loss", FLOAT32),
-    "ivr_query": ("ivr.query", STRING),
-    "ivr_bias": ("ivr.bias", FLOAT32),
-    "frames_tau": ("frames.tau", FLOAT32),
-}
-# of visual tokens' networks, heads and keys, with what leaves them whole
-NARROW = {
-    ("ffn_layer", "ffn_keep"): (1, 1.0),
-    ("heads_layer", "heads_keep"): (1, 1.0),
-    ("neighbours_layer", "neighbours_width"): (1, 0),
-}
-NAMES = {"ssr_rest": REST, "ivr_query": QUERIES}  # fields that are text: what they can be
-REQUIRED = ("ivr.layer", "ivr.keep", "ivr.anchors", "ssr.layer", "ssr.update", "ssr.rest")
+# how much visual tokens have of networks, heads and keys, and from which layer on
+NARROW = {"ffn_keep": "ffn_layer", "heads_keep": "heads_layer", "neighbours_width": "neighbours_layer"}
 CALIBRATION_KEYS = {
     "samples": UINT32,
     "source": STRING,
@@ -170,14 +135,14 @@ class Profile:
     calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
-        for name, (_, type_) in KEYS.items():
+        for name, key in KEYS.items():
             value = getattr(self, name)
-            if type_ == FLOAT32 and value is not None:
+            if key.type == FLOAT32 and value is not None:
                 object.__setattr__(self, name, to_f32(value))
-            elif type_ in (ARRAY, WHOLES):
-                object.__setattr__(
-                    self, name, tuple(to_f32(item) for item in value) if type_ == ARRAY else tuple(value)
-                )
+            elif key.type == ARRAY:
+                object.__setattr__(self, name, tuple(map(to_f32, value)))
+            elif key.type == WHOLES:
+                object.__setattr__(self, name, tuple(value))
 
     @classmethod
     def default(cls, n_layer: int) -> Profile:
@@ -207,84 +172,53 @@ class Profile:
         Raises:
             HalfVError: A value does not fit; the sentence names the key and the value.
         """
-        check_types("", {key: (value, type_) for key, type_, value in self._given()})
+        check_types("", {key.key: (value, key.type) for key, value in self._given()})
         check_further(self.further_layers, self.further_keep)
-        if not 1 <= self.ivr_layer < n_layer:
-            rule = f"it must be at least 1 and below the model's {n_layer} layers"
-            raise complaint("ivr.layer", self.ivr_layer, rule)
-        if not 0 < self.ivr_keep <= 1:
-            raise complaint("ivr.keep", self.ivr_keep, "it must be above 0 and at most 1")
-        if not 0 <= self.ivr_anchors <= 1:
-            raise complaint("ivr.anchors", self.ivr_anchors, "it must be between 0 and 1")
-        check_name("ivr_query", self.ivr_query)
-        if not 0 <= self.ivr_bias <= 1:
-            raise complaint("ivr.bias", self.ivr_bias, "it must be between 0 and 1")
-        if not self.ivr_layer < self.ssr_layer <= n_layer:
-            rule = f"it must be above halfv.ivr.layer ({self.ivr_layer}) and at most the model's {n_layer} layers"
-            raise complaint("ssr.layer", self.ssr_layer, rule)
-        if not 0 <= self.ssr_update <= 1:
-            raise complaint("ssr.update", self.ssr_update, "it must be between 0 and 1")
-        check_name("ssr_rest", self.ssr_rest)
-        if self.pixel_tau is not None and not 0 <= self.pixel_tau <= 255:
-            raise complaint("pixel.tau", self.pixel_tau, "it must be between 0 and 255")
-        if not 0 <= self.visual_share <= 1:
-            raise complaint("visual_share", self.visual_share, "it must be between 0 and 1")
-        if not 0 < self.input_keep <= 1:
-            raise complaint("input.keep", self.input_keep, "it must be above 0 and at most 1")
-        if self.encoder_layer < 1:
-            raise complaint("encoder.layer", self.encoder_layer, "it must be at least 1")
-        if not 0 < self.encoder_keep <= 1:
-            raise complaint("encoder.keep", self.encoder_keep, "it must be above 0 and at most 1")
-        if not 0 < self.input_merge <= 1:
-            raise complaint("input.merge", self.input_merge, "it must be above 0 and at most 1")
-        self._check_further(n_layer)
-        if not 0 < self.ffn_keep <= 1:
-            raise complaint("ffn.keep", self.ffn_keep, "it must be above 0 and at most 1")
-        later = f"it must be at least halfv.ivr.layer ({self.ivr_layer}) and below the model's {n_layer} layers"
-        if self.ffn_keep < 1 and not self.ivr_layer <= self.ffn_layer < n_layer:
-            raise complaint("ffn.layer", self.ffn_layer, later)
-        if not 0 < self.heads_keep <= 1:
-            raise complaint("heads.keep", self.heads_keep, "it must be above 0 and at most 1")
-        if self.heads_keep < 1 and not self.ivr_layer <= self.heads_layer < n_layer:
-            raise complaint("heads.layer", self.heads_layer, later)
-        if self.neighbours_width and not (self.neighbours_width % 2 and self.neighbours_width <= MAX_WIDTH):
-            raise complaint("neighbours.width", self.neighbours_width, f"it must be 0, or odd and at most {MAX_WIDTH}")
-        if self.neighbours_width and not self.ivr_layer <= self.neighbours_layer < n_layer:
-            raise complaint("neighbours.layer", self.neighbours_layer, later)
-        if self.neighbours_width and self.ivr_bias:
-            raise complaint("ivr.bias", self.ivr_bias, "with halfv.neighbours.width it must be 0")
-        if not 0 <= self.image_loss <= 1:
-            raise complaint("image.loss", self.image_loss, "it must be between 0 and 1")
-        if self.frames_tau is not None and not 0 <= self.frames_tau <= 255:
-            raise complaint("frames.tau", self.frames_tau, "it must be between 0 and 255")
+        for name, key in KEYS.items():
+            key.check(getattr(self, name))
+            self._check_beside_others(name, n_layer)
         if self.calibration:
             self.calibration.validate(n_layer)
         return self
 
-    def _check_further(self, n_layer: int) -> None:
-        before, what = self.ssr_layer, "halfv.ssr.layer"
-        for layer in self.further_layers:
-            if not before < layer < n_layer:
-                rule = f"it must be above the {what} before it ({before}) and below the model's {n_layer} layers"
-                raise complaint("further.layers", layer, rule)
-            before, what = layer, "one"
-        for keep in self.further_keep:
-            if not 0 <= keep <= 1:
-                raise complaint("further.keep", keep, "it must be between 0 and 1")
-            if self.ssr_rest == FROZEN and keep:
-                raise complaint("further.keep", keep, "behind tokens that are frozen it must be 0")
+    def _check_beside_others(self, name: str, n_layer: int) -> None:
+        """What of a field depends on other fields and the model."""
+        value, below = getattr(self, name), f"below the model's {n_layer} layers"
+        if name == "ivr_layer" and not 1 <= value < n_layer:
+            raise complaint("ivr.layer", value, f"it must be at least 1 and {below}")
+        if name == "ivr_bias" and value and self.neighbours_width:
+            raise complaint("ivr.bias", value, "with halfv.neighbours.width it must be 0")
+        if name == "ssr_layer" and not self.ivr_layer < value <= n_layer:
+            rule = f"it must be above halfv.ivr.layer ({self.ivr_layer}) and at most the model's {n_layer} layers"
+            raise complaint("ssr.layer", value, rule)
+        if name == "neighbours_width" and value and not (value % 2 and value <= MAX_WIDTH):
+            raise complaint("neighbours.width", value, f"it must be 0, or odd and at most {MAX_WIDTH}")
+        if name in NARROW and not self._is_usual(name):
+            layer = getattr(self, NARROW[name])
+            if not self.ivr_layer <= layer < n_layer:
+                rule = f"it must be at least halfv.ivr.layer ({self.ivr_layer}) and {below}"
+                raise complaint(KEYS[NARROW[name]].key, layer, rule)
+        if name == "further_layers":
+            before, what = self.ssr_layer, "halfv.ssr.layer"
+            for layer in value:
+                if not before < layer < n_layer:
+                    rule = f"it must be above the {what} before it ({before}) and {below}"
+                    raise complaint("further.layers", layer, rule)
+                before, what = layer, "one"
+        if name == "further_keep" and self.ssr_rest == FROZEN and any(value):
+            raise complaint("further.keep", next(filter(None, value)), "behind tokens that are frozen it must be 0")
 
-    def _given(self) -> Iterator[tuple[str, int, Any]]:
-        """Key, GGUF type and value of each that is not left out; later ones are, where they do nothing."""
-        idle = {"encoder_layer", "encoder_keep"} if (self.encoder_layer, self.encoder_keep) == (1, 1.0) else set()
-        for pair, off in NARROW.items():
-            idle |= set(pair) if tuple(getattr(self, name) for name in pair) == off else set()
-        usual = {"input_merge": 1.0, "image_loss": 0.0, "ivr_query": LAST, "ivr_bias": 0.0}
-        idle |= {name for name, value in usual.items() if getattr(self, name) == value}
-        idle |= set() if self.further_layers or self.further_keep else {"further_layers", "further_keep"}
-        for name, (key, type_) in KEYS.items():
-            if (value := getattr(self, name)) is not None and name not in idle:
-                yield key, type_, list(value) if isinstance(value, tuple) else value
+    def _is_usual(self, name: str) -> bool:
+        """Whether a field is what it is where nothing is said."""
+        return bool(getattr(self, name) == DEFAULTS[name])
+
+    def _given(self) -> Iterator[tuple[Key, Any]]:
+        """Keys and values of all that is not left out, as what does nothing is; a layer and its share go together."""
+        for name, key in KEYS.items():
+            pair = (name, PARTNERS.get(name, name))
+            value = getattr(self, name)
+            if value is not None and (key.needed or key.written or not all(map(self._is_usual, pair))):
+                yield key, list(value) if isinstance(value, tuple) else value
 
     def prunes(self, n_layer: int) -> bool:
         """Whether it leaves any visual token out in the language model.
@@ -301,7 +235,7 @@ class Profile:
     @property
     def narrows(self) -> bool:
         """Whether visual tokens take only some channels, heads or neighbours."""
-        return self.ffn_keep < 1 or self.heads_keep < 1 or self.neighbours_width > 0
+        return not all(self._is_usual(much) for much in NARROW)
 
     @property
     def takes_parts(self) -> bool:
@@ -316,8 +250,8 @@ class Profile:
     def to_gguf(self) -> dict[str, tuple[int, Any]]:
         """Metadata of a GGUF, each key with its type and value."""
         entries: dict[str, tuple[int, Any]] = {PREFIX + "version": (UINT32, VERSION)}
-        for key, type_, value in self._given():
-            entries[PREFIX + key] = (ARRAY if type_ == WHOLES else type_, value)
+        for key, value in self._given():
+            entries[PREFIX + key.key] = (ARRAY if key.type == WHOLES else key.type, value)
         for name, value in (self.calibration.to_json() if self.calibration else {}).items():
             entries[f"{PREFIX}calibration.{name}"] = (CALIBRATION_KEYS[name], value)
         return entries
@@ -339,22 +273,21 @@ class Profile:
         check_version(flat.pop("version", None))
         measured = [key for key in flat if key.startswith("calibration.")]
         evidence = {key.removeprefix("calibration."): flat.pop(key) for key in measured}
-        values = _read_json(flat, dict(KEYS.values()), "")
-        for key, _ in KEYS.values():
-            if key not in values and key in REQUIRED:
-                raise missing(key)
-        check_further(values.get("further.layers", ()), values.get("further.keep", ()))
-        for name in (name for name in NAMES if KEYS[name][0] in values):
-            check_name(name, values[KEYS[name][0]])
+        values = _read_json(flat, {key.key: key.type for key in KEYS.values()}, "")
+        for key in KEYS.values():
+            if key.key not in values and key.needed:
+                raise missing(key.key)
+        given = {name: values[key.key] for name, key in KEYS.items() if key.key in values}
+        check_further(given.get("further_layers", ()), given.get("further_keep", ()))
+        check_names(given)
         calibration = Calibration(**_read_json(evidence, CALIBRATION_KEYS, "calibration.")) if evidence else None
-        names = {key: name for name, (key, _) in KEYS.items()}
-        return cls(**{names[key]: value for key, value in values.items()}, calibration=calibration)
+        return cls(**given, calibration=calibration)
 
     def to_json(self) -> dict[str, Any]:
         """As in the sidecar: nested, one level per dot of the GGUF keys."""
         out: dict[str, Any] = {"version": VERSION}
-        for key, _, value in self._given():
-            group, _, leaf = key.rpartition(".")
+        for key, value in self._given():
+            group, _, leaf = key.key.rpartition(".")
             (out.setdefault(group, {}) if group else out)[leaf] = value
         if self.calibration:
             out["calibration"] = self.calibration.to_json()
@@ -363,9 +296,11 @@ class Profile:
     def to_c(self) -> halfv_cpp.halfv_profile:
         """For halfv_model_set_profile."""
         values = {name: getattr(self, name) for name in KEYS}
-        values |= {name: known.index(values[name]) for name, known in NAMES.items()}
-        values |= {"pixel_prune": self.pixel_tau is not None, "pixel_tau": self.pixel_tau or 0.0}
-        values |= {"frames_prune": self.frames_tau is not None, "frames_tau": self.frames_tau or 0.0}
+        for name, key in KEYS.items():
+            if key.names:
+                values[name] = key.names.index(values[name])
+            if key.range is LEVELS:
+                values |= {_switch(name): values[name] is not None, name: values[name] or 0.0}
         return halfv_cpp.halfv_profile(**values, n_further=len(self.further_layers))
 
     def encoder_part(self, n_layer: int) -> Profile:
@@ -390,11 +325,22 @@ class Profile:
             The profile, without the evidence for it.
         """
         values = {name: getattr(struct_, name) for name in KEYS}
-        values |= {name: known[values[name]] for name, known in NAMES.items()}
-        values["pixel_tau"] = struct_.pixel_tau if struct_.pixel_prune else None
-        values["frames_tau"] = struct_.frames_tau if struct_.frames_prune else None
-        values |= {name: values[name][: struct_.n_further] for name in ("further_layers", "further_keep")}
+        for name, key in KEYS.items():
+            if key.names:
+                values[name] = key.names[values[name]]
+            if key.range is LEVELS and not getattr(struct_, _switch(name)):
+                values[name] = None
+            if key.type in (ARRAY, WHOLES):
+                values[name] = values[name][: struct_.n_further]
         return cls(**values)
+
+
+DEFAULTS = {field.name: field.default for field in fields(Profile)}  # of those that have one
+
+
+def _switch(name: str) -> str:
+    """The field in C that says whether there are levels: pixel_prune for pixel_tau."""
+    return name.replace("_tau", "_prune")
 
 
 def missing(key: str) -> InvalidError:
@@ -409,9 +355,11 @@ def check_version(version: Any) -> None:
         raise complaint("version", quote(version), rule)
 
 
-def check_name(field: str, value: str) -> None:
-    if value not in (known := NAMES[field]):
-        raise complaint(KEYS[field][0], quote(value), f'it must be "{known[0]}" or "{known[1]}"')
+def check_names(values: Mapping[str, Any]) -> None:
+    """Of fields that are text, those that are there."""
+    for name, key in KEYS.items():
+        if key.names and name in values:
+            key.check(values[name])
 
 
 def check_further(layers: Sequence[int], keep: Sequence[float]) -> None:
@@ -426,7 +374,7 @@ def _flatten(value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise InvalidError(f"a profile is a JSON object, not {quote(value)}")
     out: dict[str, Any] = {}
-    groups = {"calibration", *(name.partition(".")[0] for name, _ in KEYS.values() if "." in name)}
+    groups = {"calibration", *(key.key.partition(".")[0] for key in KEYS.values() if "." in key.key)}
     for key, item in value.items():
         if key in groups:
             if not isinstance(item, Mapping):

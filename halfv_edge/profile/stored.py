@@ -10,16 +10,14 @@ from typing import Any
 from halfv_edge import files
 from halfv_edge.errors import HalfVError, quote
 from halfv_edge.gguf.read import ARRAY, FLOAT32, STRING, TYPE_NAMES, UINT32, Metadata
+from halfv_edge.profile.keys import KEYS
 from halfv_edge.profile.model_file import ModelFile
 from halfv_edge.profile.profile import (
     CALIBRATION_KEYS,
-    KEYS,
-    NAMES,
-    REQUIRED,
     Calibration,
     Profile,
     check_further,
-    check_name,
+    check_names,
     check_version,
     missing,
 )
@@ -36,13 +34,11 @@ def read_gguf(model: ModelFile) -> Profile | None:
     if "halfv.version" not in metadata.entries:
         return None
     try:
-        check_version(_typed(metadata, "version", UINT32))
-        values = {name: _typed(metadata, key, type_) for name, (key, type_) in KEYS.items()}
+        check_version(_typed(metadata, "version", UINT32, needed=True))
+        values = {name: _typed(metadata, key.key, key.type, needed=key.needed) for name, key in KEYS.items()}
         check_further(values["further_layers"] or (), values["further_keep"] or ())
         values = {name: value for name, value in values.items() if value is not None}
-        for name in NAMES:
-            if name in values:
-                check_name(name, values[name])
+        check_names(values)
         return Profile(**values, calibration=_evidence(model)[0]).validate(model.n_layer)
     except InvalidError as error:
         raise HalfVError(f"{model.path}: {error}") from error
@@ -123,11 +119,11 @@ def notes(model: ModelFile) -> list[str]:
     return _evidence(model)[1]
 
 
-def _typed(metadata: Metadata, key: str, type_: int) -> Any:
-    """A value of the type that the specification gives it; some may be missing, and the evidence."""
+def _typed(metadata: Metadata, key: str, type_: int, *, needed: bool = False) -> Any:
+    """A value of the type that the specification gives it; None where there is none."""
     entry = metadata.entries.get(PREFIX + key)
     if entry is None:
-        if key in (*REQUIRED, "version"):
+        if needed:
             raise missing(key)
         return None
     wanted = {ARRAY: (ARRAY, FLOAT32), WHOLES: (ARRAY, UINT32)}.get(type_, (type_, entry.item_type))

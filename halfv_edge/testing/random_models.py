@@ -15,6 +15,9 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType
 
+from halfv_edge.gguf.read import ARRAY, FLOAT32, UINT32
+from halfv_edge.profile.keys import KEYS
+from halfv_edge.profile.values import WHOLES
 from halfv_edge.testing.random_layers import ATTENTION_EVERY, DECAY, delta_net_shapes, layer_shapes, qwen35_metadata
 
 __all__ = ["ARCHS", "MROPE_ARCHS", "layer_shapes", "write_gguf", "write_model"]
@@ -28,24 +31,13 @@ FTYPES = {name: GGMLQuantizationType[name.upper()] for name in ("f32", "f16", "q
 WORDS = ("what", "is", "in", "the", "picture", "image", "a", "and", "cat", "dog", "red", "where", "yes", "no")
 CONTROL = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
 
-PROFILE_TYPES = {
+ITEM_TYPES = {WHOLES: UINT32, ARRAY: FLOAT32}
+PROFILE_TYPES = {  # of a list that of its items
     "version": GGUFValueType.UINT32,
-    "ivr.layer": GGUFValueType.UINT32,
-    "ivr.keep": GGUFValueType.FLOAT32,
-    "ivr.anchors": GGUFValueType.FLOAT32,
-    "ssr.layer": GGUFValueType.UINT32,
-    "ssr.update": GGUFValueType.FLOAT32,
-    "ssr.rest": GGUFValueType.STRING,
-    "min_visual_tokens": GGUFValueType.UINT32,
-    "visual_share": GGUFValueType.FLOAT32,
-    "further.layers": GGUFValueType.UINT32,
-    "further.keep": GGUFValueType.FLOAT32,
-    "ffn.layer": GGUFValueType.UINT32,
-    "ffn.keep": GGUFValueType.FLOAT32,
     "calibration.samples": GGUFValueType.UINT32,
     "calibration.source": GGUFValueType.STRING,
     "calibration.divergence": GGUFValueType.FLOAT32,
-}
+} | {key.key: GGUFValueType(ITEM_TYPES.get(key.type, key.type)) for key in KEYS.values()}
 
 
 def write_model(

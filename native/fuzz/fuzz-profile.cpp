@@ -2,17 +2,21 @@
 
 #include "tiny-model.h"
 
+#include "halfv-keys.h"
+
 #include <cmath>
 #include <cstring>
 
 using namespace fuzz;
 
-static const char * const keys[] = {
-    "halfv.version", "halfv.ivr.layer", "halfv.ivr.keep", "halfv.ivr.anchors", "halfv.ssr.layer", "halfv.ssr.update",
-    "halfv.ssr.rest", "halfv.min_visual_tokens", "halfv.pixel.tau", "halfv.frames.tau", "halfv.input.keep", "halfv.ivr.cells", "halfv.ssr.cells",
-    "halfv.calibration.samples", "halfv.calibration.layer_kl", "halfv.encoder.layer", "halfv.encoder.keep",
-    "halfv.image.loss", "halfv.ivr.bias",
-};
+static const std::vector<std::string> & keys() {
+    static const std::vector<std::string> res = []() {
+        std::vector<std::string> names = { "halfv.version", "halfv.calibration.samples", "halfv.calibration.layer_kl" };
+        for (const halfv::profile_key & key : halfv::PROFILE_KEYS) { names.push_back(std::string("halfv.") + key.name); }
+        return names;
+    }();
+    return res;
+}
 
 static float as_float(uint32_t bits) {
     float value;
@@ -49,9 +53,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {
         const uint32_t known = in.take(1);
         if (known & 1) { write_profile(out, known & 2 ? "frozen" : "dropped", known & 4 ? 0.25f : 0.0f); }
         while (in.left()) {
-            const uint32_t which = in.below(std::size(keys) + 1);
-            if (which < std::size(keys)) {
-                set_value(out, keys[which], in);
+            const uint32_t which = in.below(keys().size() + 1);
+            if (which < keys().size()) {
+                set_value(out, keys()[which].c_str(), in);
             } else {
                 const std::string any = "halfv." + in.text(in.below(12));
                 if (any.size() < 64) { set_value(out, any.c_str(), in); }

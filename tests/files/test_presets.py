@@ -25,7 +25,8 @@ from halfv_edge.gguf.read import (
     encode_entry,
 )
 from halfv_edge.profile import presets, profile, stored
-from halfv_edge.profile.profile import KEYS, Profile
+from halfv_edge.profile.keys import KEYS
+from halfv_edge.profile.profile import Profile
 
 VICUNA, MISTRAL, QWEN = (0.5, 0.2, 0.0, "frozen"), (0.5, 0.1, 0.0, "frozen"), (0.25, 0.1, 0.05, "dropped")
 
@@ -134,15 +135,13 @@ def specification(root: Path) -> str:
 
 
 def test_specified_keys(specification: str) -> None:
-    rows = re.findall(r"^\| `halfv\.([\w.]+)` \| ([^|]+?) \|", specification, re.MULTILINE)
-    assert [key for key, _ in rows] == [
-        "version",
-        *(key for key, _ in KEYS.values()),
-        *(f"calibration.{name}" for name in profile.CALIBRATION_KEYS),
-        "frontier",
+    rows = re.findall(r"^\| `halfv\.([\w.]+)` \| ([^|]+?) \|.*\| ([^|]+) \|$", specification, re.MULTILINE)
+    evidence = [(f"calibration.{name}", type_, False) for name, type_ in profile.CALIBRATION_KEYS.items()]
+    keys = [(key.key, key.type, key.needed) for key in KEYS.values()]
+    assert [(key, type_.split(",")[0], needed == "yes") for key, type_, needed in rows] == [
+        (key, stored.TYPE_WORDS[type_], needed)
+        for key, type_, needed in [("version", UINT32, True), *keys, *evidence, ("frontier", STRING, False)]
     ]
-    types = [UINT32, *(type_ for _, type_ in KEYS.values()), *profile.CALIBRATION_KEYS.values(), STRING]
-    assert [type_.split(",")[0] for _, type_ in rows] == [stored.TYPE_WORDS[type_] for type_ in types]
 
 
 def test_specified_sidecar(specification: str) -> None:

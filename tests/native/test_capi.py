@@ -58,7 +58,15 @@ def test_a_batch_costs_what_it_holds(build_dir: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-4000:]
 
 
-@pytest.mark.parametrize("profile", [None, DROP, FREEZE | {"pixel.tau": 2.5, "visual_share": 0.5, "input.keep": 0.5}])
+OTHERS = {
+    "min_visual_tokens": 7, "pixel.tau": 2.5, "frames.tau": 0.0, "input.merge": 0.5, "encoder.layer": 3,
+    "encoder.keep": 0.5, "ffn.layer": 3, "ffn.keep": 0.5, "heads.layer": 4, "heads.keep": 0.5, "image.loss": 0.25,
+    "ivr.query": "question", "ivr.bias": 0.5, "further.layers": [5], "further.keep": [0.0],
+}  # fmt: skip
+NEAR = {"neighbours.layer": 3, "neighbours.width": 5, "visual_share": 0.5, "input.keep": 0.5}
+
+
+@pytest.mark.parametrize("profile", [None, DROP, FREEZE | NEAR, DROP | OTHERS], ids=["none", "few", "more", "many"])
 def test_a_saved_model_keeps_its_profile(profile: dict | None, tmp_path: Path) -> None:
     """llama_model_save_to_file leaves out all that llama.cpp does not know."""
     with Client(make_tiny(tmp_path / "model.gguf", "llama", profile=profile), n_ctx=64) as client:

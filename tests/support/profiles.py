@@ -18,13 +18,14 @@ from halfv_edge.gguf.read import (
 )
 from halfv_edge.gguf.write import replace_keys
 from halfv_edge.profile import resolve
-from halfv_edge.profile.profile import KEYS, Profile
+from halfv_edge.profile.keys import KEYS
+from halfv_edge.profile.profile import Profile
 from halfv_edge.profile.values import WHOLES
 from halfv_edge.testing.client import LOG, Client, log_text
 
 TABLE = json.loads((Path(__file__).parent / "profile_cases.json").read_text())
 N_LAYER, BASE, CASES = TABLE["n_layer"], TABLE["base"], TABLE["cases"]
-TYPES = {"version": "u32"} | {key: "arr" if type_ == WHOLES else TYPE_NAMES[type_] for key, type_ in KEYS.values()}
+TYPES = {"version": "u32"} | {key.key: "arr" if key.type == WHOLES else TYPE_NAMES[key.type] for key in KEYS.values()}
 GOOD = Profile(2, 0.5, 0.2, 4, 0.1, "dropped")
 
 
@@ -94,3 +95,15 @@ def assert_same_mistake(path: Path, sentence: str) -> None:
     assert theirs.isascii() and theirs.isprintable() and len(theirs) < 800
     if "not valid JSON" not in sentence and "nested too deep" not in sentence:
         assert theirs.replace('"', "") == ours.replace('"', "").removesuffix(".")
+
+
+def complaints(given: Profile, n_layer: int) -> tuple[str, str]:
+    """What Python and C++ say of a profile, "" when they take it."""
+    try:
+        given.validate(n_layer)
+        ours = ""
+    except HalfVError as error:
+        ours = f"halfv: {error}"
+    rc = halfv_cpp.halfv_profile_validate(byref(given.to_c()), n_layer)
+    theirs = halfv_cpp.halfv_last_error().decode() if rc else ""
+    return ours, theirs.replace("-nan", "nan")

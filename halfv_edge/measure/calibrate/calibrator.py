@@ -25,7 +25,8 @@ from halfv_edge.measure.calibrate.search import Check, Choices, Search
 from halfv_edge.measure.calibrate.taps import GreedyAnswer, Observation, Probe, n_tokens
 from halfv_edge.measure.progress import Progress, Say, Sentence, Watch, ignore
 from halfv_edge.measure.work_file import WorkFile
-from halfv_edge.profile.profile import KEYS, Calibration, Intake, Profile
+from halfv_edge.profile.keys import KEYS
+from halfv_edge.profile.profile import Calibration, Intake, Profile
 
 FROZEN_SAMPLES = 8  # on which every layer is frozen once, at the cost of half the layers per layer
 TRIED_SAMPLES = 24  # on which candidates are run

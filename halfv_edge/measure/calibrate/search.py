@@ -18,19 +18,22 @@ from typing import TypeVar
 from halfv_edge.errors import HalfVError
 from halfv_edge.measure.calibrate.parts import Part
 from halfv_edge.profile.profile import (
+    DEFAULTS,
     DROPPED,
     FROZEN,
     LAST,
     NARROW,
-    QUERIES,
+    QUESTION,
     WHOLE_INTAKE,
     Intake,
     Profile,
+    Query,
     Rest,
 )
 from halfv_edge.profile.values import InvalidError
 
 ANCHORS = (0.1, 0.3, 0.6, 0.0)
+QUERIES: tuple[Query, ...] = (LAST, QUESTION)
 MODES: tuple[tuple[float, Rest], ...] = (
     (0.0, FROZEN),
     (0.05, DROPPED),
@@ -305,7 +308,7 @@ class Search:
     def _layers(self, shape: Profile) -> Iterator[Profile]:
         for layer in self._around(shape.ivr_layer, self.first_layers):
             # no part begins before stage II
-            on = [name for (name, much), off in NARROW.items() if getattr(shape, much) != off[1]]
+            on = [name for much, name in NARROW.items() if getattr(shape, much) != DEFAULTS[much]]
             behind = {name: max(layer, getattr(shape, name)) for name in on}
             yield dataclasses.replace(shape, ivr_layer=layer, **behind)
 

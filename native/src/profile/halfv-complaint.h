@@ -23,19 +23,4 @@ std::string wrong_version(const T & version) {
     return complaint("halfv.version", version, "this build reads version 1; a newer halfv-edge may read it, or set HALFV=off to run unpruned");
 }
 
-// values of keys that are text, in the order of their enums
-constexpr const char * RESTS[]   = { "frozen", "dropped" };
-constexpr const char * QUERIES[] = { "last", "question" };
-
-// "", or what is wrong with a name, which is shown in this way
-inline std::string set_named(int32_t & out, const char * key, const std::string & name, const std::string & shown, const char * const (&names)[2]) {
-    for (int32_t i = 0; i < 2; ++i) {
-        if (name == names[i]) {
-            out = i;
-            return "";
-        }
-    }
-    return complaint(key, shown, std::string("it must be \"") + names[0] + "\" or \"" + names[1] + "\"");
-}
-
 } // namespace halfv

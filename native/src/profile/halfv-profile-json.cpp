@@ -11,6 +11,7 @@
 #include <fstream>
 #include <set>
 #include <stdexcept>
+#include <type_traits>
 
 namespace halfv {
 
@@ -92,15 +93,13 @@ static json parse(const std::string & text) {
 
 namespace {
 
-enum class value_type { whole, number, text, list, whole_list };
-
 const char * rule_of(value_type type) {
     switch (type) {
-        case value_type::whole:  return "it must be a whole number from 0 to 4294967295";
-        case value_type::number: return "it must be a number";
-        case value_type::text:   return "it must be text";
-        case value_type::list:   return "it must be a list of numbers";
-        case value_type::whole_list: return "it must be a list of whole numbers from 0 to 4294967295";
+        case value_type::whole:   return "it must be a whole number from 0 to 4294967295";
+        case value_type::number:  return "it must be a number";
+        case value_type::text:    return "it must be text";
+        case value_type::numbers: return "it must be a list of numbers";
+        case value_type::wholes:  return "it must be a list of whole numbers from 0 to 4294967295";
     }
     return "";
 }
@@ -114,65 +113,34 @@ bool fits(const json & value, value_type type) {
         case value_type::whole:  return is_whole(value);
         case value_type::number: return value.is_number();
         case value_type::text:   return value.is_string();
-        case value_type::list:
+        case value_type::numbers:
             return value.is_array() && std::all_of(value.begin(), value.end(), [](const json & item) { return item.is_number(); });
-        case value_type::whole_list:
+        case value_type::wholes:
             return value.is_array() && std::all_of(value.begin(), value.end(), is_whole);
     }
     return false;
 }
 
-struct known_key {
-    const char * key; // without "halfv."
+struct evidence_key {
+    const char * name;
     value_type   type;
-    bool         needed;
-    void (*set)(halfv_profile & p, const json & value); // null: evidence, which changes nothing
 };
 
-void set_text(int32_t & out, const char * key, const json & value, const char * const (&names)[2]) {
-    if (const std::string wrong = set_named(out, key, value.get<std::string>(), shown(value), names); !wrong.empty()) {
-        refuse(wrong);
-    }
+// what a profile was found with, which changes nothing
+const evidence_key EVIDENCE_KEYS[] = {
+    { "calibration.samples",        value_type::whole },
+    { "calibration.source",         value_type::text },
+    { "calibration.visual_entropy", value_type::numbers },
+    { "calibration.text_entropy",   value_type::numbers },
+    { "calibration.layer_kl",       value_type::numbers },
+    { "calibration.divergence",     value_type::number },
+};
+
+bool is_group(const std::string & key) {
+    return key == "calibration" || std::any_of(std::begin(PROFILE_KEYS), std::end(PROFILE_KEYS), [&](const profile_key & k) {
+        return std::string(k.name).rfind(key + ".", 0) == 0;
+    });
 }
-
-void set_later(halfv_profile &, const json &) {} // lists that belong together
-
-// in the order in which they are checked
-const known_key KEYS[] = {
-    { "ivr.layer",         value_type::whole,  true,  [](halfv_profile & p, const json & v) { p.ivr_layer   = v; } },
-    { "ivr.keep",          value_type::number, true,  [](halfv_profile & p, const json & v) { p.ivr_keep    = v; } },
-    { "ivr.anchors",       value_type::number, true,  [](halfv_profile & p, const json & v) { p.ivr_anchors = v; } },
-    { "ssr.layer",         value_type::whole,  true,  [](halfv_profile & p, const json & v) { p.ssr_layer   = v; } },
-    { "ssr.update",        value_type::number, true,  [](halfv_profile & p, const json & v) { p.ssr_update  = v; } },
-    { "ssr.rest",          value_type::text,   true,  [](halfv_profile & p, const json & v) { set_text(p.ssr_rest, "halfv.ssr.rest", v, RESTS); } },
-    { "min_visual_tokens", value_type::whole,  false, [](halfv_profile & p, const json & v) { p.min_visual_tokens = v; } },
-    { "pixel.tau",         value_type::number, false, [](halfv_profile & p, const json & v) { p.pixel_prune = true; p.pixel_tau = v; } },
-    { "visual_share",      value_type::number, false, [](halfv_profile & p, const json & v) { p.visual_share = v; } },
-    { "input.keep",        value_type::number, false, [](halfv_profile & p, const json & v) { p.input_keep = v; } },
-    { "encoder.layer",     value_type::whole,  false, [](halfv_profile & p, const json & v) { p.encoder_layer = v; } },
-    { "encoder.keep",      value_type::number, false, [](halfv_profile & p, const json & v) { p.encoder_keep = v; } },
-    { "input.merge",       value_type::number, false, [](halfv_profile & p, const json & v) { p.input_merge = v; } },
-    { "further.layers",    value_type::whole_list, false, set_later },
-    { "further.keep",      value_type::list,   false, set_later },
-    { "ffn.layer",         value_type::whole,  false, [](halfv_profile & p, const json & v) { p.ffn_layer = v; } },
-    { "ffn.keep",          value_type::number, false, [](halfv_profile & p, const json & v) { p.ffn_keep = v; } },
-    { "heads.layer",       value_type::whole,  false, [](halfv_profile & p, const json & v) { p.heads_layer = v; } },
-    { "heads.keep",        value_type::number, false, [](halfv_profile & p, const json & v) { p.heads_keep = v; } },
-    { "neighbours.layer",  value_type::whole,  false, [](halfv_profile & p, const json & v) { p.neighbours_layer = v; } },
-    { "neighbours.width",  value_type::whole,  false, [](halfv_profile & p, const json & v) { p.neighbours_width = v; } },
-    { "image.loss",        value_type::number, false, [](halfv_profile & p, const json & v) { p.image_loss = v; } },
-    { "ivr.query",         value_type::text,   false, [](halfv_profile & p, const json & v) { set_text(p.ivr_query, "halfv.ivr.query", v, QUERIES); } },
-    { "ivr.bias",          value_type::number, false, [](halfv_profile & p, const json & v) { p.ivr_bias = v; } },
-    { "frames.tau",        value_type::number, false, [](halfv_profile & p, const json & v) { p.frames_prune = true; p.frames_tau = v; } },
-    { "calibration.samples",        value_type::whole,  false, nullptr },
-    { "calibration.source",         value_type::text,   false, nullptr },
-    { "calibration.visual_entropy", value_type::list,   false, nullptr },
-    { "calibration.text_entropy",   value_type::list,   false, nullptr },
-    { "calibration.layer_kl",       value_type::list,   false, nullptr },
-    { "calibration.divergence",     value_type::number, false, nullptr },
-};
-
-const char * const GROUPS[] = { "ivr", "ssr", "pixel", "input", "encoder", "further", "ffn", "heads", "neighbours", "image", "frames", "calibration" };
 
 struct entry {
     std::string key;
@@ -193,7 +161,7 @@ std::vector<entry> flatten(const json & object) {
     }
     std::vector<entry> entries;
     for (const auto & [key, value] : object.items()) {
-        if (std::find(std::begin(GROUPS), std::end(GROUPS), key) != std::end(GROUPS)) {
+        if (is_group(key)) {
             if (!value.is_object()) {
                 refuse(complaint("halfv." + key, shown(value), "it must be an object"));
             }
@@ -209,27 +177,39 @@ std::vector<entry> flatten(const json & object) {
     return entries;
 }
 
+value_type type_of(const evidence_key & key) { return key.type; }
+
 // Of the profile or of the evidence: keys that exist, and values of the types that the specification gives them.
-void check(const std::vector<entry> & entries, bool evidence) {
+template <typename K, size_t N>
+void check(const std::vector<entry> & entries, const K (& keys)[N]) {
     for (const entry & e : entries) {
-        if (e.is_evidence() != evidence) {
+        if (e.is_evidence() != std::is_same_v<K, evidence_key>) {
             continue;
         }
         std::string names;
-        const known_key * known = nullptr;
-        for (const known_key & k : KEYS) {
-            if ((k.set == nullptr) == evidence) {
-                names += std::string(names.empty() ? "halfv." : ", halfv.") + k.key;
-                known  = e.key == k.key ? &k : known;
-            }
+        const K * known = nullptr;
+        for (const K & k : keys) {
+            names += std::string(names.empty() ? "halfv." : ", halfv.") + k.name;
+            known  = e.key == k.name ? &k : known;
         }
         if (!known) {
             refuse(quoted("halfv." + e.key) + " is not a key of a profile: those are " + names);
         }
-        if (!fits(e.value, known->type)) {
-            refuse(complaint("halfv." + e.key, shown(e.value), rule_of(known->type)));
+        if (!fits(e.value, type_of(*known))) {
+            refuse(complaint("halfv." + e.key, shown(e.value), rule_of(type_of(*known))));
         }
     }
+}
+
+key_value value_of(const json & value, value_type type) {
+    switch (type) {
+        case value_type::whole:   return value.get<uint32_t>();
+        case value_type::number:  return value.get<float>();
+        case value_type::text:    return value.get<std::string>();
+        case value_type::wholes:  return value.get<std::vector<uint32_t>>();
+        case value_type::numbers: return value.get<std::vector<float>>();
+    }
+    return {};
 }
 
 std::string first_not_finite(const json & value) {
@@ -253,32 +233,26 @@ json_profile parse_profile(const std::string & text) {
     if (tree["version"] != HALFV_PROFILE_VERSION) {
         refuse(wrong_version(shown(tree["version"])));
     }
-    check(entries, false);
-    for (const known_key & k : KEYS) {
-        if (k.needed && !find(entries, k.key)) {
-            refuse(missing(std::string("halfv.") + k.key));
+    check(entries, PROFILE_KEYS);
+    key_values values;
+    for (size_t i = 0; i < values.size(); ++i) {
+        const profile_key & key = PROFILE_KEYS[i];
+        const entry * e = find(entries, key.name);
+        if (e) {
+            values[i] = value_of(e->value, type_of(key));
+        } else if (key.use == key_use::needed) {
+            refuse(missing(std::string("halfv.") + key.name));
         }
     }
-    json_profile parsed = { default_profile(0), {} };
-    const entry * layers = find(entries, "further.layers"), * keep = find(entries, "further.keep");
-    const std::string wrong = set_further(parsed.profile, layers ? layers->value.get<std::vector<uint32_t>>() : std::vector<uint32_t>(),
-                                          keep ? keep->value.get<std::vector<float>>() : std::vector<float>());
-    if (!wrong.empty()) {
-        refuse(wrong);
-    }
-    for (const known_key & k : KEYS) {
-        if (const entry * e = find(entries, k.key); e && k.set) {
-            k.set(parsed.profile, e->value);
-        }
-    }
-    check(entries, true);
-    for (const known_key & k : KEYS) {
-        const entry * e = find(entries, k.key);
-        if (!e || k.set || (k.type != value_type::list && k.type != value_type::number)) {
+    json_profile parsed = { make_profile(values), {} };
+    check(entries, EVIDENCE_KEYS);
+    for (const evidence_key & k : EVIDENCE_KEYS) {
+        const entry * e = find(entries, k.name);
+        if (!e || (k.type != value_type::numbers && k.type != value_type::number)) {
             continue;
         }
         evidence found = { "halfv." + e->key, std::nullopt, e->key == "calibration.layer_kl" ? 0u : 1u, first_not_finite(e->value) };
-        if (k.type == value_type::list) {
+        if (k.type == value_type::numbers) {
             found.n_values = e->value.size();
         }
         parsed.calibration.push_back(found);

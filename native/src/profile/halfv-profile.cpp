@@ -11,15 +11,12 @@
 #include <cstring>
 #include <new>
 #include <stdexcept>
+#include <tuple>
 
 namespace halfv {
 
 static std::string too_many_further(size_t n) {
     return complaint("halfv.further.layers", std::to_string(n) + " values", "there can be at most " + std::to_string(HALFV_MAX_FURTHER));
-}
-
-static bool in_range(float value, float low, float high) {
-    return std::isfinite(value) && value >= low && value <= high;
 }
 
 halfv_profile default_profile(uint32_t n_layer) {
@@ -80,98 +77,78 @@ double share_held(const halfv_profile & p, int s) {
     return s == 2 && p.ssr_rest == HALFV_REST_FROZEN ? p.ivr_keep : share_updated(p, s);
 }
 
-std::string validate(const halfv_profile & p, uint32_t n_layer) {
-    const std::string layers = std::to_string(n_layer);
+// "", or what is wrong with a key whatever the others are
+static std::string wrong_alone(const profile_key & key, const halfv_profile & p) {
+    const std::string name = std::string("halfv.") + key.name;
+    const auto check = [&](float value, const key_range & range) -> std::string {
+        const bool fits = std::isfinite(value) && (value > range.low || (range.has_low && value == range.low)) && value <= range.high;
+        return fits ? "" : complaint(name, value, range.rule);
+    };
+    return std::visit(by_kind {
+        [&](const whole_key & k) -> std::string {
+            return p.*k.member >= k.least ? "" : complaint(name, p.*k.member, "it must be at least " + std::to_string(k.least));
+        },
+        [&](const number_key & k) -> std::string { return k.given && !(p.*k.given) ? "" : check(p.*k.member, k.range); },
+        [&](const name_key & k) -> std::string {
+            const auto & names = *k.names;
+            return p.*k.member == 0 || p.*k.member == 1 ? "" :
+                    complaint(name, p.*k.member, std::string("it must be ") + names[0] + " (0) or " + names[1] + " (1)");
+        },
+        [&](const wholes_key &) -> std::string { return ""; },
+        [&](const numbers_key & k) -> std::string {
+            for (uint32_t i = 0; i < p.n_further; ++i) {
+                if (std::string wrong = check((p.*k.member)[i], k.range); !wrong.empty()) { return wrong; }
+            }
+            return "";
+        },
+    }, key.kind);
+}
 
-    if (p.ivr_layer < 1 || p.ivr_layer >= n_layer) {
-        return complaint("halfv.ivr.layer", p.ivr_layer, "it must be at least 1 and below the model's " + layers + " layers");
+// the same of what depends on others and on the model
+static std::string wrong_beside_others(const profile_key & key, const halfv_profile & p, uint32_t n_layer) {
+    const std::string name = std::string("halfv.") + key.name, layers = std::to_string(n_layer);
+    const auto is = [&](const char * other) { return strcmp(key.name, other) == 0; };
+    const std::string below = "below the model's " + layers + " layers", ivr_layer = "halfv.ivr.layer (" + std::to_string(p.ivr_layer) + ")";
+    if (is("ivr.layer") && (p.ivr_layer < 1 || p.ivr_layer >= n_layer)) {
+        return complaint(name, p.ivr_layer, "it must be at least 1 and " + below);
     }
-    if (!in_range(p.ivr_keep, 0.0f, 1.0f) || p.ivr_keep == 0.0f) {
-        return complaint("halfv.ivr.keep", p.ivr_keep, "it must be above 0 and at most 1");
+    if (is("ivr.bias") && p.ivr_bias > 0.0f && p.neighbours_width > 0) {
+        return complaint(name, p.ivr_bias, "with halfv.neighbours.width it must be 0");
     }
-    if (!in_range(p.ivr_anchors, 0.0f, 1.0f)) {
-        return complaint("halfv.ivr.anchors", p.ivr_anchors, "it must be between 0 and 1");
+    if (is("ssr.layer") && (p.ssr_layer <= p.ivr_layer || p.ssr_layer > n_layer)) {
+        return complaint(name, p.ssr_layer, "it must be above " + ivr_layer + " and at most the model's " + layers + " layers");
     }
-    if (p.ivr_query != HALFV_QUERY_LAST && p.ivr_query != HALFV_QUERY_QUESTION) {
-        return complaint("halfv.ivr.query", p.ivr_query, "it must be last (0) or question (1)");
+    if (is("neighbours.width") && p.neighbours_width > 0 && (p.neighbours_width % 2 == 0 || p.neighbours_width > HALFV_MAX_WIDTH)) {
+        return complaint(name, p.neighbours_width, "it must be 0, or odd and at most " + std::to_string(HALFV_MAX_WIDTH));
     }
-    if (!in_range(p.ivr_bias, 0.0f, 1.0f)) {
-        return complaint("halfv.ivr.bias", p.ivr_bias, "it must be between 0 and 1");
-    }
-    if (p.ssr_layer <= p.ivr_layer || p.ssr_layer > n_layer) {
-        return complaint("halfv.ssr.layer", p.ssr_layer, "it must be above halfv.ivr.layer (" +
-                std::to_string(p.ivr_layer) + ") and at most the model's " + layers + " layers");
-    }
-    if (!in_range(p.ssr_update, 0.0f, 1.0f)) {
-        return complaint("halfv.ssr.update", p.ssr_update, "it must be between 0 and 1");
-    }
-    if (p.ssr_rest != HALFV_REST_FROZEN && p.ssr_rest != HALFV_REST_DROPPED) {
-        return complaint("halfv.ssr.rest", p.ssr_rest, "it must be frozen (0) or dropped (1)");
-    }
-    if (p.pixel_prune && !in_range(p.pixel_tau, 0.0f, 255.0f)) {
-        return complaint("halfv.pixel.tau", p.pixel_tau, "it must be between 0 and 255");
-    }
-    if (!in_range(p.visual_share, 0.0f, 1.0f)) {
-        return complaint("halfv.visual_share", p.visual_share, "it must be between 0 and 1");
-    }
-    if (!in_range(p.input_keep, 0.0f, 1.0f) || p.input_keep == 0.0f) {
-        return complaint("halfv.input.keep", p.input_keep, "it must be above 0 and at most 1");
-    }
-    if (p.encoder_layer < 1) {
-        return complaint("halfv.encoder.layer", p.encoder_layer, "it must be at least 1");
-    }
-    if (!in_range(p.encoder_keep, 0.0f, 1.0f) || p.encoder_keep == 0.0f) {
-        return complaint("halfv.encoder.keep", p.encoder_keep, "it must be above 0 and at most 1");
-    }
-    if (!in_range(p.input_merge, 0.0f, 1.0f) || p.input_merge == 0.0f) {
-        return complaint("halfv.input.merge", p.input_merge, "it must be above 0 and at most 1");
-    }
-    if (p.n_further > HALFV_MAX_FURTHER) {
-        return too_many_further(p.n_further);
+    for (const auto & [much, layer_name, layer, is_used] : {
+            std::tuple("ffn.keep",         "halfv.ffn.layer",        p.ffn_layer,        p.ffn_keep < 1.0f),
+            std::tuple("heads.keep",       "halfv.heads.layer",      p.heads_layer,      p.heads_keep < 1.0f),
+            std::tuple("neighbours.width", "halfv.neighbours.layer", p.neighbours_layer, p.neighbours_width > 0) }) {
+        if (is(much) && is_used && (layer < p.ivr_layer || layer >= n_layer)) {
+            return complaint(layer_name, layer, "it must be at least " + ivr_layer + " and " + below);
+        }
     }
     for (uint32_t i = 0; i < p.n_further; ++i) {
         const uint32_t layer = p.further_layers[i], before = i == 0 ? p.ssr_layer : p.further_layers[i - 1];
-        if (layer <= before || layer >= n_layer) {
-            return complaint("halfv.further.layers", layer, "it must be above the " + std::string(i == 0 ? "halfv.ssr.layer" : "one") + " before it (" +
-                    std::to_string(before) + ") and below the model's " + layers + " layers");
+        if (is("further.layers") && (layer <= before || layer >= n_layer)) {
+            return complaint(name, layer, "it must be above the " + std::string(i == 0 ? "halfv.ssr.layer" : "one") + " before it (" +
+                    std::to_string(before) + ") and " + below);
+        }
+        if (is("further.keep") && p.ssr_rest == HALFV_REST_FROZEN && p.further_keep[i] != 0.0f) {
+            return complaint(name, p.further_keep[i], "behind tokens that are frozen it must be 0");
         }
     }
-    for (uint32_t i = 0; i < p.n_further; ++i) {
-        if (!in_range(p.further_keep[i], 0.0f, 1.0f)) {
-            return complaint("halfv.further.keep", p.further_keep[i], "it must be between 0 and 1");
-        }
-        if (p.ssr_rest == HALFV_REST_FROZEN && p.further_keep[i] != 0.0f) {
-            return complaint("halfv.further.keep", p.further_keep[i], "behind tokens that are frozen it must be 0");
-        }
+    return "";
+}
+
+std::string validate(const halfv_profile & p, uint32_t n_layer) {
+    if (p.n_further > HALFV_MAX_FURTHER) {
+        return too_many_further(p.n_further);
     }
-    if (!in_range(p.ffn_keep, 0.0f, 1.0f) || p.ffn_keep == 0.0f) {
-        return complaint("halfv.ffn.keep", p.ffn_keep, "it must be above 0 and at most 1");
-    }
-    const auto in_later_stages = [&](uint32_t layer) { return layer >= p.ivr_layer && layer < n_layer; };
-    const std::string later_stages = "it must be at least halfv.ivr.layer (" + std::to_string(p.ivr_layer) + ") and below the model's " + layers + " layers";
-    if (p.ffn_keep < 1.0f && !in_later_stages(p.ffn_layer)) {
-        return complaint("halfv.ffn.layer", p.ffn_layer, later_stages);
-    }
-    if (!in_range(p.heads_keep, 0.0f, 1.0f) || p.heads_keep == 0.0f) {
-        return complaint("halfv.heads.keep", p.heads_keep, "it must be above 0 and at most 1");
-    }
-    if (p.heads_keep < 1.0f && !in_later_stages(p.heads_layer)) {
-        return complaint("halfv.heads.layer", p.heads_layer, later_stages);
-    }
-    if (p.neighbours_width > 0 && (p.neighbours_width % 2 == 0 || p.neighbours_width > HALFV_MAX_WIDTH)) {
-        return complaint("halfv.neighbours.width", p.neighbours_width, "it must be 0, or odd and at most " + std::to_string(HALFV_MAX_WIDTH));
-    }
-    if (p.neighbours_width > 0 && !in_later_stages(p.neighbours_layer)) {
-        return complaint("halfv.neighbours.layer", p.neighbours_layer, later_stages);
-    }
-    if (p.neighbours_width > 0 && p.ivr_bias > 0.0f) {
-        return complaint("halfv.ivr.bias", p.ivr_bias, "with halfv.neighbours.width it must be 0");
-    }
-    if (!in_range(p.image_loss, 0.0f, 1.0f)) {
-        return complaint("halfv.image.loss", p.image_loss, "it must be between 0 and 1");
-    }
-    if (p.frames_prune && !in_range(p.frames_tau, 0.0f, 255.0f)) {
-        return complaint("halfv.frames.tau", p.frames_tau, "it must be between 0 and 255");
+    for (const profile_key & key : PROFILE_KEYS) {
+        if (std::string wrong = wrong_alone(key, p); !wrong.empty()) { return wrong; }
+        if (std::string wrong = wrong_beside_others(key, p, n_layer); !wrong.empty()) { return wrong; }
     }
     return "";
 }
@@ -189,132 +166,123 @@ std::string make_usable(halfv_profile & p, uint32_t n_layer, bool can_be_cut) {
     if (!can_be_cut) {
         n_layer = std::max(n_layer, 2u); // or no stages would be valid
         halfv_profile part = default_profile(n_layer);
-        part.min_visual_tokens = p.min_visual_tokens;
-        part.pixel_prune       = p.pixel_prune;
-        part.pixel_tau         = p.pixel_tau;
-        part.input_keep        = p.input_keep;
-        part.encoder_layer     = p.encoder_layer;
-        part.encoder_keep      = p.encoder_keep;
-        part.input_merge       = p.input_merge;
-        part.image_loss        = p.image_loss;
-        part.frames_prune      = p.frames_prune;
-        part.frames_tau        = p.frames_tau;
+        for (const profile_key & key : PROFILE_KEYS) {
+            if (key.use == key_use::picture) {
+                std::visit(by_kind {
+                    [&](const number_key & k) {
+                        part.*k.member = p.*k.member;
+                        if (k.given) { part.*k.given = p.*k.given; }
+                    },
+                    [&](const auto & k) { memcpy(&(part.*k.member), &(p.*k.member), sizeof(part.*k.member)); },
+                }, key.kind);
+            }
+        }
         p = part;
     }
     return validate(p, n_layer);
 }
 
-std::string set_further(halfv_profile & p, const std::vector<uint32_t> & layers, const std::vector<float> & keep) {
+[[noreturn]] static void refuse(const std::string & sentence) {
+    throw std::runtime_error(sentence);
+}
+
+static void set_further(halfv_profile & p, const std::vector<uint32_t> & layers, const std::vector<float> & keep) {
     if (layers.size() > HALFV_MAX_FURTHER) {
-        return too_many_further(layers.size());
+        refuse(too_many_further(layers.size()));
     }
     if (keep.size() != layers.size()) {
-        return complaint("halfv.further.keep", std::to_string(keep.size()) + " values", "halfv.further.layers has " + std::to_string(layers.size()));
+        refuse(complaint("halfv.further.keep", std::to_string(keep.size()) + " values", "halfv.further.layers has " + std::to_string(layers.size())));
     }
     p.n_further = layers.size();
     std::copy(layers.begin(), layers.end(), p.further_layers);
     std::copy(keep.begin(), keep.end(), p.further_keep);
-    return "";
 }
 
-// reads typed keys of the GGUF metadata, keeping the first complaint
-namespace {
-struct key_reader {
-    const gguf_context * metadata;
-    std::string error;
+static int32_t number_of(const profile_key & key, const std::string & name, const char * const (& names)[2]) {
+    for (int32_t i = 0; i < 2; ++i) {
+        if (name == names[i]) { return i; }
+    }
+    refuse(complaint(std::string("halfv.") + key.name, quoted(name), std::string("it must be \"") + names[0] + "\" or \"" + names[1] + "\""));
+}
 
-    int64_t find(const char * key, gguf_type type, const char * type_name, bool required) {
-        const int64_t id = gguf_find_key(metadata, key);
-        if (id < 0) {
-            if (required && error.empty()) {
-                error = missing(key);
-            }
-            return -1;
-        }
-        if (gguf_get_kv_type(metadata, id) != type) {
-            if (error.empty()) {
-                error = complaint(key, gguf_type_name(gguf_get_kv_type(metadata, id)), std::string("its type must be ") + type_name);
-            }
-            return -1;
-        }
-        return id;
+halfv_profile make_profile(const key_values & values) {
+    halfv_profile p = default_profile(0);
+    std::vector<uint32_t> layers;
+    std::vector<float> keep;
+    for (const auto & value : values) {
+        if (value && std::holds_alternative<std::vector<uint32_t>>(*value)) { layers = std::get<std::vector<uint32_t>>(*value); }
+        if (value && std::holds_alternative<std::vector<float>>(*value))    { keep   = std::get<std::vector<float>>(*value); }
     }
+    set_further(p, layers, keep);
+    for (size_t i = 0; i < values.size(); ++i) {
+        if (const auto & value = values[i]) {
+            std::visit(by_kind {
+                [&](const whole_key & k)  { p.*k.member = std::get<uint32_t>(*value); },
+                [&](const number_key & k) {
+                    p.*k.member = std::get<float>(*value);
+                    if (k.given) { p.*k.given = true; }
+                },
+                [&](const name_key & k) { p.*k.member = number_of(PROFILE_KEYS[i], std::get<std::string>(*value), *k.names); },
+                [](const auto &) {}, // lists
+            }, PROFILE_KEYS[i].kind);
+        }
+    }
+    return p;
+}
 
-    void get(const char * key, uint32_t & out, bool required = true) {
-        const int64_t id = find(key, GGUF_TYPE_UINT32, "u32", required);
-        if (id >= 0) { out = gguf_get_val_u32(metadata, id); }
+template <typename T>
+static std::vector<T> list_at(const gguf_context * metadata, int64_t id) {
+    const auto * values = static_cast<const T *>(gguf_get_arr_data(metadata, id));
+    return { values, values + gguf_get_arr_n(metadata, id) };
+}
+
+static std::optional<key_value> read_value(const gguf_context * metadata, const std::string & key, value_type type, bool needed) {
+    static const struct { gguf_type type, item; const char * name; } KNOWN[] = { // in the order of value_type
+        { GGUF_TYPE_UINT32,  GGUF_TYPE_COUNT,   "u32" },
+        { GGUF_TYPE_FLOAT32, GGUF_TYPE_COUNT,   "f32" },
+        { GGUF_TYPE_STRING,  GGUF_TYPE_COUNT,   "string" },
+        { GGUF_TYPE_ARRAY,   GGUF_TYPE_UINT32,  "array of u32" },
+        { GGUF_TYPE_ARRAY,   GGUF_TYPE_FLOAT32, "array of f32" },
+    };
+    const int64_t id = gguf_find_key(metadata, key.c_str());
+    if (id < 0) {
+        if (needed) { refuse(missing(key)); }
+        return std::nullopt;
     }
-    bool get(const char * key, float & out, bool required = true) {
-        const int64_t id = find(key, GGUF_TYPE_FLOAT32, "f32", required);
-        if (id >= 0) { out = gguf_get_val_f32(metadata, id); }
-        return id >= 0;
+    const auto & wanted = KNOWN[(int) type];
+    const gguf_type found = gguf_get_kv_type(metadata, id);
+    if (found != wanted.type || (found == GGUF_TYPE_ARRAY && gguf_get_arr_type(metadata, id) != wanted.item)) {
+        refuse(complaint(key, gguf_type_name(found), std::string("its type must be ") + wanted.name));
     }
-    void get(const char * key, std::string & out, bool required = true) {
-        const int64_t id = find(key, GGUF_TYPE_STRING, "string", required);
-        if (id >= 0) { out = gguf_get_val_str(metadata, id); }
+    switch (type) {
+        case value_type::whole:   return gguf_get_val_u32(metadata, id);
+        case value_type::number:  return gguf_get_val_f32(metadata, id);
+        case value_type::text:    return gguf_get_val_str(metadata, id);
+        case value_type::wholes:  return list_at<uint32_t>(metadata, id);
+        case value_type::numbers: return list_at<float>(metadata, id);
     }
-    template <typename T>
-    std::vector<T> get_list(const char * key, gguf_type type, const char * type_name) {
-        const int64_t id = find(key, GGUF_TYPE_ARRAY, type_name, false);
-        if (id < 0) {
-            return {};
-        }
-        if (gguf_get_arr_type(metadata, id) != type) {
-            if (error.empty()) { error = complaint(key, "arr", std::string("its type must be ") + type_name); }
-            return {};
-        }
-        const auto * values = static_cast<const T *>(gguf_get_arr_data(metadata, id));
-        return { values, values + gguf_get_arr_n(metadata, id) };
-    }
-};
-} // namespace
+    return std::nullopt;
+}
 
 static found_profile read_gguf(const gguf_context * metadata) {
-    if (gguf_find_key(metadata, "halfv.version") < 0) {
-        return {};
-    }
-    key_reader keys = { metadata, {} };
-    uint32_t version = 0;
-    keys.get("halfv.version", version);
-    if (keys.error.empty() && version != HALFV_PROFILE_VERSION) {
-        keys.error = wrong_version(version);
-    }
-
-    halfv_profile p = default_profile(0);
-    std::string rest, query = QUERIES[0];
-    keys.get("halfv.ivr.layer",   p.ivr_layer);
-    keys.get("halfv.ivr.keep",    p.ivr_keep);
-    keys.get("halfv.ivr.anchors", p.ivr_anchors);
-    keys.get("halfv.ssr.layer",   p.ssr_layer);
-    keys.get("halfv.ssr.update",  p.ssr_update);
-    keys.get("halfv.ssr.rest",    rest);
-    keys.get("halfv.min_visual_tokens", p.min_visual_tokens, false);
-    p.pixel_prune = keys.get("halfv.pixel.tau", p.pixel_tau, false);
-    keys.get("halfv.visual_share", p.visual_share, false);
-    keys.get("halfv.input.keep", p.input_keep, false);
-    keys.get("halfv.encoder.layer", p.encoder_layer, false);
-    keys.get("halfv.encoder.keep", p.encoder_keep, false);
-    keys.get("halfv.input.merge", p.input_merge, false);
-    const auto further_layers = keys.get_list<uint32_t>("halfv.further.layers", GGUF_TYPE_UINT32, "array of u32");
-    const auto further_keep   = keys.get_list<float>("halfv.further.keep", GGUF_TYPE_FLOAT32, "array of f32");
-    keys.get("halfv.ffn.layer", p.ffn_layer, false);
-    keys.get("halfv.ffn.keep", p.ffn_keep, false);
-    keys.get("halfv.heads.layer", p.heads_layer, false);
-    keys.get("halfv.heads.keep", p.heads_keep, false);
-    keys.get("halfv.neighbours.layer", p.neighbours_layer, false);
-    keys.get("halfv.neighbours.width", p.neighbours_width, false);
-    keys.get("halfv.image.loss", p.image_loss, false);
-    keys.get("halfv.ivr.query", query, false);
-    keys.get("halfv.ivr.bias", p.ivr_bias, false);
-    p.frames_prune = keys.get("halfv.frames.tau", p.frames_tau, false);
-    if (keys.error.empty()) { keys.error = set_further(p, further_layers, further_keep); }
-
-    if (keys.error.empty()) { keys.error = set_named(p.ssr_rest, "halfv.ssr.rest", rest, quoted(rest), RESTS); }
-    if (keys.error.empty()) { keys.error = set_named(p.ivr_query, "halfv.ivr.query", query, quoted(query), QUERIES); }
-
     found_profile found;
-    found.value = p;
-    found.error = keys.error;
+    if (gguf_find_key(metadata, "halfv.version") < 0) {
+        return found;
+    }
+    try {
+        const auto version = std::get<uint32_t>(*read_value(metadata, "halfv.version", value_type::whole, true));
+        if (version != HALFV_PROFILE_VERSION) { refuse(wrong_version(version)); }
+        key_values values;
+        for (size_t i = 0; i < values.size(); ++i) {
+            const profile_key & key = PROFILE_KEYS[i];
+            values[i] = read_value(metadata, std::string("halfv.") + key.name, type_of(key), key.use == key_use::needed);
+        }
+        found.value = make_profile(values);
+    } catch (const std::bad_alloc &) {
+        throw;
+    } catch (const std::exception & err) {
+        found.error = err.what();
+    }
     return found;
 }
 
@@ -355,41 +323,22 @@ void model_profile::write(gguf_context * metadata) const {
         return;
     }
     const auto & p = *found.value;
-    gguf_set_val_u32(metadata, "halfv.version",           HALFV_PROFILE_VERSION);
-    gguf_set_val_u32(metadata, "halfv.ivr.layer",         p.ivr_layer);
-    gguf_set_val_f32(metadata, "halfv.ivr.keep",          p.ivr_keep);
-    gguf_set_val_f32(metadata, "halfv.ivr.anchors",       p.ivr_anchors);
-    gguf_set_val_u32(metadata, "halfv.ssr.layer",         p.ssr_layer);
-    gguf_set_val_f32(metadata, "halfv.ssr.update",        p.ssr_update);
-    gguf_set_val_str(metadata, "halfv.ssr.rest",          RESTS[p.ssr_rest]);
-    gguf_set_val_u32(metadata, "halfv.min_visual_tokens", p.min_visual_tokens);
-    if (p.pixel_prune)         { gguf_set_val_f32(metadata, "halfv.pixel.tau",    p.pixel_tau); }
-    if (p.frames_prune)        { gguf_set_val_f32(metadata, "halfv.frames.tau",   p.frames_tau); }
-    if (p.visual_share > 0.0f) { gguf_set_val_f32(metadata, "halfv.visual_share", p.visual_share); }
-    if (p.input_keep < 1.0f)   { gguf_set_val_f32(metadata, "halfv.input.keep",   p.input_keep); }
-    if (p.ivr_query != HALFV_QUERY_LAST) { gguf_set_val_str(metadata, "halfv.ivr.query", QUERIES[p.ivr_query]); }
-    if (p.ivr_bias > 0.0f)     { gguf_set_val_f32(metadata, "halfv.ivr.bias",     p.ivr_bias); }
-    if (p.input_merge < 1.0f)  { gguf_set_val_f32(metadata, "halfv.input.merge",  p.input_merge); }
-    if (p.n_further > 0) {
-        gguf_set_arr_data(metadata, "halfv.further.layers", GGUF_TYPE_UINT32,  p.further_layers, p.n_further);
-        gguf_set_arr_data(metadata, "halfv.further.keep",   GGUF_TYPE_FLOAT32, p.further_keep,   p.n_further);
-    }
-    if (p.ffn_keep < 1.0f) {
-        gguf_set_val_u32(metadata, "halfv.ffn.layer", p.ffn_layer);
-        gguf_set_val_f32(metadata, "halfv.ffn.keep",  p.ffn_keep);
-    }
-    if (p.heads_keep < 1.0f) {
-        gguf_set_val_u32(metadata, "halfv.heads.layer", p.heads_layer);
-        gguf_set_val_f32(metadata, "halfv.heads.keep",  p.heads_keep);
-    }
-    if (p.neighbours_width > 0) {
-        gguf_set_val_u32(metadata, "halfv.neighbours.layer", p.neighbours_layer);
-        gguf_set_val_u32(metadata, "halfv.neighbours.width", p.neighbours_width);
-    }
-    if (p.image_loss > 0.0f) { gguf_set_val_f32(metadata, "halfv.image.loss", p.image_loss); }
-    if (p.encoder_keep < 1.0f) {
-        gguf_set_val_u32(metadata, "halfv.encoder.layer", p.encoder_layer);
-        gguf_set_val_f32(metadata, "halfv.encoder.keep",  p.encoder_keep);
+    const halfv_profile usual = default_profile(0);
+    gguf_set_val_u32(metadata, "halfv.version", HALFV_PROFILE_VERSION);
+    for (const profile_key & key : PROFILE_KEYS) {
+        const std::string name = std::string("halfv.") + key.name;
+        const auto says = [&](auto member) { return key.use == key_use::needed || p.*member != usual.*member; };
+        std::visit(by_kind {
+            [&](const whole_key & k)  { if (says(k.member)) { gguf_set_val_u32(metadata, name.c_str(), p.*k.member); } },
+            [&](const number_key & k) { if (k.given ? p.*k.given : says(k.member)) { gguf_set_val_f32(metadata, name.c_str(), p.*k.member); } },
+            [&](const name_key & k)   { if (says(k.member)) { gguf_set_val_str(metadata, name.c_str(), (*k.names)[p.*k.member]); } },
+            [&](const wholes_key & k) {
+                if (p.n_further > 0) { gguf_set_arr_data(metadata, name.c_str(), GGUF_TYPE_UINT32, p.*k.member, p.n_further); }
+            },
+            [&](const numbers_key & k) {
+                if (p.n_further > 0) { gguf_set_arr_data(metadata, name.c_str(), GGUF_TYPE_FLOAT32, p.*k.member, p.n_further); }
+            },
+        }, key.kind);
     }
 }
 

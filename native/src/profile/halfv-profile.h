@@ -1,5 +1,6 @@
 #pragma once
 
+#include "halfv-keys.h"
 #include "halfv-pass.h"
 #include "halfv-profile-json.h"
 
@@ -8,6 +9,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <variant>
 #include <vector>
 
 struct gguf_context;
@@ -44,8 +46,12 @@ bool prunes(const halfv_profile & profile, uint32_t n_layer);
 // by it, with stages that keep everything. "", or what is wrong with that.
 std::string make_usable(halfv_profile & profile, uint32_t n_layer, bool can_be_cut);
 
-// "", or what is wrong with lists of such lengths
-std::string set_further(halfv_profile & profile, const std::vector<uint32_t> & layers, const std::vector<float> & keep);
+// Values of PROFILE_KEYS where a file or the environment has them, of the types in value_type's order.
+using key_value  = std::variant<uint32_t, float, std::string, std::vector<uint32_t>, std::vector<float>>;
+using key_values = std::array<std::optional<key_value>, N_PROFILE_KEYS>;
+
+// the profile that they make, or a std::runtime_error that says what is wrong with it already without knowing the model
+halfv_profile make_profile(const key_values & values);
 
 // what a model came with, right or wrong
 struct found_profile {

@@ -4,6 +4,7 @@
 
 #include "halfv-encoder-cache.h"
 #include "halfv-fetch.h"
+#include "halfv-keys.h"
 #include "halfv-settings.h"
 
 #include "build-info.h"
@@ -74,18 +75,25 @@ bool remember_encoder(const std::string & mmproj, const mtmd_context_params & pa
     halfv_get_encoder(&weights, &attention);
     halfv_profile profile = {};
     profile.size = sizeof(profile);
-    const bool has_profile = halfv_model_get_profile(model, &profile) == HALFV_OK;
+    if (halfv_model_get_profile(model, &profile) != HALFV_OK) {
+        halfv_profile_default(&profile, 2);
+    }
 
     std::error_code failed;
     std::ostringstream about;
     about << fs::absolute(mmproj, failed).string() << ' ' << fs::file_size(mmproj, failed) << ' '
           << fs::last_write_time(mmproj, failed).time_since_epoch().count() << ' ' << params.image_min_tokens << ' ' << params.image_max_tokens
           << ' ' << params.use_gpu << ' ' << params.flash_attn_type << ' ' << weights << ' ' << attention << ' '
-          << (has_profile && profile.pixel_prune ? profile.pixel_tau : -1.0f) << ' '
-          << (has_profile ? profile.input_keep : 1.0f) << ' ' << (has_profile ? profile.encoder_layer : 1) << ' '
-          << (has_profile ? profile.encoder_keep : 1.0f) << ' ' << (has_profile ? profile.input_merge : 1.0f) << ' '
-          << (has_profile ? profile.image_loss : 0.0f) << ' ' << (has_profile && profile.frames_prune ? profile.frames_tau : -1.0f)
-          << ' ' << halfv_version() << ' ' << llama_build_info();
+          << halfv_version() << ' ' << llama_build_info();
+    for (const profile_key & key : PROFILE_KEYS) {
+        if (key.use == key_use::picture) {
+            std::visit(by_kind {
+                [&](const whole_key & k)  { about << ' ' << profile.*k.member; },
+                [&](const number_key & k) { about << ' ' << (k.given && !(profile.*k.given) ? -1.0f : profile.*k.member); },
+                [](const auto &) {},
+            }, key.kind);
+        }
+    }
     remembered.encoder = hex_of(hash_of(about.str()));
     remembered.n_embd  = llama_model_n_embd_inp(model);
     remembered.cache.emplace(most, text_setting("HALFV_ENCODER_CACHE"), disk);
