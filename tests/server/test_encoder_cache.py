@@ -117,12 +117,19 @@ def test_on_disk(programs: Path, tmp_path: Path) -> None:
         assert file.read_bytes() == whole  # and is mended
 
 
-def test_another_size_is_another_entry(programs: Path, tmp_path: Path) -> None:
-    env = {"HALFV_ENCODER_CACHE": str(tmp_path)}
-    for flags in ((), ("--image-max-tokens", "100")):
+def test_other_settings_are_other_entries(programs: Path, tmp_path: Path) -> None:
+    """Whatever of a profile the encoder goes by, and what becomes of its rows."""
+    half = {"version": 1, "ivr": {"layer": 1, "keep": 1, "anchors": 0.1}, "input": {"keep": 0.5},
+            "ssr": {"layer": 2, "update": 1, "rest": "dropped"}}  # fmt: skip
+    small = half | {"min_visual_tokens": 1000}  # so this picture stays whole
+    found = []
+    for flags, profile in (((), None), (("--image-max-tokens", "100"), None), ((), half), ((), small)):
+        env = {"HALFV_ENCODER_CACHE": str(tmp_path)} | ({"HALFV_PROFILE": json.dumps(profile)} if profile else {})
         with start(programs, "-np", "1", "-c", "2048", *flags, env=env) as server:
-            assert counts(ask(server)) == (1, 0)
-    assert len(list(tmp_path.iterdir())) == 2
+            found.append(ask(server))
+    assert [counts(reply) for reply in found] == [(1, 0)] * 4
+    assert len(list(tmp_path.iterdir())) == 4
+    assert found[2].n_prompt < found[3].n_prompt
 
 
 def test_a_folder_that_cannot_be_written(programs: Path) -> None:
