@@ -61,7 +61,8 @@ def read_environment(model: ModelFile) -> Profile | None:
             raw, where = _read_bytes(Path(given)), f"HALFV_PROFILE ({given})"
         except HalfVError as error:
             raise HalfVError(f"HALFV_PROFILE: {error}") from error
-    return _validated(parse_json(raw, where), model, where)
+    name = quote((*model.names, model.architecture)[0])  # as it is for every model of a process
+    return _validated(parse_json(raw, where), model, f"{where}, for the model {name}")
 
 
 def read_sidecar(model: ModelFile) -> Profile | None:

@@ -42,7 +42,8 @@ def test_variable(case: dict[str, Any], plain: Path, monkeypatch: pytest.MonkeyP
     elif any(isinstance(value, float) and not math.isfinite(value) for value in values.values()):
         assert_same_mistake(plain, "is not valid JSON")
     else:
-        assert_same_mistake(plain, f"HALFV_PROFILE: {case['says']}")
+        assert_same_mistake(plain, f": {case['says']}")
+        assert str(natively(plain)).startswith(("HALFV_PROFILE: ", 'HALFV_PROFILE, for the model "'))
 
 
 def test_variable_before_what_a_model_comes_with(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from halfv_edge.profile.profile import Profile
-from halfv_edge.testing.server import Server, about
+from halfv_edge.testing.server import RunningServer, Server, about
 from tests.support.converted import convert_tiny
 from tests.support.demo_server import post
+from tests.support.tiny_models import make_tiny
 
 TEMPLATE = "{% for m in messages %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}"
 
@@ -31,3 +32,19 @@ def test_pictures_that_lack_rows(
         status, answer = post(server, {"messages": about(picture, "what is the picture"), "max_tokens": 4})
         assert status == 200, server.log()
         assert answer["usage"]["prompt_tokens_details"]["visual_tokens"] == n_visual
+
+
+def test_a_variable_that_does_not_fit_the_draft(programs: Path, tmp_path: Path) -> None:
+    """It is for both models, and the log says which of them cannot have it."""
+    model = make_tiny(tmp_path / "model.gguf", "llama", n_layer=6)
+    draft = make_tiny(tmp_path / "draft.gguf", "llama", n_layer=2, seed=1)
+    env = {"HALFV_PROFILE": json.dumps(Profile(2, 0.5, 0.1, 4, 0.1, "dropped").to_json())}
+    command = [str(programs / "llama-server"), "-m", str(model), "-t", "1", "-c", "256", "--no-warmup"]
+    with RunningServer(command, env=env):
+        pass
+    with pytest.raises(RuntimeError) as ended:
+        RunningServer([*command, "-md", str(draft), "--spec-type", "draft-simple"], env=env)
+    assert (
+        'halfv: HALFV_PROFILE, for the model "tiny-llama-1": halfv.ivr.layer = 2 is not valid: it must be at least 1 '
+        "and below the model's 2 layers\n"
+    ) in str(ended.value)

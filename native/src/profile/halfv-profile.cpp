@@ -286,32 +286,45 @@ static found_profile read_gguf(const gguf_context * metadata) {
     return found;
 }
 
-// HALFV_PROFILE is the JSON itself or the name of a file
-static found_profile read_environment(const std::string & given) {
+// what a person may know a model by
+static std::string name_of(const gguf_context * metadata) {
+    for (const char * key : { "general.name", "general.architecture" }) {
+        const int64_t id = gguf_find_key(metadata, key);
+        if (id >= 0 && gguf_get_kv_type(metadata, id) == GGUF_TYPE_STRING && *gguf_get_val_str(metadata, id)) {
+            return quoted(gguf_get_val_str(metadata, id));
+        }
+    }
+    return "without a name";
+}
+
+// HALFV_PROFILE is the JSON itself or the name of a file; it is for every model of a process, also where it fits but one
+static found_profile read_environment(const std::string & given, const gguf_context * metadata) {
     found_profile found;
     found.from_environment = true;
-    found.origin = "HALFV_PROFILE: ";
+    std::string where = "HALFV_PROFILE";
     try {
         std::string text = given;
         if (given[given.find_first_not_of(" \t\r\n")] != '{') {
             text = read_profile_file(given);
-            found.origin = "HALFV_PROFILE (" + quoted(given, 1024) + "): ";
+            where += " (" + quoted(given, 1024) + ")";
         }
         const json_profile parsed = parse_profile(text);
         found.value       = parsed.profile;
         found.calibration = parsed.calibration;
+        where += ", for the model " + name_of(metadata);
     } catch (const std::bad_alloc &) {
         throw;
     } catch (const std::exception & err) {
         found.error = err.what();
     }
+    found.origin = where + ": ";
     return found;
 }
 
 void model_profile::read(const gguf_context * metadata) {
     const char * given = getenv("HALFV_PROFILE");
     const bool is_given = given && given[strspn(given, " \t\r\n")];
-    found_profile read = is_given ? read_environment(given) : read_gguf(metadata);
+    found_profile read = is_given ? read_environment(given, metadata) : read_gguf(metadata);
     const std::lock_guard<std::mutex> lock(mutex);
     found = std::move(read);
 }
