@@ -264,26 +264,18 @@ static std::optional<key_value> read_value(const gguf_context * metadata, const 
     return std::nullopt;
 }
 
-static found_profile read_gguf(const gguf_context * metadata) {
-    found_profile found;
+static void read_gguf(found_profile & found, const gguf_context * metadata) {
     if (gguf_find_key(metadata, "halfv.version") < 0) {
-        return found;
+        return;
     }
-    try {
-        const auto version = std::get<uint32_t>(*read_value(metadata, "halfv.version", value_type::whole, true));
-        if (version != HALFV_PROFILE_VERSION) { refuse(wrong_version(version)); }
-        key_values values;
-        for (size_t i = 0; i < values.size(); ++i) {
-            const profile_key & key = PROFILE_KEYS[i];
-            values[i] = read_value(metadata, std::string("halfv.") + key.name, type_of(key), key.use == key_use::needed);
-        }
-        found.value = make_profile(values);
-    } catch (const std::bad_alloc &) {
-        throw;
-    } catch (const std::exception & err) {
-        found.error = err.what();
+    const auto version = std::get<uint32_t>(*read_value(metadata, "halfv.version", value_type::whole, true));
+    if (version != HALFV_PROFILE_VERSION) { refuse(wrong_version(version)); }
+    key_values values;
+    for (size_t i = 0; i < values.size(); ++i) {
+        const profile_key & key = PROFILE_KEYS[i];
+        values[i] = read_value(metadata, std::string("halfv.") + key.name, type_of(key), key.use == key_use::needed);
     }
-    return found;
+    found.value = make_profile(values);
 }
 
 // what a person may know a model by
@@ -298,33 +290,35 @@ static std::string name_of(const gguf_context * metadata) {
 }
 
 // HALFV_PROFILE is the JSON itself or the name of a file; it is for every model of a process, also where it fits but one
-static found_profile read_environment(const std::string & given, const gguf_context * metadata) {
-    found_profile found;
+static void read_environment(found_profile & found, const std::string & given, const gguf_context * metadata) {
     found.from_environment = true;
-    std::string where = "HALFV_PROFILE";
-    try {
-        std::string text = given;
-        if (given[given.find_first_not_of(" \t\r\n")] != '{') {
-            text = read_profile_file(given);
-            where += " (" + quoted(given, 1024) + ")";
-        }
-        const json_profile parsed = parse_profile(text);
-        found.value       = parsed.profile;
-        found.calibration = parsed.calibration;
-        where += ", for the model " + name_of(metadata);
-    } catch (const std::bad_alloc &) {
-        throw;
-    } catch (const std::exception & err) {
-        found.error = err.what();
-    }
+    std::string where = "HALFV_PROFILE", text = given;
     found.origin = where + ": ";
-    return found;
+    if (given[given.find_first_not_of(" \t\r\n")] != '{') {
+        text = read_profile_file(given);
+        where += " (" + quoted(given, 1024) + ")";
+        found.origin = where + ": ";
+    }
+    const json_profile parsed = parse_profile(text);
+    found.value       = parsed.profile;
+    found.calibration = parsed.calibration;
+    found.origin      = where + ", for the model " + name_of(metadata) + ": ";
 }
 
 void model_profile::read(const gguf_context * metadata) {
     const char * given = getenv("HALFV_PROFILE");
-    const bool is_given = given && given[strspn(given, " \t\r\n")];
-    found_profile read = is_given ? read_environment(given, metadata) : read_gguf(metadata);
+    found_profile read;
+    try {
+        if (given && given[strspn(given, " \t\r\n")]) {
+            read_environment(read, given, metadata);
+        } else {
+            read_gguf(read, metadata);
+        }
+    } catch (const std::bad_alloc &) {
+        throw;
+    } catch (const std::exception & err) {
+        read.error = err.what();
+    }
     const std::lock_guard<std::mutex> lock(mutex);
     found = std::move(read);
 }
