@@ -1,5 +1,6 @@
 #include "halfv-attend.h"
 #include "halfv-attend-kernel.h"
+#include "halfv-cpu.h"
 #include "halfv-tiles.h"
 
 #include <algorithm>
@@ -52,13 +53,11 @@ static std::unique_ptr<attend_kernel> make_kernel(attend_with with, const heads 
 }
 
 bool can_attend(attend_with with) {
-    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
     switch (with) {
         case attend_with::TILES:  return can_tile();
-        case attend_with::BF16:   return avx512 && __builtin_cpu_supports("avx512bf16");
-        case attend_with::AVX512: return avx512;
-        case attend_with::AVX2:   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+        case attend_with::BF16:   return cpu_has(cpu_part::AVX512_BF16);
+        case attend_with::AVX512: return cpu_has(cpu_part::AVX512);
+        case attend_with::AVX2:   return cpu_has(cpu_part::AVX2);
         default:                  return true;
     }
 }

@@ -1,5 +1,7 @@
 #include "halfv-encoder.h"
+#include "halfv-cpu.h"
 #include "halfv-encoder-settings.h"
+#include "halfv-integers.h"
 #include "halfv-tiles.h"
 
 #include "ggml-alloc.h"
@@ -140,7 +142,7 @@ bool multiplies(ggml_backend_dev_t device, ggml_backend_buffer_type_t buffer_typ
 
 // The fastest type of a CPU that keeps the embeddings: q8_0 and less do not (docs/encoder.md).
 ggml_type best_type(ggml_backend_dev_t device, ggml_type stored) {
-    if (has_feature(device, "AVX512_BF16")) {
+    if (has_feature(device, "AVX512_BF16") && !cpu_is_without(cpu_part::AVX512_BF16)) {
         return GGML_TYPE_BF16;
     }
     return ggml_is_quantized(stored) ? stored : GGML_TYPE_F16;
@@ -149,6 +151,7 @@ ggml_type best_type(ggml_backend_dev_t device, ggml_type stored) {
 } // namespace
 
 void encoder_weights::plan(const encoder_settings & settings, ggml_backend_t backend, ggml_cgraph * graph, ggml_context * weights) {
+    check_cpu_without();
     ggml_backend_dev_t device = ggml_backend_get_device(backend);
     const bool is_cpu = ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_CPU;
     const auto type_for = [&](ggml_type stored) {
@@ -205,7 +208,8 @@ void encoder_weights::plan(const encoder_settings & settings, ggml_backend_t bac
             planned[t] = nullptr;
         }
         for (ggml_backend_buffer_type_t buffer_type : extra) {
-            if (multiplies(device, buffer_type, t->type, t->ne[0], t->ne[1])) {
+            const bool left_out = cpu_is_without(cpu_part::AMX) && strcmp(ggml_backend_buft_name(buffer_type), "AMX") == 0;
+            if (!left_out && multiplies(device, buffer_type, t->type, t->ne[0], t->ne[1])) {
                 planned[t] = buffer_type;
                 break;
             }
@@ -234,6 +238,9 @@ ggml_tensor * multiply(ggml_context * ctx, ggml_tensor * matrix, ggml_tensor * x
     }
     if (suits_tiles(matrix, x)) {
         return multiply_tiles(ctx, matrix, x);
+    }
+    if (suits_integers(matrix, x)) {
+        return multiply_integers(ctx, best_integers(), matrix, x);
     }
     if (is_better_wide(matrix, x)) {
         matrix = ggml_cast(ctx, matrix, GGML_TYPE_F32);

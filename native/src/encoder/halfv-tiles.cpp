@@ -1,4 +1,5 @@
 #include "halfv-tiles.h"
+#include "halfv-cpu.h"
 #include "halfv-tile-registers.h"
 
 #ifdef HALFV_TILES
@@ -8,9 +9,6 @@
 #include <cstring>
 #include <vector>
 
-#include <cpuid.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 #ifndef __clang__
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized" // in GCC's own header, with lanes that are meant to be undefined
 #endif
@@ -149,22 +147,9 @@ void multiply_op(ggml_tensor * dst, int ith, int nth, void *) {
     }
 }
 
-bool has_tiles() {
-    unsigned a, b, c, d;
-    constexpr unsigned TILES = 1u << 24, OF_BF16 = 1u << 22;
-    if (!__builtin_cpu_supports("avx512bf16") || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & TILES) == 0 || (d & OF_BF16) == 0) {
-        return false;
-    }
-    constexpr int ASK_FOR = 0x1023, TILE_DATA = 18; // of arch_prctl, for all threads of the process
-    return syscall(SYS_arch_prctl, ASK_FOR, TILE_DATA) == 0;
-}
-
 } // namespace
 
-bool can_tile() {
-    static const bool has = has_tiles();
-    return has;
-}
+bool can_tile() { return cpu_has(cpu_part::AMX); }
 
 bool suits_tiles(const ggml_tensor * matrix, const ggml_tensor * x) {
     return can_tile() && matrix->type == GGML_TYPE_BF16 && x->type == GGML_TYPE_F32 && ggml_n_dims(matrix) <= 2 && ggml_n_dims(x) <= 2 &&
