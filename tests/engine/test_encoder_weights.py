@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -99,13 +100,7 @@ def test_padding_changes_nothing(encoders: Encoders, tmp_path: Path) -> None:
 def test_off_is_llama_cpp(kind: str, how: str, encoders: Encoders, stock_lib_dir: Path, tmp_path: Path) -> None:
     path = make_windowed(tmp_path / "mmproj.gguf", kind, n_embd=N_EMBD)
 
-    def encode(lib_dir: Path, **env: str) -> tuple[str, np.ndarray]:
-        out = tmp_path / "out.npy"
-        command = [sys.executable, "-m", "tests.support.drive_encode", lib_dir, encoders.path, path, out]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | env)
-        assert done.returncode == 0, done.stderr
-        return done.stdout.split()[-1], np.load(out)
-
+    encode = functools.partial(encode_elsewhere, encoders, path, tmp_path)
     which, stock = encode(stock_lib_dir)
     assert which == "stock"
     if how == "off":
@@ -115,6 +110,52 @@ def test_off_is_llama_cpp(kind: str, how: str, encoders: Encoders, stock_lib_dir
         assert which == "patched"
         assert encode(library.lib_dir())[1].tobytes() != stock.tobytes()
     assert actual.tobytes() == stock.tobytes()
+
+
+def encode_elsewhere(encoders: Encoders, path: Path, folder: Path, lib_dir: Path, **env: str) -> tuple[str, np.ndarray]:
+    """What the libraries say that they are and compute, in a process of its own."""
+    done = drive_encode(encoders, path, folder / "out.npy", lib_dir, **env)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()[-1], np.load(folder / "out.npy")
+
+
+def drive_encode(
+    encoders: Encoders, path: Path, out: Path, lib_dir: Path, **env: str
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tests.support.drive_encode", lib_dir, encoders.path, path, out]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | env)
+
+
+LESSER = "avx512_bf16"  # without it a q8_0 file stays one
+
+
+@pytest.mark.parametrize("flag", ["avx512_vnni", "avx_vnni"])
+def test_integers_compute_what_ggml_does(flag: str, encoders: Encoders, mmproj: Path, tmp_path: Path) -> None:
+    """A q8_0 file's embeddings: as near to llama.cpp's as rounding leaves them, and not those of widened matrices."""
+    if flag not in cpu_flags():
+        pytest.skip(f"this CPU has no {flag}")
+    path = tmp_path / "q8_0.gguf"
+    mmproj_file.retype(read_metadata(mmproj), path, "q8_0", progress=False)
+    encode = functools.partial(encode_elsewhere, encoders, path, tmp_path, library.lib_dir())
+    other = "avx_vnni" if flag == "avx512_vnni" else "avx512"
+    _, ours = encode(HALFV_CPU_WITHOUT=f"{LESSER},{other}")
+    _, wide = encode(HALFV_CPU_WITHOUT=f"{LESSER},avx512_vnni,avx_vnni")
+    _, stock = encode(HALFV="off")
+    assert least_cosine(ours, stock) >= MIN_COSINE
+    assert ours.tobytes() != wide.tobytes()
+
+
+def cpu_flags() -> set[str]:
+    """As Linux names them."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {flag for line in lines if line.startswith("flags") for flag in line.split()}
+
+
+def test_unknown_instructions_are_one_sentence(encoders: Encoders, mmproj: Path, tmp_path: Path) -> None:
+    done = drive_encode(encoders, mmproj, tmp_path / "out.npy", library.lib_dir(), HALFV_CPU_WITHOUT="amx,mmx")
+    assert done.returncode == 1  # its assertion that there is a context
+    assert 'HALFV_CPU_WITHOUT = "amx,mmx" is not valid: "mmx" is none of avx2, avx512, avx_vnni, ' in done.stderr
 
 
 def noise_like_driver():

@@ -35,7 +35,8 @@ HALFV_INLINE int64_t place(int64_t group, int64_t n_groups, int64_t block, int64
 }
 
 // Rounds n <= ROWS rows of x, a group; those missing are zeros.
-HALFV_TARGET void quantise(const char * x, size_t row_bytes, int64_t n, int64_t group, int64_t n_groups, int64_t n_blocks, row_block * all) {
+HALFV_TARGET static void quantise(const char * x, size_t row_bytes, int64_t n, int64_t group, int64_t n_groups, int64_t n_blocks,
+                                  row_block * all) {
     for (int64_t b = 0; b < n_blocks; ++b) {
         row_block & to = all[place(group, n_groups, b, n_blocks)];
         for (int64_t i = 0; i < ROWS; ++i) {
@@ -54,8 +55,8 @@ HALFV_TARGET void quantise(const char * x, size_t row_bytes, int64_t n, int64_t 
             __m128 top = _mm_max_ps(_mm256_castps256_ps128(most), _mm256_extractf128_ps(most, 1));
             top = _mm_max_ps(top, _mm_movehl_ps(top, top));
             top = _mm_max_ss(top, _mm_movehdup_ps(top));
-            const float scale = _mm_cvtss_f32(top)/127.0f;
-            const __m256 inverse = _mm256_set1_ps(scale ? 1.0f/scale : 0.0f);
+            const float largest = _mm_cvtss_f32(top);
+            const __m256 inverse = _mm256_set1_ps(largest ? 127.0f/largest : 0.0f);
             __m256i q[4];
             for (int j = 0; j < 4; ++j) { q[j] = _mm256_cvtps_epi32(_mm256_mul_ps(v[j], inverse)); }
             __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
@@ -66,14 +67,14 @@ HALFV_TARGET void quantise(const char * x, size_t row_bytes, int64_t n, int64_t 
             __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(fours), _mm256_extracti128_si256(fours, 1));
             sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
             sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1));
-            to.scale[i] = scale;
+            to.scale[i] = largest/127.0f;
             to.start[i] = -128*_mm_cvtsi128_si32(sum);
         }
     }
 }
 
 // Blocks of n <= COLUMNS rows of a matrix; those missing are zeros.
-HALFV_TARGET void pack(const char * matrix, size_t row_bytes, int64_t n, int64_t n_blocks, column_block * to) {
+HALFV_TARGET static void pack(const char * matrix, size_t row_bytes, int64_t n, int64_t n_blocks, column_block * to) {
     for (int64_t b = 0; b < n_blocks; ++b, matrix += BLOCK_BYTES) {
         for (int64_t first = 0; first < COLUMNS; first += 8) {
             float scales[8] = {};
@@ -109,7 +110,8 @@ HALFV_TARGET void pack(const char * matrix, size_t row_bytes, int64_t n, int64_t
 }
 
 // adds ROWS rows of x times COLUMNS of the matrix, or writes them
-HALFV_TARGET void multiply_tile(const row_block * x, const column_block * matrix, int64_t n_blocks, bool adds, float * out, size_t stride) {
+HALFV_TARGET static void multiply_tile(const row_block * x, const column_block * matrix, int64_t n_blocks, bool adds,
+                                       float * out, size_t stride) {
     vec acc[ROWS][WIDE] = {};
     if (adds) {
         for (int i = 0; i < ROWS; ++i) { memcpy(acc[i], out + i*stride, sizeof(acc[i])); }
@@ -137,8 +139,9 @@ HALFV_TARGET void multiply_tile(const row_block * x, const column_block * matrix
 }
 
 // Groups of ROWS rows of x, from one of n_groups on, times COLUMNS rows of the matrix, of which n_rows and n_columns are there.
-HALFV_TARGET void multiply_columns(const row_block * x, int64_t group, int64_t n_groups, const char * matrix, size_t row_bytes,
-                                   int64_t n_blocks, int64_t n_rows, int64_t n_columns, float * out, size_t stride) {
+HALFV_TARGET static void multiply_columns(const row_block * x, int64_t group, int64_t n_groups, const char * matrix,
+                                          size_t row_bytes, int64_t n_blocks, int64_t n_rows, int64_t n_columns,
+                                          float * out, size_t stride) {
     alignas(64) column_block columns[BLOCKS_AT_ONCE]; // stays in the first cache while x goes by
     for (int64_t b = 0; b < n_blocks; b += BLOCKS_AT_ONCE) {
         const int64_t count = std::min(BLOCKS_AT_ONCE, n_blocks - b);

@@ -1,8 +1,8 @@
 #include "halfv-integers.h"
 #include "halfv-cpu.h"
 
-// AVX-VNNI came with these compilers
-#if defined(__x86_64__) && ((defined(__clang__) && __clang_major__ >= 12) || (!defined(__clang__) && defined(__GNUC__) && __GNUC__ >= 11))
+// AVX-VNNI came with GCC 11; Clang passes as an older one, and has it
+#if defined(__x86_64__) && (defined(__clang__) || (defined(__GNUC__) && __GNUC__ >= 11))
 #define HALFV_INTEGERS
 #endif
 
@@ -73,7 +73,9 @@ ggml_tensor * multiply_integers(ggml_context * ctx, integers_with with, ggml_ten
 
 bool can_multiply_integers(integers_with with) { return with == integers_with::NONE; }
 
-ggml_tensor * multiply_integers(ggml_context * ctx, integers_with, ggml_tensor * matrix, ggml_tensor * x) { return ggml_mul_mat(ctx, matrix, x); }
+ggml_tensor * multiply_integers(ggml_context * ctx, integers_with, ggml_tensor * matrix, ggml_tensor * x) {
+    return ggml_mul_mat(ctx, matrix, x);
+}
 
 #endif
 
