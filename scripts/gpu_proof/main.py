@@ -27,6 +27,7 @@ def main() -> int:
     running.add_argument("--parts", default=",".join(run.PARTS), help="in this order (%(default)s)")
     running.add_argument("--shapes", default=run.SHAPES, help="NAME:TOKENS+TOKENS, ... (%(default)s)")
     running.add_argument("--profiled", default=run.PROFILED, help="whose time is taken apart (%(default)s)")
+    running.add_argument("--draw", default="photo", help="pictures of the part speed: photo, page, ... (%(default)s)")
     running.add_argument("--models", type=Path, help="folder for random weights (memory, if it has 32 GB)")
     running.add_argument("--build", type=Path, help="of a clone, in place of the archive's libraries")
     running.add_argument("--stock", type=Path, help="likewise")

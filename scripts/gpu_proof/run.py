@@ -179,6 +179,7 @@ class Proof:
         question = self.how | {
             "shape": name,
             "tokens": self.shapes[name],
+            "draw": self.args.draw.split(","),
             "stock": str(self.place.stock),
             "repeats": self.args.repeats,
             "out": str(out),
@@ -188,7 +189,8 @@ class Proof:
         rows = json.loads(out.read_text()) if out.exists() else []
         self.report.setdefault("speed", []).extend(rows)
         for row in rows:
-            self.say(f"  {row['n_visual']} tokens, {row['run']}: {1e3 * row['ttft_s']['median']:.0f} ms to the first")
+            picture = f"{row['picture']}, {row['n_visual']} tokens"
+            self.say(f"  {picture}, {row['run']}: {1e3 * row['ttft_s']['median']:.0f} ms to the first")
         if child.returncode:
             late = child.returncode < 0
             raise ProofError("the budget was spent" if late else f"it failed: {self.place.last_words()}")

@@ -20,7 +20,7 @@ def measure(question: dict[str, Any]) -> None:
 
     name, out = question["shape"], Path(question["out"])
     model = subject.RandomModel(shape=name, tokens=tuple(question["tokens"]), folder=Path(question["models"]))
-    measured = subject.random_model(model, (), (), None)
+    measured = subject.random_model(model, (), question["draw"], None)
     how = {key: question[key] for key in ("n_ubatch", "n_threads", "n_gpu_layers", "repeats")}
     options = BenchOptions(stock_lib=Path(question["stock"]), **how)
     rows: list[dict[str, Any]] = []
@@ -63,13 +63,14 @@ def device_mib() -> dict[int, int]:
 
 
 def as_table(rows: list[dict[str, Any]]) -> list[str]:
-    titles = ("model", "visual tokens", "run", "kept", "TTFT ms", "sooner", "ceiling", "encoder ms", "prefill ms",
-              "prefill faster", "selection ms", "decode tok/s", "KV MiB", "context on device MiB")  # fmt: skip
+    titles = ("model", "picture", "visual tokens", "run", "kept", "TTFT ms", "sooner", "ceiling", "encoder ms",
+              "prefill ms", "prefill faster", "selection ms", "decode tok/s", "KV MiB", "context on device MiB")  # fmt: skip
     lines = ["| " + " | ".join(titles) + " |", "|" + " --- |" * len(titles)]
     for row in rows:
         is_base = row["run"] == "stock"
         cells = (
             row["shape"],
+            row["picture"],
             str(row["n_visual"]),
             row["run"],
             f"{row['n_kept']} / {row['n_deep']}",
