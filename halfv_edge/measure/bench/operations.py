@@ -1,6 +1,7 @@
 """Where the time of a vision encoder goes, operation by operation. Random weights.
 
-Operations are computed one by one, in seconds of the processor: with one thread other programs do not count.
+Operations are computed one by one, in seconds of the processor: with one thread other programs do not count. On a GPU
+in seconds by the clock, each with the wait for it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import argparse
 import collections
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from halfv_cpp import ggml_h, log
@@ -32,6 +34,7 @@ def main() -> None:
     parser.add_argument("--tokens", default="256,1024", help="of each picture, where the encoder takes any size")
     parser.add_argument("--types", default="off,auto", help=f"of the weights: {', '.join(MMPROJ_TYPES)}")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--gpu", action="store_true", help="on the first GPU")
     parser.add_argument("--models", type=Path, default=files.cache_folder() / "shapes", help="folder of the files")
     args = parser.parse_args()
     log.capture()
@@ -40,9 +43,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         mmproj, model, text = encoders.files_of(args.shape, shape, args.models, Path(folder))
         for weights in args.types.split(","):
-            clock = Clock()
+            clock = Clock(time.perf_counter if args.gpu else time.process_time)
             encoder = Encoder.load(
-                mmproj, model, text, use_gpu=False, n_threads=args.threads, flash_attn=-1, image_max_tokens=None,
+                mmproj, model, text, use_gpu=args.gpu, n_threads=args.threads, flash_attn=-1, image_max_tokens=None,
                 cache_bytes=0, weights=weights, on_tensor=clock.callback,
             )  # fmt: skip
             for count in counts:
@@ -59,20 +62,21 @@ def main() -> None:
 class Clock:
     """Adds up the seconds of each kind of operation."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float]) -> None:
+        self.now = now
         self.seconds: dict[str, float] = collections.defaultdict(float)
         self.callback = ggml_backend_sched_eval_callback(self._on_tensor)
         self.begin()
 
     def begin(self) -> None:
         self.seconds.clear()
-        self._last = time.process_time()
+        self._last = self.now()
 
     def _on_tensor(self, tensor: int, ask: bool, _user: object) -> bool:
-        now = time.process_time()
+        now = self.now()
         if not ask:
             self.seconds[_kind(tensor)] += now - self._last
-        self._last = time.process_time()
+        self._last = self.now()
         return True
 
 
