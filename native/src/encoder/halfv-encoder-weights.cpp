@@ -12,7 +12,8 @@
 
 namespace halfv {
 
-// A matrix product is slow when its rows are no multiple of what the vector units take at once.
+// A matrix product is slow when its rows are no multiple of what the vector units take at once; on an H100 half as fast when
+// they do not begin at multiples of 16 bytes.
 constexpr int64_t ROW_UNIT = 32*2; // also of its halves
 
 // A product of longer rows overflows the first cache of the CPUs that have been measured.
@@ -175,7 +176,7 @@ void encoder_weights::plan(const encoder_settings & settings, ggml_backend_t bac
     const int64_t bytes_before = bytes();
 
     // shapes first: a type needs rows of whole blocks
-    for (int i = 0; is_cpu && i < ggml_graph_n_nodes(graph); ++i) {
+    for (int i = 0; i < ggml_graph_n_nodes(graph); ++i) {
         const ggml_tensor * node = ggml_graph_node(graph, i);
         if (node->op != GGML_OP_MUL_MAT || !uses.is_matrix(node->src[0]) || uses.of_node.at(node->src[0]) != 1) {
             continue;

@@ -23,6 +23,9 @@ std::vector<grid_window> grid_windows(int width, int height, int side) {
 constexpr int SLOW_HEAD   = 72;
 constexpr int PADDED_HEAD = 80;
 
+// With no more keys than these it costs less that a head's keys lie apart than to bring them together.
+constexpr int64_t FEW_KEYS = 4096;
+
 static bool runs_on_cpu(const ggml_tensor * t) {
     return t->type == GGML_TYPE_F32 && t->nb[0] == sizeof(float);
 }
@@ -52,18 +55,17 @@ void encoder_attention::runs_on(ggml_backend_t backend) {
 static ggml_tensor * attend(
         ggml_context * ctx, ggml_tensor * q, ggml_tensor * k, ggml_tensor * v, float scale, bool flash, bool pad) {
     const int64_t n_tokens = q->ne[2]*q->ne[3], d_head = q->ne[0];
-    q = ggml_permute(ctx, q, 0, 2, 1, 3);
-    k = ggml_permute(ctx, k, 0, 2, 1, 3);
+    const auto by_head = [&](ggml_tensor * t) { return ggml_permute(ctx, t, 0, 2, 1, 3); };
     if (flash) {
-        v = ggml_permute(ctx, v, 0, 2, 1, 3);
         if (pad) { // zeros add nothing to a score, and give columns that are cut off
             for (ggml_tensor ** t : { &q, &k, &v }) {
-                *t = ggml_pad(ctx, ggml_cont(ctx, *t), PADDED_HEAD - d_head, 0, 0, 0);
+                *t = ggml_pad(ctx, ggml_is_contiguous(*t) ? *t : ggml_cont(ctx, *t), PADDED_HEAD - d_head, 0, 0, 0);
             }
         }
-        k = ggml_cast(ctx, k, GGML_TYPE_F16);
-        v = ggml_cast(ctx, v, GGML_TYPE_F16);
-        ggml_tensor * out = ggml_flash_attn_ext(ctx, q, k, v, nullptr, scale, 0.0f, 0.0f);
+        const auto halves = [&](ggml_tensor * t) {
+            return k->ne[2] <= FEW_KEYS ? by_head(ggml_cast(ctx, t, GGML_TYPE_F16)) : ggml_cast(ctx, by_head(t), GGML_TYPE_F16);
+        };
+        ggml_tensor * out = ggml_flash_attn_ext(ctx, by_head(q), halves(k), halves(v), nullptr, scale, 0.0f, 0.0f);
         ggml_prec_set_acc(out, GGML_PREC_F32);
         if (out->ne[0] > d_head) {
             out = ggml_cont(ctx, ggml_view_4d(ctx, out, d_head, out->ne[1], out->ne[2], out->ne[3], out->nb[1], out->nb[2], out->nb[3], 0));
@@ -71,7 +73,7 @@ static ggml_tensor * attend(
         return ggml_reshape_2d(ctx, out, out->ne[0]*out->ne[1], n_tokens);
     }
     v = ggml_cont(ctx, ggml_permute(ctx, v, 1, 2, 0, 3));
-    ggml_tensor * weights = ggml_soft_max_ext(ctx, ggml_mul_mat(ctx, k, q), nullptr, scale, 0.0f);
+    ggml_tensor * weights = ggml_soft_max_ext(ctx, ggml_mul_mat(ctx, by_head(k), by_head(q)), nullptr, scale, 0.0f);
     ggml_tensor * out = ggml_permute(ctx, ggml_mul_mat(ctx, v, weights), 0, 2, 1, 3);
     return ggml_cont_2d(ctx, out, out->ne[0]*out->ne[1], n_tokens);
 }

@@ -117,17 +117,25 @@ std::vector<int32_t> in_every_block(const std::vector<int32_t> & entered, int32_
 
 // back to the 8 bits that these values were made from, where equal and "one level apart" mean what they say; empty: one is none
 static std::vector<uint8_t> levels_of(const std::vector<float> & pixels, const float * mean, const float * std) {
+    constexpr size_t TURN = 48; // numbers after which colours begin again, and vectors of any width end
+    float scale[TURN], offset[TURN];
+    for (size_t i = 0; i < TURN; ++i) {
+        scale[i]  = 255.0f*std[i%3];
+        offset[i] = 255.0f*mean[i%3] + 0.5f;
+    }
     std::vector<uint8_t> rgb(pixels.size());
-    for (size_t i = 0; i < pixels.size(); i += 3) {
-        for (size_t c = 0; c < 3; ++c) {
-            const float level = 255.0f*(pixels[i + c]*std[c] + mean[c]) + 0.5f;
-            if (!std::isfinite(level)) { // the encoder's image_std is 0, say
-                return {};
-            }
-            rgb[i + c] = (uint8_t) std::clamp(level, 0.0f, 255.0f);
+    int n_none = 0; // the encoder's image_std is 0, say
+    for (size_t first = 0; first < pixels.size(); first += TURN) {
+        const float * from = pixels.data() + first;
+        uint8_t * to = rgb.data() + first;
+        const size_t n = std::min(TURN, pixels.size() - first);
+        for (size_t i = 0; i < n; ++i) {
+            const float level = from[i]*scale[i] + offset[i];
+            n_none += !(std::fabs(level) <= std::numeric_limits<float>::max());
+            to[i] = (uint8_t) (int32_t) std::min(std::max(level, 0.0f), 255.0f);
         }
     }
-    return rgb;
+    return n_none ? std::vector<uint8_t>() : rgb;
 }
 
 patch_map prune_pixels(picture_pixels & pixels, const float * mean, const float * std, pixel_taus taus, seen_frames & seen) {
