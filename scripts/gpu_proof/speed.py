@@ -64,7 +64,8 @@ def device_mib() -> dict[int, int]:
 
 def as_table(rows: list[dict[str, Any]]) -> list[str]:
     titles = ("model", "picture", "visual tokens", "run", "kept", "TTFT ms", "sooner", "ceiling", "encoder ms",
-              "prefill ms", "prefill faster", "selection ms", "decode tok/s", "KV MiB", "context on device MiB")  # fmt: skip
+              "prefill ms", "prefill faster", "selection ms", "decode tok/s", "KV MiB",
+              "context on device MiB")  # fmt: skip
     lines = ["| " + " | ".join(titles) + " |", "|" + " --- |" * len(titles)]
     for row in rows:
         is_base = row["run"] == "stock"

@@ -24,7 +24,8 @@ from halfv_edge.errors import HalfVError
 from halfv_edge.profile.model_file import ModelFile
 from halfv_edge.profile.profile import Profile
 from tests.support import llama_chat
-from tests.support.holes import coverage, entering, noise, page
+from tests.support.drawn import coverage, entering, page
+from tests.support.holes import noise
 from tests.support.tiny_mmproj import make_tiny_mmproj
 from tests.support.tiny_models import make_tiny
 from tests.support.vlm import CHATML, NEXT, PROFILE, QUESTION, Vlms, last_prompt, retell

@@ -26,7 +26,8 @@ from halfv_edge.profile.model_file import ModelFile as ProfileModel
 from halfv_edge.profile.profile import Profile
 from halfv_edge.testing.client import Client
 from tests.support import llama_chat
-from tests.support.holes import entering, noise, page, screen
+from tests.support.drawn import entering, page, screen
+from tests.support.holes import noise
 from tests.support.tiny_mmproj import make_tiny_mmproj
 from tests.support.tiny_models import make_tiny
 from tests.support.vlm import CHATML, NEXT, PROFILE, QUESTION, Vlms, greedy, last_prompt, retell, text_of

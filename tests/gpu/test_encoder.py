@@ -11,8 +11,8 @@ from PIL import Image
 
 from halfv_edge.testing.random_mmproj import write_mmproj
 from tests.support.agreement import MAX_NMSE
+from tests.support.drawn import entering, page
 from tests.support.encoders import FAST, N_EMBD, STOCK, WINDOWS, Encoders, least_cosine, nmse, noise
-from tests.support.holes import entering, page
 from tests.support.tiny_encoders import make_windowed
 
 N_VISION = 256  # of four heads: CUDA's flash attention takes no narrower ones

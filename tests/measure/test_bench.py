@@ -18,7 +18,7 @@ from halfv_edge.engine.options import ModelOptions
 from halfv_edge.errors import HalfVError
 from halfv_edge.measure import BenchOptions, Progress, RandomModel, run_bench
 from halfv_edge.measure.bench.pictures import photo
-from tests.support.holes import entering, page
+from tests.support.drawn import entering, page
 from tests.support.vlm import Vlms, picture
 
 N_VISUAL, N_KEPT, N_DEEP = 256, 64, 12  # shape `tiny`: keep 0.25, update 0.05

@@ -23,7 +23,7 @@ from halfv_edge.measure.eval.asking import Asker
 from halfv_edge.measure.eval.evaluation import Result
 from halfv_edge.measure.eval.questions import Question
 from halfv_edge.measure.policies import PolicyModel, aim_schedule, parse_one
-from tests.support.holes import entering, page
+from tests.support.drawn import entering, page
 from tests.support.vlm import QUESTION, Vlms, picture, retell
 
 TOKENS = 6

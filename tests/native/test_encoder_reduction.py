@@ -14,8 +14,9 @@ from halfv_cpp import llama_h
 from halfv_edge.profile.profile import Profile
 from tests.support import hf_reference, reduced
 from tests.support.converted import Pair, convert_tiny
+from tests.support.drawn import entering
 from tests.support.hf_reference import like_ggml
-from tests.support.holes import PICTURES, QWEN, entering
+from tests.support.holes import PICTURES, QWEN
 from tests.support.mtmd_prompt import MARKER, run_prompt
 
 LIKE_GGML = 5e-3  # standard deviations of the rows

@@ -18,7 +18,8 @@ from halfv_cpp import halfv_mtmd_h, llama_h, mtmd_h
 from halfv_edge.profile.profile import Profile
 from halfv_edge.testing.client import Client
 from tests.support.converted import Pair, convert_tiny
-from tests.support.holes import entering, noise, page
+from tests.support.drawn import entering, page
+from tests.support.holes import noise
 from tests.support.mtmd_prompt import MARKER, each, open_mmproj, saved
 from tests.support.tiny_mmproj import make_tiny_mmproj
 from tests.support.tiny_models import make_tiny

@@ -18,7 +18,7 @@ from halfv_cpp import halfv_mtmd_h, llama_h, mtmd_h, mtmd_helper_h
 
 from halfv_edge.profile.profile import Profile
 from halfv_edge.testing.client import Client, DecodeError
-from tests.support import hf_reference, holes
+from tests.support import drawn, hf_reference, holes
 from tests.support.converted import Pair, convert_tiny
 from tests.support.hf_reference import QWEN, like_ggml
 from tests.support.mtmd_prompt import MARKER, PromptRun, chunks_of, each, open_mmproj, run_prompt, saved
@@ -101,7 +101,7 @@ def picture_for(family: str) -> np.ndarray:
 
 def rows_and_kept(whole: PromptRun, n_embd: int, keep: float = KEEP) -> tuple[np.ndarray, list[int]]:
     rows = whole.pictures[0]
-    return rows, holes.coverage(rows[:, :n_embd], keep)
+    return rows, drawn.coverage(rows[:, :n_embd], keep)
 
 
 @pytest.mark.parametrize("family", [*QWEN, "llava"])
@@ -173,13 +173,13 @@ def test_after_pixel_pruning(pairs: Callable[[str], Pair]) -> None:
     """The choice is among what the encoder gave."""
     pair, side = pairs("qwen2_5_vl"), 28
     picture = holes.PICTURES["page"](8 * side, 6 * side, side)
-    entered = holes.entering(picture, side)
+    entered = drawn.entering(picture, side)
     with opened(pair.text, pair.vision, picture, 1.0, pixel_tau=0) as (client, encoder, chunks):
         rows = encoded(encoder, next(filter(is_image, chunks)), client.n_embd_inp)
     with opened(pair.text, pair.vision, picture, KEEP, pixel_tau=0) as (client, encoder, chunks):
         image = next(filter(is_image, chunks))
         given = encoded(encoder, image, client.n_embd_inp)
-        kept = holes.coverage(rows, KEEP)
+        kept = drawn.coverage(rows, KEEP)
         assert len(rows) == len(entered) and kept_of(image) == kept and np.array_equal(given, rows[kept])
         assert positions(image) == [(100, 100 + entered[i] // 8, 100 + entered[i] % 8) for i in kept]
         places = (ctypes.c_int32 * len(rows))()
@@ -249,7 +249,7 @@ def test_rows_that_end_a_line_stay(llava: tuple[Path, Path], tmp_path: Path) -> 
         assert kept is not None and set(ends) < set(kept) and len(kept) == len(ends) + int(KEEP * 70)
         assert np.array_equal(rows, whole[kept])
         patches = [i for i in range(76) if i not in ends]
-        assert [i for i in kept if i not in ends] == [patches[i] for i in holes.coverage(whole[patches], KEEP)]
+        assert [i for i in kept if i not in ends] == [patches[i] for i in drawn.coverage(whole[patches], KEEP)]
 
 
 #
@@ -286,7 +286,7 @@ def test_rows_that_are_alike_are_averaged(family: str, merge: float, keep: float
         n_pos = mtmd_h.mtmd_input_chunk_get_n_pos(image)
     expected, places = merged(whole, width, int(merge * len(whole)))
     if keep < 1:
-        chosen = holes.coverage(expected[:, :width], keep)
+        chosen = drawn.coverage(expected[:, :width], keep)
         expected, places = expected[chosen], [places[i] for i in chosen]
     with opened(pair.text, pair.vision, picture, keep, input_merge=merge) as (client, encoder, chunks):
         image = next(filter(is_image, chunks))

@@ -15,10 +15,11 @@ from halfv_cpp import llama_h, mtmd_h, mtmd_helper_h
 
 from halfv_edge.profile.profile import Profile
 from halfv_edge.testing.client import Client
-from tests.support import hf_reference, holes
+from tests.support import drawn, hf_reference, holes
 from tests.support.converted import Pair, convert_tiny
+from tests.support.drawn import entering
 from tests.support.hf_reference import like_ggml
-from tests.support.holes import PICTURES, QWEN, entering
+from tests.support.holes import PICTURES, QWEN
 from tests.support.mtmd_prompt import MARKER, chunks_of, each, open_mmproj, run_prompt, saved
 
 PROMPT = f"what is in {MARKER}the picture? it's 1314 o'clock\n\nyes."
@@ -129,7 +130,7 @@ def test_tau(tau: float, pairs: Callable[[str], Pair]) -> None:
     """In levels of 8 bits, from what stands for a neighbour."""
     for name in ("page", "screen"):
         picture, side = sized("qwen2_5_vl", name, 8, 6)
-        picture = holes.nearly(picture)
+        picture = drawn.nearly(picture)
         with image_chunk(pairs("qwen2_5_vl"), picture, tau) as (_, chunk):
             assert [(y - 100) * 8 + x - 100 for _, y, x in places(chunk)] == entering(picture, side, tau)
 

@@ -17,6 +17,24 @@ LEFT_OUT = ("PYTHONPATH", "HALFV_LIB_DIR", "HALFV_BUILD_DIR", "HALFV_TEST_DEVICE
 LEFT_OUT += ("PYTEST_XDIST_WORKER",)  # the tests in it have workers of their own
 
 
+NOT_PACKED = ("torch", "transformers", "halfv_convert")
+IMPORT_ALL = f"""
+import importlib, pathlib, sys
+class Lacking:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {NOT_PACKED}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Lacking())
+for path in pathlib.Path("tests/gpu").glob("test_*.py"):
+    importlib.import_module(f"tests.gpu.{{path.stem}}")
+"""
+
+
+def test_what_the_tests_of_gpus_import_is_packed() -> None:
+    done = subprocess.run([sys.executable, "-c", IMPORT_ALL], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="native/trace is for Linux")
 def test_rehearsal(build_dir: Path, stock_lib_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
