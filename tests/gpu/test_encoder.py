@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from halfv_cpp import log
+from halfv_cpp import ggml_h, log
+from halfv_cpp.ggml_backend_h import ggml_backend_sched_eval_callback
 from PIL import Image
 
 from halfv_edge.testing.random_mmproj import write_mmproj
@@ -43,6 +44,24 @@ def test_default_types(encoders: Encoders, tmp_path: Path) -> None:
     expected = encoders.embeddings(mmproj, picture)
     actual = encoders.embeddings(mmproj, picture, weights="auto", attention=FAST, use_gpu=True)
     assert least_cosine(actual, expected) >= 0.9995
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize(("weights", "width"), [("off", 84), ("auto", 128)])
+def test_rows_are_padded(weights: str, width: int, encoders: Encoders, tmp_path: Path) -> None:
+    """Those that no kernel likes: 84 numbers between the matrices of a feed-forward network."""
+    mmproj = make_windowed(tmp_path / "mmproj.gguf", "qwen2.5vl_merger", n_embd=N_EMBD, n_vision=N_VISION, n_ff=84)
+    widths = set()
+
+    def see(tensor: int, ask: bool, _user: object) -> bool:
+        if not ask and ggml_h.ggml_op_desc(tensor) == b"MUL_MAT":
+            widths.add(ggml_h.ggml_nbytes(tensor) // ggml_h.ggml_nrows(tensor) // 4)
+        return True
+
+    encoders.embeddings(
+        mmproj, noise(*SIZE), weights=weights, use_gpu=True, on_tensor=ggml_backend_sched_eval_callback(see)
+    )
+    assert widths & {84, 128} == {width}
 
 
 @pytest.mark.parametrize("kind", ["qwen2vl", "qwen2.5vl", "llava"])

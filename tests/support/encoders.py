@@ -35,14 +35,14 @@ class Encoders(contextlib.ExitStack):
     @contextlib.contextmanager
     def open(
         self, mmproj: Path, weights: str = "off", attention: int = STOCK, flash: int = 1, use_gpu: bool = False,
-        tau: float | None = None, reduction: tuple[int, float] = (1, 1.0),
+        tau: float | None = None, reduction: tuple[int, float] = (1, 1.0), on_tensor: object = None,
     ) -> Iterator[Encoder]:  # fmt: skip
         intake = Intake(pixel_tau=tau, encoder_layer=reduction[0], encoder_keep=reduction[1])
         profile = intake.within(dataclasses.replace(Profile.default(N_LAYER), min_visual_tokens=0)).to_c()
         halfv_cpp.set_model_profile(self.model, None if intake == Intake() else profile)
         encoder = Encoder.load(
             mmproj, self.model, self.path, use_gpu=use_gpu, n_threads=1, flash_attn=flash, image_max_tokens=None,
-            intake=intake, cache_bytes=0, weights=weights, attention=attention,
+            intake=intake, cache_bytes=0, weights=weights, attention=attention, on_tensor=on_tensor,
         )  # fmt: skip
         try:
             yield encoder
