@@ -3,21 +3,26 @@
 
 scripts/frames.py speed examples/interface.png
 scripts/frames.py answers validation/questions.jsonl
+scripts/frames.py video validation/questions.jsonl
 
 speed: eight frames of a picture over which a square moves, in one message, settings in turn; a line of JSON each.
 answers: questions about a picture alone, given twice, and given with its right half covered before it is given whole.
+video: questions about a video of 2 seconds in which a picture stands still, with a sensor's noise, in H.264 (ffmpeg).
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import subprocess
 import sys
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from PIL import Image
 
 from halfv_edge import Model
@@ -28,6 +33,8 @@ Tau = float | Literal["off"]
 N_FRAMES, SIZE, SQUARE, STEP = 8, 440, 60, 40  # pixels
 ROUNDS = 3
 QUESTIONS = 40
+VIDEO_TAUS: tuple[Tau, ...] = ("off", 0, 4, 8, 12, 16)
+VIDEO_SEC, VIDEO_FPS, KEY_FRAMES, CRF, SENSOR = 2, 24, 24, 23, 4  # SENSOR: standard deviation, in levels
 SETTINGS: tuple[tuple[Tau, Tau], ...] = (("off", "off"), ("off", 0), (0, "off"), (0, 0))
 FILES = demo.DEMO_FOLDER / demo.MODEL, demo.DEMO_FOLDER / demo.MMPROJ
 
@@ -91,7 +98,39 @@ def print_answers(file: Path) -> None:
             print(json.dumps(line | {"tokens": sum(tokens[way]) / len(tokens[way])}), flush=True)
 
 
+def still_video(picture: Image.Image, path: Path) -> None:
+    """A video of it."""
+    levels, noise = np.asarray(picture, np.float32), np.random.default_rng(0)
+    width, height = picture.size
+    command = ["ffmpeg", "-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}"]
+    command += ["-r", str(VIDEO_FPS), "-i", "pipe:0", "-vf", "crop=trunc(iw/2)*2:trunc(ih/2)*2", "-c:v", "libx264"]
+    command += ["-crf", str(CRF), "-g", str(KEY_FRAMES), "-pix_fmt", "yuv420p", str(path)]
+    frames = (levels + noise.normal(0, SENSOR, levels.shape) for _ in range(VIDEO_SEC * VIDEO_FPS))
+    raw = b"".join(np.clip(frame, 0, 255).astype(np.uint8).tobytes() for frame in frames)
+    subprocess.run(command, input=raw, check=True)
+
+
+def print_video_answers(file: Path) -> None:
+    """How many are right, and how many tokens a video has on average."""
+    with tempfile.TemporaryDirectory() as folder:
+        questions = read_questions([file], limit=QUESTIONS)
+        for at, question in enumerate(questions):
+            still_video(Image.open(question.image).convert("RGB"), Path(folder) / f"{at}.mp4")
+        for frames_tau in VIDEO_TAUS:
+            right, tokens = 0.0, []
+            with loaded("off", frames_tau) as model:
+                for at, question in enumerate(questions):
+                    with model.chat(mode="exact") as chat:
+                        answer = chat.answer(
+                            question.question, Path(folder) / f"{at}.mp4", max_tokens=72, temperature=0
+                        )
+                        right += question.score(answer)
+                        tokens.append(chat.token_maps[-1].n_visual)
+            line = {"frames_tau": frames_tau, "right": right, "of": len(tokens), "tokens": sum(tokens) / len(tokens)}
+            print(json.dumps(line), flush=True)
+
+
 if __name__ == "__main__":
-    if len(sys.argv) != 3 or sys.argv[1] not in ("speed", "answers"):
+    if len(sys.argv) != 3 or sys.argv[1] not in ("speed", "answers", "video"):
         sys.exit(__doc__)
-    {"speed": print_speed, "answers": print_answers}[sys.argv[1]](Path(sys.argv[2]))
+    {"speed": print_speed, "answers": print_answers, "video": print_video_answers}[sys.argv[1]](Path(sys.argv[2]))

@@ -255,7 +255,7 @@ def read_images(paths: list[str]) -> list[Picture]:
 
 
 def read_image(name: str) -> Picture:
-    """A picture by its path or URL; - is stdin."""
+    """A picture or a video by its path or URL; - is stdin."""
     from halfv_edge.engine import images  # here, so that commands without pictures start fast
 
     if name == "-":
@@ -264,8 +264,8 @@ def read_image(name: str) -> Picture:
         raw = sys.stdin.buffer.read(images.MAX_FILE_BYTES + 1)
         if len(raw) > images.MAX_FILE_BYTES:
             raise HalfVError(f"The picture on stdin has more than {images.MAX_FILE_BYTES >> 20} MB: make it smaller.")
-        return images.load(raw, "The picture on stdin")
-    return images.load(fetch(name), name) if is_url(name) else images.load(name)
+        return images.load(raw, "The picture on stdin", videos=True)
+    return images.load(fetch(name) if is_url(name) else name, name, videos=True)
 
 
 def check_there(path: str) -> None:

@@ -323,7 +323,8 @@ class Session:
             picture = flags.read_image(os.path.expanduser(path))
             width, height = picture.image.size
             self.give(picture)
-            self.out.dim(f"{picture.name}, {width} x {height}, is part of the next question.")
+            frames = f", {len(picture.frames)} frames" if picture.frames else ""
+            self.out.dim(f"{picture.name}, {width} x {height}{frames}, is part of the next question.")
 
     def _stats(self, _rest: str) -> None:
         self.worker.wait()

@@ -20,7 +20,9 @@ from typing import Any
 import halfv_cpp
 import numpy as np
 from halfv_cpp import devices, halfv_mtmd_h, llama_h, log, mtmd_h
+from PIL import Image
 
+from halfv_edge.engine import video
 from halfv_edge.engine.images import Picture
 from halfv_edge.engine.tokens import Layout, Tile, TokenMap
 from halfv_edge.errors import HalfVError, RunError
@@ -224,16 +226,23 @@ class Encoder:
 
     def token_map(self, encoded: Encoded, chosen: list[tuple[list[int] | None, list[int] | None]]) -> TokenMap:
         """What was kept and deep in each chunk of a picture, None for all of it."""
-        chunks = encoded.chunks
+        chunks, picture = encoded.chunks, encoded.picture
         columns, rows = chunks[0].grid(self.is_mrope)
-        boxes = self.layout.boxes(len(chunks), encoded.picture.image.size, columns, rows)
+        frames, image = picture.frames, picture.image
+        if len(chunks) < len(frames):
+            frames = tuple(frames[at] for at in video.first_of_pairs(len(frames)))
+        boxes = self.layout.boxes(len(chunks) // max(1, len(frames)), image.size, columns, rows)
+        if frames:
+            sheet = video.Sheet(frames)
+            image = sheet.image
+            boxes = [(sheet.box(at, box), overview) for at in range(len(frames)) for box, overview in boxes]
         tiles = []
         for chunk, (kept, deep), (box, overview) in zip(chunks, chosen, boxes, strict=True):
             entered = chunk.places()
             given = [entered[row] for row in chunk.given()]
             kept, deep = (given if some is None else [given[token] for token in some] for some in (kept, deep))
             tiles.append(Tile(*chunk.grid(self.is_mrope), chunk.n_grid, entered, given, kept, deep, box, overview))
-        return TokenMap(encoded.picture.image, tiles, self.token_side)
+        return TokenMap(image, tiles, 0 if frames else self.token_side)
 
     def frames(self, pictures: Iterable[Picture] = ()) -> Frames | None:
         """For the pictures of a message, of which it has these so far; None where they are not compared."""
@@ -339,23 +348,25 @@ class Encoder:
         self, pointer: int, picture: Picture, pixels: bool, keep_pixels: bool = True, frames: Frames | None = None
     ) -> list[int | Chunk]:
         width, height = picture.image.size
-        data = ctypes.c_char_p(picture.image.tobytes() if pixels else None)
-        buffer = ctypes.cast(data, ctypes.POINTER(ctypes.c_uint8))
-        bitmap = mtmd_h.mtmd_bitmap_init(width, height, buffer)
+        marker = mtmd_h.mtmd_get_marker(pointer)
+        if picture.frames:
+            marker = video.prompt(len(picture.frames), marker.decode()).encode()
+        bitmaps = [_bitmap(image, pixels, bool(picture.frames)) for image in picture.frames or (picture.image,)]
         chunks = mtmd_h.mtmd_input_chunks_init()
         try:
-            marker = mtmd_h.mtmd_get_marker(pointer)
             text = mtmd_h.mtmd_input_text(marker, len(marker), False, True)
             log.clear()
             halfv_mtmd_h.halfv_follow_frames(frames.pointer if frames else None)
-            rc = mtmd_h.mtmd_tokenize(pointer, chunks, ctypes.byref(text), (ctypes.c_void_p * 1)(bitmap), 1)
+            given = (ctypes.c_void_p * len(bitmaps))(*bitmaps)
+            rc = mtmd_h.mtmd_tokenize(pointer, chunks, ctypes.byref(text), given, len(bitmaps))
             if rc != 0:
                 raise HalfVError(f"{picture.name} ({width} x {height}) cannot be used: {log.last_words()}.")
             return list(self._items(chunks, keep_pixels))
         finally:
             halfv_mtmd_h.halfv_follow_frames(None)
             mtmd_h.mtmd_input_chunks_free(chunks)
-            mtmd_h.mtmd_bitmap_free(bitmap)
+            for bitmap in bitmaps:
+                mtmd_h.mtmd_bitmap_free(bitmap)
 
     @staticmethod
     def _items(chunks: int, keep_pixels: bool = True) -> Iterator[int | Chunk]:
@@ -368,6 +379,13 @@ class Encoder:
                 yield from tokens[: count.value]
             else:
                 yield Chunk(copy(chunk))
+
+
+def _bitmap(image: Image.Image, pixels: bool, of_video: bool) -> int:
+    data = ctypes.c_char_p(image.tobytes() if pixels else None)
+    bitmap = mtmd_h.mtmd_bitmap_init(*image.size, ctypes.cast(data, ctypes.POINTER(ctypes.c_uint8)))
+    mtmd_h.mtmd_bitmap_set_mergeable(bitmap, of_video)
+    return bitmap
 
 
 def _n_bytes(items: list[int | Chunk]) -> int:

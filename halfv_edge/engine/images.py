@@ -1,4 +1,7 @@
-"""Pictures from wherever they come, as RGB: upright, first frame, eight bits, on white where they are transparent."""
+"""Pictures from wherever they come, as RGB: upright, first frame, eight bits, on white where they are transparent.
+
+Videos too, where they are asked for.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
+from halfv_edge.engine import video
 from halfv_edge.errors import HalfVError
 
 MAX_FILE_BYTES = 256 << 20
@@ -37,16 +41,19 @@ FORMATS_TEXT = "PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF"
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A decoded picture and what to call it in messages."""
+    """A decoded picture, or a video, and what to call it in messages."""
 
     name: str
     image: Image.Image  # RGB
     source: str | bytes | None = None  # its path or data URL, or the file's bytes; None: the pixels are all there is
+    frames: tuple[Image.Image, ...] = ()  # of a video; the first is `image`
 
     def digest(self) -> str:
         """The same for the same pixels."""
-        data = hashlib.blake2b(f"{self.image.size}".encode(), digest_size=32)
-        data.update(self.image.tobytes())
+        video = f" {len(self.frames)} frames" if self.frames else ""
+        data = hashlib.blake2b(f"{self.image.size}{video}".encode(), digest_size=32)
+        for image in self.frames or (self.image,):
+            data.update(image.tobytes())
         return data.hexdigest()
 
     def url(self) -> str:
@@ -58,6 +65,8 @@ class Picture:
             file = io.BytesIO()
             self.image.save(file, "png")
             raw = file.getvalue()
+        elif self.frames:
+            kind = "video/mp4"  # or another; ffmpeg looks at the bytes
         else:
             with _opened(raw) as image:
                 kind = Image.MIME.get(image.format or "", kind)
@@ -67,8 +76,11 @@ class Picture:
 Source: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | NDArray[Any] | Picture
 
 
-def load(source: Source, name: str = "") -> Picture:
-    """Decode a picture; whatever is wrong with it is one sentence. `name`: what to call bytes there."""
+def load(source: Source, name: str = "", videos: bool = False) -> Picture:
+    """Decode a picture; whatever is wrong with it is one sentence.
+
+    `name`: what to call bytes there. `videos`: whether it may be one.
+    """
     if isinstance(source, Picture):
         return source
     if isinstance(source, Image.Image):
@@ -77,15 +89,15 @@ def load(source: Source, name: str = "") -> Picture:
         return Picture(f"The array of shape {source.shape}", _from_array(source))
     if isinstance(source, (bytes, bytearray, memoryview)):
         raw = bytes(source)
-        return _decode(raw, name or f"The image of {len(raw)} bytes", raw)
+        return _decode(raw, name or f"The image of {len(raw)} bytes", raw, videos)
     if isinstance(source, str) and source[:5].lower() == "data:":
-        return _from_data_url(source)
+        return _from_data_url(source, videos)
     if isinstance(source, str) and source[:8].lower().startswith(("http://", "https://")):
         raise HalfVError(f"{_short(source)} is not fetched: download it, and give the file or its bytes.")
     if isinstance(source, str) and source[:5].lower() == "file:":
-        return _from_file(_local(source), _short(source))
+        return _from_file(_local(source), _short(source), videos)
     if isinstance(source, (str, os.PathLike)):
-        return _from_file(Path(source), str(source))
+        return _from_file(Path(source), str(source), videos)
     raise HalfVError(
         f"A {type(source).__name__} is not an image: give a path, bytes, a PIL image, a numpy array, a file: URL or a "
         "data: URL."
@@ -93,18 +105,18 @@ def load(source: Source, name: str = "") -> Picture:
 
 
 def load_all(sources: Source | Iterable[Source]) -> list[Picture]:
-    """Several pictures; a single one may come without a list around it."""
+    """Several pictures and videos; a single one may come without a list around it."""
     if isinstance(sources, (str, bytes, bytearray, memoryview, os.PathLike, Image.Image, np.ndarray, Picture)):
-        return [load(sources)]
+        return [load(sources, videos=True)]
     if not isinstance(sources, Iterable):
         return [load(sources)]  # which says what is wrong
-    return [load(source) for source in sources]
+    return [load(source, videos=True) for source in sources]
 
 
-def _from_file(path: Path, name: str) -> Picture:
+def _from_file(path: Path, name: str, videos: bool) -> Picture:
     if len(name) > MAX_PATH:
         raise HalfVError(f"{_short(name)} is too long for a path: base64 goes into a data: URL.")
-    return _decode(_read(path), name, os.path.abspath(path))
+    return _decode(_read(path), name, os.path.abspath(path), videos)
 
 
 def _short(text: str) -> str:
@@ -141,7 +153,7 @@ def _local(url: str) -> Path:
     return Path(urllib.request.url2pathname(parts.path))
 
 
-def _from_data_url(url: str) -> Picture:
+def _from_data_url(url: str, videos: bool) -> Picture:
     head, comma, body = url[5:].partition(",")
     if not comma:
         raise HalfVError(f"{url[:40]!r} has no comma: a data URL is data:image/png;base64,... or the like.")
@@ -152,7 +164,7 @@ def _from_data_url(url: str) -> Picture:
             raise HalfVError(f"{url[:40]!r}... is not valid base64: {error}.") from error
     else:
         raw = urllib.parse.unquote_to_bytes(body)
-    return _decode(raw, f"The data URL of {len(raw)} bytes", url)
+    return _decode(raw, f"The data URL of {len(raw)} bytes", url, videos)
 
 
 def _opened(raw: bytes) -> Image.Image:
@@ -165,7 +177,7 @@ def _opened(raw: bytes) -> Image.Image:
     return Image.open(io.BytesIO(raw), formats=FORMATS)
 
 
-def _decode(raw: bytes, name: str, source: str | bytes) -> Picture:
+def _decode(raw: bytes, name: str, source: str | bytes, videos: bool) -> Picture:
     if not raw:
         raise HalfVError(f"{name} is empty: it has 0 bytes.")
     with warnings.catch_warnings():
@@ -177,6 +189,9 @@ def _decode(raw: bytes, name: str, source: str | bytes) -> Picture:
                 f"{name} is too large to decode safely: scale it down to at most {_LIMIT_TEXT}."
             ) from error
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError, MemoryError) as error:
+            if videos and not _is_heic(raw) and video.is_video(raw):
+                frames = video.decode(raw, name)
+                return Picture(name, frames[0], source, frames)
             raise HalfVError(_unknown(raw, name)) from error
         except Exception as error:  # damaged headers make Pillow's plugins raise almost anything
             raise HalfVError(f"{name} is damaged: {error}; get it again.") from error
@@ -210,6 +225,8 @@ def _unknown(raw: bytes, name: str) -> str:
         if _heic_reader():
             return f"{name} is cut short or damaged: get it again."
         return f"{name} is HEIC, which cannot be read: convert it to JPEG, or `pip install pillow-heif`."
+    if video.is_video(raw):
+        return f"{name} is a video: give a picture (videos are for `halfv chat`, `halfv tokens` and Model.chat)."
     if raw[:4] == b"%PDF":
         return f"{name} is a PDF, not an image: convert the page to PNG."
     return f"{name} is not an image that can be read: give {FORMATS_TEXT}."

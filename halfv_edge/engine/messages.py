@@ -27,7 +27,8 @@ class ImageUrl(TypedDict, total=False):
     """Where a picture is."""
 
     url: Source
-    """A data: URL, a path or a file: URL; in a program also bytes, a PIL image or an array. Nothing is fetched."""
+    """A data: URL, a path or a file: URL, of a video too; in a program also bytes, a PIL image or an array. Nothing is
+    fetched."""
     detail: str
     """Not used: `image_max_tokens` decides."""
 
@@ -116,7 +117,7 @@ def _read_part(part: object, place: str) -> str | Picture:
     if value is None:
         raise HalfVError(f"{place}: image_url has no url: give a data: URL or a path.")
     try:
-        return images.load(value)
+        return images.load(value, videos=True)
     except HalfVError as error:
         raise HalfVError(f"{place}: {error}") from error
 

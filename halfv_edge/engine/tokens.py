@@ -35,7 +35,10 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class TokenMap:
-    """The visual tokens of one picture. Encoders that tile give several grids, and an overview."""
+    """The visual tokens of one picture. Encoders that tile give several grids, and an overview.
+
+    Of a video each frame has its own grid, or each two, and the image shows them side by side.
+    """
 
     image: Image.Image
     tiles: list[Tile]
@@ -79,10 +82,12 @@ class TokenMap:
             The same place in the picture that was given, in its pixels.
 
         Raises:
-            HalfVError: The encoder has one size, or cuts pictures into tiles.
+            HalfVError: The encoder has one size, or cuts pictures into tiles, or it is a video.
         """
         if not self.token_side:
-            raise HalfVError("This encoder takes pictures of one size: its model names no places in pixels.")
+            raise HalfVError(
+                "This encoder takes pictures of one size, or this is a video: its model names no places in pixels."
+            )
         tile = self.tiles[0]
         left, top, right, bottom = tile.box
         return (
