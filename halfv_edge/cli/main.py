@@ -55,7 +55,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     rest: list[str] = []
     if words and words[0] in FOR_PROGRAMS:
         words[1:], rest = FOR_PROGRAMS[words[0]](words[1:])
-    args = _parser().parse_args(words)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for good
+    args, unknown = _parser().parse_known_args(words)
+    if unknown:
+        errors.Parser(prog=f"halfv {words[0]}").error(f"unrecognized arguments: {' '.join(unknown)}")
     args.rest = rest
     code = 0
     try:

@@ -83,6 +83,7 @@ def _serve(args: argparse.Namespace) -> int:
     if args.draft:
         flags.check_there(args.draft)
     outlook = look(files.model, files.mmproj, Pruning(**flags.pruning(args)))
+    llama_server.check_free(args.rest)
     at = llama_server.address(args.rest)
     notes = [f"{at}  {outlook.about.path.name}"]
     notes += [DEMO_NOTE] if files.model.parent == DEMO_FOLDER else []

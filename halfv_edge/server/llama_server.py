@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
+import socket
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -90,6 +92,23 @@ def address(flags: Sequence[str], env: Mapping[str, str] = os.environ) -> str:
     if host.endswith(".sock"):
         return f"unix:{host}"
     return f"{'https' if secure else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def check_free(flags: Sequence[str], env: Mapping[str, str] = os.environ) -> None:
+    """Whether the port can be had; whatever else is wrong with the address llama-server says."""
+    host = _value(flags, "--host") or env.get("LLAMA_ARG_HOST") or HOST
+    port = _value(flags, "--port") or env.get("LLAMA_ARG_PORT") or PORT
+    if host.endswith(".sock") or not port.isascii() or not port.isdigit():
+        return
+    try:
+        for family, kind, _, _, place in socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM):
+            with socket.socket(family, kind) as probe:
+                if os.name == "posix":  # else a port that was left a minute ago counts as taken
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(place)
+    except (OSError, OverflowError) as error:
+        if getattr(error, "errno", None) == errno.EADDRINUSE:
+            raise HalfVError(f"Port {port} of {host} is taken by another program: choose one with --port.") from error
 
 
 def is_local(flags: Sequence[str], env: Mapping[str, str] = os.environ) -> bool:

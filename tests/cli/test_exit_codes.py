@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -132,3 +136,20 @@ def test_every_flag_is_a_flag() -> None:
 def _commands(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
     inner = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     return [parser, *(found for choices in inner for each in choices.values() for found in _commands(each))]
+
+
+@pytest.mark.parametrize("line", ["chat --bogus", "profile show model.gguf --bogus", "serve --profile"])
+def test_the_hint_names_the_command(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(line.split())
+    assert f"; `halfv {line.split()[0]} --help` lists the flags." in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="closes descriptors as a shell does")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_streams(place: Path, closed: str) -> None:
+    """What is said there is lost, and nothing else happens."""
+    line = f"{shlex.quote(sys.executable)} -m halfv_edge chat nothing.png -p why {closed}"
+    found = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False)
+    said = "" if "2>" in closed else "halfv: nothing.png does not exist: check the name and the folder.\n"
+    assert (found.returncode, found.stdout, found.stderr) == (2, "", said)

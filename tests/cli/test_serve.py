@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -125,6 +126,18 @@ def test_mistakes_are_one_sentence(tmp_path: Path) -> None:
 #
 # doctor
 #
+
+
+def test_a_port_that_is_taken() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        found = halfv("serve", "--port", str(port))
+    assert found.returncode == 2
+    assert found.stderr == f"halfv: Port {port} of 127.0.0.1 is taken by another program: choose one with --port.\n"
+    for flags in (["--port", str(port)], ["--port", "70000"], ["--port", "x"], ["--host", "no such host"]):
+        llama_server.check_free(flags, {})
 
 
 def test_doctor() -> None:
