@@ -8,7 +8,7 @@
 #include <stdexcept>
 #include <string>
 
-#if defined(__x86_64__) && defined(__GNUC__)
+#if defined(__x86_64__) && (defined(__clang__) || defined(__GNUC__))
 #include <cpuid.h>
 #ifdef __linux__
 #include <sys/syscall.h>
@@ -63,7 +63,7 @@ void check_cpu_without() {
     if (!environment::ours().fault.empty()) { throw std::invalid_argument(environment::ours().fault); }
 }
 
-#if defined(__x86_64__) && defined(__GNUC__)
+#if defined(__x86_64__) && (defined(__clang__) || defined(__GNUC__))
 
 static parts read_cpu() {
     unsigned a = 0, b = 0, c = 0, d = 0, a1 = 0;
