@@ -49,14 +49,15 @@ def test_the_demo_model_answers() -> None:
     assert f"halfv: {server.url}  model.gguf" in said
     profile = read_gguf(ModelFile.read(demo.DEMO_FOLDER / demo.MODEL))
     assert profile is not None and reply.pictures is not None
-    kept = f"{100 * profile.ivr_keep:g}% of their tokens from layer {profile.ivr_layer} on"
-    assert f"halfv: Pictures keep {kept} (profile: gguf)." in said
+    given = f"{100 * profile.input_keep:g}% of their tokens before the first layer"
+    kept = f"{100 * profile.ivr_keep:g}% of those from layer {profile.ivr_layer} on"
+    assert f"halfv: Pictures keep {given}, {kept} (profile: gguf)." in said
     assert reply.pictures["visual_kept"] == round(profile.ivr_keep * reply.pictures["visual_seen"])
 
 
 def test_keep_reaches_the_library() -> None:
     with RunningServer([*HALFV, "serve", *SMALL, "--keep", "0.5"]) as server:
-        assert "halfv: Pictures keep 50% of their tokens from layer" in server.log()
+        assert "before the first layer, 50% of those from layer" in server.log()
         found = server.ask(TOTAL, max_tokens=1).pictures
     assert found is not None and found["visual_kept"] == round(0.5 * found["visual_seen"])
 

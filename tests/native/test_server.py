@@ -44,7 +44,7 @@ def difference(some: Sequence[Reply], others: Sequence[Reply]) -> float:
 def test_prompt_cache(programs: Path) -> None:
     with Server(programs, MODEL, MMPROJ, "-np", "2", "-c", "4096") as server:
         cached, fresh = (ask(server, REQUESTS, cache) for cache in (True, False))
-    assert sum(reply.n_cached > 200 for reply in cached) >= len(REQUESTS) - 2  # pictures are not computed again
+    assert sum(reply.n_cached > 100 for reply in cached) >= len(REQUESTS) - 2  # pictures are not computed again
     assert [reply.text for reply in cached] == [reply.text for reply in fresh]
     assert difference(cached, fresh) < NOISE
     with Server(programs, MODEL, MMPROJ, "-np", "2", "-c", "4096", env={"HALFV_UNDO_MB": "0"}) as server:
@@ -91,7 +91,7 @@ def test_adapter_that_the_answer_switches_on(programs: Path, alora: Path) -> Non
     requests = [REQUESTS[0], REQUESTS[2], REQUESTS[0], REQUESTS[0], REQUESTS[4]]
     with Server(programs, MODEL, MMPROJ, *flags) as server:
         cached, fresh = (ask(server, requests, cache) for cache in (True, False))
-    assert all(reply.n_cached > 200 for reply in cached[1:])
+    assert all(reply.n_cached > 100 for reply in cached[1:])
     assert [reply.text for reply in cached] == [reply.text for reply in fresh]
     assert difference(cached, fresh) < NOISE
 

@@ -86,7 +86,7 @@ def test_a_frame_behind_others(programs: Path, tmp_path: Path) -> None:
 
 
 def test_budget(programs: Path, tmp_path: Path) -> None:
-    pictures = [tmp_path / f"{number}.png" for number in range(6)]  # a quarter of a megabyte each, as embeddings
+    pictures = [tmp_path / f"{number}.png" for number in range(10)]  # a seventh of a megabyte each, as embeddings
     for number, picture in enumerate(pictures):
         picture.write_bytes(PICTURES[0].read_bytes() + bytes([number]))  # another file, of the same pixels
     with start(programs, "-np", "1", "-c", "2048", env={"HALFV_ENCODER_CACHE_MB": "0"}) as server:

@@ -38,7 +38,7 @@ def test_timings_usage_and_metrics(server: Server) -> None:
         status, answer = post(server, {"messages": TOTAL, "max_tokens": 2, "temperature": 0, "cache_prompt": False})
         assert status == 200 and 0 < answer["timings"]["halfv"]["select_ms"] < answer["timings"]["prompt_ms"]
     found = answer["timings"]["halfv"]
-    assert found["images"] == 1 and found["visual_seen"] > found["visual_kept"] >= found["visual_deep"] > 0
+    assert found["images"] == 1 and found["visual_seen"] > found["visual_kept"] >= found["visual_deep"]
     assert "not_pruned" not in found
     parts = found["encode_ms"] + found["select_ms"] + found["prefill_ms"]
     assert parts == pytest.approx(answer["timings"]["prompt_ms"], rel=1e-3)
@@ -74,7 +74,7 @@ def test_a_request_may_keep_another_share(server: Server) -> None:
     again = server.ask(TOTAL, max_tokens=6)
     assert pictures(again)["visual_kept"] == pictures(fresh)["visual_kept"] != pictures(half)["visual_kept"]
     assert same(again, fresh)  # nothing of the other share was taken from the prompt cache
-    assert server.ask(TOTAL, max_tokens=6, halfv={"keep": 0.5}).n_cached > 200
+    assert server.ask(TOTAL, max_tokens=6, halfv={"keep": 0.5}).n_cached > pictures(half)["visual_seen"]
     assert same(server.ask(TOTAL, max_tokens=6, halfv=True), fresh)
 
 

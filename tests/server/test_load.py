@@ -110,6 +110,6 @@ def test_no_room(server: Server) -> None:
     """A prompt that does not fit is refused, in a slot that then answers the next one."""
     expected = answer(server)
     parts = about(PICTURES[0], QUESTIONS[0])[0]["content"]
-    status, found = post(server, QUESTION | {"messages": [{"role": "user", "content": [parts[0]] * 12}]})
+    status, found = post(server, QUESTION | {"messages": [{"role": "user", "content": [parts[0]] * 20}]})
     assert status == 400 and "exceed" in found["error"]["type"], found
     assert answer(server) == expected
