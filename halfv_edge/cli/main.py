@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import _thread
 import argparse
 import json
 import os
 import sys
+import threading
 from collections.abc import Sequence
 
 from halfv_cpp import LibraryError
@@ -48,6 +50,8 @@ COMMANDS = (
 )
 FOR_PROGRAMS = {module.NAME: module.split for module in (serve, run_program)}  # whose other flags are a program's
 
+AGAIN_SEC = 0.05  # by then the callback is over
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; a foreseen mistake is one sentence on stderr and the exit code of its kind."""
@@ -63,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         errors.Parser(prog=f"halfv {words[0]}").error(f"unrecognized arguments: {' '.join(unknown)}")
     args.rest = rest
     code = 0
+    sys.unraisablehook = _again_if_interrupted
     try:
         code = args.run(args) or 0
         sys.stdout.flush()
@@ -73,6 +78,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(errors.in_words(error), file=sys.stderr)
         return errors.exit_code(error)
     return code
+
+
+def _again_if_interrupted(lost: sys.UnraisableHookArgs) -> None:
+    """Ctrl-C that arrives while native code computes is raised where that calls Python back, and lost: so once more."""
+    if lost.exc_type is not None and issubclass(lost.exc_type, KeyboardInterrupt):
+        later = threading.Timer(AGAIN_SEC, _thread.interrupt_main)
+        later.daemon = True
+        later.start()
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -153,3 +153,28 @@ def test_closed_streams(place: Path, closed: str) -> None:
     found = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False)
     said = "" if "2>" in closed else "halfv: nothing.png does not exist: check the name and the folder.\n"
     assert (found.returncode, found.stdout, found.stderr) == (2, "", said)
+
+
+INTERRUPTED_IN_A_CALLBACK = """
+import ctypes, sys, time
+from halfv_edge.cli import info
+from halfv_edge.cli.main import main
+
+def interrupted():
+    raise KeyboardInterrupt
+
+def collect():
+    ctypes.CFUNCTYPE(None)(interrupted)()
+    for _ in range(600):
+        time.sleep(0.05)
+
+info.collect = collect
+sys.exit(main(["info"]))
+"""
+
+
+def test_an_interrupt_while_native_code_calls_back() -> None:
+    """It cannot pass through native code, and must not be lost there."""
+    command = [sys.executable, "-c", INTERRUPTED_IN_A_CALLBACK]
+    found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    assert (found.returncode, found.stdout, found.stderr) == (130, "", "halfv: interrupted.\n")

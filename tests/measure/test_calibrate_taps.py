@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from halfv_edge.engine.encoder import Chunk
 from halfv_edge.engine.images import load
 from halfv_edge.engine.model import Model
 from halfv_edge.errors import HalfVError
-from halfv_edge.measure.calibrate import entropy
+from halfv_edge.measure.calibrate import entropy, taps
 from halfv_edge.measure.calibrate.taps import OTHERS, NotANumberError, Probe, n_tokens
 from halfv_edge.profile.profile import DROPPED, FROZEN, Intake, Profile
 from halfv_edge.testing.client import Client
@@ -273,6 +274,24 @@ def test_not_a_number(tmp_path: Path, vlms: Any) -> None:
     finally:
         probe.close()
         probe.runtime.close()
+
+
+def test_a_boundary_that_is_lost(probe: Probe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C that arrives as native code calls back does not reach the callback; what it saw has a hole then."""
+    look, lost = taps._Watch.__call__, []
+
+    def interrupted(watch: Any, pointer: Any, user: object) -> bool:
+        if not lost:
+            lost.append(watch)
+            raise KeyboardInterrupt
+        return look(watch, pointer, user)
+
+    items = probe.items(load(picture(1)), "what is in the picture")
+    monkeypatch.setattr(sys, "unraisablehook", lambda _lost: None)
+    monkeypatch.setattr(taps._Watch, "__call__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        probe.observe(items, freeze=False)
+    assert lost and len(probe.observe(items, freeze=False).all) == probe.n_layer + 1
 
 
 def test_a_template_that_ends_with_the_picture(vlms: Any) -> None:

@@ -141,6 +141,9 @@ class Probe:
         if rc != halfv_h.HALFV_OK:
             context.clear()
             raise RunError(f"it could not be observed: {halfv_h.halfv_last_error().decode()}")
+        if len(watch.curves["all"]) <= self.n_layer:  # Ctrl-C came as C called Python, and the boundary is lost
+            context.clear()
+            raise KeyboardInterrupt
         return watch.observation(freeze)
 
     def answer(self, items: Sequence[Item], length: int) -> GreedyAnswer:
