@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import re
 from typing import NoReturn
 
 from halfv_edge.errors import HalfVError, RunError
@@ -68,10 +70,19 @@ def in_words(error: BaseException) -> str:
     return f"halfv: {error.sentence(FLAGS) if isinstance(error, HalfVError) else error}"
 
 
+def _not_a_choice(found: re.Match[str]) -> str:
+    """The one that was meant, or else all."""
+    given, choices = found[1], re.findall(r"[\w.-]+", found[2])
+    near = difflib.get_close_matches(given.lower(), choices, 1)
+    return f" '{given}' is not known: " + (f"did you mean {near[0]}?" if near else f"choose from {', '.join(choices)}")
+
+
 class Parser(argparse.ArgumentParser):
     """A wrong flag is one sentence as well, and not the usage of thirty flags; so for its sub-commands."""
 
     def error(self, message: str) -> NoReturn:
         words = message.removeprefix("argument ").replace(": ", " ", message.startswith("argument "))
         words = words.replace(" not allowed with argument ", " is not allowed with ")
-        self.exit(MISTAKE, f"halfv: {words}; `{self.prog} --help` lists the flags.\n")
+        words = re.sub(r" invalid choice: '(.*)' \(choose from (.*)\)$", _not_a_choice, words)
+        hint = f"`{self.prog} --help` lists the flags."
+        self.exit(MISTAKE, f"halfv: {words}{' ' if words.endswith('?') else '; '}{hint}\n")

@@ -236,7 +236,7 @@ MISTAKES = {
     "--json-schema words.txt": "words.txt: The JSON schema cannot be used: *",
     "-m qwen2vl/m.gguf --image-max-tokens 1": "--image-max-tokens 1 is too few for this encoder: it needs at least 8.",
     "--exact --prepare": "--prepare is not allowed with --exact; `halfv chat --help` lists the flags.",
-    "--bogus": "unrecognized arguments: --bogus; `halfv --help` lists the flags.",
+    "--bogus": "unrecognized arguments: --bogus; `halfv chat --help` lists the flags.",
     "-p EMPTY": "The question '' is empty: ask something.",
 }
 

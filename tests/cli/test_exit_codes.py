@@ -81,6 +81,24 @@ def test_a_bad_value(command: str, place: Path, capsys: pytest.CaptureFixture[st
     assert run(WITH_VALUE[command], "nope.gguf", capsys) == 2
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("caht", "COMMAND 'caht' is not known: did you mean chat? `halfv --help`"),
+        ("nothing", "COMMAND 'nothing' is not known: choose from info, "),
+        (
+            "bench --shape qwen2.5-vl-3B",
+            "--shape 'qwen2.5-vl-3B' is not known: did you mean qwen2.5-vl-3b? `halfv bench",
+        ),
+    ],
+)
+def test_the_word_that_was_meant(line: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(line.split())
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith(f"halfv: {said}")
+
+
 @pytest.mark.parametrize("line", WRONG_COMMANDS)
 def test_a_wrong_command(line: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(line, "", capsys) == 2

@@ -4,12 +4,15 @@
 
 #include "halfv-profile.h"
 
+#include "ggml-cpp.h"
+
 #include <thread>
 
 int main() {
     constexpr uint32_t n_layer = 8;
     halfv::model_profile profile;
-    profile.read(nullptr);
+    const gguf_context_ptr metadata(gguf_init_empty());
+    profile.read(metadata.get());
     const auto repeat = [](auto && f) {
         for (int i = 0; i < 200; ++i) { f(); }
     };
@@ -17,7 +20,7 @@ int main() {
         repeat([&]() {
             profile.set(halfv::default_profile(n_layer));
             profile.set_stage_cells({ 1, 2, 3 });
-            profile.read(nullptr);
+            profile.read(metadata.get());
         });
     });
     std::thread asker([&]() {
