@@ -174,7 +174,8 @@ def test_closed_streams(place: Path, closed: str) -> None:
 
 
 INTERRUPTED_IN_A_CALLBACK = """
-import ctypes, sys, time
+import ctypes, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell runs behind ignores it
 from halfv_edge.cli import info
 from halfv_edge.cli.main import main
 
