@@ -2,6 +2,7 @@
 //   test-integers [seed]
 
 #include "check.h"
+#include "cpu-backend.h"
 #include "halfv-cpu.h"
 #include "halfv-encoder.h"
 #include "halfv-integers.h"
@@ -42,10 +43,7 @@ static float value(kind of, int i, std::mt19937 & rng) {
 
 static void test_product(integers_with with, kind of, int n_in, int n_out, int n_rows, int n_threads) {
     ggml_context_ptr ctx(ggml_init({ 16*ggml_tensor_overhead() + ggml_graph_overhead(), nullptr, true }));
-    ggml_backend_ptr cpu(ggml_backend_init_by_type(GGML_BACKEND_DEVICE_TYPE_CPU, nullptr));
-    auto set_n_threads = (ggml_backend_set_n_threads_t) ggml_backend_reg_get_proc_address(
-        ggml_backend_dev_backend_reg(ggml_backend_get_device(cpu.get())), "ggml_backend_set_n_threads");
-    set_n_threads(cpu.get(), n_threads);
+    ggml_backend_ptr cpu = cpu_backend(n_threads);
     ggml_tensor * matrix = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_Q8_0, n_in, n_out);
     ggml_tensor * wider  = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, n_in + 5, n_rows);
     ggml_tensor * x      = ggml_view_2d(ctx.get(), wider, n_in, n_rows, wider->nb[1], 0);
